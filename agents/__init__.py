@@ -1,0 +1,143 @@
+"""The vocabulary that an agent's author needs.
+
+An agent is an async generator: `async def reply(run: Run) -> AsyncIterator[Part]`. It is given a Run (what was
+said so far, its own configuration, its tools) and yields parts; the server turns them into events, keeps them, and
+shows them to whoever watches. It knows nothing of threads' logs, stores or HTTP.
+
+    async def reply(run):
+        yield Text("Let me look. ")
+        async for part in run.tools.call([ToolUse("1", "current_time", {"timezone": "Asia/Tokyo"})]):
+            yield part
+        yield Text("Done.")
+
+A base class was refused: there is one method, and a function is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from stores.models import Agent, JSONObject, Message, Principal
+
+
+class Text(msgspec.Struct, frozen=True):
+    """More of the answer, in Markdown."""
+
+    text: str
+
+
+class Reasoning(msgspec.Struct, frozen=True):
+    """More of what the model thinks: shown while it runs, not kept."""
+
+    text: str
+
+
+class ToolStarted(msgspec.Struct, frozen=True):
+    """A tool is being called. `id` names the call within this run; `round` counts the model's turns, from 0."""
+
+    id: str
+    tool_name: str
+    arguments: JSONObject
+    round: int = 0
+
+
+class ToolProgress(msgspec.Struct, frozen=True):
+    """`progress` of `total` (null: unknown), with a word about it if the tool has one."""
+
+    id: str
+    progress: float
+    total: float | None = None
+    message: str | None = None
+
+
+class ToolCompleted(msgspec.Struct, frozen=True):
+    """The call ended, with an object as its result or an error in words: exactly one of the two is set."""
+
+    id: str
+    result: JSONObject | None = None
+    error: str | None = None
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """What is known about the answer at its end: any of the fields of `message.metadata.run`. Optional, last."""
+
+    stop_reason: str | None = None
+    model: str | None = None
+    usage: JSONObject | None = None
+
+
+Part = Text | Reasoning | ToolStarted | ToolProgress | ToolCompleted | Ended
+
+
+class AgentError(Exception):
+    """The run fails, in words that the client may read; what was said so far is kept.
+
+    Args:
+        detail: one sentence for the client.
+        code: `agent_failed`, `agent_overloaded` or `agent_timeout`.
+        retryable: whether the same message may well succeed later.
+        retry_after: seconds, where the model's service said so.
+    """
+
+    def __init__(
+        self, detail: str, *, code: str = "agent_failed", retryable: bool = False, retry_after: float | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.code = code
+        self.retryable = retryable
+        self.retry_after = retry_after
+
+
+class Tool(msgspec.Struct, frozen=True):
+    """A tool as the model is told of it; `parameters` is a JSON Schema."""
+
+    name: str
+    description: str
+    parameters: JSONObject
+
+
+class ToolUse(msgspec.Struct, frozen=True):
+    """A call that the agent wants made."""
+
+    id: str
+    name: str
+    arguments: JSONObject
+
+
+class Toolbox(Protocol):
+    """The tools of one agent, during one run."""
+
+    async def list(self) -> list[Tool]:
+        """The tools there are now. A server that can't be reached is left out, and `missing` says so."""
+        ...
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """The servers that could not be reached, each with the reason in words."""
+        ...
+
+    def call(self, uses: Sequence[ToolUse], *, round: int = 0) -> AsyncIterator[ToolStarted | ToolProgress | ToolCompleted]:
+        """Make the calls side by side and yield what happens, as it happens.
+
+        Every call that started completes: an unknown tool, refused arguments, a dead server or a time limit is an
+        `error` of its ToolCompleted, never an exception. Closing the iterator cancels the calls.
+        """
+        ...
+
+
+class Run(msgspec.Struct, frozen=True):
+    """What an agent is given: who asks, its own configuration, the messages so far (the last is the one to answer)."""
+
+    id: str
+    who: Principal
+    agent: Agent
+    messages: list[Message]
+    tools: Toolbox
+
+
+Reply = Callable[[Run], AsyncIterator[Part]]
+MakeTitle = Callable[[Run], Awaitable[str]]

@@ -1,0 +1,39 @@
+"""The kinds of agents: which `reply` answers for `agent.kind`.
+
+Other packages add kinds by an entry point in the group `chat.agents` whose name is the kind and whose object is the
+reply function (or a Kind, to make titles too).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points
+
+import msgspec
+
+from agents import MakeTitle, Reply, titles
+
+
+class Kind(msgspec.Struct, frozen=True):
+    reply: Reply
+    title: MakeTitle = titles.from_first_message
+
+
+class Registry(Mapping[str, Kind]):
+    """Kinds by name: the given ones, then those of installed packages that don't take a given name."""
+
+    def __init__(self, kinds: Mapping[str, Kind], *, installed: bool = True) -> None:
+        self._kinds = dict(kinds)
+        for point in entry_points(group="chat.agents") if installed else ():
+            if point.name not in self._kinds:
+                found = point.load()
+                self._kinds[point.name] = found if isinstance(found, Kind) else Kind(found)
+
+    def __getitem__(self, name: str) -> Kind:
+        return self._kinds[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kinds)
+
+    def __len__(self) -> int:
+        return len(self._kinds)

@@ -1,0 +1,326 @@
+"""The contracts: Protocols whose docstrings are the law. One suite per contract tests every backend.
+
+No promise here needs more than one atomic document write (ThreadStore) or one atomic script (EventLog): that is
+what MongoDB and Redis can keep, and SQLite and memory must not promise more.
+
+Every ThreadStore and Directory call takes the Principal (or the organization) first; another organization's
+object is not found. A call may raise `StoreUnavailable` when the database does not answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import msgspec
+
+from stores.events import Event, MessageSnapshot
+from stores.feed import Cursor
+from stores.models import Agent, Idempotency, Key, Message, Organization, Principal, RunRecord, Thread, User
+
+
+Lease = Literal["held", "cancelled", "lost"]
+
+
+class Created(msgspec.Struct, frozen=True):
+    """`replayed`: the key was used before, and this is the thread that was made then."""
+
+    thread: Thread
+    replayed: bool
+
+
+class Page(msgspec.Struct, frozen=True):
+    """One page of threads. `more`: there is a next page. `cut`: messages were left out to keep to the byte bound."""
+
+    threads: list[Thread]
+    more: bool
+    cut: bool
+
+
+class Posted(msgspec.Struct, frozen=True):
+    """What a claim or an append stored, or, `replayed`, what the same key stored before.
+
+    `run_id` is the id of the run's (assistant) message; null for a message that is only stored.
+    `again` on a fresh claim: the key was free again after a failed run, and `message_id` is the old user message.
+    """
+
+    message_id: str
+    run_id: str | None
+    replayed: bool
+    again: bool = False
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """The message as the store holds it, and whether this call stored it."""
+
+    message: Message
+    won: bool
+
+
+class Directory(Protocol):
+    """Organizations, users, keys and agents."""
+
+    async def create_organization(self, name: str) -> Organization: ...
+
+    async def find_organization(self, id_or_name: str) -> Organization | None: ...
+
+    async def create_user(self, organization_id: str, name: str) -> User: ...
+
+    async def find_user(self, organization_id: str, id_or_name: str) -> User | None: ...
+
+    async def create_key(self, user: User, secret: str) -> Key:
+        """Keep the hash of `secret`. A secret that is kept already, and not revoked, is answered as it is."""
+        ...
+
+    async def keys(self) -> list[Key]:
+        """Every key of the installation, revoked ones too, oldest first: for the operator, not for the API."""
+        ...
+
+    async def revoke_key(self, key_id: str) -> Key:
+        """Raises: KeyNotFound."""
+        ...
+
+    async def principal(self, secret: str) -> Principal | None:
+        """The Principal of an unrevoked key; null for any other string."""
+        ...
+
+    async def create_agent(self, who: Principal, agent: Agent) -> Agent:
+        """Store it. It becomes the default if it says so, or if the organization has none."""
+        ...
+
+    async def agents(self, who: Principal) -> list[Agent]:
+        """The organization's agents that are not deleted, oldest first."""
+        ...
+
+    async def agent(self, who: Principal, agent_id: str | None, *, deleted: bool = False) -> Agent:
+        """One agent; the organization's default for null. `deleted` finds deleted ones too.
+
+        Raises: AgentNotFound.
+        """
+        ...
+
+    async def update_agent(self, who: Principal, agent: Agent) -> Agent:
+        """Replace it. `is_default` true makes it the default; false on the default leaves the organization without.
+
+        Raises: AgentNotFound.
+        """
+        ...
+
+    async def delete_agent(self, who: Principal, agent_id: str) -> None:
+        """Hide it; its threads stay readable. The default's deletion leaves the organization without one.
+
+        Raises: AgentNotFound.
+        """
+        ...
+
+
+class ThreadStore(Protocol):
+    """Threads, their messages, and the runs in progress.
+
+    Within a thread, `created_at` strictly increases from message to message: a store moves a message's time past
+    its predecessor's where clocks disagree. `updated_at` strictly increases with every write to the thread except
+    `checkpoint`. Reading a thread in mid-run shows the run's message as the last checkpoint left it.
+    """
+
+    async def create(self, who: Principal, thread: Thread, idempotency: Idempotency | None = None) -> Created:
+        """Store a new thread, once per user, agent and key within 24 hours.
+
+        Raises: IdempotencyMismatch if the key came with another fingerprint.
+        """
+        ...
+
+    async def get(self, who: Principal, thread_id: str, *, message_limit: int = 50) -> Thread:
+        """The thread with its latest messages, oldest first. Raises: ThreadNotFound."""
+        ...
+
+    async def list(
+        self,
+        who: Principal,
+        agent_id: str,
+        *,
+        limit: int,
+        offset: int,
+        archived: bool | None,
+        message_limit: int,
+        max_bytes: int,
+    ) -> Page:
+        """The organization's threads with this agent, newest updated first.
+
+        Where their messages would exceed `max_bytes` of JSON, fewer (the latest) of each thread are read.
+        """
+        ...
+
+    async def update(
+        self, who: Principal, thread_id: str, *, title: str | None = None, archived: bool | None = None
+    ) -> Thread:
+        """Set what is given; the thread without messages. Raises: ThreadNotFound."""
+        ...
+
+    async def delete(self, who: Principal, thread_id: str) -> str | None:
+        """Delete the thread and all of it; the id of the run that had it. Raises: ThreadNotFound."""
+        ...
+
+    async def messages(self, who: Principal, thread_id: str, *, before: str | None, limit: int) -> list[Message]:
+        """The latest `limit` messages, or those before message `before`; oldest first.
+
+        Raises: ThreadNotFound; MessageNotFound if `before` isn't in the thread.
+        """
+        ...
+
+    async def message(self, who: Principal, thread_id: str, message_id: str) -> Message:
+        """Raises: ThreadNotFound, MessageNotFound."""
+        ...
+
+    async def append_message(
+        self, who: Principal, message: Message, idempotency: Idempotency | None = None
+    ) -> Posted:
+        """Store a message that starts no run, once per user, thread and key.
+
+        Raises: ThreadNotFound, ThreadArchived, IdempotencyMismatch.
+        """
+        ...
+
+    async def replay(self, who: Principal, thread_id: str, idempotency: Idempotency) -> Posted | None:
+        """What this user's key stored in this thread before; null if nothing, or if the key is free again.
+
+        Raises: ThreadNotFound, IdempotencyMismatch.
+        """
+        ...
+
+    async def claim(
+        self,
+        who: Principal,
+        question: Message,
+        answer: Message,
+        *,
+        worker: str,
+        idempotency: Idempotency | None = None,
+    ) -> Posted:
+        """Append both messages and take the thread for the run `answer.id`, in one atomic write.
+
+        The run's record (lease held by `worker`) is there before the write and never after a refusal. A key that
+        was used before is answered from what it stored, busy or not; except a key whose run failed and may be
+        retried: then only `answer` is appended, as a reply to the first user message, and the key is that run's.
+
+        Raises: ThreadNotFound, ThreadArchived, ThreadBusy, IdempotencyMismatch.
+        """
+        ...
+
+    async def checkpoint(self, who: Principal, run_id: str, *, worker: str, partial: Message | None) -> Lease:
+        """Keep the partial message (null: as it was), renew the lease, and say whether this run may go on.
+
+        `cancelled` keeps the partial too. `lost`: another worker took the run over, or its record or thread is
+        gone; then nothing is written.
+        """
+        ...
+
+    async def cancel(self, who: Principal, thread_id: str, run_id: str) -> None:
+        """Mark the run cancelled; its worker learns of it at the next checkpoint. Nothing if it is finished."""
+        ...
+
+    async def finish(self, who: Principal, message: Message) -> Finished:
+        """Replace the run's message by `message` and release the thread, if the thread is still this run's.
+
+        A compare-and-set: of any number of finishers one wins, and only the winner may say the terminal event.
+        A failure that may be retried frees the idempotency key of the run.
+
+        Raises: ThreadNotFound, MessageNotFound.
+        """
+        ...
+
+    async def orphans(self, worker: str) -> list[RunRecord]:
+        """Take over every run whose lease has expired by the database's clock, of every organization.
+
+        Each is handed to one caller: its record is then held by `worker`, with a new lease.
+        """
+        ...
+
+    async def orphan(self, who: Principal, run_id: str, worker: str) -> RunRecord | None:
+        """Take over that one run if its lease has expired; else null."""
+        ...
+
+    async def record(self, who: Principal, run_id: str) -> RunRecord | None:
+        """That run's record, whatever its lease; null once it is forgotten."""
+        ...
+
+    async def forget(self, who: Principal, run_id: str) -> None:
+        """Delete the run's record: its terminal event is in the log, or nothing points to it."""
+        ...
+
+
+class Store(Directory, ThreadStore, Protocol):
+    """One database: both contracts, and its lifetime."""
+
+    async def ready(self) -> bool:
+        """True if the database answers."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class LogWriter(Protocol):
+    """One writer of a thread's log: a run, or one request that says a fact."""
+
+    def write(self, event: Event) -> None:
+        """Take an event to be appended, in order. Never waits: what can't be appended yet is kept and joined.
+
+        Raises: LogDeleted once the log has had its last entry.
+        """
+        ...
+
+    async def flush(self) -> None:
+        """Wait until everything written is in the log. Raises: LogDeleted."""
+        ...
+
+
+class EventLog(Protocol):
+    """One log per thread: any number of writers and readers, on any process.
+
+    A position is an opaque id, never used twice, compared only for equality. A log keeps 10,000 events or 8 MB,
+    an hour after the last; what follows a position is given whole or not at all (Gap).
+    """
+
+    def writer(self, thread_id: str, snapshot: Callable[[], MessageSnapshot] | None = None) -> LogWriter:
+        """A new writer.
+
+        Where this writer's last entry is gone from the log (it was lost), what it has pending is dropped, and
+        `snapshot()` is appended in its place.
+        """
+        ...
+
+    async def tail(self, thread_id: str) -> str:
+        """The position of the last entry. A log that isn't there is opened with a hidden first entry."""
+        ...
+
+    def cursor(self, thread_id: str, after: str) -> Cursor:
+        """A reader of everything after the position. Its `next` raises Gap if that can't be proven."""
+        ...
+
+    async def find(self, thread_id: str, message_id: str) -> str | None:
+        """The position before that message's first `message.created`; null if the log doesn't hold it."""
+        ...
+
+    async def in_run(self, thread_id: str, position: str) -> bool:
+        """True if a reader at `position` was in the middle of a run: more of it follows, now or later.
+
+        Raises: Gap if the position isn't in the log.
+        """
+        ...
+
+    async def run_events(self, thread_id: str, run_id: str, upto: str) -> list[Event]:
+        """That run's events up to and including `upto`, from its newest run.started, message.snapshot or terminal
+        event, or from the log's start.
+
+        Raises: Gap if `upto` isn't in the log.
+        """
+        ...
+
+    async def signal(self, run_id: str) -> None:
+        """Tell the process that has this run to look at its record now. May be lost; the record is the truth."""
+        ...
+
+    def on_signal(self, callback: Callable[[str], None]) -> None:
+        """Call `callback(run_id)` for every signal, in the event loop."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,79 @@
+"""What the stores and the log raise. Each takes the facts and writes its own sentence."""
+
+from __future__ import annotations
+
+
+class StoreError(Exception):
+    """Anything that a store refuses."""
+
+
+class NotFound(StoreError):
+    """The object isn't there, or belongs to another organization: the two are told apart by nobody."""
+
+    noun = "object"
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"No {self.noun} {id} here.")
+        self.id = id
+
+
+class AgentNotFound(NotFound):
+    noun = "agent"
+
+
+class ThreadNotFound(NotFound):
+    noun = "thread"
+
+
+class MessageNotFound(NotFound):
+    noun = "message"
+
+
+class KeyNotFound(NotFound):
+    noun = "key"
+
+
+class ThreadBusy(StoreError):
+    """Another run has the thread."""
+
+    def __init__(self, message_id: str) -> None:
+        super().__init__(f"The thread is busy with run {message_id}.")
+        self.message_id = message_id
+
+
+class ThreadArchived(StoreError):
+    def __init__(self, thread_id: str) -> None:
+        super().__init__(f"Thread {thread_id} is archived; un-archive it to post to it.")
+
+
+class IdempotencyMismatch(StoreError):
+    """The Idempotency-Key was used before, with another body."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"Idempotency-Key {key!r} was used before with another body.")
+
+
+class StoreUnavailable(StoreError):
+    """The database did not answer."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The database did not answer: {reason}.")
+
+
+class DataFolderInUse(StoreError):
+    def __init__(self, folder: str) -> None:
+        super().__init__(f"another server is using the data folder {folder}")
+
+
+class Gap(Exception):
+    """What follows this position can't be proven complete: trimmed, expired, lost, or not a position of this log."""
+
+    def __init__(self, position: str) -> None:
+        super().__init__(f"The log does not hold everything after {position}.")
+
+
+class LogDeleted(Exception):
+    """The log has had its last entry; nothing is appended to it any more."""
+
+    def __init__(self, thread_id: str) -> None:
+        super().__init__(f"The log of thread {thread_id} is closed: the thread was deleted.")

@@ -1,0 +1,207 @@
+"""Every event of a thread's log, in the form that clients get.
+
+An event is encoded once (`encode`) when it is appended; what readers hand on are those bytes. The names and the
+fields are the API's: adding one is a change of the API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from stores.models import JSONObject, Message, Thread, ToolCall
+
+
+class RunError(msgspec.Struct, frozen=True):
+    """Why a run failed, in words for a client."""
+
+    code: str
+    detail: str
+    retryable: bool
+
+
+class _Event(msgspec.Struct, frozen=True, tag_field="type"):
+    pass
+
+
+class MessageCreated(_Event, tag="message.created"):
+    message: Message
+
+
+class RunStarted(_Event, tag="run.started"):
+    """The run's message: the assistant's, empty, in progress."""
+
+    message: Message
+
+
+class MessageDelta(_Event, tag="message.delta"):
+    """`offset` is how many characters (Unicode code points) the message had before `text`."""
+
+    message_id: str
+    offset: int
+    text: str
+
+
+class ReasoningDelta(_Event, tag="reasoning.delta"):
+    """`offset` counts the characters of the reasoning alone. Reasoning is shown, not kept."""
+
+    message_id: str
+    offset: int
+    text: str
+
+
+class ToolCallStarted(_Event, tag="tool_call.started"):
+    message_id: str
+    index: int
+    tool_name: str
+    arguments: JSONObject
+    start_time: str
+
+
+class ToolCallProgress(_Event, tag="tool_call.progress"):
+    message_id: str
+    index: int
+    progress: float
+    total: float | None
+    message: str | None
+
+
+class ToolCallCompleted(_Event, tag="tool_call.completed"):
+    message_id: str
+    index: int
+    tool_call: ToolCall
+
+
+class MessageSnapshot(_Event, tag="message.snapshot"):
+    """A running message, whole: said in place of deltas that a lost log swallowed."""
+
+    message: Message
+
+
+class RunCompleted(_Event, tag="run.completed"):
+    message: Message
+
+
+class RunFailed(_Event, tag="run.failed"):
+    message: Message
+    error: RunError
+
+
+class RunCancelled(_Event, tag="run.cancelled"):
+    message: Message
+
+
+class ThreadUpdated(_Event, tag="thread.updated"):
+    """The thread without its messages (`messages: []`)."""
+
+    thread: Thread
+
+
+class ThreadDeleted(_Event, tag="thread.deleted"):
+    thread_id: str
+
+
+class ThreadSnapshot(_Event, tag="thread.snapshot"):
+    """The thread with its latest 50 messages; made for one reader, never in the log."""
+
+    thread: Thread
+
+
+class LogOpened(_Event, tag="log.opened"):
+    """The hidden first entry of a log, so that an empty one has a position. No client sees it."""
+
+
+Delta = MessageDelta | ReasoningDelta
+Terminal = RunCompleted | RunFailed | RunCancelled
+Event = (
+    MessageCreated
+    | RunStarted
+    | MessageDelta
+    | ReasoningDelta
+    | ToolCallStarted
+    | ToolCallProgress
+    | ToolCallCompleted
+    | MessageSnapshot
+    | RunCompleted
+    | RunFailed
+    | RunCancelled
+    | ThreadUpdated
+    | ThreadDeleted
+    | ThreadSnapshot
+    | LogOpened
+)
+
+TERMINAL_TYPES = frozenset({"run.completed", "run.failed", "run.cancelled"})
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Event)
+_type_start = len(b'{"type":"')
+
+
+def encode(event: Event) -> bytes:
+    """The event as JSON, its `type` first."""
+    return _encoder.encode(event)
+
+
+def decode(data: bytes) -> Event:
+    return _decoder.decode(data)
+
+
+def type_of(data: bytes) -> str:
+    """Read the type off an encoded event without decoding it: `encode` puts it first."""
+    return data[_type_start : data.index(b'"', _type_start)].decode()
+
+
+def message_id_of(event: Event) -> str | None:
+    """The message that the event is about; null for events about the thread."""
+    match event:
+        case MessageCreated() | RunStarted() | MessageSnapshot() | RunCompleted() | RunFailed() | RunCancelled():
+            return event.message.id
+        case MessageDelta() | ReasoningDelta() | ToolCallStarted() | ToolCallProgress() | ToolCallCompleted():
+            return event.message_id
+        case ThreadUpdated() | ThreadDeleted() | ThreadSnapshot() | LogOpened():
+            return None
+
+
+def partial_only(event: Event) -> bool:
+    """True for what a message.snapshot of the running message makes superfluous."""
+    return isinstance(
+        event,
+        MessageDelta | ReasoningDelta | ToolCallStarted | ToolCallProgress | ToolCallCompleted | MessageSnapshot,
+    )
+
+
+def terminal(message: Message) -> Terminal:
+    """The terminal event of a finished message, as its `metadata["run"]` tells it."""
+    match message.status:
+        case "completed":
+            return RunCompleted(message)
+        case "cancelled":
+            return RunCancelled(message)
+        case "failed":
+            return RunFailed(message, msgspec.convert((message.run or {})["error"], RunError))
+        case status:
+            raise ValueError(f"message {message.id} is {status}, not finished")
+
+
+def joined(events: Iterable[Event]) -> list[Event]:
+    """The same events with each stretch of consecutive deltas of one message and kind as one delta."""
+    out: list[Event] = []
+    stretch: list[Delta] = []
+
+    def close() -> None:
+        if stretch:
+            out.append(msgspec.structs.replace(stretch[0], text="".join(delta.text for delta in stretch)))
+            stretch.clear()
+
+    for event in events:
+        if isinstance(event, MessageDelta | ReasoningDelta):
+            if stretch and (type(event) is not type(stretch[0]) or event.message_id != stretch[0].message_id):
+                close()
+            stretch.append(event)
+        else:
+            close()
+            out.append(event)
+    close()
+    return out

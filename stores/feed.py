@@ -1,0 +1,198 @@
+"""Readers of a log: encoded entries in one shared buffer per thread, and cursors over it.
+
+A viewer is a number that points into the buffer, not a queue: an event is encoded once per process and kind of
+channel, a viewer that wakes takes all that is new in one write, and a slow one just lags. Per-viewer queues were
+refused: they cost memory per viewer and event, and must choose whom to drop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from functools import cached_property
+
+from stores.errors import Gap
+from stores.events import TERMINAL_TYPES, Event, MessageCreated, decode, message_id_of, type_of
+
+KEPT_EVENTS = 10_000
+KEPT_BYTES = 8 * 2**20
+KEPT_SECONDS = 3600.0
+_TRIM_EVERY = 500
+
+_BEGINNINGS = TERMINAL_TYPES | {"run.started", "message.snapshot"}
+_ABOUT_RUNS = _BEGINNINGS | {
+    "message.delta",
+    "reasoning.delta",
+    "tool_call.started",
+    "tool_call.progress",
+    "tool_call.completed",
+}
+
+
+class Entry:
+    """One event in a log: its position, its type, and its bytes for each kind of channel."""
+
+    def __init__(self, position: str, data: bytes) -> None:
+        self.position = position
+        self.data = data
+        self.type = type_of(data)
+
+    @cached_property
+    def sse(self) -> bytes:
+        """A server-sent event with LF line ends, `id` last: a reader cut off inside the frame must not skip it."""
+        return b"event: %b\ndata: %b\nid: %b\n\n" % (self.type.encode(), self.data, self.position.encode())
+
+    @cached_property
+    def ws(self) -> str:
+        """The same object with `position` inside."""
+        return f'{self.data[:-1].decode()},"position":"{self.position}"}}'
+
+
+class Buffer:
+    """The newest entries of one thread's log, in this process.
+
+    `pages(position)` reads what follows a position that is no longer in the buffer; without it that is a Gap.
+    """
+
+    def __init__(self, pages: Callable[[str], Awaitable[list[Entry]]] | None = None) -> None:
+        self.entries: list[Entry] = []
+        self.first = 0
+        self.bytes = 0
+        self.lost = False
+        self.pages = pages
+        self.cursors: set[Cursor] = set()
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.entries)
+
+    def push(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        self.bytes += len(entry.data)
+        if len(self.entries) >= KEPT_EVENTS + _TRIM_EVERY:
+            self._drop(len(self.entries) - KEPT_EVENTS)
+        while self.bytes > KEPT_BYTES and len(self.entries) > 1:
+            self._drop(max(1, len(self.entries) // 20))
+        for cursor in self.cursors:
+            cursor.notify()
+
+    def _drop(self, count: int) -> None:
+        self.bytes -= sum(len(entry.data) for entry in self.entries[:count])
+        del self.entries[:count]
+        self.first += count
+
+    def lose(self) -> None:
+        """Say that what follows is no continuation: every cursor gets a Gap."""
+        self.lost = True
+        for cursor in self.cursors:
+            cursor.notify()
+
+    def index_after(self, position: str) -> int | None:
+        """Where the entry behind `position` is or will be; null if the position isn't here."""
+        for back, entry in enumerate(reversed(self.entries)):
+            if entry.position == position:
+                return self.end - back
+        return None
+
+
+class Cursor:
+    """One viewer's place in a log. `close` it in the task that opened it."""
+
+    def __init__(self, buffer: Buffer, after: str, closed: Callable[[], None] | None = None) -> None:
+        self.position = after
+        self._buffer = buffer
+        self._index = buffer.index_after(after)
+        self._closed = closed
+        self._waiting: asyncio.Future[None] | None = None
+        self._woken = False
+        buffer.cursors.add(self)
+
+    async def next(self) -> list[Entry]:
+        """Everything new, waiting until there is something; an empty list after `wake`.
+
+        Raises: Gap.
+        """
+        while True:
+            if self._woken:
+                self._woken = False
+                return []
+            if self._buffer.lost:
+                raise Gap(self.position)
+            entries = self._taken() or await self._page()
+            if entries:
+                self.position = entries[-1].position
+                return entries
+            self._waiting = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiting
+            finally:
+                self._waiting = None
+
+    def _taken(self) -> list[Entry]:
+        buffer = self._buffer
+        if self._index is None or self._index < buffer.first:
+            return []
+        entries = buffer.entries[self._index - buffer.first :]
+        self._index = buffer.end
+        return entries
+
+    async def _page(self) -> list[Entry]:
+        if self._index is not None and self._index >= self._buffer.first:
+            return []
+        if self._buffer.pages is None:
+            raise Gap(self.position)
+        entries = await self._buffer.pages(self.position)
+        self._index = self._buffer.index_after(entries[-1].position if entries else self.position)
+        return entries
+
+    def notify(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def wake(self) -> None:
+        """Make `next` return an empty list: the viewer has something else to do."""
+        self._woken = True
+        self.notify()
+
+    def close(self) -> None:
+        self._buffer.cursors.discard(self)
+        if self._closed:
+            self._closed()
+            self._closed = None
+
+
+def position_before(entries: Iterable[Entry], message_id: str) -> str | None:
+    """`EventLog.find` over a log's entries, oldest first."""
+    before: str | None = None
+    for entry in entries:
+        if entry.type == "message.created" and before is not None:
+            event = decode(entry.data)
+            if isinstance(event, MessageCreated) and event.message.id == message_id:
+                return before
+        before = entry.position
+    return None
+
+
+def in_run(backwards: Iterable[Entry]) -> bool:
+    """`EventLog.in_run` over the entries up to the position, newest first."""
+    for entry in backwards:
+        if entry.type in _ABOUT_RUNS:
+            return entry.type not in TERMINAL_TYPES
+        if entry.type == "message.created":
+            event = decode(entry.data)
+            if isinstance(event, MessageCreated) and event.message.role == "user":
+                return True
+    return False
+
+
+def run_events(backwards: Iterable[Entry], run_id: str) -> list[Event]:
+    """`EventLog.run_events` over the entries up to the position, newest first."""
+    events: list[Event] = []
+    for entry in backwards:
+        if entry.type in _ABOUT_RUNS:
+            event = decode(entry.data)
+            if message_id_of(event) == run_id:
+                events.append(event)
+                if entry.type in _BEGINNINGS:
+                    break
+    return events[::-1]

@@ -1,0 +1,138 @@
+"""The EventLog in memory: the buffer that cursors read is the log itself.
+
+For one process with the embedded store. A restart loses the logs, as Redis may; nothing but resume depends on
+them, and old positions are met with a snapshot.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from stores.errors import Gap, LogDeleted
+from stores.events import Event, LogOpened, MessageSnapshot, ThreadDeleted, encode, partial_only
+from stores.feed import KEPT_SECONDS, Buffer, Cursor, Entry, in_run, position_before, run_events
+
+_DELETED_SECONDS = 60.0
+
+
+class _Log(Buffer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.deleted = False
+        self.last_append = 0.0
+
+
+class MemoryLog:
+    """Every thread's log of this process.
+
+    Args:
+        clock: seconds, monotonic; what "an hour after the last" is measured with.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._logs: dict[str, _Log] = {}
+        self._callbacks: list[Callable[[str], None]] = []
+        self._last_position = (0, 0)
+        self._next_expiry = 0.0
+
+    def writer(self, thread_id: str, snapshot: Callable[[], MessageSnapshot] | None = None) -> _Writer:
+        return _Writer(self, thread_id, snapshot)
+
+    async def tail(self, thread_id: str) -> str:
+        return self._open(thread_id).entries[-1].position
+
+    def cursor(self, thread_id: str, after: str) -> Cursor:
+        return Cursor(self._open(thread_id), after)
+
+    async def find(self, thread_id: str, message_id: str) -> str | None:
+        return position_before(self._open(thread_id).entries, message_id)
+
+    async def in_run(self, thread_id: str, position: str) -> bool:
+        return in_run(self._backwards(thread_id, position))
+
+    async def run_events(self, thread_id: str, run_id: str, upto: str) -> list[Event]:
+        return run_events(self._backwards(thread_id, upto), run_id)
+
+    async def signal(self, run_id: str) -> None:
+        for callback in self._callbacks:
+            callback(run_id)
+
+    def on_signal(self, callback: Callable[[str], None]) -> None:
+        self._callbacks.append(callback)
+
+    async def close(self) -> None:
+        for log in self._logs.values():
+            log.lose()
+        self._logs.clear()
+
+    def append(self, thread_id: str, event: Event) -> str:
+        """Append one event and wake the cursors; the new position. Raises: LogDeleted."""
+        log = self._open(thread_id)
+        if log.deleted:
+            raise LogDeleted(thread_id)
+        return self._push(log, event)
+
+    def holds(self, thread_id: str, position: str) -> bool:
+        """True if that entry is still in the log."""
+        log = self._logs.get(thread_id)
+        if log is None:
+            return False
+        return log.entries[-1].position == position or log.index_after(position) is not None
+
+    def expire(self) -> None:
+        """Drop the logs whose last entry is an hour old, and those of deleted threads after a minute."""
+        now = self._clock()
+        self._next_expiry = now + _DELETED_SECONDS
+        for thread_id, log in list(self._logs.items()):
+            if now - log.last_append >= (_DELETED_SECONDS if log.deleted else KEPT_SECONDS):
+                del self._logs[thread_id]
+                log.lose()
+
+    def _open(self, thread_id: str) -> _Log:
+        log = self._logs.get(thread_id)
+        if log is None:
+            if self._clock() >= self._next_expiry:
+                self.expire()
+            log = self._logs[thread_id] = _Log()
+            self._push(log, LogOpened())
+        return log
+
+    def _push(self, log: _Log, event: Event) -> str:
+        position = self._next_position()
+        log.last_append = self._clock()
+        log.push(Entry(position, encode(event)))
+        log.deleted = isinstance(event, ThreadDeleted)
+        return position
+
+    def _next_position(self) -> str:
+        """As Redis makes stream ids: milliseconds and a sequence number, always greater than the last."""
+        ms, sequence = self._last_position
+        now = time.time_ns() // 1_000_000
+        self._last_position = (now, 0) if now > ms else (ms, sequence + 1)
+        return "%d-%d" % self._last_position
+
+    def _backwards(self, thread_id: str, position: str) -> Iterator[Entry]:
+        log = self._open(thread_id)
+        index = log.index_after(position)
+        if index is None:
+            raise Gap(position)
+        return reversed(log.entries[: index - log.first])
+
+
+class _Writer:
+    def __init__(self, log: MemoryLog, thread_id: str, snapshot: Callable[[], MessageSnapshot] | None) -> None:
+        self._log = log
+        self._thread_id = thread_id
+        self._snapshot = snapshot
+        self._last: str | None = None
+
+    def write(self, event: Event) -> None:
+        if self._last is not None and self._snapshot is not None and not self._log.holds(self._thread_id, self._last):
+            self._last = self._log.append(self._thread_id, self._snapshot())
+            if partial_only(event):
+                return
+        self._last = self._log.append(self._thread_id, event)
+
+    async def flush(self) -> None:
+        """Nothing is ever pending here."""

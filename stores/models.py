@@ -1,0 +1,202 @@
+"""The nouns: frozen msgspec structs, each with exactly the keys that clients see.
+
+A struct is at once the type in Python, the JSON on the wire and the JSON in the database. Keeping three shapes
+and mapping between them was refused: every mapping is a place to forget a field.
+
+Times are RFC 3339 UTC strings in whole milliseconds (`2026-01-31T12:00:00.000Z`): fixed width, so that they
+sort as text, and identical in every store.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+import msgspec
+from msgspec.structs import replace
+
+Clock = Callable[[], datetime]
+Role = Literal["user", "assistant", "system"]
+Status = Literal["in_progress", "completed", "failed", "cancelled"]
+JSONObject = dict[str, Any]
+
+MESSAGE_BYTES = 8 * 2**20
+"""What one message may take in all, its tool calls included."""
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
+
+def utcnow() -> datetime:
+    return datetime.now(UTC)
+
+
+def timestamp(moment: datetime) -> str:
+    """Write an aware datetime as RFC 3339 UTC in whole milliseconds."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def later(earlier: str | None, moment: datetime) -> str:
+    """The timestamp of `moment`, or one millisecond after `earlier` where that isn't later."""
+    stamp = timestamp(moment)
+    if earlier is None or stamp > earlier:
+        return stamp
+    return timestamp(datetime.fromisoformat(earlier) + timedelta(milliseconds=1))
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
+
+
+def is_id(text: str) -> bool:
+    """True if `text` is a UUID in its usual form with hyphens."""
+    return _UUID.fullmatch(text) is not None
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """Who is asking. The first argument of every store call, so that no query can forget the organization."""
+
+    organization_id: str
+    user_id: str
+    scopes: tuple[str, ...] = ()
+
+
+class Organization(msgspec.Struct, frozen=True):
+    id: str
+    name: str
+    default_agent_id: str | None
+    created_at: str
+
+
+class User(msgspec.Struct, frozen=True):
+    id: str
+    organization_id: str
+    name: str
+    created_at: str
+
+
+class Key(msgspec.Struct, frozen=True):
+    """An API key as it is kept: the secret itself is shown once and stored only as its SHA-256."""
+
+    id: str
+    organization_id: str
+    user_id: str
+    hash: str
+    hint: str
+    created_at: str
+    revoked_at: str | None = None
+
+
+class Agent(msgspec.Struct, frozen=True):
+    """A configured answerer. `mcp_servers` are names from the operator's file; `tools` null means all of theirs."""
+
+    id: str
+    organization_id: str
+    name: str
+    kind: str
+    model: str | None
+    instructions: str
+    mcp_servers: list[str]
+    tools: list[str] | None
+    max_tokens: int | None
+    is_default: bool
+    metadata: JSONObject
+    created_at: str
+    updated_at: str
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """One call of a tool. While it is open, result, error and end_time are null."""
+
+    tool_name: str
+    arguments: JSONObject
+    result: JSONObject | None = None
+    error: str | None = None
+    start_time: str = ""
+    end_time: str | None = None
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One message of a thread. What the server knows about the run that made it is in `metadata["run"]`."""
+
+    id: str
+    thread_id: str
+    content: str
+    content_html: str
+    role: Role
+    tool_calls: list[ToolCall]
+    attachments: list[JSONObject]
+    metadata: JSONObject
+    created_at: str
+
+    @property
+    def run(self) -> JSONObject | None:
+        """status, in_reply_to, model, usage, stop_reason, error and tool_calls of the run; null if none made it."""
+        return self.metadata.get("run")
+
+    @property
+    def status(self) -> Status | None:
+        """The run's status; null for a message that no run made."""
+        return self.run["status"] if self.run else None
+
+    @property
+    def in_progress(self) -> bool:
+        return self.status == "in_progress"
+
+    def with_run(self, **changes: object) -> Message:
+        """The same message with these keys of `metadata["run"]` set."""
+        return replace(self, metadata={**self.metadata, "run": {**(self.run or {}), **changes}})
+
+
+def new_answer(thread_id: str, in_reply_to: str, model: str | None, created_at: str) -> Message:
+    """The empty assistant message that a run begins with; the run's id is this message's id."""
+    run = {
+        "status": "in_progress",
+        "in_reply_to": in_reply_to,
+        "model": model,
+        "usage": None,
+        "stop_reason": None,
+        "error": None,
+        "tool_calls": [],
+    }
+    return Message(new_id(), thread_id, "", "", "assistant", [], [], {"run": run}, created_at)
+
+
+class Thread(msgspec.Struct, frozen=True):
+    """One line of messages with one agent. `messages` holds the latest ones, oldest first."""
+
+    id: str
+    agent_id: str
+    user_id: str
+    organization_id: str
+    title: str
+    metadata: JSONObject
+    created_at: str
+    updated_at: str
+    archived: bool
+    messages: list[Message] = []
+
+
+class Idempotency(msgspec.Struct, frozen=True):
+    """A client's Idempotency-Key and the fingerprint of the parsed body that came with it."""
+
+    key: str
+    fingerprint: str
+
+
+class RunRecord(msgspec.Struct, frozen=True):
+    """The small record of a run in progress, kept beside its thread until its terminal event is in the log."""
+
+    id: str
+    thread_id: str
+    organization_id: str
+    user_id: str
+    worker: str
+    partial: Message
+    cancelled: bool = False
+
+    @property
+    def who(self) -> Principal:
+        return Principal(self.organization_id, self.user_id)
