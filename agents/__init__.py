@@ -69,7 +69,8 @@ class Ended(msgspec.Struct, frozen=True):
     usage: JSONObject | None = None
 
 
-Part = Text | Reasoning | ToolStarted | ToolProgress | ToolCompleted | Ended
+ToolPart = ToolStarted | ToolProgress | ToolCompleted
+Part = Text | Reasoning | ToolPart | Ended
 
 
 class AgentError(Exception):
@@ -111,7 +112,7 @@ class ToolUse(msgspec.Struct, frozen=True):
 class Toolbox(Protocol):
     """The tools of one agent, during one run."""
 
-    async def list(self) -> list[Tool]:
+    async def available(self) -> list[Tool]:
         """The tools there are now. A server that can't be reached is left out, and `missing` says so."""
         ...
 
@@ -120,7 +121,7 @@ class Toolbox(Protocol):
         """The servers that could not be reached, each with the reason in words."""
         ...
 
-    def call(self, uses: Sequence[ToolUse], *, round: int = 0) -> AsyncIterator[ToolStarted | ToolProgress | ToolCompleted]:
+    def call(self, uses: Sequence[ToolUse], *, round: int = 0) -> AsyncIterator[ToolPart]:
         """Make the calls side by side and yield what happens, as it happens.
 
         Every call that started completes: an unknown tool, refused arguments, a dead server or a time limit is an

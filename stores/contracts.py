@@ -18,7 +18,6 @@ from stores.events import Event, MessageSnapshot
 from stores.feed import Cursor
 from stores.models import Agent, Idempotency, Key, Message, Organization, Principal, RunRecord, Thread, User
 
-
 Lease = Literal["held", "cancelled", "lost"]
 
 
@@ -133,7 +132,7 @@ class ThreadStore(Protocol):
         """The thread with its latest messages, oldest first. Raises: ThreadNotFound."""
         ...
 
-    async def list(
+    async def page(
         self,
         who: Principal,
         agent_id: str,
@@ -171,9 +170,7 @@ class ThreadStore(Protocol):
         """Raises: ThreadNotFound, MessageNotFound."""
         ...
 
-    async def append_message(
-        self, who: Principal, message: Message, idempotency: Idempotency | None = None
-    ) -> Posted:
+    async def append_message(self, who: Principal, message: Message, idempotency: Idempotency | None = None) -> Posted:
         """Store a message that starts no run, once per user, thread and key.
 
         Raises: ThreadNotFound, ThreadArchived, IdempotencyMismatch.

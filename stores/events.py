@@ -21,21 +21,17 @@ class RunError(msgspec.Struct, frozen=True):
     retryable: bool
 
 
-class _Event(msgspec.Struct, frozen=True, tag_field="type"):
-    pass
-
-
-class MessageCreated(_Event, tag="message.created"):
+class MessageCreated(msgspec.Struct, frozen=True, tag="message.created"):
     message: Message
 
 
-class RunStarted(_Event, tag="run.started"):
+class RunStarted(msgspec.Struct, frozen=True, tag="run.started"):
     """The run's message: the assistant's, empty, in progress."""
 
     message: Message
 
 
-class MessageDelta(_Event, tag="message.delta"):
+class MessageDelta(msgspec.Struct, frozen=True, tag="message.delta"):
     """`offset` is how many characters (Unicode code points) the message had before `text`."""
 
     message_id: str
@@ -43,7 +39,7 @@ class MessageDelta(_Event, tag="message.delta"):
     text: str
 
 
-class ReasoningDelta(_Event, tag="reasoning.delta"):
+class ReasoningDelta(msgspec.Struct, frozen=True, tag="reasoning.delta"):
     """`offset` counts the characters of the reasoning alone. Reasoning is shown, not kept."""
 
     message_id: str
@@ -51,7 +47,7 @@ class ReasoningDelta(_Event, tag="reasoning.delta"):
     text: str
 
 
-class ToolCallStarted(_Event, tag="tool_call.started"):
+class ToolCallStarted(msgspec.Struct, frozen=True, tag="tool_call.started"):
     message_id: str
     index: int
     tool_name: str
@@ -59,7 +55,7 @@ class ToolCallStarted(_Event, tag="tool_call.started"):
     start_time: str
 
 
-class ToolCallProgress(_Event, tag="tool_call.progress"):
+class ToolCallProgress(msgspec.Struct, frozen=True, tag="tool_call.progress"):
     message_id: str
     index: int
     progress: float
@@ -67,48 +63,48 @@ class ToolCallProgress(_Event, tag="tool_call.progress"):
     message: str | None
 
 
-class ToolCallCompleted(_Event, tag="tool_call.completed"):
+class ToolCallCompleted(msgspec.Struct, frozen=True, tag="tool_call.completed"):
     message_id: str
     index: int
     tool_call: ToolCall
 
 
-class MessageSnapshot(_Event, tag="message.snapshot"):
+class MessageSnapshot(msgspec.Struct, frozen=True, tag="message.snapshot"):
     """A running message, whole: said in place of deltas that a lost log swallowed."""
 
     message: Message
 
 
-class RunCompleted(_Event, tag="run.completed"):
+class RunCompleted(msgspec.Struct, frozen=True, tag="run.completed"):
     message: Message
 
 
-class RunFailed(_Event, tag="run.failed"):
+class RunFailed(msgspec.Struct, frozen=True, tag="run.failed"):
     message: Message
     error: RunError
 
 
-class RunCancelled(_Event, tag="run.cancelled"):
+class RunCancelled(msgspec.Struct, frozen=True, tag="run.cancelled"):
     message: Message
 
 
-class ThreadUpdated(_Event, tag="thread.updated"):
+class ThreadUpdated(msgspec.Struct, frozen=True, tag="thread.updated"):
     """The thread without its messages (`messages: []`)."""
 
     thread: Thread
 
 
-class ThreadDeleted(_Event, tag="thread.deleted"):
+class ThreadDeleted(msgspec.Struct, frozen=True, tag="thread.deleted"):
     thread_id: str
 
 
-class ThreadSnapshot(_Event, tag="thread.snapshot"):
+class ThreadSnapshot(msgspec.Struct, frozen=True, tag="thread.snapshot"):
     """The thread with its latest 50 messages; made for one reader, never in the log."""
 
     thread: Thread
 
 
-class LogOpened(_Event, tag="log.opened"):
+class LogOpened(msgspec.Struct, frozen=True, tag="log.opened"):
     """The hidden first entry of a log, so that an empty one has a position. No client sees it."""
 
 
@@ -135,7 +131,7 @@ Event = (
 TERMINAL_TYPES = frozenset({"run.completed", "run.failed", "run.cancelled"})
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Event)
+_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 _type_start = len(b'{"type":"')
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+
 from stores.errors import Gap, LogDeleted
 from stores.events import Event, LogOpened, MessageSnapshot, ThreadDeleted, encode, partial_only
 from stores.feed import KEPT_SECONDS, Buffer, Cursor, Entry, in_run, position_before, run_events
@@ -110,7 +111,7 @@ class MemoryLog:
         ms, sequence = self._last_position
         now = time.time_ns() // 1_000_000
         self._last_position = (now, 0) if now > ms else (ms, sequence + 1)
-        return "%d-%d" % self._last_position
+        return f"{self._last_position[0]}-{self._last_position[1]}"
 
     def _backwards(self, thread_id: str, position: str) -> Iterator[Entry]:
         log = self._open(thread_id)

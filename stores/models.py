@@ -152,7 +152,7 @@ class Message(msgspec.Struct, frozen=True):
 
 def new_answer(thread_id: str, in_reply_to: str, model: str | None, created_at: str) -> Message:
     """The empty assistant message that a run begins with; the run's id is this message's id."""
-    run = {
+    run: JSONObject = {
         "status": "in_progress",
         "in_reply_to": in_reply_to,
         "model": model,
