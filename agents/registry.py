@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 
 import msgspec
 
-from agents import MakeTitle, Reply, titles
+from agents import AgentError, MakeTitle, Reply, titles
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -37,3 +37,9 @@ class Registry(Mapping[str, Kind]):
 
     def __len__(self) -> int:
         return len(self._kinds)
+
+    def kind(self, name: str) -> Kind:
+        """The kind of that name. Raises: AgentError if this server has no such kind (any more)."""
+        if name not in self:
+            raise AgentError(f"This server has no agents of kind {name!r}.")
+        return self[name]

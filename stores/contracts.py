@@ -37,16 +37,24 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class Posted(msgspec.Struct, frozen=True):
-    """What a claim or an append stored, or, `replayed`, what the same key stored before.
+    """The messages as stored now, by this call or, `replayed`, by an earlier one with the same key.
 
-    `run_id` is the id of the run's (assistant) message; null for a message that is only stored.
-    `again` on a fresh claim: the key was free again after a failed run, and `message_id` is the old user message.
+    `answer` is the run's message; null where none was started. `again`: the key was free after a failed run, and
+    `message` is the user message of that first attempt.
     """
 
-    message_id: str
-    run_id: str | None
+    message: Message
+    answer: Message | None
     replayed: bool
     again: bool = False
+
+    @property
+    def message_id(self) -> str:
+        return self.message.id
+
+    @property
+    def run_id(self) -> str | None:
+        return self.answer.id if self.answer else None
 
 
 class Finished(msgspec.Struct, frozen=True):
@@ -293,8 +301,12 @@ class EventLog(Protocol):
         """A reader of everything after the position. Its `next` raises Gap if that can't be proven."""
         ...
 
-    async def find(self, thread_id: str, message_id: str) -> str | None:
-        """The position before that message's first `message.created`; null if the log doesn't hold it."""
+    async def find(self, thread_id: str, message_id: str, run_id: str | None) -> str | None:
+        """The position before the `message.created` that `run_id`'s run.started stands behind.
+
+        For null, a message that started no run: the position before its first `message.created`. Null if the log
+        doesn't hold it (yet, or any more).
+        """
         ...
 
     async def in_run(self, thread_id: str, position: str) -> bool:

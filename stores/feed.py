@@ -12,13 +12,25 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import cached_property
 
 from stores.errors import Gap
-from stores.events import TERMINAL_TYPES, Event, MessageCreated, decode, message_id_of, type_of
+from stores.events import (
+    TERMINAL_TYPES,
+    Event,
+    MessageCreated,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunStarted,
+    decode,
+    message_id_of,
+    type_of,
+)
 
 KEPT_EVENTS = 10_000
 KEPT_BYTES = 8 * 2**20
 KEPT_SECONDS = 3600.0
 _TRIM_EVERY = 500
 
+_TURNS = TERMINAL_TYPES | {"run.started", "message.created"}
 _BEGINNINGS = TERMINAL_TYPES | {"run.started", "message.snapshot"}
 _ABOUT_RUNS = _BEGINNINGS | {
     "message.delta",
@@ -108,20 +120,20 @@ class Cursor:
         buffer.cursors.add(self)
 
     async def next(self) -> list[Entry]:
-        """Everything new, waiting until there is something; an empty list after `wake`.
+        """Everything new, waiting until there is something; an empty list after `wake` if there is none.
 
         Raises: Gap.
         """
         while True:
-            if self._woken:
-                self._woken = False
-                return []
             if self._buffer.lost:
                 raise Gap(self.position)
             entries = self._taken() or await self._page()
             if entries:
                 self.position = entries[-1].position
                 return entries
+            if self._woken:
+                self._woken = False
+                return []
             self._waiting = asyncio.get_running_loop().create_future()
             try:
                 await self._waiting
@@ -150,7 +162,7 @@ class Cursor:
             self._waiting.set_result(None)
 
     def wake(self) -> None:
-        """Make `next` return an empty list: the viewer has something else to do."""
+        """Make `next` return, with an empty list if there is nothing new: the viewer has something else to do."""
         self._woken = True
         self.notify()
 
@@ -161,28 +173,47 @@ class Cursor:
             self._closed = None
 
 
-def position_before(entries: Iterable[Entry], message_id: str) -> str | None:
+def position_before(entries: Iterable[Entry], message_id: str, run_id: str | None) -> str | None:
     """`EventLog.find` over a log's entries, oldest first."""
     before: str | None = None
+    found: str | None = None
     for entry in entries:
-        if entry.type == "message.created" and before is not None:
+        if entry.type in ("message.created", "run.started"):
             event = decode(entry.data)
             if isinstance(event, MessageCreated) and event.message.id == message_id:
-                return before
+                found = before
+                if run_id is None:
+                    return found
+            elif isinstance(event, RunStarted) and event.message.id == run_id:
+                return found
         before = entry.position
     return None
 
 
 def in_run(backwards: Iterable[Entry]) -> bool:
-    """`EventLog.in_run` over the entries up to the position, newest first."""
+    """`EventLog.in_run` over the entries up to the position, newest first.
+
+    Judged by ids, not by what came last: a terminal event may be said after the next question, and a paused
+    worker's deltas, or an orphan's question once more, after or just before their own run's end.
+    """
+    ended: set[str] = set()
+    newest: str | None = None
     for entry in backwards:
-        if entry.type in _ABOUT_RUNS:
-            return entry.type not in TERMINAL_TYPES
-        if entry.type == "message.created":
-            event = decode(entry.data)
-            if isinstance(event, MessageCreated) and event.message.role == "user":
-                return True
-    return False
+        if entry.type not in _ABOUT_RUNS and entry.type != "message.created":
+            continue
+        if newest is not None and entry.type not in _TURNS:
+            continue
+        match decode(entry.data):
+            case RunCompleted(message=message) | RunFailed(message=message) | RunCancelled(message=message):
+                ended |= {message.id, (message.run or {}).get("in_reply_to", message.id)}
+            case RunStarted(message=message):
+                return message.id not in ended
+            case MessageCreated(message=message):
+                if message.role == "user" and message.id not in ended:
+                    return True
+            case event:
+                newest = message_id_of(event)
+    return newest is not None and newest not in ended
 
 
 def run_events(backwards: Iterable[Entry], run_id: str) -> list[Event]:

@@ -46,8 +46,8 @@ class MemoryLog:
     def cursor(self, thread_id: str, after: str) -> Cursor:
         return Cursor(self._open(thread_id), after)
 
-    async def find(self, thread_id: str, message_id: str) -> str | None:
-        return position_before(self._open(thread_id).entries, message_id)
+    async def find(self, thread_id: str, message_id: str, run_id: str | None) -> str | None:
+        return position_before(self._open(thread_id).entries, message_id, run_id)
 
     async def in_run(self, thread_id: str, position: str) -> bool:
         return in_run(self._backwards(thread_id, position))

@@ -26,7 +26,7 @@ JSONObject = dict[str, Any]
 MESSAGE_BYTES = 8 * 2**20
 """What one message may take in all, its tool calls included."""
 
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def utcnow() -> datetime:
@@ -38,12 +38,11 @@ def timestamp(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def later(earlier: str | None, moment: datetime) -> str:
-    """The timestamp of `moment`, or one millisecond after `earlier` where that isn't later."""
-    stamp = timestamp(moment)
-    if earlier is None or stamp > earlier:
+def later(stamp: str, than: str | None) -> str:
+    """`stamp`, or one millisecond after `than` where `stamp` isn't later."""
+    if than is None or stamp > than:
         return stamp
-    return timestamp(datetime.fromisoformat(earlier) + timedelta(milliseconds=1))
+    return timestamp(datetime.fromisoformat(than) + timedelta(milliseconds=1))
 
 
 def new_id() -> str:
@@ -51,7 +50,7 @@ def new_id() -> str:
 
 
 def is_id(text: str) -> bool:
-    """True if `text` is a UUID in its usual form with hyphens."""
+    """True if `text` is a UUID as this server writes them: lower case, with hyphens."""
     return _UUID.fullmatch(text) is not None
 
 

@@ -1,0 +1,177 @@
+"""A small real MCP server over stdio: `python -m agents.demo_tools`.
+
+The tools of the default agent, so that a server without any configuration has something true to call: the time in a
+zone, arithmetic, dice, and a slow one that tells its progress. It is a process of its own and knows nothing of the
+chat server; agents/mcp.py starts it like any other. It ends when its stdin closes.
+
+Arithmetic walks the syntax tree and computes what it knows. `eval` with empty builtins was refused: it isn't safe.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import math
+import operator
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
+from zoneinfo import ZoneInfo
+
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from pydantic import Field
+
+Number = int | float
+
+MAX_EXPRESSION = 500
+MAX_NUMBER = 1e300
+EXACT = 2**53
+"""Whole numbers above it are told as floats: JSON readers in JavaScript would round them anyway."""
+
+server = MCPServer("demo-tools", log_level="WARNING")
+
+
+@dataclass(frozen=True)
+class Moment:
+    timezone: str
+    datetime: str
+    weekday: str
+    utc_offset: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    expression: str
+    value: int | float
+
+
+@dataclass(frozen=True)
+class Rolled:
+    dice: str
+    rolls: list[int]
+    modifier: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    seconds: float
+    steps: int
+
+
+@server.tool()
+async def current_time(
+    timezone: Annotated[str, Field(description="An IANA time zone such as Asia/Tokyo or UTC")] = "UTC",
+) -> Moment:
+    """Tell the date and time of now in a time zone."""
+    try:
+        now = datetime.now(ZoneInfo(timezone))
+    except (KeyError, ValueError, OSError):  # ZoneInfo reads a file: "America" is a folder, "../x" is refused
+        raise ToolError(f"There is no time zone named {timezone[:100]!r}; use a name such as Europe/Paris.") from None
+    return Moment(timezone, now.isoformat(timespec="seconds"), now.strftime("%A"), now.strftime("%z"))
+
+
+@server.tool()
+async def calculate(
+    expression: Annotated[str, Field(description="Numbers with + - * / // % ** and parentheses")],
+) -> Answer:
+    """Compute an arithmetic expression."""
+    if len(expression) > MAX_EXPRESSION:
+        raise ToolError(f"The expression has more than {MAX_EXPRESSION} characters.")
+    try:
+        value = _value(ast.parse(expression.strip(), mode="eval").body)
+    except ZeroDivisionError:
+        raise ToolError("Division by zero.") from None
+    except OverflowError:
+        raise ToolError("The result is too large.") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise ToolError("This is not an arithmetic expression: use numbers, + - * / // % ** and parentheses.") from None
+    return Answer(expression, float(value) if abs(value) > EXACT else value)
+
+
+@server.tool()
+async def roll_dice(
+    dice: Annotated[str, Field(description="How many dice of how many sides, such as 2d6, d20 or 3d8+2")] = "2d6",
+) -> Rolled:
+    """Roll dice and add them up."""
+    found = re.fullmatch(r"(\d{0,3})d(\d{1,4})([+-]\d{1,4})?", dice.strip().lower())
+    if found is None:
+        raise ToolError(f"{dice[:100]!r} are no dice; write them as 2d6 or 3d8+2.")
+    count, sides, modifier = int(found[1] or 1), int(found[2]), int(found[3] or 0)
+    if not (1 <= count <= 100 and 2 <= sides <= 1000):
+        raise ToolError("Roll 1 to 100 dice of 2 to 1000 sides.")
+    rolls = [random.randint(1, sides) for _ in range(count)]
+    return Rolled(dice, rolls, modifier, sum(rolls) + modifier)
+
+
+@server.tool()
+async def slow_task(
+    ctx: Context,
+    seconds: Annotated[float, Field(ge=0, le=300, description="How long it takes")] = 3,
+    steps: Annotated[int, Field(ge=1, le=1000, description="In how many steps it tells its progress")] = 6,
+) -> Finished:
+    """Take a while and tell the progress."""
+    for step in range(1, steps + 1):
+        await asyncio.sleep(seconds / steps)
+        await ctx.report_progress(step, steps, f"Step {step} of {steps}")
+    return Finished(seconds, steps)
+
+
+def _power(base: Number, exponent: Number) -> Number:
+    """base ** exponent, refused before it is computed where it would be huge.
+
+    Raises:
+        ValueError: the result isn't a real number.
+    """
+    if (
+        base
+        and abs(exponent) * abs(math.log10(abs(base))) > math.log10(MAX_NUMBER)
+        and (exponent > 0) == (abs(base) > 1)
+    ):
+        raise OverflowError
+    result = base**exponent
+    if isinstance(result, complex):
+        raise ValueError
+    return float(result) if isinstance(result, float) else int(result)
+
+
+_BINARY: dict[type[ast.operator], Callable[[Number, Number], Number]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: _power,
+}
+
+
+def _value(node: ast.expr) -> Number:
+    """Compute a node.
+
+    Raises:
+        ValueError: it holds something that isn't arithmetic.
+        OverflowError: a number in it is too large.
+    """
+    match node:
+        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+            value: Number = number
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            value = -_value(operand)
+        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+            value = _value(operand)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+            value = _BINARY[type(op)](_value(left), _value(right))
+        case _:
+            raise ValueError
+    if not abs(value) <= MAX_NUMBER:
+        raise OverflowError
+    return value
+
+
+if __name__ == "__main__":
+    server.run("stdio")

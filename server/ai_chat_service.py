@@ -1,0 +1,429 @@
+"""The chat service: what every route, the WebSocket and the CLI call. It knows no HTTP.
+
+A user's message becomes a run, the run writes the thread's log, and every answer is a reading of that log: this
+module claims threads, starts runs, says facts and hands out viewers. `ai_chat_service.md` beside it tells how a
+service built around conversations moves here.
+
+Agents are named by an id or by the word `default`: the organization's default agent, or, where a thread is named
+too, whatever agent the thread has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Collection
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from agents.registry import Registry
+from server.bodies import AgentCreate, AgentUpdate, MessageCreate, ThreadCreate, ThreadUpdate, fingerprint
+from server.content_html import Renderer
+from server.errors import AgentDeleted, Draining, InvalidRequest, ThreadEmpty
+from server.runner import Runner
+from server.viewer import Viewer, resumed
+from stores.contracts import Created, EventLog, Page, Posted, Store
+from stores.errors import AgentNotFound, Gap, LogDeleted, MessageNotFound, ThreadBusy, ThreadNotFound
+from stores.events import TERMINAL_TYPES, Event, MessageCreated, ThreadDeleted, ThreadUpdated
+from stores.models import (
+    Agent,
+    Clock,
+    Idempotency,
+    Message,
+    Principal,
+    Thread,
+    is_id,
+    new_answer,
+    new_id,
+    timestamp,
+    utcnow,
+)
+
+DEFAULT = "default"
+LIST_BYTES = 8 * 2**20
+CANCEL_SECONDS = 5.0
+_POLL_SECONDS = 5.0
+
+IfBusy = Literal["reject", "interrupt"]
+
+
+class Post(msgspec.Struct, frozen=True):
+    """What posting a message did. `after`: a position before anything of it was said."""
+
+    posted: Posted
+    after: str
+
+
+class AIChatService:
+    """Threads, messages, runs and agents for one Principal at a time.
+
+    Args:
+        servers: the names of the MCP servers that agents may use.
+        default_kind: the kind of agents that don't say one.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        log: EventLog,
+        runner: Runner,
+        registry: Registry,
+        renderer: Renderer,
+        *,
+        servers: Collection[str],
+        default_kind: str,
+        clock: Clock = utcnow,
+    ) -> None:
+        self.store = store
+        self.log = log
+        self.runner = runner
+        self._registry = registry
+        self._renderer = renderer
+        self._servers = servers
+        self._default_kind = default_kind
+        self._clock = clock
+
+    # Agents
+
+    async def create_agent(self, who: Principal, body: AgentCreate) -> Agent:
+        """Raises: InvalidRequest for an unknown kind or MCP server."""
+        now = timestamp(self._clock())
+        kind = self._default_kind if body.kind is UNSET else body.kind
+        agent = Agent(
+            id=new_id(),
+            organization_id=who.organization_id,
+            name=body.name,
+            kind=kind,
+            model=body.model,
+            instructions=body.instructions,
+            mcp_servers=body.mcp_servers,
+            tools=body.tools,
+            max_tokens=body.max_tokens,
+            is_default=body.is_default,
+            metadata={} if body.metadata is UNSET else body.metadata,
+            created_at=now,
+            updated_at=now,
+        )
+        return await self.store.create_agent(who, self._fitting(agent))
+
+    async def list_agents(self, who: Principal) -> list[Agent]:
+        return await self.store.agents(who)
+
+    async def get_agent(self, who: Principal, agent_ref: str) -> Agent:
+        """Raises: AgentNotFound."""
+        return await self._agent(who, agent_ref)
+
+    async def update_agent(self, who: Principal, agent_ref: str, body: AgentUpdate) -> Agent:
+        """Raises: AgentNotFound, InvalidRequest."""
+        agent = await self._agent(who, agent_ref)
+        given = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
+        changed = replace(agent, **given, updated_at=timestamp(self._clock()))
+        return await self.store.update_agent(who, self._fitting(changed))
+
+    async def delete_agent(self, who: Principal, agent_ref: str) -> None:
+        """Raises: AgentNotFound."""
+        await self.store.delete_agent(who, (await self._agent(who, agent_ref)).id)
+
+    def _fitting(self, agent: Agent) -> Agent:
+        if agent.kind not in self._registry:
+            raise InvalidRequest("kind", f"There is no kind {agent.kind!r}; there are {', '.join(self._registry)}.")
+        for index, name in enumerate(agent.mcp_servers):
+            if name not in self._servers:
+                raise InvalidRequest(f"mcp_servers[{index}]", f"The operator configured no MCP server {name!r}.")
+        return agent
+
+    # Threads
+
+    async def create_thread(
+        self, who: Principal, agent_ref: str, body: ThreadCreate, *, idempotency_key: str | None = None
+    ) -> Created:
+        """Raises: AgentNotFound, InvalidRequest, IdempotencyMismatch."""
+        agent = await self._agent(who, agent_ref)
+        if body.agent_id is not UNSET and body.agent_id != agent.id:
+            raise InvalidRequest("agent_id", "agent_id must be the agent of the path.")
+        now = timestamp(self._clock())
+        thread = Thread(
+            id=new_id(),
+            agent_id=agent.id,
+            user_id=who.user_id,
+            organization_id=who.organization_id,
+            title="" if body.title is UNSET else body.title,
+            metadata={} if body.metadata is UNSET else body.metadata,
+            created_at=now,
+            updated_at=now,
+            archived=False,
+        )
+        return await self.store.create(who, thread, _idempotency(idempotency_key, body))
+
+    async def list_threads(
+        self, who: Principal, agent_ref: str, *, limit: int, offset: int, archived: bool | None, message_limit: int
+    ) -> Page:
+        """Raises: AgentNotFound."""
+        agent = await self._agent(who, agent_ref, deleted=True)
+        return await self.store.page(
+            who,
+            agent.id,
+            limit=limit,
+            offset=offset,
+            archived=archived,
+            message_limit=message_limit,
+            max_bytes=LIST_BYTES,
+        )
+
+    async def get_thread(self, who: Principal, agent_ref: str, thread_id: str, *, message_limit: int = 50) -> Thread:
+        """Raises: AgentNotFound, ThreadNotFound."""
+        thread = await self._thread(who, agent_ref, thread_id, message_limit)
+        healed = [await self.runner.heal(who, message.id) for message in thread.messages if message.in_progress]
+        return await self.store.get(who, thread_id, message_limit=message_limit) if any(healed) else thread
+
+    async def update_thread(self, who: Principal, agent_ref: str, thread_id: str, body: ThreadUpdate) -> Thread:
+        """Raises: AgentNotFound, ThreadNotFound."""
+        thread = await self._thread(who, agent_ref, thread_id)
+        title = None if body.title is UNSET else body.title
+        archived = None if body.archived is UNSET else body.archived
+        if title is not None or archived is not None:
+            thread = await self.store.update(who, thread_id, title=title, archived=archived)
+            self._say(thread_id, ThreadUpdated(thread))
+        return await self.store.get(who, thread.id)
+
+    async def delete_thread(self, who: Principal, agent_ref: str, thread_id: str) -> None:
+        """Delete it with all its messages; a run that has it stops. Raises: AgentNotFound, ThreadNotFound."""
+        await self._thread(who, agent_ref, thread_id)
+        running = await self.store.delete(who, thread_id)
+        self._say(thread_id, ThreadDeleted(thread_id))
+        if running:
+            await self.log.signal(running)
+
+    async def generate_title(self, who: Principal, agent_ref: str, thread_id: str) -> Thread:
+        """Raises: AgentNotFound, ThreadNotFound, ThreadEmpty, AgentDeleted."""
+        thread = await self._thread(who, agent_ref, thread_id, message_limit=50)
+        if not any(message.role == "user" for message in thread.messages):
+            raise ThreadEmpty(thread_id)
+        agent = await self._living_agent(who, thread)
+        kind = self._registry.kind(agent.kind)
+        title = await kind.title(self.runner.prepared(who, agent, new_id(), thread.messages))
+        updated = await self.store.update(who, thread_id, title=title)
+        self._say(thread_id, ThreadUpdated(updated))
+        return await self.store.get(who, thread_id)
+
+    # Messages and runs
+
+    async def list_messages(
+        self, who: Principal, agent_ref: str, thread_id: str, *, before: str | None, limit: int
+    ) -> list[Message]:
+        """Raises: AgentNotFound, ThreadNotFound, InvalidRequest if `before` isn't a message of the thread."""
+        await self._thread(who, agent_ref, thread_id)
+        try:
+            return await self.store.messages(who, thread_id, before=before, limit=limit)
+        except MessageNotFound as error:
+            raise InvalidRequest("before", f"{before} is not a message of this thread.") from error
+
+    async def get_message(self, who: Principal, agent_ref: str, thread_id: str, message_id: str) -> Message:
+        """Raises: AgentNotFound, ThreadNotFound, MessageNotFound."""
+        await self._thread(who, agent_ref, thread_id)
+        message = await self._message(who, thread_id, message_id)
+        if message.in_progress and await self.runner.heal(who, message_id):
+            message = await self.store.message(who, thread_id, message_id)
+        return message
+
+    async def post_message(
+        self,
+        who: Principal,
+        agent_ref: str,
+        thread_id: str,
+        body: MessageCreate,
+        *,
+        idempotency_key: str | None = None,
+        if_busy: IfBusy = "reject",
+    ) -> Post:
+        """Store the message and, if it is the user's, claim the thread and start its run.
+
+        Raises: AgentNotFound, ThreadNotFound, ThreadArchived, ThreadBusy, AgentDeleted, IdempotencyMismatch,
+        InvalidRequest, Draining.
+        """
+        thread = await self._thread(who, agent_ref, thread_id)
+        idempotency = _idempotency(idempotency_key, body)
+        after = await self.log.tail(thread_id)
+        if idempotency and (replayed := await self.store.replay(who, thread_id, idempotency)):
+            return Post(replayed, after)
+        if body.attachments:
+            raise InvalidRequest("attachments[0].id", "There is no such attachment in this thread.")
+        message = await self._made(thread_id, body)
+        if body.role == "user":
+            posted = await self._claim(who, thread, message, idempotency, if_busy)
+        else:
+            posted = await self.store.append_message(who, message, idempotency)
+            if not posted.replayed:
+                self._say(thread_id, MessageCreated(posted.message))
+        return Post(posted, after)
+
+    async def _claim(
+        self, who: Principal, thread: Thread, question: Message, idempotency: Idempotency | None, if_busy: IfBusy
+    ) -> Posted:
+        if self.runner.draining:
+            raise Draining
+        agent = await self._living_agent(who, thread)
+        answer = new_answer(thread.id, question.id, agent.model, question.created_at)
+
+        def claim() -> Awaitable[Posted]:
+            return self.store.claim(who, question, answer, worker=self.runner.worker, idempotency=idempotency)
+
+        try:
+            posted = await claim()
+        except ThreadBusy as busy:
+            if not await self._freed(who, thread.id, busy.message_id, if_busy):
+                raise
+            posted = await claim()
+        if not posted.replayed:
+            self.runner.start(who, agent, posted)
+        return posted
+
+    async def _freed(self, who: Principal, thread_id: str, run_id: str, if_busy: IfBusy) -> bool:
+        """True if the run that has the thread was ended: a dead one always, a living one with `interrupt`."""
+        if await self.runner.heal(who, run_id):
+            return True
+        if if_busy == "interrupt":
+            await self._cancel(who, thread_id, run_id)
+            return True
+        return False
+
+    async def wait(self, who: Principal, thread_id: str, run_id: str, seconds: float | None = None) -> Message:
+        """The run's message once it is finished, or as it is after that many seconds.
+
+        The log says when to look; the store is asked every five seconds all the same, in case the log is away.
+
+        Raises: ThreadNotFound, MessageNotFound.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while True:
+                    position = await self.log.tail(thread_id)
+                    message = await self.store.message(who, thread_id, run_id)
+                    if not message.in_progress:
+                        return message
+                    await self._until_end(thread_id, position)
+        return await self.store.message(who, thread_id, run_id)
+
+    async def _until_end(self, thread_id: str, position: str) -> None:
+        """Read the log until a run has ended, it can't be followed, or it is time to ask the store."""
+        cursor = self.log.cursor(thread_id, position)
+        try:
+            async with asyncio.timeout(_POLL_SECONDS):
+                while not any(entry.type in _TURNS for entry in await cursor.next()):
+                    pass
+        except (Gap, TimeoutError):
+            pass
+        finally:
+            cursor.close()
+
+    async def cancel(self, who: Principal, agent_ref: str, thread_id: str, message_id: str) -> Message:
+        """Stop that run, from any process; the message as kept. A finished one stays as it is.
+
+        Raises: AgentNotFound, ThreadNotFound, MessageNotFound.
+        """
+        await self._thread(who, agent_ref, thread_id)
+        message = await self._message(who, thread_id, message_id)
+        return await self._cancel(who, thread_id, message_id) if message.in_progress else message
+
+    async def _cancel(self, who: Principal, thread_id: str, run_id: str) -> Message:
+        """Tell the owner; after five seconds without an end, end the run in its place."""
+        await self.store.cancel(who, thread_id, run_id)
+        await self.log.signal(run_id)
+        message = await self.wait(who, thread_id, run_id, CANCEL_SECONDS)
+        if message.in_progress and (record := await self.store.record(who, run_id)):
+            await self.runner.repair(record)
+            message = await self.store.message(who, thread_id, run_id)
+        return message
+
+    # Reading the log
+
+    async def watch(self, who: Principal, agent_ref: str, thread_id: str, after: str | None) -> Viewer:
+        """Follow a thread for as long as it exists. Raises: AgentNotFound, ThreadNotFound."""
+        await self.get_thread(who, agent_ref, thread_id, message_limit=1)
+        return Viewer(self.store, self.log, who, thread_id, after=after)
+
+    async def stream(self, who: Principal, thread_id: str, post: Post) -> Viewer:
+        """The log from the posted message's `message.created` to its run's end.
+
+        A replayed post is read from where the log still has it, else it begins with a snapshot.
+        """
+        posted = post.posted
+        after: str | None = post.after
+        if posted.replayed:
+            after = await self.log.find(thread_id, posted.message_id, posted.run_id)
+        return Viewer(
+            self.store,
+            self.log,
+            who,
+            thread_id,
+            after=after,
+            begin=posted.message_id,
+            until=posted.run_id or posted.message_id,
+        )
+
+    async def resume(self, who: Principal, agent_ref: str, thread_id: str, position: str) -> Viewer | None:
+        """The rest of a post's stream; null if there is none. Raises: AgentNotFound, ThreadNotFound."""
+        await self._thread(who, agent_ref, thread_id)
+        return await resumed(self.store, self.log, who, thread_id, position)
+
+    # Steps
+
+    async def _agent(self, who: Principal, agent_ref: str, *, deleted: bool = False) -> Agent:
+        if agent_ref == DEFAULT:
+            return await self.store.agent(who, None)
+        if not is_id(agent_ref):
+            raise AgentNotFound(agent_ref)
+        return await self.store.agent(who, agent_ref, deleted=deleted)
+
+    async def _living_agent(self, who: Principal, thread: Thread) -> Agent:
+        try:
+            return await self.store.agent(who, thread.agent_id)
+        except AgentNotFound as error:
+            raise AgentDeleted(thread.agent_id) from error
+
+    async def _thread(self, who: Principal, agent_ref: str, thread_id: str, message_limit: int = 0) -> Thread:
+        if agent_ref != DEFAULT:
+            await self._agent(who, agent_ref, deleted=True)
+        if not is_id(thread_id):
+            raise ThreadNotFound(thread_id)
+        thread = await self.store.get(who, thread_id, message_limit=message_limit)
+        if agent_ref not in (DEFAULT, thread.agent_id):
+            raise ThreadNotFound(thread_id)
+        return thread
+
+    async def _message(self, who: Principal, thread_id: str, message_id: str) -> Message:
+        if not is_id(message_id):
+            raise MessageNotFound(message_id)
+        return await self.store.message(who, thread_id, message_id)
+
+    async def _made(self, thread_id: str, body: MessageCreate) -> Message:
+        if body.content_html is UNSET:
+            html = await self._renderer.markdown(body.content)
+        else:
+            html = await self._renderer.sanitized(body.content_html)
+        return Message(
+            id=new_id(),
+            thread_id=thread_id,
+            content=body.content,
+            content_html=html,
+            role=body.role,
+            tool_calls=[],
+            attachments=[],
+            metadata={} if body.metadata is UNSET else body.metadata,
+            created_at=timestamp(self._clock()),
+        )
+
+    def _say(self, thread_id: str, event: Event) -> None:
+        """Append a fact that is stored already."""
+        with contextlib.suppress(LogDeleted):
+            self.log.writer(thread_id).write(event)
+
+
+_TURNS = TERMINAL_TYPES | {"thread.deleted"}
+
+
+def _idempotency(key: str | None, body: msgspec.Struct) -> Idempotency | None:
+    return None if key is None else Idempotency(key, fingerprint(body))

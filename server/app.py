@@ -1,0 +1,87 @@
+"""The application: its routes, its middleware, and what lives as long as it does. The table of contents."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TypedDict
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+
+from agents import demo, mcp
+from agents.registry import Kind, Registry
+from server.ai_chat_service import AIChatService
+from server.auth import Authentication
+from server.content_html import Renderer
+from server.errors import respond
+from server.organizations import first_start
+from server.routes import agents, events, health, messages, threads
+from server.runner import Runner
+from server.settings import Settings
+from server.streams import Streams
+from stores.contracts import EventLog, Store
+from stores.open import open_backends
+
+Backends = Callable[[Path], AbstractAsyncContextManager[tuple[Store, EventLog]]]
+
+KINDS = {"demo": Kind(demo.reply)}
+ROUTES = [*health.ROUTES, *agents.ROUTES, *threads.ROUTES, *messages.ROUTES, *events.ROUTES]
+
+
+class State(TypedDict):
+    """What requests find in `request.state`."""
+
+    service: AIChatService
+    streams: Streams
+
+
+def create_app(
+    settings: Settings, *, kinds: Mapping[str, Kind] | None = None, backends: Backends = open_backends
+) -> Starlette:
+    """Make the ASGI application.
+
+    Args:
+        kinds: further kinds of agents, beside `demo` and those of installed packages.
+        backends: opens the store and the log.
+
+    While it runs, `app.state.key` is the first key and `app.state.drain` ends it gently.
+    """
+    registry = Registry({**KINDS, **(kinds or {})})
+    servers = mcp.read_servers(settings.mcp_config, os.environ)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[State]:
+        async with AsyncExitStack() as stack:
+            store, log = await stack.enter_async_context(backends(settings.data_dir))
+            pool = mcp.Pool(servers)
+            stack.push_async_callback(pool.close)
+            renderer = Renderer()
+            stack.push_async_callback(renderer.close)
+            runner = Runner(store, log, registry, pool.toolbox, renderer.markdown, run_seconds=settings.run_seconds)
+            stack.push_async_callback(runner.drain, 0.0)
+            streams = Streams()
+            app.state.key = await first_start(
+                store, settings.data_dir, settings.api_key, kind="demo", model=settings.model, servers=servers
+            )
+
+            async def drain() -> None:
+                await runner.drain(settings.drain_seconds)
+                streams.close()
+
+            app.state.drain = drain
+            for forever in (runner.sweep_forever(), streams.ping_forever()):
+                task = asyncio.create_task(forever)
+                stack.callback(task.cancel)
+            service = AIChatService(store, log, runner, registry, renderer, servers=servers, default_kind="demo")
+            yield {"service": service, "streams": streams}
+
+    return Starlette(
+        routes=ROUTES,
+        middleware=[Middleware(Authentication)],
+        exception_handlers={Exception: respond},
+        lifespan=lifespan,
+    )

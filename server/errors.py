@@ -1,0 +1,188 @@
+"""From exceptions to what a client is told: one table, used by HTTP, WebSocket and `run.failed` alike.
+
+Lower layers raise plain exceptions that write their own sentence; here each gets its status and its stable code, as
+RFC 9457 problem details. What isn't in the table is a bug: 500 `internal`, its text kept from the client.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from stores import errors as stores
+from stores.models import JSONObject, Message
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 2
+
+
+class ChatError(Exception):
+    """Anything that the chat service refuses."""
+
+
+class InvalidRequest(ChatError):
+    """A value that doesn't fit; `field` is its path in the body, or the parameter's or header's name."""
+
+    def __init__(self, field: str, detail: str) -> None:
+        super().__init__(detail)
+        self.field = field
+
+
+class MalformedBody(ChatError):
+    pass
+
+
+class TooLarge(ChatError):
+    def __init__(self, field: str, limit: int) -> None:
+        super().__init__(f"{field} is larger than {limit} bytes.")
+        self.field = field
+
+
+class UnsupportedMediaType(ChatError):
+    def __init__(self, got: str) -> None:
+        super().__init__(f"Send application/json, not {got!r}.")
+
+
+class Unauthenticated(ChatError):
+    def __init__(self) -> None:
+        super().__init__("Send a valid key as `Authorization: Bearer <key>`.")
+
+
+class ThreadEmpty(ChatError):
+    def __init__(self, thread_id: str) -> None:
+        super().__init__(f"Thread {thread_id} has no message to make a title from.")
+
+
+class AgentDeleted(ChatError):
+    def __init__(self, agent_id: str) -> None:
+        super().__init__(f"Agent {agent_id} was deleted; its threads can be read, not posted to.")
+
+
+class Gone(ChatError):
+    def __init__(self, path: str) -> None:
+        super().__init__(f"Conversations are threads now: use {path}.")
+        self.path = path
+
+
+class Draining(ChatError):
+    def __init__(self) -> None:
+        super().__init__("This server is stopping and starts no more runs; another, or the next one, will.")
+
+
+class RunFailedError(ChatError):
+    """The run that a client waited for failed; what it had said is kept in the message."""
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        error = (message.run or {}).get("error") or {}
+        self.code = str(error.get("code", "agent_failed"))
+        self.retryable = bool(error.get("retryable"))
+        self.retry_after = error.get("retry_after")
+        super().__init__(str(error.get("detail", "The agent failed.")))
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """What a client is told: status, stable code, a sentence, further members, headers."""
+
+    status: int
+    code: str
+    detail: str
+    more: JSONObject = {}
+    headers: dict[str, str] = {}
+
+    def body(self) -> JSONObject:
+        """The RFC 9457 object."""
+        return {
+            "type": f"urn:chat:problem:{self.code}",
+            "title": self.code.replace("_", " ").capitalize(),
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+            **self.more,
+        }
+
+    def response(self) -> Response:
+        return Response(
+            msgspec.json.encode(self.body()), self.status, self.headers, media_type="application/problem+json"
+        )
+
+
+_TABLE: dict[type[Exception], tuple[int, str]] = {
+    MalformedBody: (400, "malformed_body"),
+    Unauthenticated: (401, "unauthenticated"),
+    stores.AgentNotFound: (404, "agent_not_found"),
+    stores.ThreadNotFound: (404, "thread_not_found"),
+    stores.MessageNotFound: (404, "message_not_found"),
+    stores.ThreadBusy: (409, "thread_busy"),
+    stores.ThreadArchived: (409, "thread_archived"),
+    ThreadEmpty: (409, "thread_empty"),
+    AgentDeleted: (409, "agent_deleted"),
+    Gone: (410, "gone"),
+    TooLarge: (413, "too_large"),
+    UnsupportedMediaType: (415, "unsupported_media_type"),
+    InvalidRequest: (422, "invalid_request"),
+    stores.IdempotencyMismatch: (422, "idempotency_mismatch"),
+    Draining: (503, "draining"),
+    stores.StoreUnavailable: (503, "store_unavailable"),
+}
+_RUN_STATUS = {
+    "agent_failed": 502,
+    "agent_overloaded": 503,
+    "interrupted": 503,
+    "store_unavailable": 503,
+    "agent_timeout": 504,
+}
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def problem_of(error: Exception) -> Problem:
+    """The problem that this exception is to a client."""
+    match error:
+        case RunFailedError(message=message):
+            more = {"thread_id": message.thread_id, "message_id": message.id, "retryable": error.retryable}
+            status = _RUN_STATUS.get(error.code, 502)
+            wait = error.retry_after or (RETRY_SECONDS if status == 503 else None)
+            return Problem(status, error.code, str(error), more, {"Retry-After": str(wait)} if wait else {})
+        case HTTPException():
+            code = _HTTP_CODES.get(error.status_code, "http_error")
+            return Problem(error.status_code, code, error.detail, {}, dict(error.headers or {}))
+    if type(error) not in _TABLE:
+        logger.error("unexpected %s", type(error).__name__, exc_info=error)
+        return Problem(500, "internal", "Something went wrong on our side.")
+    status, code = _TABLE[type(error)]
+    headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
+    if status == 401:
+        headers = {"WWW-Authenticate": "Bearer"}
+    return Problem(status, code, _sentence(error), _facts(error), headers)
+
+
+def _sentence(error: Exception) -> str:
+    match error:
+        case stores.AgentNotFound():
+            return f"{error} Create one with POST /api/v1/agents."
+        case stores.StoreUnavailable():
+            return "The database does not answer; try again."
+        case _:
+            return str(error)
+
+
+def _facts(error: Exception) -> JSONObject:
+    match error:
+        case InvalidRequest(field=field) | TooLarge(field=field):
+            return {"field": field}
+        case stores.ThreadBusy(message_id=message_id):
+            return {"message_id": message_id}
+        case Gone(path=path):
+            return {"use": path}
+        case _:
+            return {}
+
+
+async def respond(request: Request, error: Exception) -> Response:
+    """Starlette's exception hook for everything."""
+    return problem_of(error).response()

@@ -1,0 +1,69 @@
+"""New organizations, and the one that the first start makes: with a user, a key and an agent, so that it works."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Collection
+from pathlib import Path
+
+from stores.contracts import Store
+from stores.models import Agent, Organization, Principal, User, new_id, timestamp, utcnow
+
+FIRST = "default"
+KEY_FILE = "key"
+
+
+def new_secret() -> str:
+    """A new key: 256 random bits, recognizable in a leak scan."""
+    return f"chat_{secrets.token_urlsafe(32)}"
+
+
+async def member(
+    store: Store, organization: str, user: str, *, kind: str, model: str | None, servers: Collection[str]
+) -> tuple[Organization, User]:
+    """Find or make the organization (by id or name), its user and, if it has no agent, its default agent."""
+    found = await store.find_organization(organization) or await store.create_organization(organization)
+    owner = await store.find_user(found.id, user) or await store.create_user(found.id, user)
+    who = Principal(found.id, owner.id)
+    if not await store.agents(who):
+        now = timestamp(utcnow())
+        agent = Agent(
+            id=new_id(),
+            organization_id=found.id,
+            name="Assistant" if kind != "demo" else "Demo",
+            kind=kind,
+            model=model,
+            instructions="",
+            mcp_servers=list(servers),
+            tools=None,
+            max_tokens=None,
+            is_default=True,
+            metadata={},
+            created_at=now,
+            updated_at=now,
+        )
+        await store.create_agent(who, agent)
+    return found, owner
+
+
+async def first_start(
+    store: Store, data_dir: Path, api_key: str | None, *, kind: str, model: str | None, servers: Collection[str]
+) -> str:
+    """See that there is an organization, a user, a key and an agent; the key."""
+    _, owner = await member(store, FIRST, FIRST, kind=kind, model=model, servers=servers)
+    secret = api_key or _kept_secret(data_dir / KEY_FILE)
+    await store.create_key(owner, secret)
+    return secret
+
+
+def _kept_secret(path: Path) -> str:
+    """The first key, from the data folder or made now; readable by the owner only."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        secret = new_secret()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secret + "\n")
+        return secret

@@ -1,0 +1,49 @@
+"""/api/v1/agents: the agents of the caller's organization."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from server.auth import principal_of
+from server.bodies import AgentCreate, AgentUpdate
+from server.requests import as_json, body_of, service_of
+
+
+async def create_agent(request: Request) -> Response:
+    """Create an agent. An organization's first is its default."""
+    agent = await service_of(request).create_agent(principal_of(request), await body_of(request, AgentCreate))
+    return as_json(agent, 201, {"Location": f"/api/v1/agents/{agent.id}"})
+
+
+async def list_agents(request: Request) -> Response:
+    """List the organization's agents, oldest first."""
+    return as_json(await service_of(request).list_agents(principal_of(request)))
+
+
+async def get_agent(request: Request) -> Response:
+    """Read one agent, or `default`."""
+    return as_json(await service_of(request).get_agent(principal_of(request), request.path_params["agent_id"]))
+
+
+async def update_agent(request: Request) -> Response:
+    """Change what is given; `is_default` true makes it the default."""
+    body = await body_of(request, AgentUpdate)
+    agent_id = request.path_params["agent_id"]
+    return as_json(await service_of(request).update_agent(principal_of(request), agent_id, body))
+
+
+async def delete_agent(request: Request) -> Response:
+    """Delete an agent. Its threads stay readable."""
+    await service_of(request).delete_agent(principal_of(request), request.path_params["agent_id"])
+    return Response(status_code=204)
+
+
+ROUTES = [
+    Route("/api/v1/agents", create_agent, methods=["POST"]),
+    Route("/api/v1/agents", list_agents, methods=["GET"]),
+    Route("/api/v1/agents/{agent_id}", get_agent, methods=["GET"]),
+    Route("/api/v1/agents/{agent_id}", update_agent, methods=["PATCH"]),
+    Route("/api/v1/agents/{agent_id}", delete_agent, methods=["DELETE"]),
+]

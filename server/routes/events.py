@@ -1,0 +1,26 @@
+"""…/events: watching a thread."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from server.auth import principal_of
+from server.requests import last_event_id, service_of, streams_of
+from server.routes.threads import THREAD
+from server.sse import EventStream
+
+
+async def watch(request: Request) -> Response:
+    """Watch a thread as server-sent events; `Last-Event-ID` or `?after=` resumes."""
+    viewer = await service_of(request).watch(
+        principal_of(request),
+        request.path_params["agent_id"],
+        request.path_params["thread_id"],
+        last_event_id(request),
+    )
+    return EventStream(streams_of(request), viewer)
+
+
+ROUTES = [Route(THREAD + "/events", watch, methods=["GET"])]

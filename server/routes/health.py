@@ -1,0 +1,26 @@
+"""/healthz and /readyz."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from server.requests import as_json, service_of
+
+
+async def healthz(request: Request) -> Response:
+    """The process is alive."""
+    return as_json({"status": "ok"})
+
+
+async def readyz(request: Request) -> Response:
+    """Ready for traffic: the database answers, and the server isn't stopping."""
+    service = service_of(request)
+    draining = service.runner.draining
+    database = await service.store.ready()
+    ready = database and not draining
+    return as_json({"ready": ready, "database": database, "draining": draining}, 200 if ready else 503)
+
+
+ROUTES = [Route("/healthz", healthz, methods=["GET"]), Route("/readyz", readyz, methods=["GET"])]

@@ -1,0 +1,101 @@
+"""…/messages: posting with its three endings, older pages, one message, cancel."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from server.ai_chat_service import Post
+from server.auth import principal_of
+from server.bodies import MessageCreate
+from server.errors import RunFailedError
+from server.requests import (
+    as_json,
+    body_of,
+    idempotency_key,
+    if_busy,
+    integer,
+    message_id,
+    preferred_wait,
+    service_of,
+    streams_of,
+    wants_stream,
+)
+from server.routes.threads import THREAD
+from server.sse import EventStream
+
+MESSAGES = THREAD + "/messages"
+
+
+async def post_message(request: Request) -> Response:
+    """Post a message; a user's is answered: as JSON when complete, at once by `Prefer`, or as an event stream."""
+    who, service = principal_of(request), service_of(request)
+    agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
+    if (position := request.headers.get("last-event-id")) is not None:
+        return EventStream(streams_of(request), await service.resume(who, agent_id, thread_id, position))
+    stream = wants_stream(request)
+    post = await service.post_message(
+        who,
+        agent_id,
+        thread_id,
+        await body_of(request, MessageCreate),
+        idempotency_key=idempotency_key(request),
+        if_busy=if_busy(request),
+    )
+    headers = {"Idempotency-Replayed": "true"} if post.posted.replayed else {}
+    if stream:
+        return EventStream(streams_of(request), await service.stream(who, thread_id, post), headers)
+    return await _answer(request, post, headers)
+
+
+async def _answer(request: Request, post: Post, headers: dict[str, str]) -> Response:
+    """The JSON ending: 201 with the finished message, 202 with one in progress, or the failure's problem."""
+    message = post.posted.answer or post.posted.message
+    seconds = preferred_wait(request)
+    headers["Location"] = f"{request.url.path}/{message.id}"
+    if seconds is not None:
+        headers["Preference-Applied"] = f"wait={seconds:g}" if seconds else "respond-async"
+    if message.in_progress and seconds != 0:
+        message = await service_of(request).wait(principal_of(request), message.thread_id, message.id, seconds)
+    if message.status == "failed":
+        raise RunFailedError(message)
+    return as_json(message, 202 if message.in_progress else 201, headers)
+
+
+async def list_messages(request: Request) -> Response:
+    """Older messages: the latest `limit` before message `before`, oldest first."""
+    messages = await service_of(request).list_messages(
+        principal_of(request),
+        request.path_params["agent_id"],
+        request.path_params["thread_id"],
+        before=message_id(request, "before"),
+        limit=integer(request, "limit", 50, 1, 100),
+    )
+    return as_json(messages)
+
+
+async def get_message(request: Request) -> Response:
+    """Read one message: how a client that doesn't stream polls a run."""
+    path = request.path_params
+    return as_json(
+        await service_of(request).get_message(
+            principal_of(request), path["agent_id"], path["thread_id"], path["message_id"]
+        )
+    )
+
+
+async def cancel(request: Request) -> Response:
+    """Stop the run that makes this message; the message as kept."""
+    path = request.path_params
+    return as_json(
+        await service_of(request).cancel(principal_of(request), path["agent_id"], path["thread_id"], path["message_id"])
+    )
+
+
+ROUTES = [
+    Route(MESSAGES, post_message, methods=["POST"]),
+    Route(MESSAGES, list_messages, methods=["GET"]),
+    Route(MESSAGES + "/{message_id}", get_message, methods=["GET"]),
+    Route(MESSAGES + "/{message_id}/cancel", cancel, methods=["POST"]),
+]

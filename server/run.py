@@ -1,0 +1,166 @@
+"""One run: an agent's parts become events of the thread's log, and those events become the message.
+
+The deciding half of the runner, without a single await: `LiveRun.take` turns a part into an event, applies it to the
+fold and writes it. Whoever reads the log with the same fold gets the same message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from msgspec.structs import replace
+
+from agents import Ended, Part, Reasoning, Text, ToolCompleted, ToolProgress, ToolStarted
+from stores.contracts import EventLog, Posted
+from stores.events import (
+    Event,
+    MessageCreated,
+    MessageDelta,
+    MessageSnapshot,
+    ReasoningDelta,
+    RunError,
+    RunStarted,
+    ToolCallCompleted,
+    ToolCallProgress,
+    ToolCallStarted,
+)
+from stores.fold import Fold
+from stores.models import MESSAGE_BYTES, Agent, Clock, JSONObject, Message, Principal, Status, timestamp
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """How a run ends: its status, why if it failed, and what its open tool calls get as their error."""
+
+    status: Status
+    error: RunError | None = None
+    open_calls: str = "The call was interrupted."
+
+
+COMPLETED = Ending("completed", open_calls="The agent did not wait for this call.")
+CANCELLED = Ending("cancelled", open_calls="The run was cancelled.")
+INTERRUPTED = Ending(
+    "failed", RunError("interrupted", "The server stopped before the answer was complete.", retryable=True)
+)
+
+
+class TooLong(Exception):
+    """The message has grown past what one message may take."""
+
+
+class LiveRun:
+    """A run of this process."""
+
+    def __init__(self, who: Principal, agent: Agent, posted: Posted, log: EventLog, clock: Clock) -> None:
+        assert posted.answer is not None
+        self.who = who
+        self.agent = agent
+        self.question = posted.message
+        self.id = posted.answer.id
+        self.thread_id = posted.answer.thread_id
+        self.fold = Fold(posted.answer)
+        self.writer = log.writer(self.thread_id, lambda: MessageSnapshot(self.message()))
+        self.ending: asyncio.Future[Ending | None] = asyncio.get_running_loop().create_future()
+        self.look = asyncio.Event()
+        self.changed = False
+        self._clock = clock
+        self._calls: list[JSONObject] = []
+        self._reasoned = 0
+        self._size = 0
+        self._facts: JSONObject = {}
+
+    def begin(self, answer: Message) -> None:
+        """Say what the claim stored."""
+        self.writer.write(MessageCreated(self.question))
+        self.writer.write(RunStarted(answer))
+
+    def end(self, ending: Ending | None) -> None:
+        """Settle how the run ends; the first word counts. Null: somebody else ends it, this process says nothing."""
+        if not self.ending.done():
+            self.ending.set_result(ending)
+
+    def message(self) -> Message:
+        """The message as far as it has come."""
+        return self.fold.message().with_run(tool_calls=list(self._calls), **self._facts)
+
+    def take(self, part: Part) -> None:
+        """Turn one part into an event, keep it, say it. Raises: TooLong, LogDeleted, and ValueError on nonsense."""
+        match part:
+            case Text(text=text):
+                if text:
+                    text = _clean(text)
+                    self._grow(len(text.encode()))
+                    self._say(MessageDelta(self.id, self.fold.length, text))
+            case Reasoning(text=text):
+                if text:
+                    text = _clean(text)
+                    self.writer.write(ReasoningDelta(self.id, self._reasoned, text))
+                    self._reasoned += len(text)
+            case ToolStarted() | ToolProgress() | ToolCompleted():
+                self._take_tool_part(part)
+            case Ended():
+                self._facts |= {
+                    name: value for name, value in msgspec.structs.asdict(part).items() if value is not None
+                }
+
+    def _take_tool_part(self, part: ToolStarted | ToolProgress | ToolCompleted) -> None:
+        self._grow(len(msgspec.json.encode(part)))
+        index = self._index(part.id)
+        match part:
+            case ToolStarted():
+                if index is not None:
+                    raise ValueError(f"tool call {part.id!r} was started twice")
+                self._calls.append({"id": part.id, "round": part.round, "offset": self.fold.length})
+                index = len(self.fold.tool_calls)
+                self._say(ToolCallStarted(self.id, index, part.tool_name, part.arguments, timestamp(self._clock())))
+                self.look.set()
+            case ToolProgress() if index is not None:
+                self.writer.write(ToolCallProgress(self.id, index, part.progress, part.total, part.message))
+            case ToolCompleted() if index is not None:
+                call = self.fold.tool_calls[index]
+                call = replace(call, result=part.result, error=part.error, end_time=timestamp(self._clock()))
+                self._say(ToolCallCompleted(self.id, index, call))
+                self.look.set()
+            case _:
+                raise ValueError(f"tool call {part.id!r} was never started")
+
+    def _index(self, call_id: str) -> int | None:
+        return next((index for index, call in enumerate(self._calls) if call["id"] == call_id), None)
+
+    def _say(self, event: Event) -> None:
+        self.fold.apply(event)
+        self.writer.write(event)
+        self.changed = True
+
+    def _grow(self, size: int) -> None:
+        self._size += size
+        if self._size > MESSAGE_BYTES:
+            raise TooLong
+
+
+def _clean(text: str) -> str:
+    """The same text; where a model left half a surrogate pair, which no JSON can carry, a question mark."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
+
+
+def finished(partial: Message, ending: Ending, now: str) -> tuple[Message, list[ToolCallCompleted]]:
+    """The message as it is kept, and the events that close its open tool calls.
+
+    A message that was pieced together from the log has calls without an id, round and offset; they get them here.
+    """
+    closed: list[ToolCallCompleted] = []
+    calls = list(partial.tool_calls)
+    for index, call in enumerate(calls):
+        if call.end_time is None:
+            calls[index] = replace(call, error=ending.open_calls, end_time=now)
+            closed.append(ToolCallCompleted(partial.id, index, calls[index]))
+    known = list((partial.run or {}).get("tool_calls", []))
+    for index in range(len(known), len(calls)):
+        known.append({"id": f"call_{index}", "round": index, "offset": len(partial.content)})
+    error = msgspec.structs.asdict(ending.error) if ending.error else None
+    message = replace(partial, tool_calls=calls).with_run(status=ending.status, error=error, tool_calls=known)
+    return message, closed

@@ -1,0 +1,305 @@
+"""The runs of this process, and the repair of runs whose process died.
+
+A run belongs to no request: it is started by whoever claimed the thread and ends by itself, by cancel, by the time
+limit or with the process. Its message is stored before its terminal event is said, and only whoever stored it says
+it; its record is deleted last, so that a crash anywhere between leaves something for a sweeper to finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+from msgspec.structs import replace
+
+from agents import AgentError, Run, Toolbox
+from agents.registry import Registry
+from server.run import CANCELLED, COMPLETED, INTERRUPTED, Ending, LiveRun, TooLong, finished
+from stores.contracts import EventLog, Finished, Posted, ThreadStore
+from stores.errors import Gap, LogDeleted, NotFound, StoreUnavailable
+from stores.events import MessageCreated, RunError, Terminal, ToolCallCompleted, terminal
+from stores.fold import fold
+from stores.models import Agent, Clock, Message, Principal, RunRecord, new_id, timestamp, utcnow
+
+logger = logging.getLogger(__name__)
+
+HISTORY = 100
+"""How many of a thread's latest messages an agent is given."""
+
+CHECKPOINT_SECONDS = 2.0
+SWEEP_SECONDS = 5.0
+_STUBBORN_SECONDS = 5.0
+_BREATH = 64
+
+
+class Runner:
+    """Starts, keeps, ends and repairs runs.
+
+    Args:
+        toolbox: makes the tools of an agent for one run.
+        render: Markdown to sanitized HTML.
+        run_seconds: how long a run may take.
+    """
+
+    def __init__(
+        self,
+        store: ThreadStore,
+        log: EventLog,
+        registry: Registry,
+        toolbox: Callable[[Agent], Toolbox],
+        render: Callable[[str], Awaitable[str]],
+        *,
+        run_seconds: float = 600.0,
+        clock: Clock = utcnow,
+    ) -> None:
+        self.worker = new_id()
+        self.draining = False
+        self._store = store
+        self._log = log
+        self._registry = registry
+        self._toolbox = toolbox
+        self._render = render
+        self._run_seconds = run_seconds
+        self._clock = clock
+        self._runs: dict[str, LiveRun] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        log.on_signal(self._look)
+
+    @property
+    def count(self) -> int:
+        return len(self._runs)
+
+    def has(self, run_id: str) -> bool:
+        return run_id in self._runs
+
+    def start(self, who: Principal, agent: Agent, posted: Posted) -> None:
+        """Begin the run that `posted` claimed; it goes on in a task of its own."""
+        run = LiveRun(who, agent, posted, self._log, self._clock)
+        self._runs[run.id] = run
+        task = asyncio.create_task(self._live(run, run.fold.message()), name=f"run {run.id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def prepared(self, who: Principal, agent: Agent, run_id: str, messages: list[Message]) -> Run:
+        """What an agent is given."""
+        return Run(id=run_id, who=who, agent=agent, messages=messages, tools=self._toolbox(agent))
+
+    def _look(self, run_id: str) -> None:
+        if run := self._runs.get(run_id):
+            run.look.set()
+
+    async def _live(self, run: LiveRun, answer: Message) -> None:
+        try:
+            with contextlib.suppress(LogDeleted):
+                run.begin(answer)
+            ending = await self._answered(run)
+            if ending is not None:
+                outcome = await self._end(run.who, run.message(), ending, run.writer.write)
+                if outcome is None or outcome.won:
+                    await run.writer.flush()
+                    await self._forget(run.who, run.id)
+        except LogDeleted:
+            await self._forget(run.who, run.id)
+        except Exception:
+            logger.exception("run %s broke; a sweeper will end it", run.id)
+        finally:
+            del self._runs[run.id]
+
+    async def _answered(self, run: LiveRun) -> Ending | None:
+        """Let the agent speak until it has ended or something ended it."""
+        speaking = asyncio.create_task(self._speak(run))
+        keeping = asyncio.create_task(self._keep(run))
+        try:
+            done, _ = await asyncio.wait({run.ending}, timeout=self._run_seconds)
+            if not done:
+                detail = f"The answer took longer than {self._run_seconds:g} seconds."
+                run.end(Ending("failed", RunError("agent_timeout", detail, retryable=True)))
+            return run.ending.result()
+        finally:
+            keeping.cancel()
+            speaking.cancel()
+            _, stubborn = await asyncio.wait({speaking, keeping}, timeout=_STUBBORN_SECONDS)
+            if stubborn:
+                logger.error("run %s: its agent does not stop when cancelled", run.id)
+
+    async def _speak(self, run: LiveRun) -> None:
+        try:
+            parts = self._registry.kind(run.agent.kind).reply(await self._prepare(run))
+            try:
+                breath = 0
+                async for part in parts:
+                    run.take(part)
+                    if (breath := breath + 1) % _BREATH == 0:
+                        await asyncio.sleep(0)
+            finally:
+                if isinstance(parts, AsyncGenerator):
+                    await parts.aclose()
+            run.end(COMPLETED)
+        except AgentError as error:
+            run.end(Ending("failed", RunError(error.code, error.detail, error.retryable)))
+        except LogDeleted:
+            run.end(None)
+        except TooLong:
+            run.end(Ending("failed", RunError("agent_failed", "The answer grew larger than a message may be.", False)))
+        except Exception:
+            logger.exception("run %s: its agent raised", run.id)
+            run.end(Ending("failed", RunError("agent_failed", "The agent failed.", retryable=False)))
+
+    async def _prepare(self, run: LiveRun) -> Run:
+        stored = await self._store.messages(run.who, run.thread_id, before=None, limit=HISTORY)
+        asked = [message for message in stored if message.created_at <= run.question.created_at]
+        return self.prepared(run.who, run.agent, run.id, asked)
+
+    async def _keep(self, run: LiveRun) -> None:
+        """Checkpoint every two seconds and at each tool boundary; learn there whether the run may go on."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CHECKPOINT_SECONDS):
+                    await run.look.wait()
+            run.look.clear()
+            partial = run.message() if run.changed else None
+            run.changed = False
+            try:
+                lease = await self._store.checkpoint(run.who, run.id, worker=self.worker, partial=partial)
+            except StoreUnavailable as error:
+                logger.warning("run %s could not be checkpointed: %s", run.id, error)
+                run.changed = run.changed or partial is not None
+                continue
+            if lease != "held":
+                run.end(CANCELLED if lease == "cancelled" else None)
+                return
+
+    async def _end(
+        self,
+        who: Principal,
+        partial: Message,
+        ending: Ending,
+        say: Callable[[MessageCreated | ToolCallCompleted | Terminal], None],
+    ) -> Finished | None:
+        """Store the finished message, then say so if this call stored it. Null if the thread is gone."""
+        message, closed = finished(partial, ending, timestamp(self._clock()))
+        message = replace(message, content_html=await self._render(message.content))
+        outcome = await self._stored(who, message)
+        if outcome is not None and outcome.won:
+            for event in closed:
+                say(event)
+            say(terminal(outcome.message))
+        return outcome
+
+    async def _stored(self, who: Principal, message: Message) -> Finished | None:
+        wait = 0.1
+        while True:
+            try:
+                return await self._store.finish(who, message)
+            except NotFound:
+                return None
+            except StoreUnavailable as error:
+                logger.warning("run %s could not be finished yet: %s", message.id, error)
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, 2.0)
+
+    async def _forget(self, who: Principal, run_id: str) -> None:
+        with contextlib.suppress(StoreUnavailable):
+            await self._store.forget(who, run_id)
+
+    async def sweep(self) -> None:
+        """End the runs whose process died."""
+        for record in await self._store.orphans(self.worker):
+            if self.has(record.id):
+                continue
+            try:
+                await self.repair(record)
+            except Exception:
+                logger.exception("run %s could not be repaired", record.id)
+
+    async def sweep_forever(self) -> None:
+        while True:
+            try:
+                await self.sweep()
+            except StoreUnavailable as error:
+                logger.warning("could not sweep: %s", error)
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def heal(self, who: Principal, run_id: str) -> bool:
+        """End that run if its process died; true if it did."""
+        if self.has(run_id):
+            return False
+        record = await self._store.orphan(who, run_id, self.worker)
+        if record is not None:
+            await self.repair(record)
+        return record is not None
+
+    async def repair(self, record: RunRecord) -> None:
+        """End a run for its owner: keep what its checkpoint or the log holds, whichever is more, and say the end.
+
+        Safe against the owner and against other repairers: whoever stores the message says the end. A run that was
+        stored, but whose end was never said, gets that said.
+        """
+        who, thread_id = record.who, record.thread_id
+        try:
+            events = await self._log.run_events(thread_id, record.id, await self._log.tail(thread_id))
+        except Gap:
+            events = []
+        logged = fold(events, onto=record.partial)
+        writer = self._log.writer(thread_id)
+        with contextlib.suppress(LogDeleted):
+            said = bool(events) and isinstance(events[-1], Terminal)
+            ending = CANCELLED if record.cancelled else INTERRUPTED
+            question = await self._question(record)
+            if question is not None and not said:
+                outcome = await self._end(who, _longer(record.partial, logged), ending, _after(question, writer.write))
+                if outcome is not None and not outcome.won and outcome.message.status != "in_progress":
+                    _after(question, writer.write)(terminal(outcome.message))
+            await writer.flush()
+        await self._store.forget(who, record.id)
+
+    async def _question(self, record: RunRecord) -> Message | None:
+        """The user message that the run answers; null if the thread is gone, or the claim never happened."""
+        try:
+            await self._store.message(record.who, record.thread_id, record.id)
+            asked = (record.partial.run or {})["in_reply_to"]
+            return await self._store.message(record.who, record.thread_id, asked)
+        except NotFound:
+            return None
+
+    async def drain(self, seconds: float) -> None:
+        """Start nothing more; let runs end for that long, then keep what the others have said as interrupted."""
+        self.draining = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
+        for run in list(self._runs.values()):
+            run.end(INTERRUPTED)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_STUBBORN_SECONDS)
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_STUBBORN_SECONDS)
+
+
+def _longer(checkpoint: Message, logged: Message) -> Message:
+    """Whichever holds more text, or with as much text more of its tool calls closed."""
+
+    def extent(message: Message) -> tuple[int, int, int]:
+        ended = sum(call.end_time is not None for call in message.tool_calls)
+        return len(message.content), len(message.tool_calls), ended
+
+    return logged if extent(logged) > extent(checkpoint) else checkpoint
+
+
+def _after(
+    question: Message, write: Callable[[MessageCreated | ToolCallCompleted | Terminal], None]
+) -> Callable[[MessageCreated | ToolCallCompleted | Terminal], None]:
+    """`write`, with the question said again before its first event: a log that was lost has neither."""
+    said = False
+
+    def say(event: MessageCreated | ToolCallCompleted | Terminal) -> None:
+        nonlocal said
+        if not said:
+            said = True
+            write(MessageCreated(question))
+        write(event)
+
+    return say

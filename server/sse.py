@@ -1,0 +1,73 @@
+"""Server-sent events: a lean EventSourceResponse that is fed with encoded bytes.
+
+sse-starlette's own `__call__` runs four tasks per stream and encodes each event for each viewer; measured, that is
+most of the CPU and memory of an idle or a busy stream. This subclass keeps its interface and headers, and runs one
+pump and one watcher of `receive()`. https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+
+from sse_starlette import EventSourceResponse
+from sse_starlette.sse import AppStatus
+from starlette.types import Receive, Scope, Send
+
+from server.streams import Stream, Streams
+from server.viewer import Viewer
+
+RETRY_MS = 1000
+_PING = b":\n"
+_GOODBYE = b"retry: %d\n\n" % RETRY_MS
+
+AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield b""
+
+
+class EventStream(EventSourceResponse):
+    """A response that writes a viewer's entries until its reading ends, the client leaves, or the server stops.
+
+    A null viewer is a stream with nothing left to say: 200 and a clean end.
+    """
+
+    def __init__(self, streams: Streams, viewer: Viewer | None, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(_nothing(), sep="\n", headers={"Cache-Control": "no-cache, no-transform", **(headers or {})})
+        self._streams = streams
+        self._viewer = viewer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        if self._viewer is not None and scope["method"] != "HEAD":
+            with self._streams.open(self._viewer) as stream:
+                watcher = asyncio.create_task(_watch(receive, stream))
+                try:
+                    await self._pump(stream, send)
+                finally:
+                    watcher.cancel()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _pump(self, stream: Stream, send: Send) -> None:
+        while not stream.gone:
+            entries = await stream.viewer.next()
+            if entries is None:
+                return
+            body = b"".join([entry.sse for entry in entries])
+            if stream.ping():
+                body += _PING
+            if self._streams.closing:
+                body += _GOODBYE
+            if body and not stream.gone:
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+            if self._streams.closing:
+                return
+
+
+async def _watch(receive: Receive, stream: Stream) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    stream.leave()

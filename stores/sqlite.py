@@ -1,0 +1,29 @@
+"""The embedded Store: both contracts on one SQLite file. Survives `kill -9`; at start every run found is an orphan."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from stores.models import Clock, utcnow
+from stores.sqlite_directory import SQLiteDirectory
+from stores.sqlite_threads import SQLiteThreads
+
+
+class SQLiteStore(SQLiteThreads, SQLiteDirectory):
+    pass
+
+
+async def open_sqlite(path: Path, *, lease: float = 20.0, clock: Clock = utcnow, serving: bool = True) -> SQLiteStore:
+    """Open or make the database file.
+
+    Args:
+        path: the file; its folder exists.
+        lease: seconds that a run's lease lasts.
+        clock: for times that clients see and for the age of idempotency keys; leases go by the database's clock.
+        serving: take the folder's lock and make every run found an orphan; false for the CLI beside a server.
+
+    Raises:
+        DataFolderInUse: another server serves from this folder.
+    """
+    return await asyncio.to_thread(SQLiteStore, path, lease=lease, clock=clock, serving=serving)

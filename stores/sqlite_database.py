@@ -1,0 +1,203 @@
+"""The machinery of the embedded store: the standard sqlite3, WAL, one writer thread and one reader thread.
+
+A verb is one function that is given the connection; it runs whole in its thread, so that nothing interleaves inside
+a transaction. The writer commits what has queued up together, each verb in a savepoint of its own, and answers after
+the commit: an acknowledged write is on the disk. aiosqlite was refused: four times the CPU, and its coroutines
+interleave inside a transaction.
+
+`sqlite_threads` and `sqlite_directory` hold the verbs; `sqlite` puts them together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import functools
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from stores.errors import DataFolderInUse, StoreError, StoreUnavailable
+from stores.models import Clock
+
+R = TypeVar("R")
+S = TypeVar("S", bound="Database")
+P = ParamSpec("P")
+
+NOW = "((julianday('now') - 2440587.5) * 86400.0)"
+"""The database's clock, as an SQL expression: seconds since 1970."""
+
+_BATCH = 64
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS organizations (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, default_agent_id TEXT, created_at TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS users (
+    id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, name TEXT NOT NULL, created_at TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS users_of ON users (organization_id);
+CREATE TABLE IF NOT EXISTS keys (
+    id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, user_id TEXT NOT NULL, hash TEXT NOT NULL UNIQUE,
+    hint TEXT NOT NULL, created_at TEXT NOT NULL, revoked_at TEXT);
+CREATE TABLE IF NOT EXISTS agents (
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, organization_id TEXT NOT NULL, body BLOB NOT NULL,
+    deleted INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX IF NOT EXISTS agents_of ON agents (organization_id);
+CREATE TABLE IF NOT EXISTS threads (
+    id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, agent_id TEXT NOT NULL, user_id TEXT NOT NULL,
+    title TEXT NOT NULL, metadata BLOB NOT NULL, created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
+    archived INTEGER NOT NULL, running TEXT, key TEXT, fingerprint TEXT, key_at REAL);
+CREATE INDEX IF NOT EXISTS threads_of ON threads (organization_id, agent_id, updated_at DESC, id DESC);
+CREATE UNIQUE INDEX IF NOT EXISTS thread_keys ON threads (user_id, agent_id, key) WHERE key IS NOT NULL;
+CREATE TABLE IF NOT EXISTS messages (
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, created_at TEXT NOT NULL, body BLOB NOT NULL,
+    thread_id TEXT NOT NULL REFERENCES threads (id) ON DELETE CASCADE);
+CREATE INDEX IF NOT EXISTS messages_of ON messages (thread_id, seq);
+CREATE TABLE IF NOT EXISTS runs (
+    id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, user_id TEXT NOT NULL, worker TEXT NOT NULL,
+    lease REAL NOT NULL, cancelled INTEGER NOT NULL DEFAULT 0, partial BLOB NOT NULL,
+    thread_id TEXT NOT NULL REFERENCES threads (id) ON DELETE CASCADE);
+CREATE TABLE IF NOT EXISTS idempotency (
+    thread_id TEXT NOT NULL REFERENCES threads (id) ON DELETE CASCADE, user_id TEXT NOT NULL, key TEXT NOT NULL,
+    fingerprint TEXT NOT NULL, message_id TEXT NOT NULL, run_id TEXT, at REAL NOT NULL,
+    free INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (thread_id, user_id, key));
+"""
+
+Verb = Callable[[sqlite3.Connection], object]
+
+
+class _Worker:
+    """A thread with a connection that runs verbs in the order they come, writing ones in shared transactions."""
+
+    def __init__(self, path: Path, *, writes: bool) -> None:
+        self._path = path
+        self._writes = writes
+        self._queue: queue.SimpleQueue[tuple[Verb, Future[object]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=f"sqlite-{'write' if writes else 'read'}", daemon=True)
+        self._thread.start()
+
+    async def run(self, verb: Callable[[sqlite3.Connection], R]) -> R:
+        future: Future[R] = Future()
+        self._queue.put((verb, future))  # type: ignore[arg-type]
+        return await asyncio.wrap_future(future)
+
+    def stop(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        db = sqlite3.connect(self._path, isolation_level=None, timeout=10)
+        db.row_factory = sqlite3.Row
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("PRAGMA synchronous = FULL")
+        while (first := self._queue.get()) is not None:
+            batch = [first]
+            while self._writes and len(batch) < _BATCH and not self._queue.empty():
+                if (item := self._queue.get()) is None:
+                    self._queue.put(None)
+                    break
+                batch.append(item)
+            self._run_batch(db, [item for item in batch if item[1].set_running_or_notify_cancel()])
+        db.close()
+
+    def _run_batch(self, db: sqlite3.Connection, batch: list[tuple[Verb, Future[object]]]) -> None:
+        outcomes: list[object] = []
+        try:
+            db.execute("BEGIN IMMEDIATE" if self._writes else "BEGIN")
+            outcomes = [_outcome(db, verb) for verb, _ in batch]
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            outcomes = [StoreUnavailable(str(error))] * len(batch)
+        for (_, future), outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+
+def _outcome(db: sqlite3.Connection, verb: Verb) -> object:
+    """What the verb returned or raised; a verb that raised has changed nothing."""
+    db.execute("SAVEPOINT verb")
+    try:
+        result = verb(db)
+    except (StoreError, sqlite3.Error, ValueError, TypeError, LookupError) as error:
+        db.execute("ROLLBACK TO verb")
+        result = StoreUnavailable(str(error)) if isinstance(error, sqlite3.Error) else error
+    db.execute("RELEASE verb")
+    return result
+
+
+class Database:
+    """The connection threads and the folder's lock; verbs are methods decorated with `reading` or `writing`.
+
+    Args:
+        path: the database file; its folder exists.
+        lease: seconds that a run's lease lasts.
+        serving: take the folder's lock and make every run found an orphan; false for the CLI beside a server.
+
+    Raises:
+        DataFolderInUse: another server serves from this folder.
+    """
+
+    def __init__(self, path: Path, *, lease: float, clock: Clock, serving: bool) -> None:
+        self.lease = lease
+        self.clock = clock
+        self._lock = (path.parent / "lock").open("a") if serving else None
+        if self._lock:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                self._lock.close()
+                raise DataFolderInUse(str(path.parent)) from error
+        db = sqlite3.connect(path, isolation_level=None, timeout=10)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.executescript(_SCHEMA)
+        if serving:
+            db.execute("UPDATE runs SET lease = 0")
+        db.close()
+        self.writer = _Worker(path, writes=True)
+        self.reader = _Worker(path, writes=False)
+
+    async def ready(self) -> bool:
+        try:
+            await self.reader.run(lambda db: db.execute("SELECT 1").fetchone())
+        except StoreUnavailable:
+            return False
+        return True
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._stop)
+
+    def _stop(self) -> None:
+        self.reader.stop()
+        self.writer.stop()
+        if self._lock:
+            self._lock.close()
+
+
+def reading(
+    verb: Callable[Concatenate[S, sqlite3.Connection, P], R],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
+    """A verb that only reads, run in the reader thread."""
+
+    async def method(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await self.reader.run(lambda db: verb(self, db, *args, **kwargs))
+
+    functools.update_wrapper(method, verb)
+    return method
+
+
+def writing(
+    verb: Callable[Concatenate[S, sqlite3.Connection, P], R],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
+    """A verb that writes, run in the writer thread and answered after the commit."""
+
+    async def method(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await self.writer.run(lambda db: verb(self, db, *args, **kwargs))
+
+    functools.update_wrapper(method, verb)
+    return method

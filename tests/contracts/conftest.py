@@ -1,0 +1,115 @@
+"""The backends that every contract is tested with. A further one joins by one entry in STORES or LOGS."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import pytest
+
+from stores.contracts import EventLog, Store
+from stores.memory_log import MemoryLog
+from stores.models import Clock, new_id, utcnow
+from stores.sqlite import open_sqlite
+from tests.contracts.samples import Lose
+
+
+class OpenStore(Protocol):
+    """Open this test's database; opening it again finds what was there. `peer`: as another process beside it."""
+
+    def __call__(
+        self, *, lease: float = 20.0, clock: Clock = utcnow, peer: bool = False
+    ) -> AbstractAsyncContextManager[Store]: ...
+
+
+@asynccontextmanager
+async def sqlite(folder: Path, lease: float, clock: Clock, peer: bool) -> AsyncIterator[Store]:
+    store = await open_sqlite(folder / "chat.db", lease=lease, clock=clock, serving=not peer)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+STORES: dict[str, Callable[[Path, float, Clock, bool], AbstractAsyncContextManager[Store]]] = {"sqlite": sqlite}
+
+EMBEDDED = {"sqlite"}
+"""Stores of one server: whoever opens them finds every run an orphan, its lease expired or not."""
+
+
+class OpenedLog(msgspec.Struct):
+    log: EventLog
+    lose: Lose
+
+
+class Seconds:
+    """A monotonic clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@asynccontextmanager
+async def memory() -> AsyncIterator[OpenedLog]:
+    clock = Seconds()
+    log = MemoryLog(clock)
+
+    async def expire() -> None:
+        clock.now += 3601
+        await log.tail(new_id())
+
+    yield OpenedLog(log, expire)
+    await log.close()
+
+
+LOGS: dict[str, Callable[[], AbstractAsyncContextManager[OpenedLog]]] = {"memory": memory}
+
+
+@pytest.fixture(params=list(STORES))
+def store_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def open_store(store_name: str, tmp_path: Path) -> OpenStore:
+    def opening(
+        *, lease: float = 20.0, clock: Clock = utcnow, peer: bool = False
+    ) -> AbstractAsyncContextManager[Store]:
+        return STORES[store_name](tmp_path, lease, clock, peer)
+
+    return opening
+
+
+@pytest.fixture
+async def store(open_store: OpenStore) -> AsyncIterator[Store]:
+    async with open_store() as opened:
+        yield opened
+
+
+@pytest.fixture
+def embedded(store_name: str) -> None:
+    """Keep a test to the stores of one process."""
+    if store_name not in EMBEDDED:
+        pytest.skip(f"{store_name} is no embedded store")
+
+
+@pytest.fixture(params=list(LOGS))
+async def opened_log(request: pytest.FixtureRequest) -> AsyncIterator[OpenedLog]:
+    async with LOGS[request.param]() as opened:
+        yield opened
+
+
+@pytest.fixture
+def log(opened_log: OpenedLog) -> EventLog:
+    return opened_log.log
+
+
+@pytest.fixture
+def lose(opened_log: OpenedLog) -> Lose:
+    return opened_log.lose

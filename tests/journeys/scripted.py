@@ -1,0 +1,75 @@
+"""An agent for tests that does what the user's message says, one command a line.
+
+say TEXT            one delta
+think TEXT          one reasoning delta
+count N [MS]        N deltas ("0 ", "1 ", …), MS milliseconds apart
+tool NAME JSON      call a tool of the agent's MCP servers and wait for it
+open NAME           start a tool call that is never completed
+hold NAME           say so (`Gates.reached`), and wait for the test (`Gates.release`)
+fail DETAIL         AgentError; `overload DETAIL` one that may be retried; `crash` an exception of another kind
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator
+
+from agents import AgentError, Part, Reasoning, Run, Text, ToolStarted, ToolUse
+
+
+class Gates:
+    """Where scripts hold, by name: tests see that a script got there, and let it go on."""
+
+    def __init__(self) -> None:
+        self._reached: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._released: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+
+    async def reached(self, name: str) -> None:
+        async with asyncio.timeout(10):
+            await self._reached[name].wait()
+
+    def release(self, name: str) -> None:
+        self._released[name].set()
+
+    async def hold(self, name: str) -> None:
+        self._reached[name].set()
+        await self._released[name].wait()
+
+
+class Scripted:
+    """The reply function of kind `scripted`."""
+
+    def __init__(self) -> None:
+        self.gates = Gates()
+
+    async def __call__(self, run: Run) -> AsyncIterator[Part]:
+        for number, line in enumerate(run.messages[-1].content.splitlines()):
+            command, _, rest = line.partition(" ")
+            match command:
+                case "say":
+                    yield Text(rest)
+                case "think":
+                    yield Reasoning(rest)
+                case "count":
+                    count, _, delay = rest.partition(" ")
+                    for index in range(int(count)):
+                        yield Text(f"{index} ")
+                        await asyncio.sleep(float(delay or 0) / 1000)
+                case "tool":
+                    name, _, arguments = rest.partition(" ")
+                    async for part in run.tools.call([ToolUse(f"call_{number}", name, json.loads(arguments))]):
+                        yield part
+                case "open":
+                    yield ToolStarted(f"call_{number}", rest, {})
+                case "hold":
+                    await self.gates.hold(rest)
+                case "fail":
+                    raise AgentError(rest)
+                case "overload":
+                    raise AgentError(rest, code="agent_overloaded", retryable=True)
+                case "crash":
+                    raise RuntimeError("secret internal text")
+                case _:
+                    yield Text(line)

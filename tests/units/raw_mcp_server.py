@@ -1,0 +1,148 @@
+"""An MCP server written by hand, in the older protocol: starts in a blink and does whatever a test needs of it.
+
+It imports nothing but the standard library: what the SDK's own server can't be made to do (die in mid-call, hang, tell
+of a wrong schema) is easy here. Run by tests/units/test_mcp.py over stdio.
+"""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+JSON = dict[str, Any]
+
+writing = threading.Lock()
+cancelled: dict[object, threading.Event] = {}
+meetings: dict[int, threading.Barrier] = {}
+grown: list[str] = []
+
+
+def send(message: JSON) -> None:
+    with writing:
+        sys.stdout.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
+        sys.stdout.flush()
+
+
+def text(words: str, **more: object) -> JSON:
+    return {"content": [{"type": "text", "text": words}], **more}
+
+
+def pid(call: JSON) -> JSON:
+    return text("", structuredContent={"pid": os.getpid()})
+
+
+def echo(call: JSON) -> JSON:
+    return text(call["arguments"]["text"])
+
+
+def environment(call: JSON) -> JSON:
+    return text("", structuredContent={"greeting": os.environ.get("GREETING"), "cwd": os.getcwd()})
+
+
+def die(call: JSON) -> JSON:
+    os._exit(1)
+
+
+def fail(call: JSON) -> JSON:
+    return text("It went wrong.", isError=True)
+
+
+def big(call: JSON) -> JSON:
+    return text('é"\n' * call["arguments"]["times"])
+
+
+def meet(call: JSON) -> JSON:
+    """Returns only when as many calls as `guests` are in it at the same time."""
+    guests = call["arguments"]["guests"]
+    with writing:
+        barrier = meetings.setdefault(guests, threading.Barrier(guests))
+    barrier.wait(timeout=5)
+    return text("met")
+
+
+def until_cancelled(call: JSON) -> JSON:
+    """Tells its progress once, waits to be cancelled, and writes that to a file."""
+    progress(call, 1)
+    if cancelled[call["id"]].wait(timeout=10):
+        Path(call["arguments"]["file"]).write_text("cancelled")
+    return text("over")
+
+
+def flood(call: JSON) -> JSON:
+    for step in range(1000):
+        progress(call, step)
+    return text("flooded")
+
+
+def grow(call: JSON) -> JSON:
+    grown.append("grown")
+    send({"method": "notifications/tools/list_changed"})
+    return text("grown")
+
+
+def progress(call: JSON, step: int) -> None:
+    token = call["_meta"]["progressToken"]
+    send({"method": "notifications/progress", "params": {"progressToken": token, "progress": step, "total": 1000}})
+
+
+ANYTHING: JSON = {"type": "object"}
+TOOLS: dict[str, tuple[Callable[[JSON], JSON], JSON]] = {
+    "pid": (pid, ANYTHING),
+    "echo": (echo, {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}),
+    "environment": (environment, ANYTHING),
+    "die": (die, ANYTHING),
+    "fail": (fail, ANYTHING),
+    "big": (big, ANYTHING),
+    "meet": (meet, ANYTHING),
+    "until_cancelled": (until_cancelled, ANYTHING),
+    "flood": (flood, ANYTHING),
+    "grow": (grow, ANYTHING),
+    "wrong_schema": (fail, {"type": "object", "properties": {"x": {"type": "nonsense"}}}),
+}
+
+
+def listed() -> list[JSON]:
+    """All tools there are now; `tools/list` gives six a page."""
+    return [{"name": name, "inputSchema": schema} for name, (_, schema) in TOOLS.items()] + [
+        {"name": name, "inputSchema": ANYTHING} for name in grown
+    ]
+
+
+def answer(message: JSON) -> None:
+    params = message.get("params", {})
+    match message["method"]:
+        case "initialize":
+            result: JSON = {
+                "protocolVersion": "2025-06-18",
+                "capabilities": {"tools": {"listChanged": True}},
+                "serverInfo": {"name": "raw", "version": "1"},
+            }
+        case "tools/list":
+            start = int(params.get("cursor", 0))
+            result = {"tools": listed()[start : start + 6]}
+            if start + 6 < len(listed()):
+                result["nextCursor"] = str(start + 6)
+        case "tools/call":
+            result = TOOLS[params["name"]][0]({"id": message["id"], **params})
+        case _:
+            send({"id": message["id"], "error": {"code": -32601, "message": "Method not found"}})
+            return
+    send({"id": message["id"], "result": result})
+
+
+def main() -> None:
+    for line in sys.stdin:
+        message = json.loads(line)
+        if message["method"] == "notifications/cancelled":
+            cancelled[message["params"]["requestId"]].set()
+        elif "id" in message:
+            cancelled[message["id"]] = threading.Event()
+            threading.Thread(target=answer, args=[message], daemon=True).start()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""content_html: what comes out is safe and bounded, whatever goes in, and nothing else waits for it. Real workers."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from server.content_html import HTML_BYTES, Renderer
+
+LARGE = (
+    "An *ordinary* sentence with `code` and a [link](https://example.com/a), as people write them. " * 5 + "\n\n"
+) * 50
+MEGABYTE = LARGE * (2**20 // len(LARGE))
+ENDLESS = "[" * 1_000_000
+"""Takes ten seconds."""
+
+SERVER = """
+import asyncio
+from server.content_html import Renderer
+
+async def main():
+    renderer = Renderer()
+    assert "<em>" in await renderer.markdown("*large* " * 10_000)
+    stdin = renderer._worker.stdin
+    stdin.transport.set_write_buffer_limits(0)
+    task = asyncio.create_task(renderer.sanitized("<div>" * DIVS))
+    await asyncio.sleep(0)
+    await stdin.drain()  # now the worker has all of it
+    assert renderer._ready == (DIVS == 0)
+    print("here", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+async def renderer() -> AsyncIterator[Renderer]:
+    renderer = Renderer()
+    yield renderer
+    async with asyncio.timeout(5):
+        await renderer.close()
+
+
+def worker_pid(renderer: Renderer) -> int:
+    assert renderer._worker is not None
+    return renderer._worker.pid
+
+
+async def started(renderer: Renderer) -> int:
+    """The worker's pid, once it has answered."""
+    assert "<em>" in await renderer.markdown(LARGE)
+    return worker_pid(renderer)
+
+
+async def rendering(renderer: Renderer) -> asyncio.Task[str]:
+    """A render that won't end by itself, once the worker has it."""
+    await started(renderer)
+    endless = asyncio.create_task(renderer.markdown(ENDLESS))
+    await asyncio.sleep(0)
+    assert not renderer._ready
+    return endless
+
+
+@pytest.mark.parametrize(
+    ("content", "html"),
+    [
+        ("", ""),
+        ("# Hello *you*", "<h1>Hello <em>you</em></h1>\n"),
+        ("~~no~~ **yes**", "<p><s>no</s> <strong>yes</strong></p>\n"),
+        ("3. c\n4. d", '<ol start="3">\n<li>c</li>\n<li>d</li>\n</ol>\n'),
+        ("```python\na < b\n```", '<pre><code class="language-python">a &lt; b\n</code></pre>\n'),
+        ("```c$\na\n```", "<pre><code>a\n</code></pre>\n"),
+        ("a `Vec<T>` or Vec<T>", "<p>a <code>Vec&lt;T&gt;</code> or Vec&lt;T&gt;</p>\n"),
+        ("[a](https://b.example)", '<p><a href="https://b.example" rel="noopener noreferrer">a</a></p>\n'),
+        ("<https://b.example>", '<p><a href="https://b.example" rel="noopener noreferrer">https://b.example</a></p>\n'),
+        ("![a](https://b.example/c.png)", '<p><img src="https://b.example/c.png" alt="a"></p>\n'),
+        ("[a](/logout) ![b](//evil.example)", '<p><a rel="noopener noreferrer">a</a> <img alt="b"></p>\n'),
+        ("a\0b \ud800 😀", "<p>a\N{REPLACEMENT CHARACTER}b ? 😀</p>\n"),
+    ],
+)
+async def test_markdown_becomes_html(renderer: Renderer, content: str, html: str) -> None:
+    assert await renderer.markdown(content) == html
+    assert renderer._worker is None  # nothing small needs a process
+
+
+async def test_a_table_keeps_its_alignment_without_a_style(renderer: Renderer) -> None:
+    html = await renderer.markdown("| a | b |\n|---|--:|\n| 1 | 2 |")
+    assert "<th>a</th>" in html
+    assert '<td align="right">2</td>' in html
+    assert "style" not in html
+
+
+@pytest.mark.parametrize(
+    ("given", "html"),
+    [
+        ("<p>fine <b>bold</b></p>", "<p>fine <b>bold</b></p>"),
+        ('<code class="language-c++">a</code><p class="x">b</p>', '<code class="language-c++">a</code><p>b</p>'),
+        ('<code class="language-c x">a</code>', "<code>a</code>"),
+        ("a<script>alert(1)</script>b", "ab"),
+        ("<style>*{}</style>a", "a"),
+        ('<p style="position:fixed" onclick="alert(1)" id="x">a</p>', "<p>a</p>"),
+        ("<img src=x onerror=alert(1)>", "<img>"),
+        ("<img src='data:image/svg+xml,<svg onload=alert(1)>'>", "<img>"),
+        ("<svg onload=alert(1)><script>alert(1)</script></svg>a", "a"),
+        ("<iframe src='https://a.example'></iframe>a", "a"),
+        ("<form action='https://a.example'><input name=a><button>b</button></form>", "b"),
+        ("<a href='javascript:alert(1)'>a</a>", '<a rel="noopener noreferrer">a</a>'),
+        ("<a href=' JaVa\tScript&#58;alert(1)'>a</a>", '<a rel="noopener noreferrer">a</a>'),
+        ("<a href='vbscript:a'>a</a>", '<a rel="noopener noreferrer">a</a>'),
+        (
+            "<a href='https://a.example' rel='opener' target='_top'>a</a>",
+            '<a href="https://a.example" rel="noopener noreferrer">a</a>',
+        ),
+        ("<base href='https://a.example'><meta http-equiv=refresh><link rel=stylesheet href=b><object data=c>a", "a"),
+        ("<math><mtext><table><mglyph><style><!--</style><img title='--><img src onerror=alert(1)>'>", ""),
+        ("<!-- a --><p>b", "<p>b</p>"),
+        ("\0\udfff", "\N{REPLACEMENT CHARACTER}?"),
+    ],
+)
+async def test_a_clients_html_is_stripped_of_what_is_not_safe(renderer: Renderer, given: str, html: str) -> None:
+    assert await renderer.sanitized(given) == html
+
+
+@pytest.mark.parametrize("target", ["javascript:alert(1)", "data:text/html,a", "data:image/png;base64,a", "vbscript:a"])
+async def test_markdown_makes_no_link_or_image_of_an_unsafe_url(renderer: Renderer, target: str) -> None:
+    html = await renderer.markdown(f"[a]({target}) ![b]({target}) <{target}> <img src='{target}' onerror='c'>")
+    assert "href" not in html
+    assert "src=" not in html.replace("&lt;img src=", "")
+
+
+async def test_a_megabyte_of_ordinary_text_is_rendered(renderer: Renderer) -> None:
+    html = await renderer.markdown(MEGABYTE)
+    assert html.startswith("<p>An <em>ordinary</em> sentence")
+    assert html.count("<p>") == MEGABYTE.count("\n\n")
+    assert await renderer.sanitized(html) == html
+
+
+async def test_a_text_that_takes_too_long_is_escaped_and_the_loop_never_waits_for_it(renderer: Renderer) -> None:
+    await started(renderer)
+    gaps: list[float] = []
+
+    async def tick() -> None:
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            gaps.append(time.monotonic() - before)
+
+    ticking = asyncio.create_task(tick())
+    begun = time.monotonic()
+    async with asyncio.timeout(11):
+        assert await renderer.markdown(ENDLESS) == f"<pre>{ENDLESS}</pre>"
+    assert time.monotonic() - begun > 1
+    ticking.cancel()
+    assert max(gaps) < 0.5
+    assert "<em>" in await renderer.markdown(LARGE)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [">" * 50_000, "> " * 50_000, "`" * 100_000, "".join("`" * n + "a" for n in range(450)), "- " * 50_000],
+    ids=["quotes", "spaced quotes", "backticks", "growing backticks", "lists"],
+)
+async def test_deep_nesting_harms_nobody(renderer: Renderer, content: str) -> None:
+    async with asyncio.timeout(11):
+        assert len(await renderer.markdown(content)) <= 8 * len(content)
+
+
+async def test_html_that_grows_too_much_is_given_up(renderer: Renderer) -> None:
+    table = "|a" * 200 + "\n" + "|-" * 200 + "\n" + "|\n" * 300
+    assert await renderer.markdown(table) == f"<pre>{table}</pre>"
+
+
+@pytest.mark.parametrize("text", ["\0\ud800<&>" * 1_000_000, "&" * HTML_BYTES])
+async def test_a_text_beyond_all_bounds_is_cut_between_its_characters(renderer: Renderer, text: str) -> None:
+    await renderer.close()
+    html = await renderer.markdown(text)
+    assert len(html.encode()) <= HTML_BYTES + 20
+    assert html.endswith(("&amp;…</pre>", "&gt;…</pre>", "&lt;…</pre>", "?…</pre>", "\N{REPLACEMENT CHARACTER}…</pre>"))
+
+
+async def test_large_texts_take_turns_at_one_worker(renderer: Renderer) -> None:
+    texts = [f"{n} {LARGE}" for n in range(3)]
+    htmls = await asyncio.gather(*map(renderer.markdown, texts))
+    assert [html[:5] for html in htmls] == ["<p>0 ", "<p>1 ", "<p>2 "]
+
+
+async def test_a_worker_killed_while_it_works_is_replaced(renderer: Renderer) -> None:
+    endless = await rendering(renderer)
+    killed = worker_pid(renderer)
+    os.kill(killed, signal.SIGKILL)
+    async with asyncio.timeout(5):
+        assert await endless == f"<pre>{ENDLESS}</pre>"
+        assert await started(renderer) != killed
+
+
+async def test_a_cancelled_render_leaves_no_answer_for_the_next(renderer: Renderer) -> None:
+    endless = await rendering(renderer)
+    endless.cancel()
+    async with asyncio.timeout(5):
+        assert "<em>" in await renderer.markdown(LARGE)
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+async def test_closing_leaves_no_process(renderer: Renderer, busy: bool) -> None:
+    endless = await rendering(renderer) if busy else None
+    pid = worker_pid(renderer) if busy else await started(renderer)
+    async with asyncio.timeout(1):  # it doesn't wait for the text
+        await renderer.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    if endless:
+        assert await endless == f"<pre>{ENDLESS}</pre>"
+    assert await renderer.markdown(LARGE) == f"<pre>{LARGE}</pre>"
+    assert await renderer.markdown("*small*") == "<p><em>small</em></p>\n"
+
+
+@pytest.mark.parametrize("divs", [0, 10_000, 50_000], ids=["idle", "busy", "busy for long"])
+async def test_no_worker_outlives_a_server_that_was_killed(divs: int) -> None:
+    server = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", SERVER.replace("DIVS", str(divs))),
+        stdout=PIPE,
+        stderr=PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    assert server.stdout is not None
+    assert server.stderr is not None
+    async with asyncio.timeout(15):
+        assert await server.stdout.readline() == b"here\n"
+        server.kill()
+        assert await server.stderr.read() == b""  # the worker holds it as well, so it ends with the last of the two
+        await server.wait()

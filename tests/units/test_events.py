@@ -1,0 +1,151 @@
+"""Events: what is encoded comes back the same, under the names that the API fixes."""
+
+from __future__ import annotations
+
+import json
+from typing import get_args
+
+import pytest
+
+from stores.events import (
+    TERMINAL_TYPES,
+    Event,
+    LogOpened,
+    MessageCreated,
+    MessageDelta,
+    MessageSnapshot,
+    ReasoningDelta,
+    RunCancelled,
+    RunCompleted,
+    RunError,
+    RunFailed,
+    RunStarted,
+    ThreadDeleted,
+    ThreadSnapshot,
+    ThreadUpdated,
+    ToolCallCompleted,
+    ToolCallProgress,
+    ToolCallStarted,
+    decode,
+    encode,
+    joined,
+    message_id_of,
+    partial_only,
+    terminal,
+    type_of,
+)
+from stores.models import Message, Thread, ToolCall, new_answer
+
+NOW = "2026-01-31T12:00:00.000Z"
+ANSWER = new_answer("thread", "question", "model", NOW)
+CALL = ToolCall("look", {"$a.b": 2**70, "": None}, {"x": 0.1}, None, NOW, NOW)
+QUESTION = Message("question", "thread", 'a\nb "\\ 😀 \u2028', "", "user", [CALL], [{"id": "f"}], {"k": [None]}, NOW)
+THREAD = Thread("thread", "agent", "user", "organization", "", {"m": {}}, NOW, NOW, False)
+ERROR = RunError("agent_failed", "It broke.", True)
+
+SAMPLES: dict[str, Event] = {
+    "message.created": MessageCreated(QUESTION),
+    "run.started": RunStarted(ANSWER),
+    "message.delta": MessageDelta("m", 0, "déjà 😀\r\n"),
+    "reasoning.delta": ReasoningDelta("m", 7, "hm"),
+    "tool_call.started": ToolCallStarted("m", 0, "look", {"big": 2**70}, NOW),
+    "tool_call.progress": ToolCallProgress("m", 0, 0.5, None, None),
+    "tool_call.completed": ToolCallCompleted("m", 0, CALL),
+    "message.snapshot": MessageSnapshot(ANSWER),
+    "run.completed": RunCompleted(ANSWER.with_run(status="completed")),
+    "run.failed": RunFailed(ANSWER, ERROR),
+    "run.cancelled": RunCancelled(ANSWER),
+    "thread.updated": ThreadUpdated(THREAD),
+    "thread.deleted": ThreadDeleted("thread"),
+    "thread.snapshot": ThreadSnapshot(THREAD),
+    "log.opened": LogOpened(),
+}
+
+by_type = pytest.mark.parametrize("name", SAMPLES)
+
+
+def test_every_event_has_a_sample_under_its_name() -> None:
+    assert {type(event) for event in SAMPLES.values()} == set(get_args(Event))
+    assert all(json.loads(encode(event))["type"] == name for name, event in SAMPLES.items())
+
+
+@by_type
+def test_an_event_comes_back_as_it_was_encoded(name: str) -> None:
+    event = SAMPLES[name]
+    assert decode(encode(event)) == event
+    assert encode(decode(encode(event))) == encode(event)
+
+
+@by_type
+def test_the_type_is_read_off_the_encoded_event(name: str) -> None:
+    assert type_of(encode(SAMPLES[name])) == name
+
+
+@by_type
+def test_an_encoded_event_is_one_line(name: str) -> None:
+    assert b"\n" not in encode(SAMPLES[name])
+    assert b"\r" not in encode(SAMPLES[name])
+
+
+@by_type
+def test_an_event_tells_which_message_it_is_about(name: str) -> None:
+    body = json.loads(encode(SAMPLES[name]))
+    about = body["message_id"] if "message_id" in body else body["message"]["id"] if "message" in body else None
+    assert message_id_of(SAMPLES[name]) == about
+
+
+def test_only_what_a_snapshot_of_the_message_contains_is_superfluous_beside_it() -> None:
+    superfluous = {name for name, event in SAMPLES.items() if partial_only(event)}
+    assert superfluous == {
+        "message.delta",
+        "reasoning.delta",
+        "tool_call.started",
+        "tool_call.progress",
+        "tool_call.completed",
+        "message.snapshot",
+    }
+
+
+def test_terminal_follows_the_status_of_the_message() -> None:
+    done, stopped = ANSWER.with_run(status="completed"), ANSWER.with_run(status="cancelled")
+    broken = ANSWER.with_run(status="failed", error={"code": "agent_failed", "detail": "It broke.", "retryable": True})
+    events = [terminal(done), terminal(stopped), terminal(broken)]
+    assert events == [RunCompleted(done), RunCancelled(stopped), RunFailed(broken, ERROR)]
+    assert {type_of(encode(event)) for event in events} == TERMINAL_TYPES
+
+
+@pytest.mark.parametrize("message", [ANSWER, QUESTION], ids=["running", "no run"])
+def test_there_is_no_terminal_event_for_a_message_that_is_not_finished(message: Message) -> None:
+    with pytest.raises(ValueError, match="not finished"):
+        terminal(message)
+
+
+def test_consecutive_deltas_of_one_message_and_kind_become_one() -> None:
+    stretch = [MessageDelta("m", 3, "a"), MessageDelta("m", 4, "😀"), MessageDelta("m", 5, "cd")]
+    assert joined(stretch) == [MessageDelta("m", 3, "a😀cd")]
+
+
+def test_deltas_of_another_message_or_kind_and_other_events_end_a_stretch() -> None:
+    call = ToolCallStarted("m", 0, "look", {}, NOW)
+    events: list[Event] = [
+        MessageDelta("m", 0, "a"),
+        ReasoningDelta("m", 0, "b"),
+        ReasoningDelta("m", 1, "c"),
+        MessageDelta("m", 1, "d"),
+        MessageDelta("n", 0, "e"),
+        call,
+        MessageDelta("n", 1, "f"),
+        MessageDelta("n", 2, "g"),
+    ]
+    assert joined(events) == [
+        MessageDelta("m", 0, "a"),
+        ReasoningDelta("m", 0, "bc"),
+        MessageDelta("m", 1, "d"),
+        MessageDelta("n", 0, "e"),
+        call,
+        MessageDelta("n", 1, "fg"),
+    ]
+
+
+def test_joining_nothing_gives_nothing() -> None:
+    assert joined([]) == []

@@ -1,0 +1,217 @@
+"""The reducer: whatever is said twice, late or in other pieces, the message comes out the same."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from msgspec.structs import replace
+
+from stores.events import (
+    Event,
+    MessageDelta,
+    MessageSnapshot,
+    ReasoningDelta,
+    RunCompleted,
+    RunStarted,
+    ThreadDeleted,
+    ToolCallCompleted,
+    ToolCallProgress,
+    ToolCallStarted,
+    joined,
+)
+from stores.fold import Fold, fold
+from stores.models import Message, ToolCall, new_answer
+
+NOW = "2026-01-31T12:00:00.000Z"
+EMPTY = new_answer("thread", "question", "model", NOW)
+ALPHABET = "ab é漢😀👩‍👧\n"
+
+
+def delta(offset: int, text: str) -> MessageDelta:
+    return MessageDelta(EMPTY.id, offset, text)
+
+
+def started(index: int, name: str = "look") -> ToolCallStarted:
+    return ToolCallStarted(EMPTY.id, index, name, {"n": index}, NOW)
+
+
+def ended(index: int, result: int = 1, name: str = "look") -> ToolCallCompleted:
+    return ToolCallCompleted(EMPTY.id, index, ToolCall(name, {"n": index}, {"r": result}, None, NOW, NOW))
+
+
+def content(events: Sequence[Event]) -> str:
+    return fold(events, EMPTY).content
+
+
+def test_deltas_are_appended() -> None:
+    assert content([delta(0, "He"), delta(2, "llo"), delta(5, "!")]) == "Hello!"
+
+
+def test_a_delta_applied_twice_does_no_harm() -> None:
+    assert content([delta(0, "He"), delta(0, "He"), delta(2, "llo"), delta(0, "He"), delta(2, "llo")]) == "Hello"
+
+
+def test_of_an_overlapping_delta_only_what_is_new_is_appended() -> None:
+    assert content([delta(0, "Hel"), delta(1, "ello")]) == "Hello"
+
+
+def test_a_delta_behind_a_hole_is_not_applied() -> None:
+    assert content([delta(0, "He"), delta(3, "lo")]) == "He"
+
+
+def test_what_follows_a_hole_is_applied_once_the_hole_is_filled() -> None:
+    assert content([delta(0, "He"), delta(3, "lo"), delta(2, "l"), delta(3, "lo")]) == "Hello"
+
+
+def test_an_empty_delta_changes_nothing() -> None:
+    assert content([delta(0, ""), delta(0, "a"), delta(1, ""), delta(5, "")]) == "a"
+
+
+def test_offsets_count_code_points() -> None:
+    assert content([delta(0, "😀👩‍👧"), delta(4, "e\u0301"), delta(5, "\u0301!"), delta(7, "?")]) == "😀👩‍👧e\u0301!?"
+
+
+def test_length_is_the_number_of_code_points_so_far() -> None:
+    folding = Fold(replace(EMPTY, content="😀"))
+    folding.apply(delta(1, "漢😀"))
+    assert folding.length == len(folding.message().content) == 3
+
+
+def test_folding_goes_on_from_the_message_that_it_is_given() -> None:
+    base = replace(EMPTY, content="Hel", tool_calls=[ended(0).tool_call])
+    folded = fold([delta(0, "He"), delta(2, "llo"), started(0), started(1)], base)
+    assert folded.content == "Hello"
+    assert folded.tool_calls == [ended(0).tool_call, ToolCall("look", {"n": 1}, start_time=NOW)]
+
+
+def test_a_tool_call_is_open_until_it_is_completed() -> None:
+    folding = Fold(EMPTY)
+    folding.apply(started(0))
+    assert folding.message().tool_calls == [ToolCall("look", {"n": 0}, None, None, NOW, None)]
+    folding.apply(ended(0))
+    assert folding.message().tool_calls == [ended(0).tool_call]
+
+
+def test_tool_calls_may_end_in_any_order() -> None:
+    folded = fold([started(0), started(1), ended(1, 11), ended(0, 10)], EMPTY)
+    assert folded.tool_calls == [ended(0, 10).tool_call, ended(1, 11).tool_call]
+
+
+@pytest.mark.parametrize("again", [started(0), started(0, "other"), ended(0, 2)], ids=["same", "other", "completed"])
+def test_a_completed_tool_call_is_never_reopened_or_replaced(again: Event) -> None:
+    assert fold([started(0), ended(0), again], EMPTY).tool_calls == [ended(0).tool_call]
+
+
+def test_a_tool_call_behind_a_hole_is_not_applied() -> None:
+    assert fold([started(1), ended(1), ended(0)], EMPTY).tool_calls == []
+
+
+def test_reasoning_progress_and_events_of_the_thread_change_nothing() -> None:
+    events: list[Event] = [
+        started(0),
+        ReasoningDelta(EMPTY.id, 0, "hm"),
+        ToolCallProgress(EMPTY.id, 0, 1.0, 2.0, "half"),
+        ThreadDeleted("thread"),
+    ]
+    assert fold(events, EMPTY) == fold(events[:1], EMPTY)
+
+
+def test_the_terminal_event_is_not_looked_into() -> None:
+    final = replace(EMPTY, content="something else").with_run(status="completed")
+    assert fold([delta(0, "Hello"), RunCompleted(final)], EMPTY).content == "Hello"
+
+
+@pytest.mark.parametrize("kind", [RunStarted, MessageSnapshot])
+def test_a_snapshot_replaces_everything(kind: type[RunStarted] | type[MessageSnapshot]) -> None:
+    whole = replace(EMPTY, content="Anew", tool_calls=[ended(0, 7).tool_call])
+    folded = fold([delta(0, "Hello"), started(0), started(1), kind(whole), delta(4, "!"), ended(0, 8)], EMPTY)
+    assert folded == replace(whole, content="Anew!")
+
+
+def test_fold_changes_neither_its_base_nor_what_it_gave_before() -> None:
+    base = replace(EMPTY, content="a")
+    folding = Fold(base)
+    early = folding.message()
+    for event in (delta(1, "b"), started(0)):
+        folding.apply(event)
+    before = folding.message()
+    folding.apply(ended(0))
+    assert (base.content, base.tool_calls) == (early.content, early.tool_calls) == ("a", [])
+    assert before.tool_calls[0].end_time is None
+
+
+def a_run(chance: random.Random) -> list[Event]:
+    """What a run says, text and tool calls in any order, and perhaps a snapshot in its middle."""
+    events: list[Event] = [RunStarted(EMPTY)]
+    text, calls, open_calls = "", 0, []
+    for _ in range(chance.randrange(5, 40)):
+        kind = chance.choice(["text", "text", "text", "reasoning", "start", "end", "snapshot"])
+        if kind == "text":
+            more = "".join(chance.choices(ALPHABET, k=chance.randrange(1, 6)))
+            events.append(delta(len(text), more))
+            text += more
+        elif kind == "reasoning":
+            events.append(ReasoningDelta(EMPTY.id, 0, "hm"))
+        elif kind == "start":
+            events.append(started(calls))
+            open_calls.append(calls)
+            calls += 1
+        elif kind == "end" and open_calls:
+            events.append(ended(open_calls.pop(chance.randrange(len(open_calls))), chance.randrange(9)))
+        elif kind == "snapshot" and chance.random() < 0.3:
+            events.append(MessageSnapshot(fold(events, EMPTY)))
+    return events
+
+
+def read_again(events: list[Event], chance: random.Random) -> list[Event]:
+    """The events as a reader gets them who goes back to an earlier position now and then."""
+    seen: list[Event] = []
+    at = 0
+    while at < len(events):
+        seen.append(events[at])
+        at = at + 1 if chance.random() < 0.8 else chance.randrange(at + 1)
+    return seen
+
+
+def repeated(events: list[Event], chance: random.Random) -> list[Event]:
+    """The events with single ones said again at any later time."""
+    seen: list[Event] = []
+    for event in events:
+        seen.append(event)
+        seen += chance.choices(seen, k=chance.randrange(3))
+    return seen
+
+
+def in_other_pieces(events: list[Event], chance: random.Random) -> list[Event]:
+    """The events with every delta cut and overlapping what was said before it."""
+    seen: list[Event] = []
+    text = ""
+    for event in events:
+        if not isinstance(event, MessageDelta):
+            seen.append(event)
+            continue
+        said, text = len(text), text + event.text
+        while said < len(text):
+            begin, said = chance.randrange(said + 1), chance.randrange(said + 1, len(text) + 1)
+            seen.append(delta(begin, text[begin:said]))
+    return seen
+
+
+def without_snapshots(events: list[Event]) -> list[Event]:
+    return [event for event in events if not isinstance(event, RunStarted | MessageSnapshot)]
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_any_duplication_of_events_with_overlap_gives_the_same_message(seed: int) -> None:
+    chance = random.Random(seed)
+    events = a_run(chance)
+    expected: Message = fold(events, EMPTY)
+    assert fold(read_again(events, chance), EMPTY) == expected
+    assert fold(joined(events), EMPTY) == expected
+    assert fold(in_other_pieces(events, chance), EMPTY) == expected
+    bare = without_snapshots(events)
+    assert fold(bare, EMPTY) == expected
+    assert fold(repeated(bare, chance), EMPTY) == expected
+    assert fold(bare, fold(events[: chance.randrange(len(events))], EMPTY)) == expected

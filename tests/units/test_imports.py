@@ -1,0 +1,97 @@
+"""The layout: imports run one way, each driver is met in one file, and nothing else lies at the top."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ALLOWED = {"server": {"server", "agents", "stores"}, "agents": {"agents", "stores"}, "stores": {"stores"}}
+MODULES = sorted(path.relative_to(ROOT) for package in ALLOWED for path in (ROOT / package).rglob("*.py"))
+
+DRIVERS = {
+    "motor": {"stores/mongo.py"},
+    "pymongo": {"stores/mongo.py"},
+    "bson": {"stores/mongo.py"},
+    "redis": {"stores/redis_log.py"},
+    "mcp": {"agents/mcp.py", "agents/demo_tools.py"},
+    "anthropic": {"agents/claude.py"},
+    "sse_starlette": {"server/sse.py"},
+}
+ENVIRONMENT = {"server/settings.py", "agents/mcp.py"}
+"""agents/mcp.py fills in the `${NAME}` of the operator's file."""
+
+TOP = {"server", "agents", "stores", "tests", "web_demo", "pyproject.toml", "Procfile", "README.md"}
+BESIDE = {"LICENSE", "*.lock"}
+
+
+def tree(module: Path) -> ast.Module:
+    return ast.parse((ROOT / module).read_text(encoding="utf-8"), str(module))
+
+
+def imports(module: Path) -> Iterator[str]:
+    """The dotted names that a module imports, wherever in it, with relative ones made absolute."""
+    for node in ast.walk(tree(module)):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=None | str() as source, names=names, level=level):
+                above = [".".join(module.parts[:-level])] if level else []
+                whole = ".".join(above + ([source] if source else []))
+                yield whole
+                yield from (f"{whole}.{alias.name}" for alias in names)
+
+
+def packages(module: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(module)}
+
+
+def reads_environment(module: Path) -> bool:
+    """True if it says os.environ, os.environb or os.getenv, or imports one of them from os."""
+    words = {"environ", "environb", "getenv", "getenvb"}
+    for node in ast.walk(tree(module)):
+        match node:
+            case ast.Attribute(value=ast.Name(id="os"), attr=attr) if attr in words:
+                return True
+            case ast.ImportFrom(module="os", names=names) if words & {alias.name for alias in names}:
+                return True
+    return False
+
+
+def test_there_are_modules_to_look_at() -> None:
+    assert {module.parts[0] for module in MODULES} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_imports_run_one_way(module: Path) -> None:
+    ours = packages(module) & {"server", "agents", "stores", "tests", "web_demo"}
+    assert ours <= ALLOWED[module.parts[0]]
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_each_driver_is_met_in_its_own_file(driver: str) -> None:
+    met_in = {str(module) for module in MODULES if driver in packages(module)}
+    assert met_in <= DRIVERS[driver]
+
+
+def test_the_environment_is_read_by_the_settings() -> None:
+    assert {str(module) for module in MODULES if reads_environment(module)} <= ENVIRONMENT
+
+
+def test_only_stores_open_and_the_tests_know_which_backend_is_in_use() -> None:
+    backend = re.compile(r"stores\.(sqlite\w*|mongo\w*|memory_log|redis_log)")
+    outside = [module for module in MODULES if not re.match(r"stores/(open|sqlite|mongo|memory|redis)", str(module))]
+    knowing = {str(module) for module in outside if any(backend.fullmatch(name) for name in imports(module))}
+    assert knowing == set()
+
+
+def test_the_visible_top_level_is_what_the_design_allows() -> None:
+    ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line]
+    visible = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    visible = {name for name in visible if not any(fnmatch(name, pattern) for pattern in ignored)}
+    assert {name for name in visible if not any(fnmatch(name, pattern) for pattern in BESIDE)} == TOP

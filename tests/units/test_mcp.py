@@ -1,0 +1,391 @@
+"""The pool and its toolboxes, with real servers over stdio: the bundled one, and one by hand that can misbehave."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agents import Toolbox, ToolCompleted, ToolPart, ToolProgress, ToolStarted, ToolUse, mcp
+from agents.mcp import BadServers, Pool, Server, read_servers
+from stores.models import Agent, JSONObject
+
+RAW = str(Path(__file__).with_name("raw_mcp_server.py"))
+ABSENT = Server(command="/nowhere/no-such-command")
+MUTE = Server(command="sh", args=["-c", "cat > /dev/null"])
+
+MakePool = Callable[..., Pool]
+
+
+def raw(**more: object) -> Server:
+    return msgspec.convert({"command": sys.executable, "args": ["-S", RAW], **more}, Server)
+
+
+def agent(*servers: str, tools: list[str] | None = None) -> Agent:
+    return Agent("a", "o", "", "demo", None, "", list(servers), tools, None, False, {}, "", "")
+
+
+def children() -> set[int]:
+    """The processes that this one has started and that are still there, zombies too."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                found.add(int(stat.parent.name))
+        except OSError:
+            pass
+    return found
+
+
+def held() -> tuple[set[int], int, int]:
+    """What a connection takes: processes, tasks, open files."""
+    return children(), len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait for what another process does, of which nothing here is told."""
+    async with asyncio.timeout(5):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def calls(toolbox: Toolbox, *uses: tuple[str, JSONObject]) -> list[ToolPart]:
+    async with asyncio.timeout(8):
+        made = [ToolUse(str(number), name, arguments) for number, (name, arguments) in enumerate(uses)]
+        return [part async for part in toolbox.call(made)]
+
+
+async def call(toolbox: Toolbox, name: str, arguments: JSONObject | None = None) -> ToolCompleted:
+    last = (await calls(toolbox, (name, arguments or {})))[-1]
+    assert isinstance(last, ToolCompleted)
+    return last
+
+
+async def result(toolbox: Toolbox, name: str, arguments: JSONObject | None = None) -> JSONObject:
+    completed = await call(toolbox, name, arguments)
+    assert completed.result is not None, completed
+    return completed.result
+
+
+async def names(toolbox: Toolbox) -> set[str]:
+    async with asyncio.timeout(8):
+        return {tool.name for tool in await toolbox.available()}
+
+
+@pytest.fixture
+async def make_pool() -> AsyncIterator[MakePool]:
+    pools: list[Pool] = []
+
+    def make(**servers: Server) -> Pool:
+        pools.append(Pool(servers))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        await pool.close()
+
+
+# --- connections
+
+
+async def test_many_calls_of_many_runs_share_one_process(make_pool: MakePool) -> None:
+    pool, before = make_pool(raw=raw()), children()
+    pids = [(await result(pool.toolbox(agent("raw")), "pid"))["pid"] for _ in range(5)]
+    assert set(pids) == children() - before
+    assert len(set(pids)) == 1
+
+
+async def test_runs_that_begin_together_share_one_process_too(make_pool: MakePool) -> None:
+    pool = make_pool(raw=raw())
+    results = await asyncio.gather(*(result(pool.toolbox(agent("raw")), "pid") for _ in range(5)))
+    assert len({each["pid"] for each in results}) == 1
+
+
+async def test_closing_leaves_no_process_no_task_and_no_open_file() -> None:
+    before = held()
+    pool = Pool({"a": raw(), "b": raw(), "absent": ABSENT})
+    assert "pid" not in await names(pool.toolbox(agent("a", "b", "absent")))
+    assert len(children() - before[0]) == 2
+    async with asyncio.timeout(5):
+        await pool.close()
+    assert held() == before
+    assert (await call(pool.toolbox(agent("a")), "pid")).error == "There is no tool named 'pid'."
+    assert held() == before
+
+
+async def test_closing_ends_the_open_calls_with_an_error(tmp_path: Path) -> None:
+    pool = Pool({"raw": raw()})
+    parts = pool.toolbox(agent("raw")).call([ToolUse("1", "until_cancelled", {"file": str(tmp_path / "file")})])
+    async with asyncio.timeout(5):
+        assert isinstance(await anext(parts), ToolStarted)
+        assert isinstance(await anext(parts), ToolProgress)
+        await pool.close()
+        assert await anext(parts) == ToolCompleted("1", error="The server raw ended during the call.")
+
+
+async def test_closing_while_it_connects_is_prompt() -> None:
+    pool, before = Pool({"mute": MUTE}), children()
+    waiting = asyncio.create_task(pool.toolbox(agent("mute")).available())
+    async with asyncio.timeout(5):
+        await until(lambda: children() != before)
+        await pool.close()
+        assert await waiting == []
+    assert children() == before
+
+
+async def test_a_server_killed_in_mid_call_is_an_error_and_back_on_the_next_call(make_pool: MakePool) -> None:
+    toolbox = make_pool(raw=raw()).toolbox(agent("raw"))
+    first = (await result(toolbox, "pid"))["pid"]
+    parts = await calls(toolbox, ("die", {}), ("meet", {"guests": 2}))
+    assert {part.error for part in parts if isinstance(part, ToolCompleted)} == {
+        "The server raw ended during the call."
+    }
+    assert (await result(toolbox, "pid"))["pid"] != first
+
+
+async def test_a_server_that_died_between_calls_is_not_noticed_by_the_caller(make_pool: MakePool) -> None:
+    toolbox, before = make_pool(raw=raw()).toolbox(agent("raw")), held()
+    first = (await result(toolbox, "pid"))["pid"]
+    os.kill(first, 9)
+    await until(lambda: held() == before)
+    assert (await result(toolbox, "pid"))["pid"] != first
+
+
+async def test_an_unreachable_server_costs_only_its_tools(make_pool: MakePool) -> None:
+    pool = make_pool(raw=raw(), absent=ABSENT, quits=Server(command="true"))
+    toolbox = pool.toolbox(agent("absent", "raw", "quits", "unknown"))
+    assert "echo" in await names(toolbox)
+    assert toolbox.missing == {
+        "absent": "Its command was not found.",
+        "quits": "It ended before it answered.",
+        "unknown": "It is not configured.",
+    }
+
+
+async def test_a_failure_is_remembered_for_a_while(make_pool: MakePool, tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    toolbox = make_pool(quits=Server(command="sh", args=["-c", f"echo >> {starts}"])).toolbox(agent("quits"))
+    for _ in range(20):
+        assert await names(toolbox) == set()
+    assert toolbox.missing == {"quits": "It ended before it answered."}
+    assert starts.read_text() == "\n"
+
+
+async def test_a_server_that_never_answers_is_given_up(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcp, "CONNECT_SECONDS", 0.3)
+    toolbox = make_pool(mute=MUTE, raw=raw()).toolbox(agent("mute", "raw"))
+    assert "echo" in await names(toolbox)
+    assert toolbox.missing == {"mute": "It did not answer within 0.3 s."}
+
+
+# --- which tools
+
+
+async def test_an_agent_without_servers_costs_nothing(make_pool: MakePool) -> None:
+    pool, before = make_pool(raw=raw()), children()
+    toolbox = pool.toolbox(agent())
+    assert await toolbox.available() == []
+    assert (await call(toolbox, "echo", {"text": ""})).error == "There is no tool named 'echo'."
+    assert children() == before
+    assert pool.names == ["raw"]
+
+
+async def test_tools_are_those_that_the_operator_and_the_agent_allow(make_pool: MakePool) -> None:
+    pool = make_pool(raw=raw(tools=["pid", "echo"]))
+    assert await names(pool.toolbox(agent("raw"))) == {"pid", "echo"}
+    narrow = pool.toolbox(agent("raw", tools=["echo", "raw__pid", "die"]))
+    assert await names(narrow) == {"echo", "pid"}
+    assert (await call(pool.toolbox(agent("raw", tools=[])), "echo", {"text": ""})).result is None
+    assert (await call(narrow, "die")).error == "There is no tool named 'die'."
+
+
+async def test_a_name_that_two_servers_share_has_the_server_before_it(make_pool: MakePool) -> None:
+    pool = make_pool(a=raw(tools=["pid", "echo"]), b=raw(tools=["pid", "big"]))
+    toolbox = pool.toolbox(agent("a", "b", "a"))
+    assert await names(toolbox) == {"a__pid", "b__pid", "echo", "big"}
+    assert await result(toolbox, "a__pid") != await result(toolbox, "b__pid")
+
+
+async def test_all_pages_are_listed_and_a_tool_with_a_wrong_schema_is_left_out(make_pool: MakePool) -> None:
+    found = await names(make_pool(raw=raw()).toolbox(agent("raw")))
+    assert {"pid", "grow"} <= found
+    assert "wrong_schema" not in found
+
+
+async def test_tools_are_listed_again_when_they_change(make_pool: MakePool) -> None:
+    toolbox = make_pool(raw=raw()).toolbox(agent("raw"))
+    assert "grown" not in await names(toolbox)
+    await result(toolbox, "grow")
+    async with asyncio.timeout(5):
+        while "grown" not in await names(toolbox):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+# --- calls
+
+
+async def test_all_calls_are_told_as_started_in_order_before_anything_else(make_pool: MakePool) -> None:
+    toolbox = make_pool(raw=raw()).toolbox(agent("raw"))
+    uses = [ToolUse("x", "echo", {"text": "1"}), ToolUse("y", "nothing", {}), ToolUse("z", "echo", {"text": "2"})]
+    async with asyncio.timeout(5):
+        parts = [part async for part in toolbox.call(uses, round=3)]
+    assert parts[:3] == [ToolStarted(use.id, use.name, use.arguments, 3) for use in uses]
+    assert {part.id: part for part in parts[3:]} == {
+        "x": ToolCompleted("x", {"content": [{"type": "text", "text": "1"}]}),
+        "y": ToolCompleted("y", error="There is no tool named 'nothing'."),
+        "z": ToolCompleted("z", {"content": [{"type": "text", "text": "2"}]}),
+    }
+
+
+async def test_parallel_calls_are_really_parallel(make_pool: MakePool) -> None:
+    toolbox = make_pool(raw=raw()).toolbox(agent("raw"))
+    parts = await calls(toolbox, *[("meet", {"guests": 8})] * 8)
+    assert sum(isinstance(part, ToolCompleted) and part.error is None for part in parts) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({}, "'text' is a required property"), ({"text": 1}, "at text: 1 is not of type 'string'"), ([], "JSON object")],
+)
+async def test_arguments_that_do_not_fit_are_an_error(make_pool: MakePool, arguments: JSONObject, words: str) -> None:
+    completed = (await calls(make_pool(raw=raw()).toolbox(agent("raw")), ("echo", arguments)))[-1]
+    assert isinstance(completed, ToolCompleted)
+    assert words in str(completed.error)
+
+
+async def test_what_a_tool_calls_an_error_is_one(make_pool: MakePool) -> None:
+    assert (await call(make_pool(raw=raw()).toolbox(agent("raw")), "fail")).error == "It went wrong."
+
+
+async def test_a_call_that_takes_too_long_is_an_error_and_cancelled(make_pool: MakePool, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    toolbox = make_pool(raw=raw(timeout=0.2)).toolbox(agent("raw"))
+    completed = await call(toolbox, "until_cancelled", {"file": str(file)})
+    assert completed.error == "The tool did not answer within 0.2 s."
+    await written(file)
+
+
+async def written(file: Path) -> None:
+    await until(lambda: file.exists() and file.read_text() == "cancelled")
+
+
+@pytest.mark.parametrize("way", ["closed", "closed by another task", "task cancelled"])
+async def test_closing_the_iterator_cancels_the_calls_on_the_server(
+    make_pool: MakePool, tmp_path: Path, way: str
+) -> None:
+    toolbox, file, reached = make_pool(raw=raw()).toolbox(agent("raw")), tmp_path / "file", asyncio.Event()
+    await toolbox.available()
+    tasks = len(asyncio.all_tasks())
+
+    parts = toolbox.call([ToolUse("1", "until_cancelled", {"file": str(file)})])
+
+    async def follow() -> None:
+        async for part in parts:
+            if isinstance(part, ToolProgress):
+                reached.set()
+                if way != "task cancelled":
+                    return
+
+    following = asyncio.create_task(follow())
+    async with asyncio.timeout(5):
+        await reached.wait()
+        if way == "task cancelled":
+            following.cancel()
+        await asyncio.wait([following])
+        if way == "closed by another task":
+            await asyncio.create_task(parts.aclose())  # type: ignore[attr-defined]
+        else:
+            await parts.aclose()  # type: ignore[attr-defined]
+    await written(file)
+    assert len(asyncio.all_tasks()) == tasks
+    assert "pid" in await result(toolbox, "pid")
+
+
+async def test_a_flood_of_progress_waits_for_nobody_and_ends_with_the_newest(make_pool: MakePool) -> None:
+    toolbox = make_pool(raw=raw()).toolbox(agent("raw"))
+    parts = await calls(toolbox, ("flood", {}))
+    steps = [part.progress for part in parts if isinstance(part, ToolProgress)]
+    assert steps == sorted(set(steps))
+    assert isinstance(parts[-1], ToolCompleted)
+
+
+async def test_a_large_result_is_cut_and_says_so(make_pool: MakePool) -> None:
+    toolbox = make_pool(raw=raw()).toolbox(agent("raw"))
+    cut = await result(toolbox, "big", {"times": 50_000})
+    assert set(cut) == {"truncated", "full_bytes", "text"}
+    assert cut["truncated"] is True
+    assert cut["full_bytes"] > 300_000
+    assert cut["text"].startswith('é"\n' * 1000)
+    assert 60_000 < len(msgspec.json.encode(cut)) <= mcp.RESULT_BYTES
+    whole = await result(toolbox, "big", {"times": 5})
+    assert whole == {"content": [{"type": "text", "text": 'é"\n' * 5}]}
+
+
+async def test_the_bundled_server_tells_its_progress(make_pool: MakePool) -> None:
+    pool = make_pool(**read_servers(None, {}))
+    toolbox = pool.toolbox(agent("demo"))
+    async with aclosing(toolbox.call([ToolUse("1", "slow_task", {"seconds": 0.06, "steps": 3})])) as parts:  # type: ignore[type-var]
+        async with asyncio.timeout(10):
+            told = [part async for part in parts]
+    assert told[1:] == [
+        *[ToolProgress("1", step, 3.0, f"Step {step} of 3") for step in (1, 2, 3)],
+        ToolCompleted("1", {"seconds": 0.06, "steps": 3}),
+    ]
+
+
+# --- the operator's file
+
+
+def write(folder: Path, content: object) -> Path:
+    file = folder / "mcp.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    return file
+
+
+async def test_the_file_names_a_server_its_environment_and_its_folder(make_pool: MakePool, tmp_path: Path) -> None:
+    entry = {"command": "${PYTHON}", "args": ["-S", RAW], "env": {"GREETING": "${WORD:-hello} you"}, "cwd": "${HERE}"}
+    file = write(tmp_path, {"mcpServers": {"mine": entry}})
+    pool = make_pool(**read_servers(file, {"PYTHON": sys.executable, "HERE": str(tmp_path)}))
+    assert await result(pool.toolbox(agent("mine")), "environment") == {"greeting": "hello you", "cwd": str(tmp_path)}
+
+
+def test_a_server_may_be_an_address_with_headers(tmp_path: Path) -> None:
+    entry = {"url": "https://tools.example/mcp", "headers": {"Authorization": "Bearer ${KEY}"}, "timeout": 5}
+    servers = read_servers(write(tmp_path, {"mcpServers": {"far": entry}}), {"KEY": "k"})
+    assert servers["far"].headers == {"Authorization": "Bearer k"}
+    assert servers["far"].timeout == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "is no JSON"),
+        ([], '"mcpServers"'),
+        ({"mcpServers": {"a b": {"command": "x"}}}, "the server name 'a b'"),
+        ({"mcpServers": {"a": {}}}, "the server 'a' is wrong: it needs either a `command` or a `url`"),
+        ({"mcpServers": {"a": {"command": "x", "url": "http://x"}}}, "either a `command` or a `url`"),
+        ({"mcpServers": {"a": {"url": "file:///x"}}}, "its `url` must begin with http"),
+        ({"mcpServers": {"a": {"command": "${NO}"}}}, "the environment variable NO is not set"),
+        ({"mcpServers": {"a": {"command": "x", "args": "y"}}}, "$.args"),
+        ({"mcpServers": {"a": {"command": "x", "timeout": 0}}}, "`timeout`"),
+        ({"mcpServers": {"a": {"command": "x", "tool": ["y"]}}}, "unknown field `tool`"),
+        ({"mcpServers": {"a": {"url": "http://x", "type": "sse"}}}, "`type` 'sse'"),
+        ({"mcpServers": {"a": 1}}, "the server 'a'"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_sentence(tmp_path: Path, content: object, words: str) -> None:
+    with pytest.raises(BadServers) as refused:
+        read_servers(write(tmp_path, content), {})
+    assert words in str(refused.value)
+    assert str(refused.value).endswith(".")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadServers, match="No such file"):
+        read_servers(tmp_path / "none.json", {})

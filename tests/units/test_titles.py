@@ -1,0 +1,61 @@
+"""Titles from the first user's message."""
+
+import pytest
+
+from agents import Run
+from agents.mcp import Pool
+from agents.titles import LENGTH, from_first_message
+from stores.models import Agent, JSONObject, Message, Principal, Role
+
+AGENT = Agent("a", "o", "", "demo", None, "", [], None, None, True, {}, "", "")
+
+
+def message(content: str, role: Role = "user", attachments: list[JSONObject] | None = None) -> Message:
+    return Message("m", "t", content, "", role, [], attachments or [], {}, "")
+
+
+async def title(*messages: Message) -> str:
+    return await from_first_message(Run("r", Principal("o", "u"), AGENT, list(messages), Pool({}).toolbox(AGENT)))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("Hello", "Hello"),
+        ("  What\n\n is\tthis? ", "What is this?"),
+        ("# Plan\n- **one**\n- `two`", "Plan one two"),
+        ("> See [the docs](https://example.org/x) for *more*", "See the docs for more"),
+        ("```python\nprint(1)\n```", "print(1)"),
+        ("What is 2*3*4 and snake_case_name?", "What is 2*3*4 and snake_case_name?"),
+        ("a" * 60, "a" * 60),
+        ("a" * 61, "a" * 59 + "…"),
+        ("", "New thread"),
+        (" \n ", "New thread"),
+    ],
+)
+async def test_a_title_is_the_plain_words_of_the_message(content: str, expected: str) -> None:
+    assert await title(message(content)) == expected
+
+
+async def test_a_long_message_is_cut_between_words_and_says_so() -> None:
+    made = await title(message("seven letters and words, " * 50))
+    assert made == "seven letters and words, seven letters and words, seven…"
+    assert len(made) <= LENGTH
+
+
+async def test_it_is_the_first_message_of_the_user() -> None:
+    made = await title(message("Be kind.", "system"), message("First"), message("Answer", "assistant"), message("2nd"))
+    assert made == "First"
+
+
+async def test_a_file_without_words_gives_its_name() -> None:
+    assert await title(message("", attachments=[{"filename": "report.pdf"}])) == "report.pdf"
+
+
+async def test_nothing_said_is_a_new_thread() -> None:
+    assert await title() == "New thread"
+
+
+async def test_a_megabyte_of_marks_is_no_trouble() -> None:
+    for marks in ("[", "*", "`", "**a ", "- ", "> ", "\n"):
+        assert len(await title(message(marks * (1_000_000 // len(marks))))) <= LENGTH
