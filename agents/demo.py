@@ -105,7 +105,7 @@ async def reply(run: Run) -> AsyncIterator[Part]:
 
 def wanted(said: str) -> list[ToolUse]:
     """The tool calls that a message asks for; none where it asks for words."""
-    text = said[:4_000]
+    text = said[:1_000]
     lower = text.lower()
     if re.search(r"\bseveral\b|\bparallel\b", lower):
         calls: list[tuple[str, JSONObject]] = [

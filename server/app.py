@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from server.errors import respond
 from server.organizations import first_start
 from server.routes import agents, events, health, messages, threads
 from server.runner import Runner
-from server.settings import Settings
+from server.settings import Settings, environment
 from server.streams import Streams
 from stores.contracts import EventLog, Store
 from stores.open import open_backends
@@ -51,7 +50,7 @@ def create_app(
     While it runs, `app.state.key` is the first key and `app.state.drain` ends it gently.
     """
     registry = Registry({**KINDS, **(kinds or {})})
-    servers = mcp.read_servers(settings.mcp_config, os.environ)
+    servers = mcp.read_servers(settings.mcp_config, environment())
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:

@@ -37,6 +37,11 @@ class Settings(msgspec.Struct, frozen=True):
     run_seconds: float = 600.0
 
 
+def environment() -> Mapping[str, str]:
+    """All of it: what `${NAME}` in the operator's MCP file may refer to."""
+    return os.environ
+
+
 def load(environment: Mapping[str, str] | None = None) -> Settings:
     """Read the settings. Raises: BadSetting."""
     env = os.environ if environment is None else environment

@@ -19,7 +19,7 @@ from stores.errors import (
     ThreadBusy,
     ThreadNotFound,
 )
-from stores.models import Idempotency, Message, Principal, Thread, new_answer, new_id, timestamp, utcnow
+from stores.models import Idempotency, JSONObject, Message, Principal, Thread, new_answer, new_id, timestamp, utcnow
 from tests.contracts.conftest import OpenStore
 from tests.contracts.samples import (
     AWKWARD,
@@ -91,7 +91,7 @@ class Said(NamedTuple):
 
 
 def said(posted: Posted | None) -> Said | None:
-    return posted and Said(posted.message_id, posted.run_id, posted.replayed, posted.again)
+    return Said(posted.message_id, posted.run_id, posted.replayed, posted.again) if posted else None
 
 
 def retold(answer: Message, content: str) -> Message:
@@ -327,15 +327,32 @@ async def test_what_clients_and_tools_send_comes_back_the_same(store: Store, who
 # a page of threads
 
 
-async def test_a_page_is_newest_updated_first(store: Store, who: Principal) -> None:
-    threads = [await started_thread(store, who) for _ in range(4)]
-    await store.append_message(who, new_message(threads[1].id))
-    await store.update(who, threads[0].id, title="x")
-    await started_run(store, who, threads[2].id)
-    expected = [threads[n].id for n in (2, 0, 1, 3)]
-    found = (await page(store, who)).threads
-    assert [thread.id for thread in found][:3] == expected[:3]
-    assert increases([thread.updated_at for thread in reversed(found)][1:])
+async def test_a_page_is_newest_updated_first(open_store: OpenStore, who: Principal) -> None:
+    clock = HandClock()
+    async with open_store(clock=clock) as store:
+        at = timestamp(clock.now)
+        threads = [replace(new_thread(who), created_at=at, updated_at=at) for _ in range(5)]
+        for thread in threads:
+            await store.create(who, thread)
+
+        async def newest(thread: Thread) -> None:
+            found = (await page(store, who)).threads
+            assert found[0].id == thread.id
+            assert increases([found[1].updated_at, found[0].updated_at])
+            clock.move(seconds=1)
+
+        clock.move(seconds=1)
+        await store.append_message(who, new_message(threads[1].id))
+        await newest(threads[1])
+        await store.update(who, threads[0].id, title="x")
+        await newest(threads[0])
+        answer = await started_run(store, who, threads[2].id)
+        await newest(threads[2])
+        await store.update(who, threads[3].id, archived=True)
+        await newest(threads[3])
+        await store.finish(who, completed(answer))
+        await newest(threads[2])
+        assert [thread.id for thread in (await page(store, who)).threads] == [threads[n].id for n in (2, 3, 0, 1, 4)]
 
 
 async def test_limit_offset_and_more_walk_through_all_threads(open_store: OpenStore, who: Principal) -> None:
@@ -650,8 +667,8 @@ async def test_a_claims_key_is_remembered_for_24_hours(open_store: OpenStore, wh
 
 
 async def test_a_run_that_failed_and_may_be_retried_frees_its_key(store: Store, who: Principal, thread: Thread) -> None:
-    question, answer, _ = await claim(store, who, thread.id, idempotent())
-    await store.finish(who, failed(answer, retryable=True))
+    question, answer, first = await claim(store, who, thread.id, idempotent())
+    await store.finish(who, failed(first.answer or answer, retryable=True))
     assert await store.replay(who, thread.id, idempotent()) is None
     _, second, posted = await claim(store, who, thread.id, idempotent())
     assert said(posted) == Said(question.id, second.id, replayed=False, again=True)
@@ -866,6 +883,28 @@ async def test_cancelling_a_finished_run_changes_nothing(store: Store, who: Prin
     running = await started_run(store, who, thread.id)
     await store.cancel(who, thread.id, answer.id)
     assert await store.checkpoint(who, running.id, worker=WORKER, partial=None) == "held"
+
+
+async def test_cancelling_a_finished_run_that_is_not_forgotten_yet_marks_nothing(
+    store: Store, who: Principal, thread: Thread
+) -> None:
+    answer = await started_run(store, who, thread.id)
+    await store.finish(who, completed(answer))
+    await store.cancel(who, thread.id, answer.id)
+    record = await store.record(who, answer.id)
+    assert record is not None
+    assert record.cancelled is False
+
+
+async def test_a_checkpoint_after_the_end_does_not_touch_the_finished_message(
+    store: Store, who: Principal, thread: Thread
+) -> None:
+    answer = await started_run(store, who, thread.id)
+    await store.finish(who, completed(answer))
+    before = await store.get(who, thread.id)
+    await store.checkpoint(who, answer.id, worker=WORKER, partial=retold(answer, "late"))
+    assert await store.get(who, thread.id) == before
+    assert (await page(store, who)).threads[0] == before
 
 
 async def test_a_checkpoint_without_a_record_is_lost_and_writes_nothing(
@@ -1122,6 +1161,26 @@ async def test_a_run_is_told_the_same_by_everything_that_goes_on_at_once(
     assert {message.content for message in messages if message.role == "assistant"} == {"Done."}
     for glimpse in seen:
         assert ids(glimpse) == ids(messages)[: len(glimpse)]
+
+
+async def test_a_message_that_cannot_be_written_harms_nobody_else(store: Store, who: Principal, thread: Thread) -> None:
+    deep: JSONObject = {}
+    for _ in range(5_000):
+        deep = {"": deep}
+    question, answer = turn(thread.id)
+    running = await started_run(store, who, (await started_thread(store, who)).id)
+    for call in (
+        store.append_message(who, replace(new_message(thread.id), metadata=deep)),
+        store.claim(who, replace(question, metadata=deep), answer, worker=WORKER),
+        store.checkpoint(who, running.id, worker=WORKER, partial=replace(running, metadata=deep)),
+    ):
+        with pytest.raises((RecursionError, ValueError, StoreError)):
+            async with asyncio.timeout(5):
+                await call
+    async with asyncio.timeout(5):
+        await store.append_message(who, new_message(thread.id))
+        assert len((await store.get(who, thread.id)).messages) == 1
+        assert await store.record(who, answer.id) is None
 
 
 async def test_what_a_store_refuses_is_a_store_error(store: Store, who: Principal, thread: Thread) -> None:

@@ -139,8 +139,7 @@ async def live_server(data_dir: Path, backends: Backends = open_backends, **sett
     live = Live(f"http://127.0.0.1:{sock.getsockname()[1]}", server, app, scripted)
     try:
         async with asyncio.timeout(10):
-            while not server.started:
-                await asyncio.sleep(0)
+            await server.listening.wait()
         yield live
     finally:
         await live.http.aclose()

@@ -9,7 +9,13 @@ from stores.fold import fold
 from stores.models import Message
 from tests.journeys.live import Frame, Live, frames
 
-SCRIPT = 'say # Title 🎈\ncount 120\ntool calculate {"expression": "2*(3+4)"}\nthink hm\ncount 120\ntool roll_dice {}\nsay done'
+SCRIPT = """say # Title 🎈
+count 120
+tool calculate {"expression": "2*(3+4)"}
+think hm
+count 120
+tool roll_dice {}
+say done"""
 
 
 def folded(stream: list[Frame]) -> Message:

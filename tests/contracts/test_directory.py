@@ -1,0 +1,265 @@
+"""The Directory: organizations, users, keys and agents. (Isolation has a file of its own.)"""
+
+from __future__ import annotations
+
+import asyncio
+from hashlib import sha256
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from stores.contracts import Store
+from stores.errors import AgentNotFound, KeyNotFound
+from stores.models import Agent, Organization, Principal, User, new_id
+from tests.contracts.conftest import OpenStore
+from tests.contracts.samples import AWKWARD, exactly, new_agent
+
+
+@pytest.fixture
+async def organization(store: Store) -> Organization:
+    return await store.create_organization("Acme")
+
+
+@pytest.fixture
+async def user(store: Store, organization: Organization) -> User:
+    return await store.create_user(organization.id, "Ada")
+
+
+@pytest.fixture
+def who(user: User) -> Principal:
+    return Principal(user.organization_id, user.id)
+
+
+async def default_of(store: Store, who: Principal) -> str | None:
+    """The default agent's id, wherever it is told: by the organization, by `agent`, and by `agents`."""
+    organization = await store.find_organization(who.organization_id)
+    assert organization is not None
+    flagged = [agent.id for agent in await store.agents(who) if agent.is_default]
+    assert flagged == ([organization.default_agent_id] if organization.default_agent_id else [])
+    if organization.default_agent_id is None:
+        with pytest.raises(AgentNotFound):
+            await store.agent(who, None)
+    else:
+        default = await store.agent(who, None)
+        assert (default.id, default.is_default) == (organization.default_agent_id, True)
+        assert await store.agent(who, default.id) == default
+    return organization.default_agent_id
+
+
+# organizations and users
+
+
+async def test_an_organization_is_found_by_its_id_and_by_its_name(store: Store, organization: Organization) -> None:
+    assert (organization.name, organization.default_agent_id) == ("Acme", None)
+    assert await store.find_organization(organization.id) == organization
+    assert await store.find_organization("Acme") == organization
+    for other in (new_id(), "acm", "", "%"):
+        assert await store.find_organization(other) is None
+
+
+async def test_a_user_is_found_by_id_and_by_name_within_the_organization(
+    store: Store, organization: Organization, user: User
+) -> None:
+    assert (user.organization_id, user.name) == (organization.id, "Ada")
+    assert await store.find_user(organization.id, user.id) == user
+    assert await store.find_user(organization.id, "Ada") == user
+    for other in (new_id(), "Bob", "", "%"):
+        assert await store.find_user(organization.id, other) is None
+
+
+async def test_two_organizations_may_have_a_user_of_the_same_name(store: Store, user: User) -> None:
+    other = await store.create_organization("Other")
+    namesake = await store.create_user(other.id, user.name)
+    assert await store.find_user(other.id, user.name) == namesake
+    assert await store.find_user(user.organization_id, user.name) == user
+
+
+# keys
+
+
+async def test_a_key_gives_its_users_principal(store: Store, user: User) -> None:
+    await store.create_key(user, "secret")
+    principal = await store.principal("secret")
+    assert principal is not None
+    assert (principal.organization_id, principal.user_id) == (user.organization_id, user.id)
+    for other in (
+        "",
+        "Secret",
+        "secret ",
+        "secre",
+        sha256(b"secret").hexdigest(),
+        "ключ 🗝",
+        "\x00",
+        "\udcff",
+        "\ud800",
+    ):
+        assert await store.principal(other) is None
+
+
+async def test_of_a_key_only_the_hash_is_kept(store: Store, user: User) -> None:
+    key = await store.create_key(user, "a-long-secret-0123456789")
+    assert key.hash == sha256(b"a-long-secret-0123456789").hexdigest()
+    for kept in [key, *await store.keys()]:
+        assert b"a-long-secret-0123456789" not in msgspec.json.encode(kept)
+        assert (kept.user_id, kept.organization_id, kept.revoked_at) == (user.id, user.organization_id, None)
+
+
+async def test_a_secret_that_is_kept_already_is_answered_as_it_is(store: Store, user: User) -> None:
+    key = await store.create_key(user, "secret")
+    assert await store.create_key(user, "secret") == key
+    assert await store.keys() == [key]
+
+
+async def test_concurrent_makers_of_one_key_get_the_same(store: Store, user: User) -> None:
+    made = await asyncio.gather(*[store.create_key(user, "secret") for _ in range(10)])
+    assert {key.id for key in made} == {key.id for key in await store.keys()}
+    assert len(await store.keys()) == 1
+
+
+async def test_a_revoked_key_opens_nothing_and_stays_listed(store: Store, user: User) -> None:
+    one, two = await store.create_key(user, "one"), await store.create_key(user, "two")
+    revoked = await store.revoke_key(one.id)
+    assert revoked.revoked_at is not None
+    assert replace(revoked, revoked_at=None) == one
+    assert await store.principal("one") is None
+    assert await store.principal("two") is not None
+    assert await store.keys() == [revoked, two]
+
+
+async def test_a_secret_whose_key_was_revoked_may_be_kept_again(store: Store, user: User) -> None:
+    old = await store.create_key(user, "secret")
+    await store.revoke_key(old.id)
+    new = await store.create_key(user, "secret")
+    assert (new.id != old.id, new.revoked_at) == (True, None)
+    assert await store.principal("secret") is not None
+    assert [key.id for key in await store.keys()] == [old.id, new.id]
+
+
+async def test_a_key_that_is_not_there_is_not_found(store: Store) -> None:
+    assert await store.keys() == []
+    with pytest.raises(KeyNotFound):
+        await store.revoke_key(new_id())
+
+
+async def test_keys_are_those_of_every_organization_oldest_first(store: Store, user: User) -> None:
+    other = await store.create_user((await store.create_organization("Other")).id, "Bob")
+    made = [await store.create_key(user if n % 2 else other, f"secret {n}") for n in range(6)]
+    assert await store.keys() == made
+
+
+# agents
+
+
+async def test_an_agent_is_read_back_as_it_was(store: Store, who: Principal) -> None:
+    agent = replace(new_agent(who, "Été 🌞", is_default=True), metadata=AWKWARD, tools=["a"], model="m")
+    assert exactly(await store.create_agent(who, agent)) == exactly(agent)
+    assert exactly(await store.agent(who, agent.id)) == exactly(agent)
+    assert exactly(await store.agents(who)) == exactly([agent])
+
+
+async def test_the_first_agent_becomes_the_default_until_another_says_so(store: Store, who: Principal) -> None:
+    assert await default_of(store, who) is None
+    first = await store.create_agent(who, new_agent(who))
+    assert first.is_default is True
+    assert await default_of(store, who) == first.id
+    assert (await store.create_agent(who, new_agent(who))).is_default is False
+    assert await default_of(store, who) == first.id
+    third = await store.create_agent(who, new_agent(who, is_default=True))
+    assert third.is_default is True
+    assert await default_of(store, who) == third.id
+    assert (await store.agent(who, first.id)).is_default is False
+
+
+async def test_of_concurrently_created_agents_one_is_the_default(store: Store, who: Principal) -> None:
+    made = await asyncio.gather(*[store.create_agent(who, new_agent(who)) for _ in range(10)])
+    assert [agent.id for agent in made if agent.is_default] == [await default_of(store, who)]
+    assert len(await store.agents(who)) == 10
+
+
+async def test_agents_are_listed_oldest_first(store: Store, who: Principal) -> None:
+    made = [(await store.create_agent(who, new_agent(who, str(n)))).id for n in range(5)]
+    assert [agent.id for agent in await store.agents(who)] == made
+
+
+async def test_an_agent_that_is_not_there_is_not_found(store: Store, who: Principal) -> None:
+    missing = new_agent(who)
+    for call in (
+        store.agent(who, missing.id),
+        store.agent(who, missing.id, deleted=True),
+        store.agent(who, None),
+        store.update_agent(who, missing),
+        store.delete_agent(who, missing.id),
+    ):
+        with pytest.raises(AgentNotFound):
+            await call
+    assert await store.agents(who) == []
+
+
+async def test_update_replaces_an_agent(store: Store, who: Principal) -> None:
+    kept = await store.create_agent(who, new_agent(who))
+    agent = await store.create_agent(who, new_agent(who, "Bob"))
+    wanted = replace(
+        agent, name="Eve", instructions="New.", tools=[], mcp_servers=[], metadata=AWKWARD, max_tokens=None
+    )
+    updated = await store.update_agent(who, wanted)
+    assert exactly(replace(updated, updated_at="")) == exactly(replace(wanted, updated_at=""))
+    assert await store.agent(who, agent.id) == updated
+    assert await store.agent(who, kept.id) == kept
+
+
+async def test_update_makes_and_unmakes_the_default(store: Store, who: Principal) -> None:
+    first = await store.create_agent(who, new_agent(who))
+    second = await store.create_agent(who, new_agent(who))
+    assert (await store.update_agent(who, replace(second, is_default=True))).is_default is True
+    assert await default_of(store, who) == second.id
+    assert (await store.update_agent(who, replace(first, is_default=False))).is_default is False
+    assert await default_of(store, who) == second.id
+    assert (await store.update_agent(who, replace(second, is_default=False))).is_default is False
+    assert await default_of(store, who) is None
+    third = await store.create_agent(who, new_agent(who))
+    assert await default_of(store, who) == third.id
+
+
+async def test_a_deleted_agent_is_hidden_but_found_by_who_asks_for_it(store: Store, who: Principal) -> None:
+    kept = await store.create_agent(who, new_agent(who))
+    agent = await store.create_agent(who, new_agent(who))
+    await store.delete_agent(who, agent.id)
+    assert await store.agents(who) == [kept]
+    for call in (
+        store.agent(who, agent.id),
+        store.update_agent(who, replace(agent, name="x", is_default=True)),
+        store.delete_agent(who, agent.id),
+    ):
+        with pytest.raises(AgentNotFound):
+            await call
+    found = await store.agent(who, agent.id, deleted=True)
+    assert (found.id, found.name, found.is_default) == (agent.id, agent.name, False)
+    assert await store.agent(who, kept.id, deleted=True) == kept
+    assert await default_of(store, who) == kept.id
+
+
+async def test_the_defaults_deletion_leaves_the_organization_without_one(store: Store, who: Principal) -> None:
+    first = await store.create_agent(who, new_agent(who))
+    await store.create_agent(who, new_agent(who))
+    await store.delete_agent(who, first.id)
+    assert await default_of(store, who) is None
+    third = await store.create_agent(who, new_agent(who))
+    assert await default_of(store, who) == third.id
+
+
+async def test_a_reopened_store_has_its_directory(open_store: OpenStore) -> None:
+    async with open_store() as store:
+        user = await store.create_user((await store.create_organization("Acme")).id, "Ada")
+        who = Principal(user.organization_id, user.id)
+        await store.create_key(user, "secret")
+        await store.revoke_key((await store.create_key(user, "lost")).id)
+        agent: Agent = await store.create_agent(who, replace(new_agent(who), metadata=AWKWARD))
+        keys = await store.keys()
+    async with open_store() as store:
+        assert await store.find_user(who.organization_id, "Ada") == user
+        assert await store.keys() == keys
+        assert await store.principal("secret") is not None
+        assert await store.principal("lost") is None
+        assert exactly(await store.agent(who, None)) == exactly(agent)
+        assert await default_of(store, who) == agent.id
