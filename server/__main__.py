@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from agents.mcp import BadServers
+from agents.mcp_config import BadServers
 from server.app import create_app
 from server.serving import Server, listening_socket
 from server.settings import BadSetting, load

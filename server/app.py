@@ -12,13 +12,14 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from agents import demo, mcp
+from agents.mcp_config import read_servers
 from agents.registry import Kind, Registry
 from server.ai_chat_service import AIChatService
 from server.auth import Authentication
 from server.content_html import Renderer
 from server.errors import respond
 from server.organizations import first_start
-from server.routes import agents, events, health, messages, threads
+from server.routes import agents, events, health, messages, pages, threads
 from server.runner import Runner
 from server.settings import Settings, environment
 from server.streams import Streams
@@ -28,7 +29,7 @@ from stores.open import open_backends
 Backends = Callable[[Path], AbstractAsyncContextManager[tuple[Store, EventLog]]]
 
 KINDS = {"demo": Kind(demo.reply)}
-ROUTES = [*health.ROUTES, *agents.ROUTES, *threads.ROUTES, *messages.ROUTES, *events.ROUTES]
+ROUTES = [*health.ROUTES, *agents.ROUTES, *threads.ROUTES, *messages.ROUTES, *events.ROUTES, *pages.ROUTES]
 
 
 class State(TypedDict):
@@ -50,7 +51,7 @@ def create_app(
     While it runs, `app.state.key` is the first key and `app.state.drain` ends it gently.
     """
     registry = Registry({**KINDS, **(kinds or {})})
-    servers = mcp.read_servers(settings.mcp_config, environment())
+    servers = read_servers(settings.mcp_config, environment())
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -11,6 +10,7 @@ from stores.contracts import Directory
 from stores.errors import StoreUnavailable
 from stores.models import Principal
 
+COOKIE = "chat_key"
 _KEYED = ("/api/", "/metrics")
 
 
@@ -24,20 +24,39 @@ class Authentication:
         if scope["type"] == "http" and scope["path"].startswith(_KEYED):
             directory: Directory = scope["state"]["service"].store
             try:
-                scope["principal"] = await authenticated(directory, Headers(scope=scope))
+                scope["principal"] = await authenticated(directory, HTTPConnection(scope))
             except (Unauthenticated, StoreUnavailable) as error:
                 await problem_of(error).response()(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-async def authenticated(directory: Directory, headers: Headers) -> Principal:
-    """The Principal of `Authorization: Bearer <key>`. Raises: Unauthenticated."""
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    principal = await directory.principal(key.strip()) if scheme.lower() == "bearer" else None
+async def authenticated(directory: Directory, connection: HTTPConnection) -> Principal:
+    """The Principal of `Authorization: Bearer <key>`, else of the login cookie.
+
+    The cookie is SameSite=Strict, but another port of the same host counts as the same site: a browser's request
+    that says it comes from another origin is refused.
+
+    Raises: Unauthenticated.
+    """
+    header = connection.headers.get("authorization")
+    if header is not None:
+        scheme, _, key = header.partition(" ")
+        key = key.strip() if scheme.lower() == "bearer" else ""
+    else:
+        key = connection.cookies.get(COOKIE, "") if same_origin(connection) else ""
+    principal = await directory.principal(key) if key else None
     if principal is None:
         raise Unauthenticated
     return principal
+
+
+def same_origin(connection: HTTPConnection) -> bool:
+    """True unless a browser says that a page of another origin sends this."""
+    origin = connection.headers.get("origin")
+    if origin is None:
+        return connection.headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
+    return origin.partition("://")[2] == connection.headers.get("host")
 
 
 def principal_of(connection: HTTPConnection) -> Principal:

@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from agents import Ended, Part, Run, Text, ToolCompleted, ToolProgress, ToolStarted
 from agents.demo import reply, wanted
-from agents.mcp import Pool, Server, read_servers
+from agents.mcp import Pool
+from agents.mcp_config import Server, read_servers
 from stores.models import Agent, JSONObject, Message, Principal
 
 FAST: JSONObject = {"demo": {"delay_ms": 0}}

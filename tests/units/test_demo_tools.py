@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from agents import Toolbox, ToolCompleted, ToolUse
-from agents.mcp import Pool, read_servers
+from agents.mcp import Pool
+from agents.mcp_config import read_servers
 from stores.models import Agent, JSONObject
 
 ROOT = Path(__file__).parents[2]

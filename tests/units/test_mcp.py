@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from agents import Toolbox, ToolCompleted, ToolPart, ToolProgress, ToolStarted, ToolUse, mcp
-from agents.mcp import BadServers, Pool, Server, read_servers
+from agents.mcp import Pool
+from agents.mcp_config import BadServers, Server, read_servers
 from stores.models import Agent, JSONObject
 
 RAW = str(Path(__file__).with_name("raw_mcp_server.py"))

@@ -1,0 +1,62 @@
+"""The web demo at `/`, and the login URL: `/?key=…` sets the cookie and goes on to `/`, as Jupyter does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from server.auth import COOKIE
+from server.errors import Unauthenticated, problem_of
+from server.requests import service_of
+
+DEMO = Path(__file__).parent.parent.parent / "web_demo"
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' https: http: data:; frame-ancestors 'none'; form-action 'self'"
+    ),
+    "Cache-Control": "no-cache",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+_YEAR = 365 * 24 * 3600
+
+
+async def index(request: Request) -> Response:
+    """The demo page; with `?key=`, the login."""
+    key = request.query_params.get("key")
+    if key is None:
+        return FileResponse(DEMO / "index.html", headers=_HEADERS)
+    if request.headers.get("sec-fetch-dest", "document") != "document":
+        return problem_of(Unauthenticated()).response()  # an image in a message must not log its reader in
+    if await service_of(request).store.principal(key) is None:
+        return problem_of(Unauthenticated()).response()
+    response = RedirectResponse("/", 303, headers=_HEADERS)
+    secure = request.url.scheme == "https"
+    response.set_cookie(COOKIE, key, max_age=_YEAR, httponly=True, samesite="strict", secure=secure)
+    return response
+
+
+class _Files(StaticFiles):
+    """The demo's files; whatever else no route answers is not found, by any method."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(404)
+        return await super().get_response(path, scope)
+
+    def file_response(self, *args: object, **kwargs: object) -> Response:
+        response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]
+        response.headers.update(_HEADERS)
+        return response
+
+
+ROUTES: list[BaseRoute] = [
+    Route("/", index, methods=["GET"]),
+    Mount("/", _Files(directory=DEMO, check_dir=False)),
+]
