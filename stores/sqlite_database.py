@@ -21,7 +21,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from stores.errors import DataFolderInUse, StoreError, StoreUnavailable
+from stores.errors import DataFolderInUse, StoreUnavailable
 from stores.models import Clock
 
 R = TypeVar("R")
@@ -39,8 +39,9 @@ CREATE TABLE IF NOT EXISTS users (
     id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, name TEXT NOT NULL, created_at TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS users_of ON users (organization_id);
 CREATE TABLE IF NOT EXISTS keys (
-    id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, user_id TEXT NOT NULL, hash TEXT NOT NULL UNIQUE,
+    id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, user_id TEXT NOT NULL, hash TEXT NOT NULL,
     hint TEXT NOT NULL, created_at TEXT NOT NULL, revoked_at TEXT);
+CREATE UNIQUE INDEX IF NOT EXISTS valid_keys ON keys (hash) WHERE revoked_at IS NULL;
 CREATE TABLE IF NOT EXISTS agents (
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, organization_id TEXT NOT NULL, body BLOB NOT NULL,
     deleted INTEGER NOT NULL DEFAULT 0);
@@ -124,7 +125,7 @@ def _outcome(db: sqlite3.Connection, verb: Verb) -> object:
     db.execute("SAVEPOINT verb")
     try:
         result = verb(db)
-    except (StoreError, sqlite3.Error, ValueError, TypeError, LookupError) as error:
+    except Exception as error:
         db.execute("ROLLBACK TO verb")
         result = StoreUnavailable(str(error)) if isinstance(error, sqlite3.Error) else error
     db.execute("RELEASE verb")

@@ -15,7 +15,7 @@ from stores.sqlite_database import Database, reading, writing
 
 def hash_of(secret: str) -> str:
     """SHA-256 in hex. Keys are long and random, so a slow password hash would add nothing."""
-    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _agent(db: sqlite3.Connection, row: sqlite3.Row) -> Agent:
@@ -56,11 +56,10 @@ class SQLiteDirectory(Database):
 
     @writing
     def create_key(self, db: sqlite3.Connection, user: User, secret: str) -> Key:
-        row = db.execute("SELECT * FROM keys WHERE hash = ?", (hash_of(secret),)).fetchone()
-        if row and row["revoked_at"] is None:
+        row = db.execute("SELECT * FROM keys WHERE hash = ? AND revoked_at IS NULL", (hash_of(secret),)).fetchone()
+        if row:
             return Key(*(row[name] for name in Key.__struct_fields__))
         made = Key(new_id(), user.organization_id, user.id, hash_of(secret), f"…{secret[-4:]}", timestamp(self.clock()))
-        db.execute("DELETE FROM keys WHERE hash = ?", (made.hash,))
         db.execute(
             "INSERT INTO keys (id, organization_id, user_id, hash, hint, created_at, revoked_at)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",

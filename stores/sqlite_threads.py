@@ -66,6 +66,8 @@ def _row(db: sqlite3.Connection, who: Principal, thread_id: str) -> sqlite3.Row:
 
 
 def _latest(db: sqlite3.Connection, thread_id: str, limit: int, before: int | None = None) -> list[Message]:
+    if not limit:
+        return []
     rows = db.execute(
         f"{_MESSAGES} WHERE m.thread_id = ? AND (?2 IS NULL OR m.seq < ?2) ORDER BY m.seq DESC LIMIT ?3",
         (thread_id, before, limit),
@@ -93,12 +95,18 @@ def _append(db: sqlite3.Connection, message: Message) -> Message:
     return message
 
 
-def _most_messages(sizes: Sequence[Sequence[int]], message_limit: int, max_bytes: int) -> int:
-    """How many of each thread's latest messages fit; `sizes` has, per thread, their bytes, latest first."""
-    for count in range(message_limit, 0, -1):
-        if sum(sum(of_thread[:count]) for of_thread in sizes) <= max_bytes:
-            return count
-    return 0
+def fitting(sizes: Sequence[Sequence[int]], max_bytes: int) -> list[int]:
+    """How many of each thread's latest messages to read; `sizes` has, per thread, their bytes, latest first.
+
+    Every thread's latest comes before any thread's second; a thread ends at its first message that doesn't fit.
+    """
+    counts = [0] * len(sizes)
+    for depth in range(max(map(len, sizes), default=0)):
+        for index, of_thread in enumerate(sizes):
+            if counts[index] == depth < len(of_thread) and of_thread[depth] <= max_bytes:
+                max_bytes -= of_thread[depth]
+                counts[index] += 1
+    return counts
 
 
 class SQLiteThreads(Database):
@@ -141,7 +149,7 @@ class SQLiteThreads(Database):
     @reading
     def get(self, db: sqlite3.Connection, who: Principal, thread_id: str, *, message_limit: int = 50) -> Thread:
         row = _row(db, who, thread_id)
-        return _thread(row, _latest(db, thread_id, message_limit) if message_limit else [])
+        return _thread(row, _latest(db, thread_id, message_limit))
 
     @reading
     def page(
@@ -172,11 +180,11 @@ class SQLiteThreads(Database):
             ]
             for row in threads
         ]
-        count = _most_messages(sizes, message_limit, max_bytes)
+        counts = fitting(sizes, max_bytes)
         return Page(
-            threads=[_thread(row, _latest(db, row["id"], count) if count else []) for row in threads],
+            threads=[_thread(row, _latest(db, row["id"], count)) for row, count in zip(threads, counts, strict=True)],
             more=len(rows) > limit,
-            cut=any(len(of_thread) > count for of_thread in sizes),
+            cut=any(len(of_thread) > count for of_thread, count in zip(sizes, counts, strict=True)),
         )
 
     @writing
@@ -209,7 +217,7 @@ class SQLiteThreads(Database):
         self, db: sqlite3.Connection, who: Principal, thread_id: str, *, before: str | None, limit: int
     ) -> list[Message]:
         _row(db, who, thread_id)
-        return _latest(db, thread_id, limit, _read(db, thread_id, before)[0] if before else None)
+        return _latest(db, thread_id, limit, _read(db, thread_id, before)[0] if before is not None else None)
 
     @reading
     def message(self, db: sqlite3.Connection, who: Principal, thread_id: str, message_id: str) -> Message:
@@ -284,6 +292,9 @@ class SQLiteThreads(Database):
     def checkpoint(
         self, db: sqlite3.Connection, who: Principal, run_id: str, *, worker: str, partial: Message | None
     ) -> Lease:
+        if partial is not None:
+            times = db.execute("SELECT created_at FROM messages WHERE id = ?", (run_id,)).fetchone()
+            partial = replace(partial, created_at=times[0]) if times else partial
         row = db.execute(
             f"UPDATE runs SET lease = {NOW} + ?, partial = COALESCE(?, partial)"
             " WHERE id = ? AND organization_id = ? AND worker = ? RETURNING cancelled",
@@ -296,7 +307,8 @@ class SQLiteThreads(Database):
     @writing
     def cancel(self, db: sqlite3.Connection, who: Principal, thread_id: str, run_id: str) -> None:
         db.execute(
-            "UPDATE runs SET cancelled = 1 WHERE id = ? AND thread_id = ? AND organization_id = ?",
+            "UPDATE runs SET cancelled = 1 WHERE id = ?1 AND thread_id = ?2 AND organization_id = ?3"
+            " AND EXISTS (SELECT 1 FROM threads WHERE id = ?2 AND running = ?1)",
             (run_id, thread_id, who.organization_id),
         )
 
@@ -306,6 +318,7 @@ class SQLiteThreads(Database):
         stored = _read(db, message.thread_id, message.id)[1]
         if row["running"] != message.id:
             return Finished(stored, won=False)
+        message = replace(message, created_at=stored.created_at)
         db.execute("UPDATE messages SET body = ? WHERE id = ?", (msgspec.json.encode(message), message.id))
         db.execute("UPDATE threads SET running = NULL WHERE id = ?", (message.thread_id,))
         self._touch(db, row)
