@@ -156,7 +156,8 @@ class AIChatService:
             updated_at=now,
             archived=False,
         )
-        return await self.store.create(who, thread, _idempotency(idempotency_key, body))
+        made = await self.store.create(who, thread, _idempotency(idempotency_key, body))
+        return replace(made, thread=await self.store.get(who, made.thread.id)) if made.replayed else made
 
     async def list_threads(
         self, who: Principal, agent_ref: str, *, limit: int, offset: int, archived: bool | None, message_limit: int
@@ -251,9 +252,10 @@ class AIChatService:
             return Post(replayed, after)
         if body.attachments:
             raise InvalidRequest("attachments[0].id", "There is no such attachment in this thread.")
+        agent = await self._living_agent(who, thread)
         message = await self._made(thread_id, body)
         if body.role == "user":
-            posted = await self._claim(who, thread, message, idempotency, if_busy)
+            posted = await self._claim(who, agent, message, idempotency, if_busy)
         else:
             posted = await self.store.append_message(who, message, idempotency)
             if not posted.replayed:
@@ -261,12 +263,11 @@ class AIChatService:
         return Post(posted, after)
 
     async def _claim(
-        self, who: Principal, thread: Thread, question: Message, idempotency: Idempotency | None, if_busy: IfBusy
+        self, who: Principal, agent: Agent, question: Message, idempotency: Idempotency | None, if_busy: IfBusy
     ) -> Posted:
         if self.runner.draining:
             raise Draining
-        agent = await self._living_agent(who, thread)
-        answer = new_answer(thread.id, question.id, agent.model, question.created_at)
+        answer = new_answer(question.thread_id, question.id, agent.model, question.created_at)
 
         def claim() -> Awaitable[Posted]:
             return self.store.claim(who, question, answer, worker=self.runner.worker, idempotency=idempotency)
@@ -274,7 +275,7 @@ class AIChatService:
         try:
             posted = await claim()
         except ThreadBusy as busy:
-            if not await self._freed(who, thread.id, busy.message_id, if_busy):
+            if not await self._freed(who, question.thread_id, busy.message_id, if_busy):
                 raise
             posted = await claim()
         if not posted.replayed:

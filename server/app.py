@@ -17,7 +17,7 @@ from agents.registry import Kind, Registry
 from server.ai_chat_service import AIChatService
 from server.auth import Authentication
 from server.content_html import Renderer
-from server.errors import respond
+from server.errors import EXPECTED, respond
 from server.organizations import first_start
 from server.routes import agents, events, health, messages, pages, threads
 from server.runner import Runner
@@ -82,6 +82,6 @@ def create_app(
     return Starlette(
         routes=ROUTES,
         middleware=[Middleware(Authentication)],
-        exception_handlers={Exception: respond},
+        exception_handlers=dict.fromkeys([*EXPECTED, Exception], respond),
         lifespan=lifespan,
     )

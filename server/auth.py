@@ -31,8 +31,8 @@ class Authentication:
         await self._app(scope, receive, send)
 
 
-async def authenticated(directory: Directory, connection: HTTPConnection) -> Principal:
-    """The Principal of `Authorization: Bearer <key>`, else of the login cookie.
+async def authenticated(directory: Directory, connection: HTTPConnection, key: str | None = None) -> Principal:
+    """The Principal of `key` if one is given, else of `Authorization: Bearer <key>`, else of the login cookie.
 
     The cookie is SameSite=Strict, but another port of the same host counts as the same site: a browser's request
     that says it comes from another origin is refused.
@@ -40,7 +40,9 @@ async def authenticated(directory: Directory, connection: HTTPConnection) -> Pri
     Raises: Unauthenticated.
     """
     header = connection.headers.get("authorization")
-    if header is not None:
+    if key is not None:
+        pass
+    elif header is not None:
         scheme, _, key = header.partition(" ")
         key = key.strip() if scheme.lower() == "bearer" else ""
     else:

@@ -94,24 +94,24 @@ def read(data: bytes, type: type[B]) -> B:
     return checked(body)
 
 
-def checked(body: B) -> B:
-    """The checks that types can't express. Raises: InvalidRequest, TooLarge."""
+def checked(body: B, path: str = "") -> B:
+    """The checks that types can't express; `path` goes before the fields' names. Raises: InvalidRequest, TooLarge."""
     for name in body.__struct_fields__:
         value = getattr(body, name)
         if value is not UNSET:
-            _walk(value, name)
-    for name, limit in (("content", CONTENT_BYTES), ("content_html", CONTENT_BYTES)):
+            _walk(value, path + name)
+    for name in ("content", "content_html"):
         text = getattr(body, name, UNSET)
-        if isinstance(text, str) and len(text.encode()) > limit:
-            raise TooLarge(name, limit)
+        if isinstance(text, str) and len(text.encode()) > CONTENT_BYTES:
+            raise TooLarge(path + name, CONTENT_BYTES)
     metadata = getattr(body, "metadata", UNSET)
     if isinstance(metadata, dict):
         if len(msgspec.json.encode(metadata)) > METADATA_BYTES:
-            raise TooLarge("metadata", METADATA_BYTES)
+            raise TooLarge(f"{path}metadata", METADATA_BYTES)
         if isinstance(body, MessageCreate) and "run" in metadata:
-            raise InvalidRequest("metadata.run", "The metadata key `run` is the server's.")
+            raise InvalidRequest(f"{path}metadata.run", "The metadata key `run` is the server's.")
     if isinstance(body, MessageCreate) and not body.content and not body.attachments:
-        raise InvalidRequest("content", "The content may be empty only with an attachment.")
+        raise InvalidRequest(f"{path}content", "The content may be empty only with an attachment.")
     return body
 
 

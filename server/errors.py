@@ -10,9 +10,11 @@ import logging
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
+from agents import AgentError
 from stores import errors as stores
 from stores.models import JSONObject, Message
 
@@ -114,6 +116,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 _TABLE: dict[type[Exception], tuple[int, str]] = {
     MalformedBody: (400, "malformed_body"),
+    ClientDisconnect: (400, "malformed_body"),
     Unauthenticated: (401, "unauthenticated"),
     stores.AgentNotFound: (404, "agent_not_found"),
     stores.ThreadNotFound: (404, "thread_not_found"),
@@ -139,6 +142,9 @@ _RUN_STATUS = {
 }
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 
+EXPECTED: tuple[type[Exception], ...] = (ChatError, stores.StoreError, AgentError, HTTPException, ClientDisconnect)
+"""What a request may raise without there being a bug. Starlette logs all else as one, even where it is answered."""
+
 
 def problem_of(error: Exception) -> Problem:
     """The problem that this exception is to a client."""
@@ -148,6 +154,10 @@ def problem_of(error: Exception) -> Problem:
             status = _RUN_STATUS.get(error.code, 502)
             wait = error.retry_after or (RETRY_SECONDS if status == 503 else None)
             return Problem(status, error.code, str(error), more, {"Retry-After": str(wait)} if wait else {})
+        case AgentError():
+            status = _RUN_STATUS.get(error.code, 502)
+            headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
+            return Problem(status, error.code, error.detail, {"retryable": error.retryable}, headers)
         case HTTPException():
             code = _HTTP_CODES.get(error.status_code, "http_error")
             return Problem(error.status_code, code, error.detail, {}, dict(error.headers or {}))
@@ -165,6 +175,8 @@ def _sentence(error: Exception) -> str:
     match error:
         case stores.AgentNotFound():
             return f"{error} Create one with POST /api/v1/agents."
+        case ClientDisconnect():
+            return "The body ended too early."
         case stores.StoreUnavailable():
             return "The database does not answer; try again."
         case _:
@@ -185,4 +197,18 @@ def _facts(error: Exception) -> JSONObject:
 
 async def respond(request: Request, error: Exception) -> Response:
     """Starlette's exception hook for everything."""
-    return problem_of(error).response()
+    response = problem_of(error).response()
+    if response.status_code == 405:
+        response.headers["Allow"] = ", ".join(sorted(_methods(request)))
+    return response
+
+
+def _methods(request: Request) -> set[str]:
+    """All that the path answers to; Starlette's own 405 knows only the first route."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    return {
+        method
+        for route in routes
+        if route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }

@@ -10,6 +10,8 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 
+from server.bodies import BODY_BYTES
+
 _SEND_BUFFER = 64 * 1024
 _CLOSE_SECONDS = 5
 
@@ -24,6 +26,8 @@ class Server(uvicorn.Server):
             access_log=False,
             timeout_graceful_shutdown=_CLOSE_SECONDS,
             lifespan="on",
+            ws="websockets-sansio",
+            ws_max_size=BODY_BYTES,
             ws_per_message_deflate=False,
         )
         super().__init__(config)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from server.auth import principal_of
 from server.requests import last_event_id, service_of, streams_of
 from server.routes.threads import THREAD
 from server.sse import EventStream
+from server.websocket import serve_thread
 
 
 async def watch(request: Request) -> Response:
@@ -23,4 +24,7 @@ async def watch(request: Request) -> Response:
     return EventStream(streams_of(request), viewer)
 
 
-ROUTES = [Route(THREAD + "/events", watch, methods=["GET"])]
+ROUTES: list[BaseRoute] = [
+    Route(THREAD + "/events", watch, methods=["GET"]),
+    WebSocketRoute(THREAD + "/ws", serve_thread),
+]

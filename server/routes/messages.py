@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -9,7 +10,7 @@ from starlette.routing import Route
 from server.ai_chat_service import Post
 from server.auth import principal_of
 from server.bodies import MessageCreate
-from server.errors import RunFailedError
+from server.errors import RunFailedError, problem_of
 from server.requests import (
     as_json,
     body_of,
@@ -59,7 +60,8 @@ async def _answer(request: Request, post: Post, headers: dict[str, str]) -> Resp
     if message.in_progress and seconds != 0:
         message = await service_of(request).wait(principal_of(request), message.thread_id, message.id, seconds)
     if message.status == "failed":
-        raise RunFailedError(message)
+        problem = problem_of(RunFailedError(message))
+        return replace(problem, headers={**headers, **problem.headers}).response()
     return as_json(message, 202 if message.in_progress else 201, headers)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, RedirectResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -56,7 +56,15 @@ class _Files(StaticFiles):
         return response
 
 
+class _Rest(Mount):
+    """Whatever no other route knows; a path that one knows, with another method, stays that route's to refuse (405)."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        return (Match.PARTIAL if match is Match.FULL else match), child
+
+
 ROUTES: list[BaseRoute] = [
     Route("/", index, methods=["GET"]),
-    Mount("/", _Files(directory=DEMO, check_dir=False)),
+    _Rest("/", _Files(directory=DEMO, check_dir=False)),
 ]

@@ -1,0 +1,213 @@
+"""The WebSocket: the same events as SSE, and commands.
+
+`…/ws?after=<position>`. One task pumps the viewer's entries out; the receiving loop reads commands and does each in a
+task of its own, so that a slow one (an interrupt) holds up neither the stream nor a ping. A bad frame gets an error
+frame and the socket lives. The socket is accepted before it is refused: closed earlier, the close code would be lost
+behind an HTTP 403.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Annotated, cast
+
+import msgspec
+from msgspec import Meta, Struct
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from server.ai_chat_service import AIChatService, IfBusy
+from server.auth import authenticated, same_origin
+from server.bodies import MessageCreate, checked, read
+from server.errors import MalformedBody, Unauthenticated, problem_of
+from server.streams import Stream, Streams
+from stores.errors import AgentNotFound, ThreadNotFound
+from stores.models import JSONObject, Principal
+
+NO_KEY = 4401
+FOREIGN_ORIGIN = 4403
+NO_THREAD = 4404
+DELETED = 4410
+RESTART = 1012
+FAILED = 1011
+
+_PROTOCOL = "chat"
+_BEARER = "bearer."
+_AT_ONCE = 16
+
+
+class CreateMessage(Struct, tag="message.create", forbid_unknown_fields=True, frozen=True):
+    request_id: str
+    message: MessageCreate
+    idempotency_key: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
+    if_busy: IfBusy = "reject"
+
+
+class CancelRun(Struct, tag="run.cancel", forbid_unknown_fields=True, frozen=True):
+    request_id: str
+    message_id: str
+
+
+class Ping(Struct, tag="ping", forbid_unknown_fields=True, frozen=True):
+    pass
+
+
+Command = CreateMessage | CancelRun | Ping
+
+
+async def serve_thread(websocket: WebSocket) -> None:
+    """Follow a thread and take commands for it until either side goes."""
+    offered = websocket.scope.get("subprotocols", [])
+    await websocket.accept(subprotocol=_PROTOCOL if _PROTOCOL in offered else None)
+    key = next((name.removeprefix(_BEARER) for name in offered if name.startswith(_BEARER)), None)
+    service, streams = cast(AIChatService, websocket.state.service), cast(Streams, websocket.state.streams)
+    agent_id, thread_id = websocket.path_params["agent_id"], websocket.path_params["thread_id"]
+    if key is None and not same_origin(websocket):
+        await websocket.close(FOREIGN_ORIGIN, "foreign origin")
+        return
+    try:
+        who = await authenticated(service.store, websocket, key)
+        viewer = await service.watch(who, agent_id, thread_id, websocket.query_params.get("after") or None)
+    except Unauthenticated:
+        await websocket.close(NO_KEY, "no valid key")
+        return
+    except (AgentNotFound, ThreadNotFound):
+        await websocket.close(NO_THREAD, "no such thread")
+        return
+    except Exception as error:
+        await websocket.close(FAILED, problem_of(error).code)
+        return
+    with streams.open(viewer) as stream:
+        await _Socket(websocket, service, streams, stream, who, agent_id, thread_id).serve()
+
+
+class _Socket:
+    def __init__(
+        self,
+        websocket: WebSocket,
+        service: AIChatService,
+        streams: Streams,
+        stream: Stream,
+        who: Principal,
+        agent_id: str,
+        thread_id: str,
+    ) -> None:
+        self._websocket = websocket
+        self._service = service
+        self._streams = streams
+        self._stream = stream
+        self._who = who
+        self._agent_id = agent_id
+        self._thread_id = thread_id
+        self._commands: set[asyncio.Task[None]] = set()
+
+    async def serve(self) -> None:
+        receiving = asyncio.create_task(self._receive())
+        try:
+            code = await self._pump()
+            if code is not None:
+                await self._websocket.close(code)
+        except (WebSocketDisconnect, RuntimeError):
+            pass  # it went while we wrote
+        finally:
+            receiving.cancel()
+            await asyncio.wait({receiving, *self._commands})
+
+    async def _pump(self) -> int | None:
+        """Write entries; the code to close with, null if the client went."""
+        while True:
+            entries = await self._stream.viewer.next()
+            if self._stream.gone:
+                return None
+            if entries is None:
+                return DELETED
+            for entry in entries:
+                await self._websocket.send_text(entry.ws)
+            if self._streams.closing:
+                return RESTART
+
+    async def _receive(self) -> None:
+        try:
+            while True:
+                frame = await self._websocket.receive()
+                if frame["type"] == "websocket.disconnect":
+                    return
+                await self._take(frame.get("text"))
+        finally:
+            self._stream.leave()
+
+    async def _take(self, text: str | None) -> None:
+        try:
+            if text is None:
+                raise MalformedBody("Send text frames, not binary ones.")
+            command = read(text.encode(), cast(type[Struct], Command))
+            if isinstance(command, CreateMessage):
+                checked(command.message, "message.")
+        except Exception as error:
+            await self._refuse(error, _request_id(text))
+            return
+        match command:
+            case Ping():
+                await self._send({"type": "pong"})
+            case CreateMessage():
+                await self._start(self._create(command), command.request_id)
+            case CancelRun():
+                await self._start(self._cancel(command), command.request_id)
+
+    async def _start(self, command: Coroutine[None, None, None], request_id: str) -> None:
+        async def run() -> None:
+            try:
+                await command
+            except (WebSocketDisconnect, RuntimeError):
+                pass  # it went before its answer
+            except Exception as error:
+                await self._refuse(error, request_id)
+
+        while len(self._commands) >= _AT_ONCE:
+            await asyncio.wait(self._commands, return_when=asyncio.FIRST_COMPLETED)
+        task = asyncio.create_task(run())
+        self._commands.add(task)
+        task.add_done_callback(self._commands.discard)
+
+    async def _create(self, command: CreateMessage) -> None:
+        post = await self._service.post_message(
+            self._who,
+            self._agent_id,
+            self._thread_id,
+            command.message,
+            idempotency_key=command.idempotency_key,
+            if_busy=command.if_busy,
+        )
+        posted = post.posted
+        if posted.answer is not None:
+            await self._acknowledge(command.request_id, posted.answer.id, posted.message.id)
+        else:
+            await self._acknowledge(command.request_id, posted.message.id, None)
+
+    async def _cancel(self, command: CancelRun) -> None:
+        message = await self._service.cancel(self._who, self._agent_id, self._thread_id, command.message_id)
+        await self._acknowledge(command.request_id, message.id, (message.run or {}).get("in_reply_to"))
+
+    async def _acknowledge(self, request_id: str, message_id: str, in_reply_to: str | None) -> None:
+        await self._send(
+            {"type": "ack", "request_id": request_id, "message_id": message_id, "in_reply_to": in_reply_to}
+        )
+
+    async def _refuse(self, error: Exception, request_id: str | None) -> None:
+        frame: JSONObject = {"type": "error", "error": problem_of(error).body()}
+        if request_id is not None:
+            frame["request_id"] = request_id
+        await self._send(frame)
+
+    async def _send(self, frame: JSONObject) -> None:
+        await self._websocket.send_text(msgspec.json.encode(frame).decode())
+
+
+def _request_id(text: str | None) -> str | None:
+    """The request_id of a frame that could not be taken, if it has one."""
+    try:
+        frame = msgspec.json.decode(text or "")
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    found = frame.get("request_id") if isinstance(frame, dict) else None
+    return found if isinstance(found, str) else None
