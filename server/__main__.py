@@ -1,25 +1,24 @@
-"""The command line: `python -m server` serves."""
+"""The command line: `python -m server` serves; `python -m server keys …` makes, lists and revokes keys."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from collections.abc import Awaitable, Callable
+from typing import NoReturn, TypeVar
 
 import click
 
-from agents.mcp_config import BadServers
-from server.app import create_app
+from agents.mcp_config import BadServers, read_servers
+from server.app import create_app, default_kind
+from server.organizations import member, new_secret
 from server.serving import Server, listening_socket
-from server.settings import BadSetting, load
+from server.settings import BadSetting, environment, load
+from stores.contracts import Store
+from stores.errors import DataFolderInUse, StoreError, StoreUnavailable
+from stores.open import open_store
 
-
-class _Announcing(Server):
-    """Says where it listens once it does."""
-
-    url = ""
-
-    async def startup(self, sockets: list | None = None) -> None:  # type: ignore[type-arg]
-        await super().startup(sockets)
-        click.echo(f"Listening. Open {self.url}/?key={self._app.state.key}")
+R = TypeVar("R")
 
 
 @click.group(invoke_without_command=True)
@@ -34,20 +33,89 @@ def serve() -> None:
     try:
         settings = load()
         app = create_app(settings)
-        sock = listening_socket(settings.host, settings.port)
     except (BadSetting, BadServers) as error:
         _stop(str(error))
+    try:
+        sock = listening_socket(settings.host, settings.port)
     except OSError as error:
-        _stop(f"PORT, CHAT_HOST: cannot listen: {error}")
-    server = _Announcing(app)
-    server.url = f"http://{settings.host}:{sock.getsockname()[1]}"
+        _stop(f"PORT, CHAT_HOST: can't listen on {settings.host}:{settings.port}: {error.strerror}")
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{sock.getsockname()[1]}"
+    server = Server(app, lambda: click.echo(f"Listening. Open {url}/?key={app.state.key}"))
     try:
         server.run(sockets=[sock])
     except KeyboardInterrupt:
         pass
+    except SystemExit:
+        failure = getattr(app.state, "failure", None)
+        if isinstance(failure, DataFolderInUse | StoreUnavailable):
+            _stop(str(failure))
+        raise failure or SystemExit(1) from None
 
 
-def _stop(line: str) -> None:
+@main.group()
+def keys() -> None:
+    """API keys. These commands work beside a running server."""
+
+
+@keys.command("create")
+@click.option("--organization", required=True, help="A name or an id; a new name makes an organization.")
+@click.option("--user", required=True, help="A name or an id; a new name makes a user.")
+def create_key(organization: str, user: str) -> None:
+    """Make a key and print it, once, as the last word."""
+
+    async def create(store: Store) -> str:
+        settings = load()
+        servers = read_servers(settings.mcp_config, environment())
+        kind = default_kind(settings)
+        owner = (await member(store, organization, user, kind=kind, model=settings.model, servers=servers))[1]
+        secret = new_secret()
+        await store.create_key(owner, secret)
+        return secret
+
+    click.echo(f"Key of {user} in {organization}, shown only now: {_in_store(create)}")
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """Print every key: its id, its organization, its user, its last characters, since when, and if it was revoked."""
+
+    async def rows(store: Store) -> list[str]:
+        lines = []
+        for key in await store.keys():
+            organization = await store.find_organization(key.organization_id)
+            user = await store.find_user(key.organization_id, key.user_id)
+            names = f"{organization.name if organization else '?'}\t{user.name if user else '?'}"
+            state = f"revoked {key.revoked_at}" if key.revoked_at else "valid"
+            lines.append(f"{key.id}\t{names}\t{key.hint}\t{key.created_at}\t{state}")
+        return lines
+
+    for row in _in_store(rows):
+        click.echo(row)
+
+
+@keys.command("revoke")
+@click.argument("key_id")
+def revoke_key(key_id: str) -> None:
+    """Revoke the key with this id (see `keys list`); it stops working at once."""
+    click.echo(f"Revoked {_in_store(lambda store: store.revoke_key(key_id)).id}")
+
+
+def _in_store(work: Callable[[Store], Awaitable[R]]) -> R:
+    async def run() -> R:
+        store = await open_store(load().data_dir, serving=False)
+        try:
+            return await work(store)
+        finally:
+            await store.close()
+
+    try:
+        return asyncio.run(run())
+    except (BadSetting, BadServers, StoreError) as error:
+        _stop(str(error))
+
+
+def _stop(line: str) -> NoReturn:
     click.echo(line, err=True)
     sys.exit(2)
 

@@ -32,6 +32,11 @@ KINDS = {"demo": Kind(demo.reply)}
 ROUTES = [*health.ROUTES, *agents.ROUTES, *threads.ROUTES, *messages.ROUTES, *events.ROUTES, *pages.ROUTES]
 
 
+def default_kind(settings: Settings) -> str:
+    """The kind of agents that don't say one."""
+    return "demo"
+
+
 class State(TypedDict):
     """What requests find in `request.state`."""
 
@@ -48,15 +53,21 @@ def create_app(
         kinds: further kinds of agents, beside `demo` and those of installed packages.
         backends: opens the store and the log.
 
-    While it runs, `app.state.key` is the first key and `app.state.drain` ends it gently.
+    While it runs, `app.state.key` is the first key and `app.state.drain` ends it gently; `app.state.failure` is why the
+    backends could not be opened.
     """
     registry = Registry({**KINDS, **(kinds or {})})
     servers = read_servers(settings.mcp_config, environment())
+    kind = default_kind(settings)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
-            store, log = await stack.enter_async_context(backends(settings.data_dir))
+            try:
+                store, log = await stack.enter_async_context(backends(settings.data_dir))
+            except Exception as error:
+                app.state.failure = error
+                raise
             pool = mcp.Pool(servers)
             stack.push_async_callback(pool.close)
             renderer = Renderer()
@@ -65,7 +76,7 @@ def create_app(
             stack.push_async_callback(runner.drain, 0.0)
             streams = Streams()
             app.state.key = await first_start(
-                store, settings.data_dir, settings.api_key, kind="demo", model=settings.model, servers=servers
+                store, settings.data_dir, settings.api_key, kind=kind, model=settings.model, servers=servers
             )
 
             async def drain() -> None:
@@ -76,7 +87,7 @@ def create_app(
             for forever in (runner.sweep_forever(), streams.ping_forever()):
                 task = asyncio.create_task(forever)
                 stack.callback(task.cancel)
-            service = AIChatService(store, log, runner, registry, renderer, servers=servers, default_kind="demo")
+            service = AIChatService(store, log, runner, registry, renderer, servers=servers, default_kind=kind)
             yield {"service": service, "streams": streams}
 
     return Starlette(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -17,12 +19,16 @@ _CLOSE_SECONDS = 5
 
 
 class Server(uvicorn.Server):
-    """Serves one application on one socket. A second signal skips the drain."""
+    """Serves one application on one socket. A second signal skips the drain.
 
-    def __init__(self, app: Starlette) -> None:
+    Args:
+        announce: called once it listens.
+    """
+
+    def __init__(self, app: Starlette, announce: Callable[[], None] = lambda: None) -> None:
         config = uvicorn.Config(
             app,
-            log_level="warning",
+            log_level="critical",  # a start that fails is told by the command line, in one line
             access_log=False,
             timeout_graceful_shutdown=_CLOSE_SECONDS,
             lifespan="on",
@@ -33,13 +39,17 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.listening = asyncio.Event()
         self._app = app
+        self._announce = announce
         self._draining: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        self.listening.set()
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        if self.started:
+            self._announce()
+            self.listening.set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._loop is None or self._draining is not None:
