@@ -18,8 +18,9 @@ from server.ai_chat_service import AIChatService
 from server.auth import Authentication
 from server.content_html import Renderer
 from server.errors import EXPECTED, respond
+from server.metrics import Metrics
 from server.organizations import first_start
-from server.routes import agents, events, health, messages, pages, threads
+from server.routes import agents, docs, events, health, messages, pages, threads
 from server.runner import Runner
 from server.settings import Settings, environment
 from server.streams import Streams
@@ -29,7 +30,15 @@ from stores.open import open_backends
 Backends = Callable[[Path], AbstractAsyncContextManager[tuple[Store, EventLog]]]
 
 KINDS = {"demo": Kind(demo.reply)}
-ROUTES = [*health.ROUTES, *agents.ROUTES, *threads.ROUTES, *messages.ROUTES, *events.ROUTES, *pages.ROUTES]
+ROUTES = [
+    *health.ROUTES,
+    *agents.ROUTES,
+    *threads.ROUTES,
+    *messages.ROUTES,
+    *events.ROUTES,
+    *docs.ROUTES,
+    *pages.ROUTES,
+]
 
 
 def default_kind(settings: Settings) -> str:
@@ -42,6 +51,7 @@ class State(TypedDict):
 
     service: AIChatService
     streams: Streams
+    metrics: Metrics
 
 
 def create_app(
@@ -88,7 +98,7 @@ def create_app(
                 task = asyncio.create_task(forever)
                 stack.callback(task.cancel)
             service = AIChatService(store, log, runner, registry, renderer, servers=servers, default_kind=kind)
-            yield {"service": service, "streams": streams}
+            yield {"service": service, "streams": streams, "metrics": Metrics(runner, streams)}
 
     return Starlette(
         routes=ROUTES,

@@ -21,6 +21,7 @@ from stores.models import JSONObject, Message
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2
+_SENTENCE = 500
 
 
 class ChatError(Exception):
@@ -28,11 +29,14 @@ class ChatError(Exception):
 
 
 class InvalidRequest(ChatError):
-    """A value that doesn't fit; `field` is its path in the body, or the parameter's or header's name."""
+    """A value that doesn't fit; `field` is its path in the body, or the parameter's or header's name.
+
+    Both are cut where a client made them long: a field's name can be all of its body.
+    """
 
     def __init__(self, field: str, detail: str) -> None:
-        super().__init__(detail)
-        self.field = field
+        super().__init__(detail[:_SENTENCE])
+        self.field = field[:_SENTENCE]
 
 
 class MalformedBody(ChatError):

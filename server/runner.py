@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from msgspec.structs import replace
@@ -56,6 +57,8 @@ class Runner:
     ) -> None:
         self.worker = new_id()
         self.draining = False
+        self.started = 0
+        self.ended: Counter[str] = Counter()
         self._store = store
         self._log = log
         self._registry = registry
@@ -78,6 +81,7 @@ class Runner:
         """Begin the run that `posted` claimed; it goes on in a task of its own."""
         run = LiveRun(who, agent, posted, self._log, self._clock)
         self._runs[run.id] = run
+        self.started += 1
         task = asyncio.create_task(self._live(run, run.fold.message()), name=f"run {run.id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -183,6 +187,7 @@ class Runner:
         message = replace(message, content_html=await self._render(message.content))
         outcome = await self._stored(who, message)
         if outcome is not None and outcome.won:
+            self.ended[ending.status] += 1
             for event in closed:
                 say(event)
             say(terminal(outcome.message))

@@ -1,11 +1,15 @@
-"""/healthz and /readyz."""
+"""/healthz, /readyz and /metrics."""
 
 from __future__ import annotations
 
+from typing import cast
+
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from server.metrics import Metrics
 from server.requests import as_json, service_of
 
 
@@ -23,4 +27,13 @@ async def readyz(request: Request) -> Response:
     return as_json({"ready": ready, "database": database, "draining": draining}, 200 if ready else 503)
 
 
-ROUTES = [Route("/healthz", healthz, methods=["GET"]), Route("/readyz", readyz, methods=["GET"])]
+async def metrics(request: Request) -> Response:
+    """Prometheus metrics of this process. Wants a key."""
+    return Response(cast(Metrics, request.state.metrics).text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+
+ROUTES = [
+    Route("/healthz", healthz, methods=["GET"]),
+    Route("/readyz", readyz, methods=["GET"]),
+    Route("/metrics", metrics, methods=["GET"]),
+]
