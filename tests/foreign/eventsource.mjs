@@ -8,8 +8,14 @@ const source = new EventSource(url, {
 let text = ''
 let opened = 0
 source.addEventListener('open', () => { opened += 1; console.error('open') })
+const done = message => {
+  console.log(JSON.stringify({ text, final: message.content, opened }))
+  source.close()
+}
 source.addEventListener('thread.snapshot', event => {
-  text = JSON.parse(event.data).thread.messages.at(-1)?.content ?? ''
+  const message = JSON.parse(event.data).thread.messages.at(-1)
+  text = message.content
+  if (message.metadata.run.status === 'completed') done(message)
 })
 source.addEventListener('message.delta', event => {
   const { offset, text: more } = JSON.parse(event.data)
@@ -17,7 +23,4 @@ source.addEventListener('message.delta', event => {
   if (offset !== characters.length) { console.log(JSON.stringify({ hole: [offset, characters.length] })); process.exit(1) }
   text += more
 })
-source.addEventListener('run.completed', event => {
-  console.log(JSON.stringify({ text, final: JSON.parse(event.data).message.content, opened }))
-  source.close()
-})
+source.addEventListener('run.completed', event => done(JSON.parse(event.data).message))
