@@ -26,7 +26,15 @@ from server.errors import AgentDeleted, Draining, InvalidRequest, ThreadEmpty
 from server.runner import Runner
 from server.viewer import Viewer, resumed
 from stores.contracts import Created, EventLog, Page, Posted, Store
-from stores.errors import AgentNotFound, Gap, LogDeleted, MessageNotFound, ThreadBusy, ThreadNotFound
+from stores.errors import (
+    AgentNotFound,
+    Gap,
+    LogDeleted,
+    LogUnavailable,
+    MessageNotFound,
+    ThreadBusy,
+    ThreadNotFound,
+)
 from stores.events import TERMINAL_TYPES, Event, MessageCreated, ThreadDeleted, ThreadUpdated
 from stores.models import (
     Agent,
@@ -46,15 +54,16 @@ DEFAULT = "default"
 LIST_BYTES = 8 * 2**20
 CANCEL_SECONDS = 5.0
 _POLL_SECONDS = 5.0
+_AWAY_SECONDS = 0.5
 
 IfBusy = Literal["reject", "interrupt"]
 
 
 class Post(msgspec.Struct, frozen=True):
-    """What posting a message did. `after`: a position before anything of it was said."""
+    """What posting a message did. `after`: a position before anything of it was said; null if the log was away."""
 
     posted: Posted
-    after: str
+    after: str | None
 
 
 class AIChatService:
@@ -247,9 +256,11 @@ class AIChatService:
         """
         thread = await self._thread(who, agent_ref, thread_id)
         idempotency = _idempotency(idempotency_key, body)
-        after = await self.log.tail(thread_id)
+        after = await self._tail(thread_id)
         if idempotency and (replayed := await self.store.replay(who, thread_id, idempotency)):
-            return Post(replayed, after)
+            answer = replayed.answer
+            if not (answer and answer.in_progress and await self.runner.heal(who, answer.id)):
+                return Post(replayed, after)
         if body.attachments:
             raise InvalidRequest("attachments[0].id", "There is no such attachment in this thread.")
         agent = await self._living_agent(who, thread)
@@ -301,21 +312,31 @@ class AIChatService:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while True:
-                    position = await self.log.tail(thread_id)
+                    position = await self._tail(thread_id)
                     message = await self.store.message(who, thread_id, run_id)
                     if not message.in_progress:
                         return message
                     await self._until_end(thread_id, position)
         return await self.store.message(who, thread_id, run_id)
 
-    async def _until_end(self, thread_id: str, position: str) -> None:
+    async def _tail(self, thread_id: str) -> str | None:
+        """The log's last position; null while the log is away."""
+        try:
+            return await self.log.tail(thread_id)
+        except LogUnavailable:
+            return None
+
+    async def _until_end(self, thread_id: str, position: str | None) -> None:
         """Read the log until a run has ended, it can't be followed, or it is time to ask the store."""
+        if position is None:
+            await asyncio.sleep(_AWAY_SECONDS)
+            return
         cursor = self.log.cursor(thread_id, position)
         try:
             async with asyncio.timeout(_POLL_SECONDS):
                 while not any(entry.type in _TURNS for entry in await cursor.next()):
                     pass
-        except (Gap, TimeoutError):
+        except (Gap, LogUnavailable, TimeoutError):
             pass
         finally:
             cursor.close()
@@ -354,7 +375,10 @@ class AIChatService:
         posted = post.posted
         after: str | None = post.after
         if posted.replayed:
-            after = await self.log.find(thread_id, posted.message_id, posted.run_id)
+            try:
+                after = await self.log.find(thread_id, posted.message_id, posted.run_id)
+            except LogUnavailable:
+                after = None
         return Viewer(
             self.store,
             self.log,

@@ -94,6 +94,7 @@ def create_app(
                 streams.close()
 
             app.state.drain = drain
+            await runner.sweep()  # the first request finds no run of a process that died
             for forever in (runner.sweep_forever(), streams.ping_forever()):
                 task = asyncio.create_task(forever)
                 stack.callback(task.cancel)

@@ -111,7 +111,7 @@ def preferred_wait(request: Request) -> float | None:
     https://www.rfc-editor.org/rfc/rfc7240
     """
     seconds: float | None = None
-    for preference in request.headers.get("prefer", "").split(","):
+    for preference in ",".join(request.headers.getlist("prefer")).split(","):
         name, _, value = preference.partition(";")[0].partition("=")
         match name.strip().lower(), value.strip().strip('"'):
             case "wait", digits if digits.isascii() and digits.isdecimal() and len(digits) < 7:

@@ -18,9 +18,9 @@ from msgspec.structs import replace
 from agents import AgentError, Run, Toolbox
 from agents.registry import Registry
 from server.run import CANCELLED, COMPLETED, INTERRUPTED, Ending, LiveRun, TooLong, finished
-from stores.contracts import EventLog, Finished, Posted, ThreadStore
-from stores.errors import Gap, LogDeleted, NotFound, StoreUnavailable
-from stores.events import MessageCreated, RunError, Terminal, ToolCallCompleted, terminal
+from stores.contracts import EventLog, Finished, LogWriter, Posted, ThreadStore
+from stores.errors import Gap, LogDeleted, LogUnavailable, NotFound, StoreUnavailable
+from stores.events import Event, MessageCreated, RunError, Terminal, ToolCallCompleted, terminal
 from stores.fold import fold
 from stores.models import Agent, Clock, Message, Principal, RunRecord, new_id, timestamp, utcnow
 
@@ -82,6 +82,8 @@ class Runner:
         run = LiveRun(who, agent, posted, self._log, self._clock)
         self._runs[run.id] = run
         self.started += 1
+        if self.draining:
+            run.end(INTERRUPTED)
         task = asyncio.create_task(self._live(run, run.fold.message()), name=f"run {run.id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -96,13 +98,12 @@ class Runner:
 
     async def _live(self, run: LiveRun, answer: Message) -> None:
         try:
-            with contextlib.suppress(LogDeleted):
-                run.begin(answer)
+            run.begin(answer)
             ending = await self._answered(run)
             if ending is not None:
                 outcome = await self._end(run.who, run.message(), ending, run.writer.write)
                 if outcome is None or outcome.won:
-                    await run.writer.flush()
+                    await self._said(run.who, run.id, run.writer)
                     await self._forget(run.who, run.id)
         except LogDeleted:
             await self._forget(run.who, run.id)
@@ -134,6 +135,8 @@ class Runner:
             try:
                 breath = 0
                 async for part in parts:
+                    if run.ending.done():  # an agent that talks on when it is cancelled
+                        return
                     run.take(part)
                     if (breath := breath + 1) % _BREATH == 0:
                         await asyncio.sleep(0)
@@ -143,7 +146,7 @@ class Runner:
             run.end(COMPLETED)
         except AgentError as error:
             run.end(Ending("failed", RunError(error.code, error.detail, error.retryable)))
-        except LogDeleted:
+        except (LogDeleted, NotFound):
             run.end(None)
         except TooLong:
             run.end(Ending("failed", RunError("agent_failed", "The answer grew larger than a message may be.", False)))
@@ -205,6 +208,16 @@ class Runner:
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, 2.0)
 
+    async def _said(self, who: Principal, run_id: str, writer: LogWriter) -> None:
+        """Wait until the end is in the log. While that is away, keep the record from sweepers, who would say it too."""
+        while True:
+            try:
+                async with asyncio.timeout(CHECKPOINT_SECONDS):
+                    return await writer.flush()
+            except TimeoutError:
+                with contextlib.suppress(StoreUnavailable):
+                    await self._store.checkpoint(who, run_id, worker=self.worker, partial=None)
+
     async def _forget(self, who: Principal, run_id: str) -> None:
         with contextlib.suppress(StoreUnavailable):
             await self._store.forget(who, run_id)
@@ -221,11 +234,11 @@ class Runner:
 
     async def sweep_forever(self) -> None:
         while True:
+            await asyncio.sleep(SWEEP_SECONDS)
             try:
                 await self.sweep()
             except StoreUnavailable as error:
                 logger.warning("could not sweep: %s", error)
-            await asyncio.sleep(SWEEP_SECONDS)
 
     async def heal(self, who: Principal, run_id: str) -> bool:
         """End that run if its process died; true if it did."""
@@ -239,34 +252,48 @@ class Runner:
     async def repair(self, record: RunRecord) -> None:
         """End a run for its owner: keep what its checkpoint or the log holds, whichever is more, and say the end.
 
-        Safe against the owner and against other repairers: whoever stores the message says the end. A run that was
-        stored, but whose end was never said, gets that said.
+        Safe against the owner and against other repairers: whoever stores the message says the end. What a worker
+        stored and died before saying is said by whoever has taken its record over.
         """
         who, thread_id = record.who, record.thread_id
         try:
-            events = await self._log.run_events(thread_id, record.id, await self._log.tail(thread_id))
-        except Gap:
-            events = []
-        logged = fold(events, onto=record.partial)
+            stored = await self._store.message(who, thread_id, record.id)
+            question = await self._store.message(who, thread_id, (record.partial.run or {})["in_reply_to"])
+        except NotFound:  # the thread is gone, or the claim never happened
+            await self._store.forget(who, record.id)
+            return
+        ending = CANCELLED if record.cancelled else INTERRUPTED
+        events = await self._logged(record)
+        if events is None:  # nothing can be said now: the record stays, and brings a sweeper that says it
+            if stored.in_progress:
+                await self._end(who, record.partial, ending, lambda event: None)
+            return
         writer = self._log.writer(thread_id)
+        say = _after(question, writer.write)
         with contextlib.suppress(LogDeleted):
-            said = bool(events) and isinstance(events[-1], Terminal)
-            ending = CANCELLED if record.cancelled else INTERRUPTED
-            question = await self._question(record)
-            if question is not None and not said:
-                outcome = await self._end(who, _longer(record.partial, logged), ending, _after(question, writer.write))
-                if outcome is not None and not outcome.won and outcome.message.status != "in_progress":
-                    _after(question, writer.write)(terminal(outcome.message))
-            await writer.flush()
+            if stored.in_progress:
+                partial = _longer(record.partial, fold(events, onto=record.partial))
+                outcome = await self._end(who, partial, ending, say)
+                if outcome is not None and not outcome.won:
+                    return  # the winner says it; should it die before that, the record brings a sweeper
+            elif not (events and isinstance(events[-1], Terminal)):
+                if record.worker != self.worker or self.has(record.id):
+                    return  # its owner lives, and is about to say it
+                say(terminal(stored))
+            try:
+                async with asyncio.timeout(CHECKPOINT_SECONDS):
+                    await writer.flush()
+            except TimeoutError:
+                return
         await self._store.forget(who, record.id)
 
-    async def _question(self, record: RunRecord) -> Message | None:
-        """The user message that the run answers; null if the thread is gone, or the claim never happened."""
+    async def _logged(self, record: RunRecord) -> list[Event] | None:
+        """What the log holds of the run; null while the log is away."""
         try:
-            await self._store.message(record.who, record.thread_id, record.id)
-            asked = (record.partial.run or {})["in_reply_to"]
-            return await self._store.message(record.who, record.thread_id, asked)
-        except NotFound:
+            return await self._log.run_events(record.thread_id, record.id, await self._log.tail(record.thread_id))
+        except Gap:
+            return []
+        except LogUnavailable:
             return None
 
     async def drain(self, seconds: float) -> None:

@@ -42,7 +42,9 @@ class EventStream(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        if self._viewer is not None and scope["method"] != "HEAD":
+        if self._viewer is not None and scope["method"] == "HEAD":
+            self._viewer.close()
+        elif self._viewer is not None:
             with self._streams.open(self._viewer) as stream:
                 watcher = asyncio.create_task(_watch(receive, stream))
                 try:

@@ -47,6 +47,8 @@ class Streams:
         """Count a stream for as long as it is open, then close its viewer."""
         stream = Stream(viewer)
         self._open.add(stream)
+        if self.closing:
+            viewer.wake()
         try:
             yield stream
         finally:

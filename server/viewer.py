@@ -6,17 +6,19 @@ reading ends. A transport pulls `next()` and writes; it decides nothing.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Literal
 
 from msgspec.structs import replace
 
 from stores.contracts import EventLog, ThreadStore
-from stores.errors import Gap, NotFound
+from stores.errors import Gap, LogUnavailable, NotFound
 from stores.events import (
     TERMINAL_TYPES,
     Event,
     MessageCreated,
+    ThreadDeleted,
     ThreadSnapshot,
     decode,
     encode,
@@ -30,6 +32,7 @@ from stores.models import Message, Principal, Thread
 _POSITION = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 _ENDS = TERMINAL_TYPES | {"message.created"}
 NEXT_END: Literal["next"] = "next"
+_AWAY_SECONDS = 0.5
 
 
 class Viewer:
@@ -67,10 +70,13 @@ class Viewer:
     async def next(self) -> list[Entry] | None:
         """The next entries, waiting for them; empty after `wake`; null once the reading has ended."""
         while not self._ended:
-            if self._cursor is None:
-                return await self._snapshot()
             try:
+                if self._cursor is None:
+                    return await self._snapshot()
                 entries = await self._cursor.next()
+            except LogUnavailable:
+                await asyncio.sleep(_AWAY_SECONDS)
+                return []
             except Gap:
                 self._close_cursor()
                 continue
@@ -100,7 +106,7 @@ class Viewer:
         shown: list[Entry] = []
         for entry in entries:
             event = decode(entry.data) if entry.type in _ENDS else None
-            if self._begin is not None:
+            if self._begin is not None and entry.type != "thread.deleted":
                 if not isinstance(event, MessageCreated) or event.message.id != self._begin:
                     continue
                 self._begin = None
@@ -115,7 +121,7 @@ class Viewer:
             return not isinstance(event, MessageCreated)
         return self._until is not None and message_id_of(event) == self._until
 
-    async def _snapshot(self) -> list[Entry] | None:
+    async def _snapshot(self) -> list[Entry]:
         try:
             position, thread = await self._read()
             if self._until == NEXT_END:
@@ -125,7 +131,7 @@ class Viewer:
             ending = await self._ending(thread) if self._until else None
         except NotFound:
             self._ended = True
-            return None
+            return [Entry(await self._log.tail(self._thread_id), encode(ThreadDeleted(self._thread_id)))]
         self._begin = None
         entries = [Entry(position, encode(ThreadSnapshot(thread)))]
         if ending is not None:
@@ -181,6 +187,6 @@ async def resumed(store: ThreadStore, log: EventLog, who: Principal, thread_id: 
     try:
         if _POSITION.fullmatch(position) and not await log.in_run(thread_id, position):
             return None
-    except Gap:
+    except (Gap, LogUnavailable):
         pass
     return Viewer(store, log, who, thread_id, after=position, until=NEXT_END)

@@ -77,3 +77,11 @@ class LogDeleted(Exception):
 
     def __init__(self, thread_id: str) -> None:
         super().__init__(f"The log of thread {thread_id} is closed: the thread was deleted.")
+
+
+class LogUnavailable(Exception):
+    """The log did not answer in time. What was written to it is kept and goes out later; what was asked may be asked
+    again."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The log did not answer: {reason}.")

@@ -63,7 +63,8 @@ class Entry:
 class Buffer:
     """The newest entries of one thread's log, in this process.
 
-    `pages(position)` reads what follows a position that is no longer in the buffer; without it that is a Gap.
+    `pages(position)` reads what follows a position that is not in the buffer (any more, or yet); without it that is
+    a Gap. It answers nothing only once the position is in the buffer or the buffer is lost.
     """
 
     def __init__(self, pages: Callable[[str], Awaitable[list[Entry]]] | None = None) -> None:
@@ -122,35 +123,43 @@ class Cursor:
     async def next(self) -> list[Entry]:
         """Everything new, waiting until there is something; an empty list after `wake` if there is none.
 
-        Raises: Gap.
+        Raises: Gap; LogUnavailable if nothing could be read now, and another call may.
         """
         while True:
             if self._buffer.lost:
                 raise Gap(self.position)
-            entries = self._taken() or await self._page()
+            behind = self._behind()
+            entries = await self._page() if behind else self._taken()
             if entries:
                 self.position = entries[-1].position
                 return entries
             if self._woken:
                 self._woken = False
                 return []
+            if behind:
+                continue
             self._waiting = asyncio.get_running_loop().create_future()
             try:
                 await self._waiting
             finally:
                 self._waiting = None
 
+    def _behind(self) -> bool:
+        """True if what follows is not to be found in the buffer, or not yet."""
+        if self._index is None:
+            self._index = self._buffer.index_after(self.position)
+        return self._index is None or self._index < self._buffer.first
+
     def _taken(self) -> list[Entry]:
         buffer = self._buffer
-        if self._index is None or self._index < buffer.first:
+        if self._index is None or self._index >= buffer.end:
             return []
         entries = buffer.entries[self._index - buffer.first :]
         self._index = buffer.end
         return entries
 
     async def _page(self) -> list[Entry]:
-        if self._index is not None and self._index >= self._buffer.first:
-            return []
+        """What the log itself has next; nothing if by now the position is in the buffer, or the buffer is lost."""
         if self._buffer.pages is None:
             raise Gap(self.position)
         entries = await self._buffer.pages(self.position)

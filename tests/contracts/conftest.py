@@ -9,12 +9,15 @@ from typing import Protocol
 
 import msgspec
 import pytest
+from redis.asyncio import Redis
 
 from stores.contracts import EventLog, Store
 from stores.memory_log import MemoryLog
 from stores.models import Clock, new_id, utcnow
+from stores.redis_log import open_redis_log
 from stores.sqlite import open_sqlite
 from tests.contracts.samples import Lose
+from tests.services import redis_url as redis_url
 
 
 class OpenStore(Protocol):
@@ -68,7 +71,24 @@ async def memory() -> AsyncIterator[OpenedLog]:
     await log.close()
 
 
-LOGS: dict[str, Callable[[], AbstractAsyncContextManager[OpenedLog]]] = {"memory": memory}
+@asynccontextmanager
+async def redis(url: str) -> AsyncIterator[OpenedLog]:
+    prefix = f"test-{new_id()}"
+    log = await open_redis_log(url, prefix=prefix)
+
+    async def lose() -> None:
+        async with Redis.from_url(url) as client:
+            if keys := [key async for key in client.scan_iter(match=f"{prefix}:*", count=10_000)]:
+                await client.delete(*keys)
+
+    try:
+        yield OpenedLog(log, lose)
+    finally:
+        await log.close()
+        await lose()
+
+
+LOGS = ("memory", "redis")
 
 
 @pytest.fixture(params=list(STORES))
@@ -99,9 +119,10 @@ def embedded(store_name: str) -> None:
         pytest.skip(f"{store_name} is no embedded store")
 
 
-@pytest.fixture(params=list(LOGS))
+@pytest.fixture(params=LOGS)
 async def opened_log(request: pytest.FixtureRequest) -> AsyncIterator[OpenedLog]:
-    async with LOGS[request.param]() as opened:
+    opening = redis(request.getfixturevalue("redis_url")) if request.param == "redis" else memory()
+    async with opening as opened:
         yield opened
 
 

@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from stores.contracts import EventLog, Store
-from stores.events import Event
+from stores.events import Event, MessageDelta, ReasoningDelta
 from stores.feed import Cursor, Entry
 from stores.models import (
     Agent,
@@ -137,10 +137,12 @@ async def finished_run(store: Store, who: Principal, thread_id: str, content: st
 
 
 async def say(log: EventLog, thread_id: str, *events: Event) -> None:
-    """Append these by a writer of their own, and see them in the log."""
+    """Append these by a writer of their own, and see them in the log; deltas one by one, else they may be joined."""
     writer = log.writer(thread_id)
     for event in events:
         writer.write(event)
+        if isinstance(event, MessageDelta | ReasoningDelta):
+            await writer.flush()
     await writer.flush()
 
 

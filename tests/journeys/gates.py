@@ -269,3 +269,17 @@ async def critical(data_dir: Path, *, lease: float = 20.0, **settings: Any) -> A
         finally:
             for each in gated:
                 each.release()
+
+
+async def eventually(so: Callable[[], bool]) -> None:
+    """Wait for what nobody announces."""
+    async with asyncio.timeout(10):
+        while not so():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def all_left(race: Race, *threads: str) -> None:
+    """Wait until nothing of runs and readers is left open: no task, no stream, no cursor."""
+    await no_runs()
+    await eventually(lambda: len(race.streams) == 0 and not any(race.buffer(thread).cursors for thread in threads))
+    assert race.runner.count == 0

@@ -49,7 +49,11 @@ def is_message(body: Any) -> dict[str, Any]:
     _ids_and_times(body, ("id", "thread_id"), ("created_at",))
     for call in body["tool_calls"]:
         assert set(call) == TOOL_CALL_KEYS
-        _ids_and_times(call, (), ("start_time", "end_time"))
+        if call["end_time"] is None:
+            assert (body["metadata"]["run"]["status"], call["result"], call["error"]) == ("in_progress", None, None)
+        else:
+            assert (call["result"] is None) != (call["error"] is None)
+        _ids_and_times(call, (), ("start_time", "end_time") if call["end_time"] else ("start_time",))
     if run := body["metadata"].get("run"):
         assert set(run) == RUN_KEYS
         assert [set(call) for call in run["tool_calls"]] == [{"id", "round", "offset"}] * len(body["tool_calls"])

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.journeys.live import Live
+from tests.journeys.live import Live, live_server
 from tests.journeys.shapes import is_invalid, is_problem, is_thread
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
 MEGABYTE = 2**20
+
+
+@pytest.fixture(scope="module")
+async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
+    """One server for all: every test makes an agent of its own."""
+    async with live_server(tmp_path_factory.mktemp("threads")) as live:
+        yield live
 
 
 def threads_of(thread: str) -> str:

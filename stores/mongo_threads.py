@@ -1,0 +1,237 @@
+"""The ThreadStore contract on MongoDB, but for runs: threads, their messages, idempotency keys."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import defaultdict
+
+from msgspec.structs import replace
+
+from stores.contracts import Created, Page, Posted
+from stores.errors import IdempotencyMismatch, StoreUnavailable, ThreadArchived, ThreadNotFound
+from stores.fitting import fitting
+from stores.models import Idempotency, Message, Principal, Thread
+from stores.mongo_documents import (
+    DOCUMENT_BYTES,
+    HEAD,
+    KEY_MILLIS,
+    SHOWN,
+    Document,
+    changing,
+    key_id,
+    key_of,
+    pack,
+    pushing,
+    stamp,
+    tail_of,
+    thread_document,
+    thread_of,
+    writing,
+)
+from stores.mongo_pages import TRIES, MongoPages, contended, where
+
+logger = logging.getLogger(__name__)
+
+_CLEARED_AT_ONCE = 200
+
+
+class MongoThreads(MongoPages):
+    async def create(self, who: Principal, thread: Thread, idempotency: Idempotency | None = None) -> Created:
+        now = self.now()
+        document = thread_document(who, thread)
+        if idempotency:
+            id = key_id("create", who.organization_id, who.user_id, thread.agent_id, idempotency.key)
+            document |= {"key_id": id, "key_fingerprint": idempotency.fingerprint, "key_at": now}
+        for _ in range(TRIES):
+            if await self.db.threads.insert(document):
+                return Created(thread_of(document), replayed=False)
+            if idempotency is None:
+                break
+            same = {"key_id": document["key_id"]}
+            made = await self.db.threads.one(same, {**SHOWN, "key_fingerprint": 1, "key_at": 1})
+            if made and made["key_at"] > now - KEY_MILLIS:
+                if made["key_fingerprint"] != idempotency.fingerprint:
+                    raise IdempotencyMismatch(idempotency.key)
+                return Created(thread_of(made), replayed=True)
+            if made:
+                await self.db.threads.change({**same, "key_at": made["key_at"]}, {"$unset": {"key_id": 1}}, {"_id": 1})
+        raise contended(thread.id)
+
+    async def get(self, who: Principal, thread_id: str, *, message_limit: int = 50) -> Thread:
+        thread, messages = await self._latest(who, thread_id, message_limit)
+        return thread_of(thread, messages)
+
+    async def page(
+        self,
+        who: Principal,
+        agent_id: str,
+        *,
+        limit: int,
+        offset: int,
+        archived: bool | None,
+        message_limit: int,
+        max_bytes: int,
+    ) -> Page:
+        """Two readings: the sizes of what is embedded, then what fits of it. Messages in pages are left out."""
+        found = await self.db.threads.many(
+            {
+                "organization_id": who.organization_id,
+                "agent_id": agent_id,
+                "archived": {"$in": [False, True]} if archived is None else archived,
+            },
+            {"running": 1, "total": 1, "messages.id": 1, "messages.n": 1, "messages.size": 1},
+            sort=[("updated_at", -1), ("_id", -1)],
+            skip=offset,
+            limit=limit + 1,
+        )
+        outlines = found[:limit]
+        partials = await self._partial_sizes(outlines)
+        tails = [tail_of(outline, message_limit) for outline in outlines]
+        sizes = [[partials.get(entry["id"], entry["size"]) for entry in reversed(tail)] for tail in tails]
+        counts = fitting(sizes, max_bytes)
+        wanted: dict[int, list[str]] = defaultdict(list)
+        cut = False
+        for outline, tail, count in zip(outlines, tails, counts, strict=True):
+            cut = cut or count < min(message_limit, outline["total"])
+            wanted[message_limit if count == len(tail) == len(outline["messages"]) else count].append(outline["_id"])
+        shown = await asyncio.gather(*[self._shown(who, ids, count) for count, ids in wanted.items()])
+        threads = [thread for group in shown for thread in group]
+        threads.sort(key=lambda thread: (thread.updated_at, thread.id), reverse=True)
+        return Page(threads, more=len(found) > limit, cut=cut)
+
+    async def _partial_sizes(self, outlines: list[Document]) -> dict[str, int]:
+        running = [outline["running"]["id"] for outline in outlines if outline["running"]]
+        runs = await self.db.runs.many({"_id": {"$in": running}}, {"size": 1}) if running else []
+        return {run["_id"]: run["size"] for run in runs}
+
+    async def _shown(self, who: Principal, ids: list[str], limit: int) -> list[Thread]:
+        """Threads with their latest embedded messages, at most `limit`."""
+        fields = {**SHOWN, "messages": {"$slice": -limit}} if limit else SHOWN
+        documents = await self.db.threads.many({"_id": {"$in": ids}, "organization_id": who.organization_id}, fields)
+        threads = []
+        for document in documents:
+            messages = await self._told(document, tail_of(document, limit), last=False)
+            if messages is not None:
+                threads.append(thread_of(document, messages))
+                continue
+            with contextlib.suppress(ThreadNotFound):
+                threads.append(await self.get(who, document["_id"], message_limit=limit))
+        return threads
+
+    async def update(
+        self, who: Principal, thread_id: str, *, title: str | None = None, archived: bool | None = None
+    ) -> Thread:
+        pipeline = writing(self.now(), changing(title, archived))
+        document = await self.db.threads.change(where(who, thread_id), pipeline, SHOWN)
+        if document is None:
+            raise ThreadNotFound(thread_id)
+        return thread_of(document)
+
+    async def delete(self, who: Principal, thread_id: str) -> str | None:
+        """One write makes the thread nobody's and empties it; what it leaves is cleared here or by a sweeper."""
+        emptied = {"_id": "$_id", "organization_id": None, "running": "$running"}
+        document = await self.db.threads.change(where(who, thread_id), [{"$replaceWith": emptied}], {"running": 1})
+        if document is None:
+            raise ThreadNotFound(thread_id)
+        try:
+            await self._clear(thread_id)
+        except StoreUnavailable as error:
+            logger.warning("the rest of thread %s was not deleted yet: %s", thread_id, error)
+        running: str | None = (document["running"] or {}).get("id")
+        return running
+
+    async def _clear(self, thread_id: str) -> None:
+        await self.db.runs.remove_all({"thread_id": thread_id})
+        while pages := await self.db.pages.many({"thread_id": thread_id}, {"_id": 1}, limit=_CLEARED_AT_ONCE):
+            await self.db.pages.remove_all({"_id": {"$in": [page["_id"] for page in pages]}})
+        await self.db.threads.remove({"_id": thread_id, "organization_id": None})
+
+    async def messages(self, who: Principal, thread_id: str, *, before: str | None, limit: int) -> list[Message]:
+        if before is not None:
+            return await self._before(who, thread_id, before, limit)
+        return (await self._latest(who, thread_id, limit))[1]
+
+    async def message(self, who: Principal, thread_id: str, message_id: str) -> Message:
+        for attempt in range(TRIES):
+            thread, entry = await self._entry(who, thread_id, message_id)
+            messages = await self._told(thread, [entry], last=attempt == TRIES - 1)
+            if messages is not None:
+                return messages[0]
+        raise contended(thread_id)
+
+    async def append_message(self, who: Principal, message: Message, idempotency: Idempotency | None = None) -> Posted:
+        thread_id = message.thread_id
+        packed = await pack(message)
+        now = self.now()
+        for _ in range(TRIES):
+            head, key = await self._head(who, thread_id, idempotency)
+            if key and not key["free"]:
+                return await self._replayed(who, thread_id, key)
+            if head["archived"]:
+                raise ThreadArchived(thread_id)
+            if head["bytes"] + len(packed.body) > DOCUMENT_BYTES:
+                await self._make_room(who, thread_id, len(packed.body))
+                continue
+            new_key = self._new_key(who, thread_id, idempotency, message.id, None, now)
+            pipeline = writing(now, *pushing([packed], new_key, None, now))
+            guard = self._guard(who, head, len(packed.body), fenced=idempotency is not None)
+            if stored := await self.db.threads.change(guard, pipeline, {**HEAD, "pushed": 1}):
+                await self._settle(who, thread_id, stored["count"], stored["bytes"])
+                return Posted(replace(message, created_at=stamp(stored["pushed"][0])), None, replayed=False)
+        raise contended(thread_id)
+
+    async def replay(self, who: Principal, thread_id: str, idempotency: Idempotency) -> Posted | None:
+        _, key = await self._head(who, thread_id, idempotency)
+        return await self._replayed(who, thread_id, key) if key and not key["free"] else None
+
+    # idempotency keys
+
+    async def _head(
+        self, who: Principal, thread_id: str, idempotency: Idempotency | None
+    ) -> tuple[Document, Document | None]:
+        """The thread's head, and what the key stored, if it is not too old.
+
+        Raises: ThreadNotFound, IdempotencyMismatch.
+        """
+        if idempotency is None:
+            return await self._thread(who, thread_id, HEAD), None
+        id = key_id(thread_id, who.user_id, idempotency.key)
+        head = await self._thread(who, thread_id, {**HEAD, "keys": {"$elemMatch": {"id": id}}})
+        keys: list[Document] = head.get("keys") or []
+        if not keys and head["count"] < head["total"]:
+            pages = await self.db.pages.many({"keys.id": id}, {"keys": {"$elemMatch": {"id": id}}})
+            keys = sorted((key for page in pages for key in page["keys"]), key=lambda key: int(key["n"]))
+        if not keys or keys[-1]["at"] <= self.now() - KEY_MILLIS:
+            return head, None
+        if keys[-1]["fingerprint"] != idempotency.fingerprint:
+            raise IdempotencyMismatch(idempotency.key)
+        return head, keys[-1]
+
+    def _guard(self, who: Principal, head: Document, need: int, *, fenced: bool) -> Document:
+        """What must still be so when a message is appended to the thread.
+
+        The fence holds what a claim was decided by: `pushing` and `covering` raise it.
+        """
+        guard = {**where(who, head["_id"]), "archived": False, "bytes": {"$lte": DOCUMENT_BYTES - need}}
+        return guard | ({"fence": head["fence"]} if fenced else {})
+
+    def _new_key(
+        self,
+        who: Principal,
+        thread_id: str,
+        idempotency: Idempotency | None,
+        message_id: str,
+        run_id: str | None,
+        now: int,
+    ) -> Document | None:
+        if idempotency is None:
+            return None
+        id = key_id(thread_id, who.user_id, idempotency.key)
+        return key_of(id, idempotency, message_id, run_id, now)
+
+    async def _replayed(self, who: Principal, thread_id: str, key: Document) -> Posted:
+        message = await self.message(who, thread_id, key["message_id"])
+        answer = await self.message(who, thread_id, key["run_id"]) if key["run_id"] else None
+        return Posted(message, answer, replayed=True)

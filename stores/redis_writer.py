@@ -1,0 +1,400 @@
+"""Writing a log that lies in Redis: what each writer has pending, and the one flusher that sends it.
+
+A writer never waits. What it says while its last call is in flight, or while Redis is away, is kept and joined, and
+goes out as one call; the flusher sends what all writers of the process have pending in one pipeline, the first at
+once. A pool of connections or a pipeline per writer was refused: the cost per append is then several times as high,
+and a writer's events could overtake each other.
+
+A call that failed may have been carried out, its answer lost: it is sent again as it was, and `APPEND` looks first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import count
+
+import msgspec
+
+from stores.errors import LogDeleted, LogUnavailable
+from stores.events import Event, MessageSnapshot, RunStarted, ThreadDeleted, encode, joined, partial_only
+from stores.feed import KEPT_BYTES, KEPT_EVENTS, KEPT_SECONDS
+
+logger = logging.getLogger(__name__)
+
+Command = tuple[str | bytes, ...]
+Answer = object
+
+DELETED_SECONDS = 60.0
+_CALL_EVENTS = 500
+_CALL_BYTES = 2**20
+_PIPELINE_CALLS = 500
+_PIPELINE_BYTES = 4 * 2**20
+_SHRINK_EVENTS = 256
+_PENDING_BYTES = 2**20
+_WAITS = (0.0, 0.05, 0.1, 0.2, 0.5)
+
+APPEND = """
+-- KEYS: the thread's stream, which is its channel too
+-- ARGV: batch, '1' if this is a retry, the position of this writer's last entry or '', a random number, events...
+-- answers the last position, 'LOST' or 'DELETED'; without events the last position of a log, opened if need be
+local key, batch, mine = KEYS[1], ARGV[1], ARGV[3]
+
+local function appended()
+  local upto = '+'
+  while true do
+    local rows = redis.call('XREVRANGE', key, upto, '-', 'COUNT', 100)
+    for _, row in ipairs(rows) do
+      if row[2][4] == batch then return row[1] end
+      if row[1] == mine then return nil end
+    end
+    if #rows < 100 then return nil end
+    upto = '(' .. rows[100][1]
+  end
+end
+
+if ARGV[2] == '1' then
+  local last = appended()
+  if last then return last end
+end
+
+local top = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
+if #ARGV < 5 and top then return top[1] end
+if top and string.sub(top[2][2], 1, 24) == '{"type":"thread.deleted"' then return 'DELETED' end
+if mine ~= '' and (not top or top[1] ~= mine) and #redis.call('XRANGE', key, mine, mine) == 0 then return 'LOST' end
+
+-- the bytes ever written are counted in each entry, so that one key is enough
+local previous, written = nil, 0
+if top then
+  previous, written = top[1], tonumber(top[2][6])
+else
+  -- a random sequence number: an earlier log of this millisecond, lost, had other positions
+  local now = redis.call('TIME')
+  local id = string.format('%.0f-%s', now[1] * 1000 + math.floor(now[2] / 1000), ARGV[4])
+  previous = redis.call('XADD', key, id, 'd', '{"type":"log.opened"}', 'w', '', 'n', '0')
+end
+
+local before, expiry = written, KEPT_MS
+for i = 5, #ARGV do
+  local data = ARGV[i]
+  written = written + #data
+  local id = redis.call('XADD', key, 'MAXLEN', '~', KEPT_EVENTS, '*', 'd', data, 'w', batch, 'n', written)
+  redis.call('PUBLISH', key, id .. ' ' .. previous .. ' ' .. data)
+  previous = id
+  if string.sub(data, 1, 24) == '{"type":"thread.deleted"' then expiry = DELETED_MS break end
+end
+redis.call('PEXPIRE', key, expiry)
+
+-- every half megabyte: drop what lies more than eight megabytes back
+if math.floor(before / 524288) ~= math.floor(written / 524288) and written > KEPT_BYTES then
+  local from = '-'
+  while from do
+    local rows = redis.call('XRANGE', key, from, '+', 'COUNT', 50)
+    local first = nil
+    for _, row in ipairs(rows) do
+      if written - tonumber(row[2][6]) < KEPT_BYTES then first = row[1] break end
+    end
+    if first then redis.call('XTRIM', key, 'MINID', first) end
+    from = not first and #rows == 50 and '(' .. rows[50][1]
+  end
+end
+return previous
+"""
+for _name, _value in {
+    "KEPT_EVENTS": KEPT_EVENTS,
+    "KEPT_BYTES": KEPT_BYTES,
+    "KEPT_MS": int(KEPT_SECONDS * 1000),
+    "DELETED_MS": int(DELETED_SECONDS * 1000),
+}.items():
+    APPEND = APPEND.replace(_name, str(_value))
+
+
+class Away(Exception):
+    """Redis did not answer all of a pipeline: `answers` are those to its first commands."""
+
+    def __init__(self, answers: Sequence[Answer], reason: str) -> None:
+        super().__init__(reason)
+        self.answers = answers
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """An answer that is an error: nothing was done, or a part of a command that may be sent again."""
+
+    reason: str
+
+
+Exchange = Callable[[Sequence[Command]], Awaitable[list[Answer]]]
+"""Send commands in one write, answer in their order. Raises: Away."""
+
+
+class Backoff:
+    """How long to wait before the next try: not at all after the first failure, then longer and longer."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+
+    def reset(self) -> None:
+        self._failures = 0
+
+    async def wait(self) -> None:
+        self._failures += 1
+        await asyncio.sleep(_WAITS[min(self._failures, len(_WAITS)) - 1])
+
+
+class _Call:
+    """One append on its way: sent again as it was until it is answered."""
+
+    def __init__(self, batch: str, mine: str, events: list[Event], data: list[bytes]) -> None:
+        self.batch = batch
+        self.mine = mine
+        self.events = events
+        self.data = data
+        self.size = sum(map(len, data))
+        self.retry = False
+
+
+class RedisWriter:
+    """A LogWriter of one thread."""
+
+    def __init__(self, flusher: Flusher, thread_id: str, snapshot: Callable[[], MessageSnapshot] | None) -> None:
+        self.thread_id = thread_id
+        self._flusher = flusher
+        self._snapshot = snapshot
+        self._last = ""
+        self._pending: list[Event] = []
+        self._call: _Call | None = None
+        self._whole = False
+        self._deleted = False
+        self._refused = False
+        self._failed: LogUnavailable | None = None
+        self._shrink_at = _SHRINK_EVENTS
+        self._waiting: list[asyncio.Future[None]] = []
+
+    @property
+    def idle(self) -> bool:
+        return not (self._pending or self._call or self._whole)
+
+    def write(self, event: Event) -> None:
+        if self._deleted:
+            raise LogDeleted(self.thread_id)
+        if not (self._whole and partial_only(event)):
+            self._pending.append(event)
+            if len(self._pending) >= self._shrink_at:
+                self._shrink()
+        self._flusher.want(self)
+
+    async def flush(self) -> None:
+        """Raises: LogDeleted; LogUnavailable once the log of this process is closed."""
+        if not self.idle:
+            self._flusher.want(self)
+            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiting)
+            await waiting
+        if self._failed:
+            raise self._failed
+        if self._refused:
+            raise LogDeleted(self.thread_id)
+
+    def _shrink(self) -> None:
+        """Keep what is pending small while Redis is away: a snapshot stands for any number of parts."""
+        self._pending = joined(self._pending)
+        size = sum(len(getattr(event, "text", "")) for event in self._pending)
+        if (
+            self._snapshot
+            and self._flusher.away
+            and (len(self._pending) > _SHRINK_EVENTS // 2 or size > _PENDING_BYTES)
+        ):
+            self._make_whole()
+        self._shrink_at = len(self._pending) + _SHRINK_EVENTS
+
+    def _make_whole(self) -> None:
+        self._pending = [event for event in self._pending if not partial_only(event)]
+        self._whole = True
+
+    def call(self, new_batch: Callable[[], str]) -> _Call | None:
+        """What to send: the call that was not answered, else one of what is pending."""
+        if self._call is None:
+            events, data = list[Event](), list[bytes]()
+            for event in self._taken():
+                try:
+                    data.append(encode(event))
+                    events.append(event)
+                except Exception:
+                    logger.exception("an event of thread %s can't be encoded", self.thread_id)
+            if data:
+                self._call = _Call(new_batch(), self._last, events, data)
+            elif self.idle:
+                self._wake(None)
+        return self._call
+
+    def _taken(self) -> list[Event]:
+        events = joined(self._pending)
+        if self._whole and self._snapshot:
+            # behind the run's beginning, which would set the message back to nothing
+            started = (n for n, event in enumerate(events, 1) if isinstance(event, RunStarted))
+            events.insert(next(started, 0), self._snapshot())
+        self._whole = False
+        size = 0
+        for n, event in enumerate(events, 1):
+            size += len(getattr(event, "text", ""))
+            if n == _CALL_EVENTS or size > _CALL_BYTES or isinstance(event, ThreadDeleted):
+                self._pending = events[n:]
+                return events[:n]
+        self._pending = []
+        return events
+
+    def settle(self, answer: bytes) -> None:
+        """Take the answer to the call."""
+        call, self._call = self._call, None
+        assert call is not None
+        if answer == b"LOST":
+            self._last = ""
+            self._pending = call.events + self._pending
+            if self._snapshot:
+                self._make_whole()
+        elif answer == b"DELETED":
+            self._delete(refused=True)
+        else:
+            self._last = answer.decode()
+            if isinstance(call.events[-1], ThreadDeleted):
+                self._delete(refused=bool(self._pending))
+        if self.idle:
+            self._wake(None)
+
+    def fail(self, reason: str) -> None:
+        """Give up: nobody will send what is pending."""
+        self._pending, self._call, self._whole = [], None, False
+        self._failed = LogUnavailable(reason)
+        self._wake(self._failed)
+
+    def _delete(self, *, refused: bool) -> None:
+        self._deleted, self._refused = True, refused
+        self._pending, self._whole = [], False
+
+    def _wake(self, error: LogUnavailable | None) -> None:
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                if error:
+                    future.set_exception(error)
+                else:
+                    future.set_result(None)
+
+
+class Flusher:
+    """Sends what the writers of this process have pending, one call per writer and pipeline.
+
+    Args:
+        process: an id of this process, never used by another.
+        append: makes the command for KEYS[1] = the thread's key and these ARGV.
+        spacing: seconds between the ends and starts of two pipelines; the first goes at once.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        process: str,
+        append: Callable[[str, Sequence[str | bytes]], Command],
+        seed: Callable[[], str],
+        *,
+        spacing: float = 0.0,
+    ) -> None:
+        self.away = False
+        self._closed = False
+        self._exchange = exchange
+        self._batches = count()
+        self._process = process
+        self._append = append
+        self._seed = seed
+        self._spacing = spacing
+        self._wanting: dict[RedisWriter, None] = {}
+        self._some = asyncio.Event()
+        self._none = asyncio.Event()
+        self._none.set()
+        self._task = asyncio.create_task(self._flush_forever(), name="log flusher")
+
+    def want(self, writer: RedisWriter) -> None:
+        if self._closed:
+            writer.fail("it is closed")
+            return
+        self._wanting[writer] = None
+        if not self._some.is_set():
+            self._some.set()
+            self._none.clear()
+
+    async def close(self, seconds: float) -> None:
+        """Send for so long what can be sent, then stop."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._none.wait()
+        self._closed = True
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        for writer in self._wanting:
+            writer.fail("it is closed")
+
+    def _batch(self) -> str:
+        return f"{self._process}:{next(self._batches)}"
+
+    async def _flush_forever(self) -> None:
+        backoff = Backoff()
+        while True:
+            await self._some.wait()
+            try:
+                self.away = not await self._flush()
+            except Exception:
+                logger.exception("the log could not be flushed")
+                self.away = True
+            if not self._wanting:
+                self._some.clear()
+                self._none.set()
+            if self.away:
+                await backoff.wait()
+            else:
+                backoff.reset()
+                if self._spacing:
+                    await asyncio.sleep(self._spacing)
+
+    async def _flush(self) -> bool:
+        """Send one pipeline and take its answers; false if Redis is away."""
+        writers, commands = self._calls()
+        reason = None
+        try:
+            answers = await self._exchange(commands) if commands else []
+        except Away as away:
+            answers, reason = list(away.answers), str(away)
+        for writer, answer in zip(writers, answers, strict=False):
+            if isinstance(answer, bytes):
+                writer.settle(answer)
+                if writer.idle:
+                    self._wanting.pop(writer, None)
+            else:
+                reason = answer.reason if isinstance(answer, Refusal) else repr(answer)
+        if reason and not self.away:
+            logger.warning("Redis takes no events (%s); they are kept and sent later", reason)
+        if reason is None and self.away:
+            logger.warning("Redis takes events again")
+        return reason is None
+
+    def _calls(self) -> tuple[list[RedisWriter], list[Command]]:
+        """The next pipeline. Whoever was in the last one goes behind those who were not."""
+        writers: list[RedisWriter] = []
+        commands: list[Command] = []
+        size = 0
+        for writer in list(self._wanting):
+            if len(writers) >= _PIPELINE_CALLS or size > _PIPELINE_BYTES:
+                break
+            call = writer.call(self._batch)
+            del self._wanting[writer]
+            if not writer.idle:
+                self._wanting[writer] = None
+            if call is None:
+                continue
+            writers.append(writer)
+            size += call.size
+            argv = [call.batch, "1" if call.retry else "", call.mine, self._seed(), *call.data]
+            commands.append(self._append(writer.thread_id, argv))
+            call.retry = True
+        return writers, commands

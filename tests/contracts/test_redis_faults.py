@@ -1,0 +1,513 @@
+"""Redis under faults: what every reader puts together is what the writer said, whatever breaks between them.
+
+With the stream intact nothing is missed, doubled or out of order, and no reader sees a Gap. With the stream lost a
+reader gets a Gap, takes a snapshot as a viewer does, and ends with the same message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import pytest
+from redis.asyncio import Redis
+
+from stores.errors import Gap, LogDeleted, LogUnavailable
+from stores.events import (
+    Event,
+    MessageCreated,
+    MessageDelta,
+    MessageSnapshot,
+    ReasoningDelta,
+    RunCompleted,
+    RunStarted,
+    ThreadDeleted,
+    ThreadUpdated,
+    ToolCallProgress,
+    decode,
+)
+from stores.feed import Entry
+from stores.fold import Fold, fold
+from stores.models import Message, new_id
+from stores.redis_log import RedisLog, open_redis_log
+from tests.contracts.flaky import FlakyLog, proxy_to
+from tests.contracts.samples import new_thread, principal, rest, say, turn
+from tests.services import RedisServer, redis_process
+
+SEEDS = range(4)
+SETTLE_SECONDS = 15
+
+
+@pytest.fixture(scope="module", params=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    return "asyncio", {"use_uvloop": request.param == "uvloop"}
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with redis_process() as running:
+        yield running
+
+
+@pytest.fixture
+async def no_task_left() -> AsyncIterator[None]:
+    before = asyncio.all_tasks()
+    yield
+    left = [task for task in asyncio.all_tasks() - before if not task.done()]
+    assert [task.get_name() for task in left] == []
+
+
+pytestmark = pytest.mark.usefixtures("no_task_left")
+
+
+class Speaker:
+    """A run that says words, reasons and reports progress; `stored` is its last checkpoint."""
+
+    def __init__(self, log: RedisLog, thread_id: str, chance: random.Random) -> None:
+        self.question, answer = turn(thread_id)
+        self.id = answer.id
+        self.stored = answer
+        self._chance = chance
+        self._fold = Fold(answer)
+        self._progress = 0
+        self._reasoned = 0
+        self._writer = log.writer(thread_id, lambda: MessageSnapshot(self._fold.message()))
+        self._say(MessageCreated(self.question))
+        self._say(RunStarted(answer))
+
+    def _say(self, event: Event) -> None:
+        self._fold.apply(event)
+        self._writer.write(event)
+
+    def speak(self) -> None:
+        kind = self._chance.random()
+        if kind < 0.7:
+            self._say(MessageDelta(self.id, self._fold.length, self._chance.choice(["wörd ", "😀", "a\r\n", "x" * 50])))
+        elif kind < 0.85:
+            self._say(ReasoningDelta(self.id, self._reasoned, "hm"))
+            self._reasoned += 2
+        else:
+            self._say(ToolCallProgress(self.id, 0, self._progress, None, None))
+            self._progress += 1
+        if self._chance.random() < 0.05:
+            self.stored = self._fold.message()
+
+    async def end(self) -> Message:
+        self.stored = self._fold.message().with_run(status="completed")
+        self._say(RunCompleted(self.stored))
+        await self._writer.flush()
+        return self.stored
+
+
+class Listener:
+    """A viewer of one run, as strict as can be: it notes every repetition and every hole.
+
+    Read as `web_demo/client.js` reads: a Gap is met with position, store, the run's events up to the position.
+    """
+
+    def __init__(self, log: RedisLog, thread_id: str, speaker: Speaker, start: str, chance: random.Random) -> None:
+        self.log = log
+        self.gaps = 0
+        self.wrong: list[str] = []
+        self.text = ""
+        self.told: Message | None = None
+        self._thread_id = thread_id
+        self._speaker = speaker
+        self._chance = chance
+        self._cursor = log.cursor(thread_id, start)
+        self._fold = Fold(speaker.stored)
+        self._positions: set[str] = set()
+        self._reasoned = self._progress = 0
+        self._proven = True
+
+    async def listen(self) -> None:
+        while self.told is None:
+            try:
+                for entry in await self._cursor.next():
+                    self._take(entry)
+                if self._chance.random() < 0.1:
+                    position = self._cursor.position
+                    self._cursor.close()
+                    self._cursor = self.log.cursor(self._thread_id, position)
+            except LogUnavailable:
+                await asyncio.sleep(0.01)
+            except Gap:
+                self.gaps += 1
+                self._proven = False
+                await self._snapshot()
+        self._cursor.close()
+        self.text = self._fold.message().content
+
+    async def _snapshot(self) -> None:
+        while True:
+            self._cursor.close()
+            try:
+                position = await self.log.tail(self._thread_id)
+                self._cursor = self.log.cursor(self._thread_id, position)
+                stored = self._speaker.stored
+                if not stored.in_progress:
+                    self._fold = Fold(stored)
+                    self.told = stored
+                    return
+                self._fold = Fold(fold(await self.log.run_events(self._thread_id, stored.id, position), stored))
+                return
+            except (Gap, LogUnavailable):
+                await asyncio.sleep(0.01)
+
+    def _take(self, entry: Entry) -> None:
+        if entry.position in self._positions:
+            self.wrong.append(f"{entry.position} came twice")
+        self._positions.add(entry.position)
+        event = decode(entry.data)
+        match event:
+            case MessageDelta(message_id=self._speaker.id, offset=offset) if offset != self._fold.length:
+                self._note(f"delta at {offset} of {self._fold.length}")
+            case ReasoningDelta(message_id=self._speaker.id, offset=offset, text=text):
+                if offset != self._reasoned:
+                    self._note(f"reasoning at {offset} of {self._reasoned}")
+                self._reasoned = offset + len(text)
+            case ToolCallProgress(message_id=self._speaker.id, progress=progress):
+                if progress != self._progress:
+                    self._note(f"progress {progress} for {self._progress}")
+                self._progress = int(progress) + 1
+            case MessageSnapshot(message=message) if message.id == self._speaker.id:
+                self._note("a message.snapshot")
+                self._fold.apply(event)
+            case RunCompleted(message=message) if message.id == self._speaker.id:
+                self.told = message
+        if isinstance(event, MessageDelta) and event.message_id == self._speaker.id:
+            self._fold.apply(event)
+
+    def _note(self, fault: str) -> None:
+        if self._proven:
+            self.wrong.append(fault)
+
+
+Fault = Callable[[], Awaitable[None]]
+
+
+async def ordeal(
+    logs: list[RedisLog], chance: random.Random, fault: Fault, *, runs: int = 4, seconds: float = 2.0
+) -> list[Listener]:
+    """Runs on these processes, two to a thread, read on all of them, while `fault` is called again and again."""
+    threads = [new_id() for _ in range(runs // 2)]
+    starts = {thread_id: await logs[0].tail(thread_id) for thread_id in threads}
+    speakers: list[tuple[str, Speaker]] = []
+    listeners: list[Listener] = []
+    finals: dict[str, Message] = {}
+    for n in range(runs):
+        thread_id = threads[n % len(threads)]
+        speaker = Speaker(logs[n % len(logs)], thread_id, chance)
+        speakers.append((thread_id, speaker))
+        listeners += [Listener(log, thread_id, speaker, starts[thread_id], chance) for log in logs]
+
+    async def speak(speaker: Speaker) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for _ in range(chance.randrange(1, 20)):
+                speaker.speak()
+            await asyncio.sleep(chance.random() * 0.02)
+        finals[speaker.id] = await speaker.end()
+
+    async def break_things() -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            await asyncio.sleep(chance.random() * 0.2)
+            await fault()
+
+    async with asyncio.timeout(SETTLE_SECONDS), asyncio.TaskGroup() as group:
+        group.create_task(break_things())
+        for _, speaker in speakers:
+            group.create_task(speak(speaker))
+        for listener in listeners:
+            group.create_task(listener.listen())
+    for listener in listeners:
+        assert listener.wrong == []
+        assert listener.told == finals[listener.told.id if listener.told else ""]
+    return listeners
+
+
+def exact(listeners: list[Listener]) -> bool:
+    """True if every reader had every event once and in order: its text is the run's without the terminal event."""
+    return all(
+        listener.gaps == 0 and listener.told and listener.text == listener.told.content for listener in listeners
+    )
+
+
+# the stream stays
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_connections_cut_before_and_behind_every_append_lose_and_double_nothing(
+    server: RedisServer, seed: int
+) -> None:
+    chance = random.Random(seed)
+    async with proxy_to(server.port, chance) as proxy:
+        logs = [await open_redis_log(proxy.url) for _ in range(2)]
+
+        async def fault() -> None:
+            proxy.chance = chance.choice([0.0, 0.02, 0.2])
+            if chance.random() < 0.3:
+                proxy.cut_all()
+
+        try:
+            listeners = await ordeal(logs, chance, fault)
+        finally:
+            proxy.chance = 0.0
+            for log in logs:
+                await log.close()
+    assert exact(listeners)
+    assert proxy.cuts > 10
+
+
+@pytest.mark.parametrize("kind", ["normal", "pubsub"])
+async def test_killed_clients_lose_and_double_nothing(server: RedisServer, kind: str) -> None:
+    logs = [await open_redis_log(server.url) for _ in range(2)]
+
+    async def fault() -> None:
+        await asyncio.to_thread(server.command, "CLIENT", "KILL", "TYPE", kind)
+
+    try:
+        assert exact(await ordeal(logs, random.Random(kind), fault))
+    finally:
+        for log in logs:
+            await log.close()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_messages_dropped_doubled_and_late_lose_and_double_nothing(server: RedisServer, seed: int) -> None:
+    chance = random.Random(seed)
+    logs = [FlakyLog(server.url, prefix="chat", random=chance) for _ in range(2)]
+
+    async def fault() -> None:
+        for log in logs:
+            log.chance = chance.choice([0.05, 0.5, 1.0])
+
+    async def listened() -> list[Listener]:
+        try:
+            return await ordeal(list[RedisLog](logs), chance, fault, seconds=1.5)
+        finally:
+            for log in logs:
+                await log.close()
+
+    ending = asyncio.create_task(listened())
+    await asyncio.sleep(1.6)
+    for log in logs:
+        log.chance = 0.0
+    assert exact(await ending)
+    assert all(log.dropped and log.doubled and log.held for log in logs)
+
+
+async def test_a_redis_that_hangs_for_a_while_loses_and_doubles_nothing(server: RedisServer) -> None:
+    logs = [await open_redis_log(server.url) for _ in range(2)]
+
+    async def fault() -> None:
+        server.pause()
+        await asyncio.sleep(0.6)
+        server.resume()
+
+    try:
+        assert exact(await ordeal(logs, random.Random(1), fault))
+    finally:
+        for log in logs:
+            await log.close()
+
+
+async def test_an_append_whose_answer_was_lost_appears_once(server: RedisServer) -> None:
+    async with proxy_to(server.port, random.Random(0)) as proxy:
+        log = await open_redis_log(proxy.url)
+        thread_id = new_id()
+        start = await log.tail(thread_id)
+        events: list[Event] = [ToolCallProgress("m", 0, n, None, None) for n in range(5)]
+        writer = log.writer(thread_id)
+        for event in events:
+            proxy.swallow_answers = 1
+            writer.write(event)
+            await writer.flush()
+        assert [decode(entry.data) for entry in await rest(log, thread_id, start)] == events
+        proxy.swallow_answers = 1
+        await say(log, thread_id, ThreadDeleted(thread_id))
+        with pytest.raises(LogDeleted):
+            await say(log, thread_id, events[0])
+        assert proxy.cuts >= 6
+        await log.close()
+
+
+async def test_a_first_append_whose_answer_was_lost_appears_once(server: RedisServer) -> None:
+    async with proxy_to(server.port, random.Random(0)) as proxy:
+        log = await open_redis_log(proxy.url)
+        for thread_id in [new_id() for _ in range(5)]:
+            proxy.swallow_answers = 1
+            await say(log, thread_id, ToolCallProgress("m", 0, 0, None, None))
+            assert await asyncio.to_thread(server.command, "XLEN", f"chat:{thread_id}") == b":2\r\n"
+        await log.close()
+
+
+# the stream is lost
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("how", ["flushall", "restart"])
+async def test_readers_of_a_lost_stream_end_with_the_same_message(server: RedisServer, how: str, seed: int) -> None:
+    chance = random.Random(seed)
+    logs = [await open_redis_log(server.url) for _ in range(2)]
+    faults = 0
+
+    async def fault() -> None:
+        nonlocal faults
+        if chance.random() < 0.3:
+            faults += 1
+            if how == "flushall":
+                await asyncio.to_thread(server.command, "FLUSHALL")
+            else:
+                server.stop()
+                await asyncio.sleep(chance.random() * 0.4)
+                await asyncio.to_thread(server.start)
+
+    try:
+        listeners = await ordeal(logs, chance, fault)
+    finally:
+        for log in logs:
+            await log.close()
+    assert faults == 0 or any(listener.gaps for listener in listeners)
+
+
+async def test_a_snapshot_stands_behind_the_beginning_that_was_never_sent(server: RedisServer) -> None:
+    log = await open_redis_log(server.url)
+    thread_id = new_id()
+    question, answer = turn(thread_id)
+    so_far = Fold(answer)
+    writer = log.writer(thread_id, lambda: MessageSnapshot(so_far.message()))
+    writer.write(MessageCreated(question))
+    await writer.flush()
+    server.command("FLUSHALL")
+    start = await log.tail(thread_id)
+    delta = MessageDelta(answer.id, 0, "Hello")
+    so_far.apply(delta)
+    writer.write(RunStarted(answer))
+    writer.write(delta)
+    await writer.flush()
+    said = [decode(entry.data) for entry in await rest(log, thread_id, start)]
+    assert said == [RunStarted(answer), MessageSnapshot(so_far.message())]
+    await log.close()
+
+
+# Redis away
+
+
+async def test_what_is_written_while_redis_is_away_stays_small_and_every_fact_arrives(server: RedisServer) -> None:
+    log = await open_redis_log(server.url)
+    thread_id = new_id()
+    question, answer = turn(thread_id)
+    so_far = Fold(answer)
+    writer = log.writer(thread_id, lambda: MessageSnapshot(so_far.message()))
+    writer.write(MessageCreated(question))
+    writer.write(RunStarted(answer))
+    await writer.flush()
+    server.stop()
+    updated = ThreadUpdated(new_thread(principal()))
+    writer.write(MessageDelta(answer.id, 0, ""))
+    async with asyncio.timeout(5):
+        while not log.away:
+            await asyncio.sleep(0.01)
+    for n in range(20_000):
+        delta = MessageDelta(answer.id, n, "x")
+        so_far.apply(delta)
+        writer.write(delta)
+        writer.write(ToolCallProgress(answer.id, 0, n, None, None))
+        if n == 10_000:
+            writer.write(updated)
+    assert len(writer._pending) < 1000
+    end = RunCompleted(so_far.message().with_run(status="completed"))
+    writer.write(end)
+    server.start()
+    await writer.flush()
+    said = [decode(entry.data) for entry in await rest(log, thread_id, await _first(log, thread_id))]
+    assert said == [MessageSnapshot(so_far.message()), updated, end]
+    await log.close()
+
+
+async def _first(log: RedisLog, thread_id: str) -> str:
+    async with Redis.from_url(log_url(log)) as client:
+        [(position, _)] = await client.xrange(f"chat:{thread_id}", count=1)
+    return str(position.decode())
+
+
+def log_url(log: RedisLog) -> str:
+    kwargs = log._wire._dial._kwargs
+    return f"redis://{kwargs['host']}:{kwargs['port']}/0"
+
+
+@pytest.mark.parametrize("how", ["stopped", "hanging"])
+async def test_nobody_waits_long_for_a_redis_that_is_away(server: RedisServer, how: str) -> None:
+    log = await open_redis_log(server.url)
+    thread_id = new_id()
+    position = await log.tail(thread_id)
+    cursor = log.cursor(thread_id, position)
+    other = log.cursor(new_id(), position)
+    writer = log.writer(thread_id)
+    server.stop() if how == "stopped" else server.pause()
+    began = time.monotonic()
+    writer.write(ToolCallProgress("m", 0, 0, None, None))
+    questions = [log.tail(thread_id), log.find(thread_id, "m", None), log.in_run(thread_id, position), other.next()]
+    answers = await asyncio.gather(*questions, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [LogUnavailable] * 4
+    await log.signal("run")
+    assert time.monotonic() - began < 5
+    cursor.close()
+    other.close()
+    await log.close()
+    assert time.monotonic() - began < 9
+    with pytest.raises(LogUnavailable):
+        await writer.flush()
+
+
+async def test_it_can_be_opened_before_redis_is_there(server: RedisServer) -> None:
+    server.stop()
+    log = await open_redis_log(server.url)
+    thread_id = new_id()
+    writer = log.writer(thread_id)
+    writer.write(ToolCallProgress("m", 0, 0, None, None))
+    with pytest.raises(LogUnavailable):
+        await log.tail(thread_id)
+    server.start()
+    async with asyncio.timeout(5):
+        await writer.flush()
+        assert await log.tail(thread_id)
+    await log.close()
+
+
+# two processes
+
+
+async def test_a_signal_reaches_the_other_process_and_each_once(server: RedisServer) -> None:
+    one, two = await open_redis_log(server.url), await open_redis_log(server.url)
+    heard: list[str] = []
+    came = asyncio.Event()
+    one.on_signal(lambda run_id: heard.append(f"one {run_id}"))
+    two.on_signal(lambda run_id: (heard.append(f"two {run_id}"), came.set())[0])
+    async with asyncio.timeout(5):
+        while b":2" not in await asyncio.to_thread(server.command, "PUBSUB", "NUMSUB", "chat:signals"):
+            await asyncio.sleep(0.01)
+        await one.signal("run")
+        await came.wait()
+    assert sorted(heard) == ["one run", "two run"]
+    await one.close()
+    await two.close()
+
+
+async def test_channels_that_nobody_reads_are_given_back(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stores.redis_log._LINGER_SECONDS", 0.0)
+    log = await open_redis_log(server.url)
+    thread_id = new_id()
+    cursor = log.cursor(thread_id, await log.tail(thread_id))
+    channel = f"chat:{thread_id}".encode()
+    async with asyncio.timeout(5):
+        while channel not in await asyncio.to_thread(server.command, "PUBSUB", "CHANNELS"):
+            await asyncio.sleep(0.01)
+        cursor.close()
+        while channel in await asyncio.to_thread(server.command, "PUBSUB", "CHANNELS"):
+            await asyncio.sleep(0.05)
+    await log.close()

@@ -1,0 +1,263 @@
+"""Clients that go away in the middle, come back, or stop reading: the run goes on, and every reader gets it whole."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import socket
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import pytest
+
+from stores.events import TERMINAL_TYPES
+from tests.journeys.gates import Race, all_left, critical, eventually, no_runs, watcher
+from tests.journeys.live import KEY, Client, Frame, frames, parse
+from tests.journeys.viewing import View, status
+
+Door = Literal["post", "watch"]
+
+
+@pytest.fixture
+async def race(tmp_path: Path) -> AsyncIterator[Race]:
+    async with critical(tmp_path) as race:
+        yield race
+
+
+def cut(sock: socket.socket) -> None:
+    """Have the next close send a reset at once, as when a machine dies."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def complete(data: bytes) -> list[Frame]:
+    """The frames that have come whole."""
+    return [parse(raw + b"\n\n") for raw in data.split(b"\n\n")[:-1]]
+
+
+async def piece(client: Client, method: str, path: str, limit: int, after: str | None, body: Any = None) -> list[Frame]:
+    """Read that many bytes of an event stream, then cut the connection hard; the frames among them."""
+    headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
+    data = b""
+    async with client.http.stream(method, path, headers=headers, json=body) as response, asyncio.timeout(10):
+        assert response.status_code == 200
+        async for part in response.aiter_raw():
+            data += part
+            if len(data) >= limit:
+                cut(response.extensions["network_stream"].get_extra_info("socket"))
+                break
+    return complete(data[:limit])
+
+
+def door(thread: str, by: Door) -> tuple[str, str]:
+    """Where a client comes back: to the post it made, or as a watcher."""
+    return ("POST", f"{thread}/messages") if by == "post" else ("GET", f"{thread}/events")
+
+
+def text_of(stream: list[Frame]) -> str:
+    """The text that the deltas make, each character exactly once."""
+    text = ""
+    for frame in stream:
+        if frame.event == "message.delta":
+            assert frame.data["offset"] == len(text)
+            text += frame.data["text"]
+    return text
+
+
+def of_run(seen: list[Frame]) -> list[bytes]:
+    """The bytes of one post's stream among everything that a watcher saw."""
+    events = [frame.event for frame in seen]
+    end = next(index for index, event in enumerate(events) if event in TERMINAL_TYPES)
+    return [frame.raw for frame in seen[events.index("message.created") : end + 1]]
+
+
+@pytest.mark.parametrize("back", ["during", "after"])
+@pytest.mark.parametrize("by", ["post", "watch"])
+async def test_a_poster_who_was_cut_off_comes_back_and_has_every_character_once(
+    race: Race, by: Door, back: str
+) -> None:
+    thread = await race.live.scripted_thread()
+    script = {"content": "say # 🎈\ncount 100\nhold here\ncount 100\nsay é"}
+    async with watcher(race.live, thread) as watching:
+        first = await piece(race.live, "POST", f"{thread}/messages", 6000, None, script)
+        assert first[0].event == "message.created"
+        await race.live.gates.reached("here")
+        await eventually(lambda: len(race.streams) == 1)
+        assert race.runner.count == 1
+        if back == "after":
+            race.live.gates.release("here")
+            await no_runs()
+        method, path = door(thread, by)
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": first[-1].id}
+        rest: list[Frame] = []
+        async with race.live.http.stream(method, path, headers=headers) as response:
+            race.live.gates.release("here")
+            async for frame in frames(response):
+                rest.append(frame)
+                if frame.event in TERMINAL_TYPES:
+                    break
+        await race.settled(thread, watching)
+    stored = (await race.live.get(thread))["messages"][-1]
+    assert rest[-1].data["message"] == stored
+    assert text_of(first + rest) == stored["content"]
+    assert [frame.raw for frame in first + rest] == of_run(watching.frames)
+    await all_left(race, thread)
+
+
+def as_bytes(race: Race, thread: str, body: object, *, claimed: int = 0, **headers: str) -> bytes:
+    """A POST as it goes over the wire; `claimed` more bytes are announced than come."""
+    content = json.dumps(body).encode()
+    fields = {
+        "Host": "test",
+        "Authorization": f"Bearer {KEY}",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(content) + claimed),
+        **headers,
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"POST {thread}/messages HTTP/1.1\r\n{head}\r\n".encode() + content
+
+
+async def connected(race: Race) -> asyncio.StreamWriter:
+    url = httpx.URL(race.live.url)
+    _, writer = await asyncio.open_connection(url.host, url.port)
+    return writer
+
+
+def abort(writer: asyncio.StreamWriter) -> None:
+    cut(writer.get_extra_info("socket"))
+    writer.transport.abort()
+
+
+async def test_a_poster_who_waited_for_json_and_was_cut_off_finds_the_answer_stored(race: Race) -> None:
+    thread = await race.live.scripted_thread()
+    script = "say all\nhold here\nsay of it"
+    writer = await connected(race)
+    writer.write(as_bytes(race, thread, {"content": script}, **{"Idempotency-Key": "k"}))
+    await race.live.gates.reached("here")
+    abort(writer)
+    retrying = asyncio.create_task(race.live.say(thread, script, **{"Idempotency-Key": "k"}))
+    race.live.gates.release("here")
+    answer = await retrying
+    assert (answer.status_code, answer.headers["idempotency-replayed"]) == (201, "true")
+    asked, stored = (await race.live.get(thread))["messages"]
+    assert (asked["content"], stored) == (script, answer.json())
+    assert (status(stored), stored["content"]) == ("completed", "allof it")
+    await all_left(race, thread)
+
+
+async def test_a_client_that_is_cut_off_inside_its_own_post_has_posted_nothing(
+    race: Race, caplog: pytest.LogCaptureFixture
+) -> None:
+    thread = await race.live.scripted_thread()
+    before = {task for task in asyncio.all_tasks() if "RequestResponseCycle" in repr(task)}
+    writer = await connected(race)
+    writer.write(as_bytes(race, thread, {"content": "say never"}, claimed=100))
+
+    def requests() -> set[asyncio.Task[Any]]:
+        return {task for task in asyncio.all_tasks() if "RequestResponseCycle" in repr(task)} - before
+
+    await eventually(lambda: bool(requests()))
+    abort(writer)
+    await eventually(lambda: not requests())
+    assert (await race.live.get(thread))["messages"] == []
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    await all_left(race, thread)
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_a_stream_cut_at_random_bytes_again_and_again_still_comes_whole(race: Race, seed: int) -> None:
+    rng = random.Random(seed)
+    thread = await race.live.scripted_thread(mcp_servers=["demo"])
+    script = 'say 🎈\ncount 150 1\ntool calculate {"expression": "6*7"}\ncount 100 1'
+    async with watcher(race.live, thread) as watching:
+        seen: list[Frame] = []
+        method, path, body = "POST", f"{thread}/messages", {"content": script}
+        while not seen or seen[-1].event not in TERMINAL_TYPES:
+            after = seen[-1].id if seen else None
+            limit = rng.randrange(300, 6000) if seen else rng.randrange(3000, 6000)
+            seen += await piece(race.live, method, path, limit, after, None if seen else body)
+            method, path = door(thread, rng.choice(["post", "watch"]))
+        await race.settled(thread, watching)
+    stored = (await race.live.get(thread))["messages"][-1]
+    assert seen[-1].data["message"] == stored
+    assert text_of(seen) == stored["content"]
+    assert [frame.raw for frame in seen] == of_run(watching.frames)
+    await all_left(race, thread)
+
+
+class SlowClient(Client):
+    """A client with little room in its socket: once it stops reading, the server's writes soon stop too."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, KEY)
+        small = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)]
+        self.http = httpx.AsyncClient(
+            base_url=url,
+            headers=self.http.headers,
+            timeout=30,
+            transport=httpx.AsyncHTTPTransport(socket_options=small),
+        )
+
+
+@pytest.mark.parametrize("count", [6000, 11000], ids=["within what the log keeps", "past what the log keeps"])
+async def test_a_reader_that_stops_reading_holds_up_nobody_and_catches_up_exactly(race: Race, count: int) -> None:
+    thread = await race.live.scripted_thread()
+    slow = SlowClient(race.live.url)
+    async with watcher(race.live, thread) as watching:
+        async with slow.posting(thread, f"say first \nhold here\ncount {count}") as posting:
+            stream = frames(posting, seconds=30)
+            seen = [await anext(stream) for _ in range(3)]
+            await race.live.gates.reached("here")
+            race.live.gates.release("here")
+            await no_runs()
+            (end,) = [await watching.sees("run.completed")]
+            stored = (await race.live.get(thread))["messages"][-1]
+            assert end.data["message"] == stored
+            assert (await race.live.say(thread, "say meanwhile")).status_code == 201
+            behind = [cursor.position for cursor in race.buffer(thread).cursors]
+            assert any(position != race.buffer(thread).entries[-1].position for position in behind)
+            seen += [frame async for frame in stream]
+        await slow.http.aclose()
+    if count < 10_000:
+        assert [frame.raw for frame in seen] == of_run(watching.frames)
+        assert text_of(seen) == stored["content"]
+    else:
+        assert [frame.event for frame in seen[-2:]] == ["thread.snapshot", "run.completed"]
+    view = View()
+    for frame in seen:
+        view.apply(frame)
+    assert view.messages[stored["id"]] == stored
+    await all_left(race, thread)
+
+
+async def visit(race: Race, thread: str, run: str, rng: random.Random) -> View:
+    """Join, leave in the middle, come back with the last position or without one, until the run has ended."""
+    view = View()
+    position: str | None = None
+    while status(view.messages.get(run, {"metadata": {}})) in (None, "in_progress"):
+        limit = rng.randrange(1500, 40_000)
+        for frame in await piece(race.live, "GET", f"{thread}/events", limit, position):
+            view.apply(frame)
+            position = frame.id
+            if frame.event in TERMINAL_TYPES:
+                break
+        if rng.random() < 0.2:
+            position = None
+    return view
+
+
+async def test_many_viewers_who_come_and_go_at_random_all_end_with_the_stored_thread(race: Race) -> None:
+    thread = await race.live.scripted_thread(mcp_servers=["demo"])
+    rng = random.Random(50)
+    run = await race.start(thread, 'count 200 2\ntool calculate {"expression": "6*7"}\ncount 200 2\nsay 🎈')
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        visits = [group.create_task(visit(race, thread, run, random.Random(rng.random()))) for _ in range(50)]
+    stored = await race.live.get(thread)
+    for each in visits:
+        assert each.result().shows(stored)
+        assert each.result().ends[run] <= 1
+    await all_left(race, thread)

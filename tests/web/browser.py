@@ -1,0 +1,120 @@
+"""Debian's chromium at the demo page, driven by playwright."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from tests.journeys.live import KEY, Client, Process
+from tests.web.node import required
+
+try:
+    from playwright.async_api import async_playwright
+except ImportError:
+    async_playwright = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Locator, Page
+
+ARGUMENTS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync"
+).split()
+
+SAMPLES = """
+window.samples = [];
+new MutationObserver(() => {
+  const answer = [...document.querySelectorAll("article.assistant[data-status=in_progress] .plain")].at(-1);
+  if (answer) window.samples.push(answer.textContent);
+}).observe(document, { subtree: true, childList: true, characterData: true });
+"""
+"""What the last answer showed while it was written, each time it changed."""
+
+CUT = re.compile(r"net::ERR_|Failed to fetch")
+
+
+class Visit:
+    """A signed-in browser context with a page, and what its console said."""
+
+    def __init__(self, context: BrowserContext, server: Client) -> None:
+        self.context = context
+        self.server = server
+        self.page: Page
+        self.errors: list[str] = []
+        self.expected: list[str] = []
+
+    async def open(self, path: str = "/") -> Page:
+        """One more tab."""
+        page = await self.context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("console", self._said)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        await page.goto(path)
+        return page
+
+    def _said(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.errors.append(f"{message.text} {message.location.get('url')}")
+
+    def unexpected(self) -> list[str]:
+        """The console's errors, without those that the test asked for."""
+        return [error for error in self.errors if not any(re.search(each, error) for each in self.expected)]
+
+    async def choose(self, **fields: object) -> dict[str, Any]:
+        """Make an agent of kind `scripted` and choose it."""
+        agent = await self.server.http.post("/api/v1/agents", json={"name": "Scripted", "kind": "scripted", **fields})
+        assert agent.status_code == 201, agent.text
+        await self.page.goto(f"/#/{agent.json()['id']}")
+        await self.page.reload()
+        return dict(agent.json())
+
+    async def say(self, text: str) -> None:
+        await self.page.locator("#input").fill(text)
+        await self.page.locator("#input").press("Enter")
+
+    def answer(self, status: str, page: Page | None = None) -> Locator:
+        """The last answer, once it has this status."""
+        return (page or self.page).locator(f"article.assistant[data-status={status}]").last
+
+    async def stored(self) -> dict[str, Any]:
+        """The last message of the thread in the address, as the server has it."""
+        agent_id, thread_id = self.page.url.partition("#/")[2].split("/")
+        return dict((await self.server.get(f"/api/v1/chat/{agent_id}/threads/{thread_id}"))["messages"][-1])
+
+    async def samples(self, page: Page | None = None) -> list[str]:
+        samples: list[str] = await (page or self.page).evaluate("window.samples")
+        return samples
+
+
+class Desk:
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+
+    @asynccontextmanager
+    async def visit(self, server: Process, *, signed_in: bool = True, **options: Any) -> AsyncIterator[Visit]:
+        """Open the page as somebody new; at the end, fail on what their console said against it."""
+        context = await self._browser.new_context(base_url=f"http://127.0.0.1:{server.port}", **options)
+        await context.add_init_script(SAMPLES)
+        try:
+            visit = Visit(context, server)
+            visit.page = await visit.open(f"/?key={KEY}" if signed_in else "/")
+            yield visit
+            assert visit.unexpected() == []
+        finally:
+            await context.close()
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[Desk]:
+    path = shutil.which("chromium")
+    required(path, "chromium")
+    required(async_playwright, "playwright")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        try:
+            yield Desk(browser)
+        finally:
+            await browser.close()

@@ -1,0 +1,34 @@
+"""A browser and a live server for the tests of the page."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.journeys.live import Live, Process, live_server, server_process
+from tests.web.browser import Desk, Visit, chromium
+
+
+@pytest.fixture
+async def live(tmp_path: Path) -> AsyncIterator[Live]:
+    async with live_server(tmp_path) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+async def desk() -> AsyncIterator[Desk]:
+    async with chromium() as desk:
+        yield desk
+
+
+@pytest.fixture(scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Process]:
+    async with server_process(tmp_path_factory.mktemp("data")) as server:
+        yield server
+
+
+@pytest.fixture
+async def visit(desk: Desk, server: Process) -> AsyncIterator[Visit]:
+    """Somebody who is signed in, at the page; whatever their console says against the page fails the test."""
+    async with desk.visit(server) as visit:
+        yield visit

@@ -1,0 +1,252 @@
+"""The demo page in a real browser: what a newcomer does, and what may happen to them meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.journeys.live import Process, server_process
+from tests.web.browser import CUT, Desk, Visit
+
+if TYPE_CHECKING:
+    from playwright.async_api import Locator, Page
+else:
+    Locator = Page = object
+
+pytestmark = pytest.mark.timeout(40)
+
+COUNT = "say 🎈😀 \ncount 150 15"
+
+
+async def text_of(locator: Locator) -> str:
+    return (await locator.locator(".body").inner_text()).strip()
+
+
+async def reads(locator: Locator, text: str | re.Pattern[str]) -> None:
+    """Wait until the element shows the text."""
+    await locator.filter(has_text=text).first.wait_for()
+
+
+async def exact(visit: Visit, page: Page | None = None, *, whole: bool = True) -> None:
+    """The answer is shown as it is stored, and all that was shown on the way was a beginning of it, ever longer.
+
+    `whole`: the last that was shown before it was complete is nearly all of it, so that not the end alone healed.
+    """
+    content = (await visit.stored())["content"].strip()
+    assert await text_of(visit.answer("completed", page)) == content
+    samples = [sample.strip() for sample in await visit.samples(page)]
+    assert samples
+    assert all(content.startswith(sample) for sample in samples)
+    assert all(len(before) <= len(after) for before, after in pairwise(samples))
+    if whole:
+        assert len(samples[-1]) > len(content) * 0.8
+
+
+async def test_a_question_is_answered_with_a_tool_and_gets_a_title(visit: Visit) -> None:
+    page = visit.page
+    await page.get_by_text("What time is it in Tokyo?").click()
+    await visit.answer("completed").wait_for()
+    card = page.locator(".tool[data-status=done]")
+    await reads(card, "current_time")
+    await reads(card, "Asia/Tokyo")
+    await reads(page.locator("article.assistant strong"), re.compile(r"^\d\d:\d\d$"))
+    await reads(page.locator("#title"), "What time is it in Tokyo?")
+    await reads(page.locator("#threads a[aria-current=page]"), "What time is it in Tokyo?")
+    await card.locator("summary").click()
+    await reads(card.locator("pre").first, '"timezone": "Asia/Tokyo"')
+    order = await page.locator("article.assistant .body > *").evaluate_all("all => all.map((each) => each.tagName)")
+    assert order == ["P", "DETAILS", "UL"]
+
+
+async def test_a_slow_tool_shows_its_progress_and_escape_stops_the_run(visit: Visit) -> None:
+    page = visit.page
+    await page.get_by_text("Show me something slow").click()
+    await page.locator(".tool[data-status=running] progress[value]").wait_for()
+    await page.locator("#stop").wait_for()
+    await page.keyboard.press("Escape")
+    await visit.answer("cancelled").wait_for()
+    await reads(page.locator(".ending"), "Stopped")
+    await page.locator(".tool[data-status=failed]").wait_for()
+    await page.locator("#send").wait_for()
+    assert (await visit.stored())["metadata"]["run"]["status"] == "cancelled"
+
+
+async def test_the_stop_button_keeps_what_was_said(visit: Visit) -> None:
+    await visit.choose()
+    await visit.say("count 5000 5")
+    await reads(visit.answer("in_progress"), "20 21")
+    await visit.page.locator("#stop").click()
+    answer = visit.answer("cancelled")
+    await answer.wait_for()
+    assert await text_of(answer) == (await visit.stored())["content"].strip()
+
+
+async def test_a_reload_in_mid_answer_shows_all_of_it(visit: Visit) -> None:
+    await visit.choose()
+    await visit.say(COUNT)
+    await reads(visit.answer("in_progress"), "20 21")
+    await visit.page.reload()
+    await reads(visit.answer("in_progress"), "30 31")
+    await visit.answer("completed").wait_for()
+    await exact(visit)
+
+
+async def test_a_lost_network_in_mid_answer_heals_without_a_lost_or_doubled_character(visit: Visit) -> None:
+    visit.expected = [CUT.pattern]
+    await visit.choose()
+    await visit.say(COUNT)
+    await reads(visit.answer("in_progress"), "20 21")
+    await visit.context.set_offline(True)
+    await reads(visit.page.locator("#light"), "Offline")
+    await asyncio.sleep(0.3)
+    await visit.context.set_offline(False)
+    await reads(visit.page.locator("#light"), "Live")
+    await visit.answer("completed").wait_for()
+    await exact(visit)
+
+
+async def test_a_server_killed_in_mid_answer_heals_and_the_answer_can_be_tried_again(
+    desk: Desk, tmp_path: Path
+) -> None:
+    async with server_process(tmp_path) as server, desk.visit(server) as visit:
+        visit.expected = [CUT.pattern]
+        await visit.choose()
+        await visit.say(COUNT)
+        await reads(visit.answer("in_progress"), "20 21")
+        await server.stop()
+        await reads(visit.page.locator("#light"), "Reconnecting")
+        await server.start()
+        await reads(visit.page.locator("#light"), "Live")
+        failed = visit.answer("failed")
+        await failed.wait_for()
+        assert await text_of(failed) == (await visit.stored())["content"].strip()
+        await visit.page.get_by_text("Try again").click()
+        await visit.answer("completed").wait_for()
+        assert await text_of(visit.answer("completed")) == (await visit.stored())["content"].strip()
+
+
+async def test_two_tabs_show_the_same(visit: Visit) -> None:
+    await visit.choose()
+    await visit.say(COUNT)
+    await reads(visit.answer("in_progress"), "10 11")
+    second = await visit.open(visit.page.url)
+    await reads(visit.answer("in_progress", second), "20 21")
+    await asyncio.gather(visit.answer("completed").wait_for(), visit.answer("completed", second).wait_for())
+    await exact(visit)
+    await exact(visit, second)
+    await second.locator("#input").fill("say from the second")
+    await second.locator("#input").press("Enter")
+    await reads(visit.answer("completed"), "from the second")
+    assert await visit.page.locator("article").count() == await second.locator("article").count() == 4
+
+
+async def menu(page: Page, action: str) -> None:
+    await page.locator("#thread-menu").click()
+    await page.locator(f"#menu-popover [data-do={action}]").click()
+
+
+async def test_a_thread_is_renamed_archived_brought_back_and_deleted(visit: Visit) -> None:
+    page = visit.page
+    await visit.choose()
+    await visit.say("say hello")
+    await reads(page.locator("#title"), "say hello")
+    await menu(page, "rename")
+    await page.locator("#rename-dialog input").fill("A better name")
+    await page.keyboard.press("Enter")
+    await reads(page.locator("#title"), "A better name")
+    await reads(page.locator("#threads li"), "A better name")
+    await menu(page, "archive")
+    await page.locator("#no-threads", has_text="No threads yet.").wait_for()
+    assert await page.locator("#input").is_disabled()
+    await page.locator("#show-archived").click()
+    await reads(page.locator("#threads li"), "A better name")
+    await menu(page, "archive")
+    await page.locator("#show-active").click()
+    await reads(page.locator("#threads li"), "A better name")
+    second = await visit.open(page.url)
+    await reads(second.locator("#light"), "Live")
+    await menu(page, "delete")
+    await page.locator("#confirm-dialog .primary").click()
+    await page.locator("#welcome").wait_for()
+    await reads(second.locator("#toast"), "This thread was deleted.")
+    await second.locator("#welcome").wait_for()
+    assert await page.locator("#threads li").count() == 0
+
+
+async def test_an_agent_is_made_edited_and_deleted(visit: Visit) -> None:
+    page, dialog = visit.page, visit.page.locator("#agent-dialog")
+    visit.expected = ["status of 422"]
+    await page.locator("#new-agent").click()
+    await dialog.locator("[name=name]").fill("Helper")
+    await dialog.locator("[name=kind]").fill("scripted")
+    await dialog.locator("[name=mcp_servers]").fill("demo, nonsense")
+    await dialog.locator(".primary").click()
+    await reads(dialog.locator(".problem"), "nonsense")
+    await dialog.locator("[name=mcp_servers]").fill("demo")
+    await dialog.locator(".primary").click()
+    await reads(page.locator("#welcome-name"), "Helper")
+    await visit.say('tool calculate {"expression": "6*7"}')
+    await reads(page.locator(".tool[data-status=done]"), "42")
+    await page.locator("#edit-agent").click()
+    assert await dialog.locator("[name=mcp_servers]").input_value() == "demo"
+    await dialog.locator("[name=name]").fill("Better helper")
+    await dialog.locator(".primary").click()
+    await page.locator("#agent option", has_text="Better helper").wait_for(state="attached")
+    await page.locator("#edit-agent").click()
+    await page.locator("#delete-agent").click()
+    await page.locator("#confirm-dialog .primary").click()
+    await page.locator("#agent option", has_text="Better helper").wait_for(state="detached")
+    await reads(page.locator("#welcome-name"), "Demo")
+
+
+async def test_reasoning_can_be_opened_and_markdown_is_rendered(visit: Visit) -> None:
+    await visit.choose()
+    await visit.say("think Let me see\nsay **bold** <b>no tag</b>")
+    answer = visit.answer("completed")
+    await reads(answer.locator("strong"), "bold")
+    await reads(answer.locator(".body"), "<b>no tag</b>")
+    await answer.locator("summary").click()
+    await reads(answer.locator(".thoughts"), "Let me see")
+
+
+async def test_the_text_is_followed_unless_the_reader_goes_up(visit: Visit) -> None:
+    page = visit.page
+    at_end = (
+        "() => { const s = document.getElementById('scroll'); return s.scrollHeight - s.scrollTop - s.clientHeight }"
+    )
+    await page.set_viewport_size({"width": 600, "height": 400})
+    await page.get_by_text("Tell me about this server").click()
+    await reads(visit.answer("in_progress"), "Three ways")
+    assert await page.evaluate(at_end) < 60
+    await page.mouse.move(300, 200)
+    await page.mouse.wheel(0, -200)
+    await page.locator("#latest").wait_for()
+    await reads(visit.answer("in_progress"), "An agent is a function")
+    assert await page.evaluate(at_end) > 150
+    await page.locator("#latest").click()
+    await page.locator("#latest").wait_for(state="hidden")
+    assert await page.evaluate(at_end) < 60
+
+
+async def test_without_a_key_the_page_says_where_to_get_in(desk: Desk, server: Process) -> None:
+    async with desk.visit(server, signed_in=False) as visit:
+        visit.expected = ["status of 401"]
+        await reads(visit.page.locator("#locked"), "Open the URL that the server printed")
+
+
+async def test_it_fits_a_phone(desk: Desk, server: Process) -> None:
+    phone = {"viewport": {"width": 360, "height": 700}, "has_touch": True, "is_mobile": True, "color_scheme": "dark"}
+    async with desk.visit(server, **phone) as visit:
+        page = visit.page
+        await visit.say("What time is it in Tokyo?\nx")
+        await page.locator("#send").click()
+        await page.locator(".tool[data-status=done]").wait_for()
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+        await page.locator("#show-sidebar").click()
+        await page.locator("#new-thread").click()
+        await page.locator("#welcome").wait_for()
