@@ -13,6 +13,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import anthropic
@@ -285,26 +286,23 @@ class Claude:
                 attempt += 1
 
     async def _streamed(self, request: JSONObject, said: _Round) -> AsyncIterator[Text | Reasoning]:
-        """One attempt. Raises: _Failure."""
+        """One attempt. No time limit stands open across a `yield`. Raises: _Failure."""
         try:
-            messages = self._client.messages.with_streaming_response
-            async with (
-                asyncio.timeout(self._stall_seconds) as stall,
-                messages.create(stream=True, **request) as response,
-            ):
-                loop = asyncio.get_running_loop()
+            async with AsyncExitStack() as stack:
+                messages = self._client.messages.with_streaming_response
+                async with asyncio.timeout(self._stall_seconds):
+                    response = await stack.enter_async_context(messages.create(stream=True, **request))
+                received = response.iter_bytes()
                 rest = b""
-                async for data in response.iter_bytes():
-                    stall.reschedule(loop.time() + self._stall_seconds)
+                while not said.ended:
+                    async with asyncio.timeout(self._stall_seconds):
+                        data = await anext(received, None)
+                    if data is None:
+                        raise _failed("The model's stream ended before its message did.", again=True)
                     *lines, rest = (rest + data).split(b"\n")
                     for line in lines:
-                        if line.startswith(b"data:"):
-                            part = said.take(_decoder.decode(line[5:]))
-                            if part is not None:
-                                yield part
-                    stall.reschedule(loop.time() + self._stall_seconds)
-            if not said.ended:
-                raise _failed("The model's stream ended before its message did.", again=True)
+                        if line.startswith(b"data:") and (part := said.take(_decoder.decode(line[5:]))) is not None:
+                            yield part
         except TimeoutError as error:
             raise _failed("The model stopped answering.", code="agent_timeout", again=True) from error
         except anthropic.APIStatusError as error:

@@ -11,7 +11,7 @@ from typing import TypedDict
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from agents import demo, mcp
+from agents import claude, demo, mcp
 from agents.mcp_config import read_servers
 from agents.registry import Kind, Registry
 from server.ai_chat_service import AIChatService
@@ -43,7 +43,11 @@ ROUTES = [
 
 def default_kind(settings: Settings) -> str:
     """The kind of agents that don't say one."""
-    return "demo"
+    return "claude" if _has_claude(settings) else "demo"
+
+
+def _has_claude(settings: Settings) -> bool:
+    return settings.anthropic_api_key is not None or settings.anthropic_base_url is not None
 
 
 class State(TypedDict):
@@ -66,7 +70,6 @@ def create_app(
     While it runs, `app.state.key` is the first key and `app.state.drain` ends it gently; `app.state.failure` is why the
     backends could not be opened.
     """
-    registry = Registry({**KINDS, **(kinds or {})})
     servers = read_servers(settings.mcp_config, environment())
     kind = default_kind(settings)
 
@@ -78,6 +81,16 @@ def create_app(
             except Exception as error:
                 app.state.failure = error
                 raise
+            registry = Registry({**KINDS, **(kinds or {})})
+            if _has_claude(settings):
+                model = claude.Claude(
+                    settings.anthropic_api_key,
+                    settings.anthropic_base_url,
+                    model=settings.model,
+                    title_model=settings.title_model,
+                )
+                stack.push_async_callback(model.close)
+                registry = Registry({"claude": Kind(model.reply, model.title), **registry})
             pool = mcp.Pool(servers)
             stack.push_async_callback(pool.close)
             renderer = Renderer()

@@ -24,7 +24,8 @@ class BadSetting(Exception):
 class Settings(msgspec.Struct, frozen=True):
     """Everything that can be set; the README's table explains each.
 
-    `port` 0 lets the system choose. `mcp_config` null means the bundled demo tools. Times are in seconds.
+    `port` 0 lets the system choose. `mcp_config` null means the bundled demo tools, `database_url` and `events_url` null
+    SQLite in the data folder and memory. Times are in seconds.
     """
 
     host: str = "127.0.0.1"
@@ -33,6 +34,12 @@ class Settings(msgspec.Struct, frozen=True):
     api_key: str | None = None
     mcp_config: Path | None = None
     model: str | None = None
+    title_model: str | None = None
+    anthropic_api_key: str | None = None
+    anthropic_base_url: str | None = None
+    database_url: str | None = None
+    events_url: str | None = None
+    reuse_port: bool = False
     drain_seconds: float = 20.0
     run_seconds: float = 600.0
 
@@ -45,6 +52,11 @@ def environment() -> Mapping[str, str]:
 def load(environment: Mapping[str, str] | None = None) -> Settings:
     """Read the settings. Raises: BadSetting."""
     env = os.environ if environment is None else environment
+    database_url = _url(env, "CHAT_DATABASE_URL", "mongodb", "mongodb+srv")
+    events_url = _url(env, "CHAT_EVENTS_URL", "redis", "rediss", "unix")
+    if (database_url is None) != (events_url is None):
+        name, other = ("CHAT_EVENTS_URL", "CHAT_DATABASE_URL")[:: 1 if events_url is None else -1]
+        raise BadSetting(name, f"is needed beside {other}: a shared database and shared events go together")
     return Settings(
         host=env.get("CHAT_HOST") or "127.0.0.1",
         port=_integer(env, "PORT", 8000, 0, 65535),
@@ -52,6 +64,12 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         api_key=_key(env),
         mcp_config=_file(env, "CHAT_MCP_CONFIG"),
         model=env.get("CHAT_MODEL") or None,
+        title_model=env.get("CHAT_TITLE_MODEL") or None,
+        anthropic_api_key=env.get("ANTHROPIC_API_KEY") or None,
+        anthropic_base_url=_url(env, "ANTHROPIC_BASE_URL", "http", "https"),
+        database_url=database_url,
+        events_url=events_url,
+        reuse_port=env.get("CHAT_REUSE_PORT") == "1",
         drain_seconds=_seconds(env, "CHAT_DRAIN_SECONDS", 20.0),
         run_seconds=_seconds(env, "CHAT_RUN_SECONDS", 600.0),
     )
@@ -80,6 +98,13 @@ def _key(env: Mapping[str, str]) -> str | None:
     if key is not None and (len(key) < 8 or not key.isascii() or any(c.isspace() for c in key)):
         raise BadSetting("CHAT_API_KEY", "needs at least 8 ASCII characters and no white space")
     return key
+
+
+def _url(env: Mapping[str, str], name: str, *schemes: str) -> str | None:
+    url = env.get(name) or None
+    if url is not None and url.partition("://")[0] not in schemes:
+        raise BadSetting(name, f"must be a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+    return url
 
 
 def _file(env: Mapping[str, str], name: str) -> Path | None:
