@@ -22,7 +22,8 @@ from msgspec.structs import replace
 from agents.registry import Registry
 from server.bodies import AgentCreate, AgentUpdate, MessageCreate, ThreadCreate, ThreadUpdate, fingerprint
 from server.content_html import Renderer
-from server.errors import AgentDeleted, Draining, InvalidRequest, ThreadEmpty
+from server.errors import RETRY_SECONDS, AgentDeleted, Draining, InvalidRequest, RateLimited, ThreadEmpty
+from server.limits import Limits
 from server.runner import Runner
 from server.viewer import Viewer, resumed
 from stores.contracts import Created, EventLog, Page, Posted, Store
@@ -84,6 +85,7 @@ class AIChatService:
         *,
         servers: Collection[str],
         default_kind: str,
+        limits: Limits,
         clock: Clock = utcnow,
     ) -> None:
         self.store = store
@@ -93,6 +95,7 @@ class AIChatService:
         self._renderer = renderer
         self._servers = servers
         self._default_kind = default_kind
+        self._limits = limits
         self._clock = clock
 
     # Agents
@@ -278,6 +281,8 @@ class AIChatService:
     ) -> Posted:
         if self.runner.draining:
             raise Draining
+        if self.runner.count_of(who.organization_id) >= self._limits.runs:
+            raise RateLimited("runs at once", self._limits.runs, RETRY_SECONDS)
         answer = new_answer(question.thread_id, question.id, agent.model, question.created_at)
 
         def claim() -> Awaitable[Posted]:

@@ -18,6 +18,7 @@ from server.ai_chat_service import AIChatService
 from server.auth import Authentication
 from server.content_html import Renderer
 from server.errors import EXPECTED, respond
+from server.limits import Limits, RequestRate
 from server.metrics import Metrics
 from server.organizations import first_start
 from server.routes import agents, docs, events, health, messages, pages, threads
@@ -56,10 +57,15 @@ class State(TypedDict):
     service: AIChatService
     streams: Streams
     metrics: Metrics
+    rate: RequestRate
 
 
 def create_app(
-    settings: Settings, *, kinds: Mapping[str, Kind] | None = None, backends: Backends = open_backends
+    settings: Settings,
+    *,
+    kinds: Mapping[str, Kind] | None = None,
+    backends: Backends = open_backends,
+    limits: Limits = Limits(),
 ) -> Starlette:
     """Make the ASGI application.
 
@@ -97,7 +103,7 @@ def create_app(
             stack.push_async_callback(renderer.close)
             runner = Runner(store, log, registry, pool.toolbox, renderer.markdown, run_seconds=settings.run_seconds)
             stack.push_async_callback(runner.drain, 0.0)
-            streams = Streams()
+            streams = Streams(limits.streams)
             app.state.key = await first_start(
                 store, settings.data_dir, settings.api_key, kind=kind, model=settings.model, servers=servers
             )
@@ -111,8 +117,15 @@ def create_app(
             for forever in (runner.sweep_forever(), streams.ping_forever()):
                 task = asyncio.create_task(forever)
                 stack.callback(task.cancel)
-            service = AIChatService(store, log, runner, registry, renderer, servers=servers, default_kind=kind)
-            yield {"service": service, "streams": streams, "metrics": Metrics(runner, streams)}
+            service = AIChatService(
+                store, log, runner, registry, renderer, servers=servers, default_kind=kind, limits=limits
+            )
+            yield {
+                "service": service,
+                "streams": streams,
+                "metrics": Metrics(runner, streams),
+                "rate": RequestRate(limits),
+            }
 
     return Starlette(
         routes=ROUTES,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.errors import Unauthenticated, problem_of
+from server.errors import RateLimited, Unauthenticated, problem_of
+from server.limits import RequestRate
 from stores.contracts import Directory
 from stores.errors import StoreUnavailable
 from stores.models import Principal
@@ -24,8 +25,10 @@ class Authentication:
         if scope["type"] == "http" and scope["path"].startswith(_KEYED):
             directory: Directory = scope["state"]["service"].store
             try:
-                scope["principal"] = await authenticated(directory, HTTPConnection(scope))
-            except (Unauthenticated, StoreUnavailable) as error:
+                scope["principal"] = who = await authenticated(directory, HTTPConnection(scope))
+                rate: RequestRate = scope["state"]["rate"]
+                rate.count(who.organization_id)
+            except (Unauthenticated, RateLimited, StoreUnavailable) as error:
                 await problem_of(error).response()(scope, receive, send)
                 return
         await self._app(scope, receive, send)

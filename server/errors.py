@@ -75,6 +75,14 @@ class Gone(ChatError):
         self.path = path
 
 
+class RateLimited(ChatError):
+    """The organization asks more of this process than it may; `retry_after` is in seconds."""
+
+    def __init__(self, what: str, limit: int, retry_after: int) -> None:
+        super().__init__(f"Your organization may have {limit} {what} here; try again in {retry_after} s.")
+        self.retry_after = retry_after
+
+
 class Draining(ChatError):
     def __init__(self) -> None:
         super().__init__("This server is stopping and starts no more runs; another, or the next one, will.")
@@ -134,6 +142,7 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     UnsupportedMediaType: (415, "unsupported_media_type"),
     InvalidRequest: (422, "invalid_request"),
     stores.IdempotencyMismatch: (422, "idempotency_mismatch"),
+    RateLimited: (429, "rate_limited"),
     Draining: (503, "draining"),
     stores.StoreUnavailable: (503, "store_unavailable"),
 }
@@ -169,10 +178,17 @@ def problem_of(error: Exception) -> Problem:
         logger.error("unexpected %s", type(error).__name__, exc_info=error)
         return Problem(500, "internal", "Something went wrong on our side.")
     status, code = _TABLE[type(error)]
-    headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
-    if status == 401:
-        headers = {"WWW-Authenticate": "Bearer"}
-    return Problem(status, code, _sentence(error), _facts(error), headers)
+    return Problem(status, code, _sentence(error), _facts(error), _headers(error, status))
+
+
+def _headers(error: Exception, status: int) -> dict[str, str]:
+    match error:
+        case RateLimited(retry_after=retry_after):
+            return {"Retry-After": str(retry_after)}
+        case Unauthenticated():
+            return {"WWW-Authenticate": "Bearer"}
+        case _:
+            return {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
 
 
 def _sentence(error: Exception) -> str:

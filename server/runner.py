@@ -74,6 +74,10 @@ class Runner:
     def count(self) -> int:
         return len(self._runs)
 
+    def count_of(self, organization_id: str) -> int:
+        """The runs of one organization."""
+        return sum(run.who.organization_id == organization_id for run in self._runs.values())
+
     def has(self, run_id: str) -> bool:
         return run_id in self._runs
 

@@ -24,8 +24,8 @@ class BadSetting(Exception):
 class Settings(msgspec.Struct, frozen=True):
     """Everything that can be set; the README's table explains each.
 
-    `port` 0 lets the system choose. `mcp_config` null means the bundled demo tools, `database_url` and `events_url` null
-    SQLite in the data folder and memory. Times are in seconds.
+    `port` 0 lets the system choose. `mcp_config` null means the bundled demo tools, `database_url` and
+    `events_url` null SQLite in the data folder and memory. Times are in seconds.
     """
 
     host: str = "127.0.0.1"

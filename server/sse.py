@@ -16,10 +16,14 @@ from starlette.types import Receive, Scope, Send
 
 from server.streams import Stream, Streams
 from server.viewer import Viewer
+from stores.errors import StoreUnavailable
 
 RETRY_MS = 1000
+BUSY_MS = 10_000
+"""Where an organization has too many streams: any status but 200 would close an EventSource for good."""
 _PING = b":\n"
 _GOODBYE = b"retry: %d\n\n" % RETRY_MS
+_BUSY = b"retry: %d\n\n" % BUSY_MS
 
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
@@ -44,6 +48,9 @@ class EventStream(EventSourceResponse):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         if self._viewer is not None and scope["method"] == "HEAD":
             self._viewer.close()
+        elif self._viewer is not None and self._streams.full(self._viewer.who):
+            self._viewer.close()
+            await send({"type": "http.response.body", "body": _BUSY, "more_body": True})
         elif self._viewer is not None:
             with self._streams.open(self._viewer) as stream:
                 watcher = asyncio.create_task(_watch(receive, stream))
@@ -55,7 +62,11 @@ class EventStream(EventSourceResponse):
 
     async def _pump(self, stream: Stream, send: Send) -> None:
         while not stream.gone:
-            entries = await stream.viewer.next()
+            try:
+                entries = await stream.viewer.next()
+            except StoreUnavailable:
+                await send({"type": "http.response.body", "body": _GOODBYE, "more_body": True})
+                return
             if entries is None:
                 return
             body = b"".join([entry.sse for entry in entries])

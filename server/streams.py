@@ -7,10 +7,12 @@ refused: with thousands of idle viewers it is most of what the process does.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from server.viewer import Viewer
+from stores.models import Principal
 
 PING_SECONDS = 15.0
 
@@ -35,24 +37,38 @@ class Stream:
 
 
 class Streams:
-    def __init__(self) -> None:
+    """Every open stream.
+
+    Args:
+        limit: how many one organization may have open here.
+    """
+
+    def __init__(self, limit: int) -> None:
         self.closing = False
+        self._limit = limit
         self._open: set[Stream] = set()
+        self._of: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def full(self, who: Principal) -> bool:
+        """True if the organization has as many open streams here as it may have."""
+        return self._of[who.organization_id] >= self._limit
 
     @contextmanager
     def open(self, viewer: Viewer) -> Iterator[Stream]:
         """Count a stream for as long as it is open, then close its viewer."""
         stream = Stream(viewer)
         self._open.add(stream)
+        self._of[viewer.who.organization_id] += 1
         if self.closing:
             viewer.wake()
         try:
             yield stream
         finally:
             self._open.discard(stream)
+            self._of[viewer.who.organization_id] -= 1
             viewer.close()
 
     def close(self) -> None:

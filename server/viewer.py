@@ -58,7 +58,7 @@ class Viewer:
     ) -> None:
         self._store = store
         self._log = log
-        self._who = who
+        self.who = who
         self._thread_id = thread_id
         self._begin = begin
         self._until = until
@@ -145,7 +145,7 @@ class Viewer:
             position = await self._log.tail(self._thread_id)
             cursor = self._log.cursor(self._thread_id, position)
             try:
-                thread = await self._store.get(self._who, self._thread_id, message_limit=50)
+                thread = await self._store.get(self.who, self._thread_id, message_limit=50)
                 if running := _running(thread):
                     events = await self._log.run_events(self._thread_id, running.id, position)
                     thread = _with(thread, fold(events, onto=running))
@@ -164,7 +164,7 @@ class Viewer:
             if message.id == self._until:
                 break
         else:
-            message = await self._store.message(self._who, thread.id, self._until or "")
+            message = await self._store.message(self.who, thread.id, self._until or "")
         if message.in_progress:
             return None
         return terminal(message) if message.status else MessageCreated(message)

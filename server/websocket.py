@@ -30,6 +30,7 @@ NO_THREAD = 4404
 DELETED = 4410
 RESTART = 1012
 FAILED = 1011
+TRY_LATER = 1013
 
 _PROTOCOL = "chat"
 _BEARER = "bearer."
@@ -76,6 +77,10 @@ async def serve_thread(websocket: WebSocket) -> None:
         return
     except Exception as error:
         await websocket.close(FAILED, problem_of(error).code)
+        return
+    if streams.full(who):
+        viewer.close()
+        await websocket.close(TRY_LATER, "too many open streams")
         return
     with streams.open(viewer) as stream:
         await _Socket(websocket, service, streams, stream, who, agent_id, thread_id).serve()

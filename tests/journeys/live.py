@@ -18,6 +18,7 @@ import msgspec
 
 from agents.registry import Kind
 from server.app import Backends, create_app
+from server.limits import Limits
 from server.serving import Server, listening_socket
 from server.settings import Settings
 from stores.open import open_backends
@@ -128,11 +129,13 @@ class Live(Client):
 
 
 @asynccontextmanager
-async def live_server(data_dir: Path, backends: Backends = open_backends, **settings: Any) -> AsyncIterator[Live]:
+async def live_server(
+    data_dir: Path, backends: Backends = open_backends, limits: Limits | None = None, **settings: Any
+) -> AsyncIterator[Live]:
     """A uvicorn on port 0 in this event loop."""
     scripted = Scripted()
     wanted = Settings(data_dir=data_dir, api_key=KEY, drain_seconds=0.0, **settings)
-    app = create_app(wanted, kinds={"scripted": Kind(scripted)}, backends=backends)
+    app = create_app(wanted, kinds={"scripted": Kind(scripted)}, backends=backends, limits=limits or Limits())
     sock = listening_socket("127.0.0.1", 0)
     server = Server(app)
     serving = asyncio.create_task(server._serve([sock]))

@@ -1,0 +1,47 @@
+"""What one organization may ask of one process."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from server.limits import Limits
+from tests.journeys.live import live_server
+from tests.journeys.sockets import socket
+
+
+async def test_too_many_requests_a_minute_are_told_when_to_come_back(tmp_path: Path) -> None:
+    async with live_server(tmp_path, limits=Limits(requests=3)) as live:
+        answers = [await live.http.get("/api/v1/agents") for _ in range(5)]
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert refused  # one at least, should the minute turn in between
+        assert refused[0].json()["code"] == "rate_limited"
+        assert 1 <= int(refused[0].headers["Retry-After"]) <= 60
+        assert (await live.http.get("/healthz")).status_code == 200
+
+
+async def test_a_run_too_many_is_refused_and_a_replay_is_not(tmp_path: Path) -> None:
+    async with live_server(tmp_path, limits=Limits(runs=1)) as live:
+        agent = (await live.agent())["id"]
+        first, second = await live.thread(agent), await live.thread(agent)
+        asking = asyncio.create_task(live.say(first, "hold it", **{"Idempotency-Key": "k"}))
+        await live.gates.reached("it")
+        refused = await live.say(second, "say hi")
+        assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+        assert refused.headers["Retry-After"]
+        joining = asyncio.create_task(live.say(first, "hold it", **{"Idempotency-Key": "k"}))
+        live.gates.release("it")
+        assert (await joining).json()["id"] == (await asking).json()["id"]
+        assert (await live.say(second, "say hi")).status_code == 201
+
+
+async def test_a_stream_too_many_is_ended_politely(tmp_path: Path) -> None:
+    async with live_server(tmp_path, limits=Limits(streams=1)) as live:
+        thread = await live.scripted_thread()
+        async with live.watching(thread) as events:
+            assert (await anext(events)).event == "thread.snapshot"
+            second = await live.http.get(f"{thread}/events")
+            assert (second.status_code, second.content) == (200, b"retry: 10000\n\n")
+            async with socket(live.url, thread) as connection, asyncio.timeout(10):
+                await connection.connection.wait_closed()
+            assert connection.connection.close_code == 1013
