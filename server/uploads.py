@@ -1,0 +1,186 @@
+"""multipart/form-data, read in a streaming way: files go to disk as they come, memory stays flat whatever the size.
+
+https://www.rfc-editor.org/rfc/rfc7578
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartCallbacks, MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from server.bodies import BODY_BYTES
+from server.errors import InvalidRequest, MalformedBody, TooLarge
+
+FILE_BYTES = 25 * 2**20
+FILES = 10
+_FIELDS = 50
+
+
+class Upload(msgspec.Struct):
+    """A file as it came: on disk until the request ends."""
+
+    filename: str
+    content_type: str | None
+    path: Path
+    size: int = 0
+    sha256: str = ""
+
+
+class Form(msgspec.Struct, frozen=True):
+    """A form's text fields and its files."""
+
+    fields: dict[str, str]
+    files: list[Upload]
+
+
+def is_multipart(request: Request) -> bool:
+    return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
+
+
+@asynccontextmanager
+async def form_of(request: Request) -> AsyncIterator[Form]:
+    """Read the form; its files are there until the context is left.
+
+    Raises:
+        MalformedBody: it isn't multipart/form-data as the header says.
+        TooLarge: a file is over 25 MB, or the fields over 2 MB.
+        InvalidRequest: more than 10 files, or a field twice; a part for files not named `files`.
+    """
+    boundary = _boundary(request.headers["content-type"])
+    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="chat-upload-"))
+    reader = _Reader(boundary, folder)
+    try:
+        async for data in request.stream():
+            await asyncio.to_thread(reader.feed, data)
+        yield await asyncio.to_thread(reader.form)
+    finally:
+        reader.close()
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _boundary(content_type: str) -> bytes:
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if not boundary:
+        raise MalformedBody("The multipart body has no boundary.")
+    return boundary
+
+
+class _Reader:
+    """Takes the body piece by piece, in a thread: it writes to disk."""
+
+    def __init__(self, boundary: bytes, folder: Path) -> None:
+        self._folder = folder
+        self._fields: dict[str, str] = {}
+        self._field_bytes = 0
+        self._files: list[Upload] = []
+        self._headers: dict[bytes, bytes] = {}
+        self._header = (bytearray(), bytearray())
+        self._name = ""
+        self._text = bytearray()
+        self._file: tuple[BinaryIO, hashlib._Hash] | None = None
+        self._ended = False
+        callbacks: MultipartCallbacks = {
+            "on_part_begin": self._part_begin,
+            "on_header_field": lambda data, start, end: self._more_header(0, data[start:end]),
+            "on_header_value": lambda data, start, end: self._more_header(1, data[start:end]),
+            "on_header_end": self._header_end,
+            "on_headers_finished": self._headers_finished,
+            "on_part_data": lambda data, start, end: self._data(data[start:end]),
+            "on_part_end": self._part_end,
+            "on_end": self._end,
+        }
+        self._parser = MultipartParser(boundary, callbacks)
+
+    def feed(self, data: bytes) -> None:
+        try:
+            self._parser.write(data)
+        except FormParserError as error:
+            raise MalformedBody("The body is not valid multipart/form-data.") from error
+
+    def form(self) -> Form:
+        """What was read. Raises: MalformedBody if the body stopped in the middle."""
+        if not self._ended:
+            raise MalformedBody("The multipart body ends in the middle.")
+        return Form(self._fields, self._files)
+
+    def _part_begin(self) -> None:
+        self._headers = {}
+        self._text = bytearray()
+
+    def _more_header(self, which: int, data: bytes) -> None:
+        self._header[which].extend(data)
+
+    def _header_end(self) -> None:
+        name, value = self._header
+        self._headers[bytes(name).lower()] = bytes(value)
+        self._header = (bytearray(), bytearray())
+
+    def _headers_finished(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        self._name = options.get(b"name", b"").decode("utf-8", "replace")
+        if b"filename" not in options:
+            if len(self._fields) >= _FIELDS:
+                raise InvalidRequest(self._name, f"A form may have at most {_FIELDS} fields.")
+            return
+        if self._name != "files":
+            raise InvalidRequest(self._name, "Files go into the field `files`.")
+        if len(self._files) >= FILES:
+            raise InvalidRequest("files", f"At most {FILES} files may come at once.")
+        path = self._folder / str(len(self._files))
+        kind = self._headers.get(b"content-type", b"").decode("latin-1").strip() or None
+        self._files.append(Upload(clean_name(options[b"filename"].decode("utf-8", "replace")), kind, path))
+        self._file = (path.open("wb"), hashlib.sha256())
+
+    def _data(self, data: bytes) -> None:
+        if self._file is None:
+            self._field_bytes += len(data)
+            if self._field_bytes > BODY_BYTES:
+                raise TooLarge(self._name or "body", BODY_BYTES)
+            self._text += data
+            return
+        upload = self._files[-1]
+        upload.size += len(data)
+        if upload.size > FILE_BYTES:
+            raise TooLarge(f"files[{len(self._files) - 1}]", FILE_BYTES)
+        self._file[0].write(data)
+        self._file[1].update(data)
+
+    def _part_end(self) -> None:
+        if self._file is not None:
+            self.close()
+            return
+        if self._name in self._fields:
+            raise InvalidRequest(self._name, f"The field {self._name} came twice.")
+        try:
+            self._fields[self._name] = self._text.decode()
+        except UnicodeDecodeError as error:
+            raise MalformedBody(f"The field {self._name} is not UTF-8.") from error
+
+    def close(self) -> None:
+        """Close the file that is being written, if there is one."""
+        if self._file is not None:
+            self._file[0].close()
+            self._files[-1].sha256 = self._file[1].hexdigest()
+            self._file = None
+
+    def _end(self) -> None:
+        self._ended = True
+
+
+def clean_name(filename: str) -> str:
+    """The last component of a client's file name, without control characters, at most 255 characters."""
+    last = re.split(r"[/\\]", filename)[-1]
+    kept = "".join(character for character in last if character.isprintable()).strip()[-255:]
+    return "file" if kept in ("", ".", "..") else kept
