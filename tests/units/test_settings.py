@@ -38,8 +38,8 @@ def test_a_bad_value_is_refused_by_its_name(name: str, value: str) -> None:
 
 
 def test_a_shared_database_needs_shared_events_and_the_other_way_round() -> None:
-    with pytest.raises(BadSetting, match="^CHAT_EVENTS_URL: is needed beside CHAT_DATABASE_URL"):
+    with pytest.raises(BadSetting, match=r"^CHAT_EVENTS_URL: is needed beside CHAT_DATABASE_URL"):
         load({"CHAT_DATABASE_URL": "mongodb://127.0.0.1"})
-    with pytest.raises(BadSetting, match="^CHAT_DATABASE_URL: is needed beside CHAT_EVENTS_URL"):
+    with pytest.raises(BadSetting, match=r"^CHAT_DATABASE_URL: is needed beside CHAT_EVENTS_URL"):
         load({"CHAT_EVENTS_URL": "redis://127.0.0.1"})
     assert load({"CHAT_DATABASE_URL": "mongodb://a", "CHAT_EVENTS_URL": "redis://b"}).events_url == "redis://b"
