@@ -283,6 +283,10 @@ class EventLog(Protocol):
 
     A position is an opaque id, never used twice, compared only for equality. A log keeps 10,000 events or 8 MB,
     an hour after the last; what follows a position is given whole or not at all (Gap).
+
+    Nothing but `flush` waits long for a log that is away: what asks it raises `LogUnavailable` within seconds, and
+    so does a cursor's `next`, which may be called again. What is written is kept and goes out later. Whoever gets
+    LogUnavailable goes on with what the store says.
     """
 
     def writer(self, thread_id: str, snapshot: Callable[[], MessageSnapshot] | None = None) -> LogWriter:

@@ -60,6 +60,21 @@ class StoreUnavailable(StoreError):
         super().__init__(f"The database did not answer: {reason}.")
 
 
+class BlobNotFound(NotFound):
+    noun = "blob"
+
+
+class BlobUnavailable(StoreError):
+    """The blob store did not answer, or refused."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The blob store did not answer: {reason}.")
+
+
+class BadBlobsURL(StoreError):
+    """CHAT_BLOBS_URL can't be used; the text is what follows its name."""
+
+
 class DataFolderInUse(StoreError):
     def __init__(self, folder: str) -> None:
         super().__init__(f"another server is using the data folder {folder}")

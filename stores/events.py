@@ -13,12 +13,13 @@ import msgspec
 from stores.models import JSONObject, Message, Thread, ToolCall
 
 
-class RunError(msgspec.Struct, frozen=True):
-    """Why a run failed, in words for a client."""
+class RunError(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a run failed, in words for a client. `retry_after` is in seconds, and only there where it is known."""
 
     code: str
     detail: str
     retryable: bool
+    retry_after: float | None = None
 
 
 class MessageCreated(msgspec.Struct, frozen=True, tag="message.created"):

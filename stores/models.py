@@ -9,6 +9,7 @@ sort as text, and identical in every store.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import uuid
 from collections.abc import Callable
@@ -86,6 +87,11 @@ class Key(msgspec.Struct, frozen=True):
     hint: str
     created_at: str
     revoked_at: str | None = None
+
+
+def hash_of(secret: str) -> str:
+    """SHA-256 in hex. Keys are long and random, so a slow password hash would add nothing."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Agent(msgspec.Struct, frozen=True):

@@ -17,8 +17,8 @@ longer embeds its first message: until then it says nothing that the thread does
 each harmless to repeat, and whoever moves next takes up a page that was left behind.
 
 `total` is the number of messages, `pushed` the times that the newest write appended (its last is the thread's last),
-`fence` is raised by whatever a claim must not overlook, `count` and `bytes` measure the document. Keeping a list of
-pages in the thread was refused: 100,000 messages would make it grow and every write with it.
+`fence` is raised by what a claim under way must not overlook (a move, a sweeper), `count` and `bytes` measure the
+document. Keeping a list of pages in the thread was refused: 100,000 messages would make it, and every write, grow.
 """
 
 from __future__ import annotations
@@ -288,7 +288,7 @@ def _oldest(entries: list[Document], running: str | None, limits: Limits, *, eve
     """The oldest messages that needn't stay: as many as one page takes, with none missing between them."""
     chunk: list[Document] = []
     size = 0
-    for entry in entries[: 0 if not entries else _movable(entries, limits, everything=everything)]:
+    for entry in entries[: _movable(entries, limits, everything=everything)]:
         size += _weight(entry)
         if chunk and (entry["n"] != chunk[-1]["n"] + 1 or len(chunk) == PAGE_MESSAGES or size > PAGE_BYTES):
             break

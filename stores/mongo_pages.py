@@ -81,14 +81,11 @@ class MongoPages(Database):
         first = max(0, first)
         found = {entry["n"]: entry for entry in thread.get("messages", []) if first <= entry["n"] < end}
         if len(found) < end - first:
-            pages = await self.db.pages.many(
-                {
-                    "thread_id": thread["_id"],
-                    "first": {"$gt": first - PAGE_MESSAGES, "$lt": end},
-                    "last": {"$gte": first},
-                },
-                {"messages": 1},
+            places = await self.db.pages.many(
+                {"thread_id": thread["_id"], "first": {"$gt": first - PAGE_MESSAGES, "$lt": end}}, {"last": 1}
             )
+            wanted = [place["_id"] for place in places if place["last"] >= first]
+            pages = await self.db.pages.many({"_id": {"$in": wanted}}, {"messages": 1})
             paged = [entry for page in pages for entry in page["messages"] if first <= entry["n"] < end]
             found = {entry["n"]: entry for entry in paged} | found
         return [found[n] for n in sorted(found)] if len(found) == end - first else None
@@ -100,10 +97,9 @@ class MongoPages(Database):
         return thread, entries[0]
 
     async def _paged(self, thread_id: str, message_id: str) -> Document:
-        page = await self.db.pages.one(
-            {"thread_id": thread_id, "messages.id": message_id}, {"messages": {"$elemMatch": {"id": message_id}}}
-        )
-        if page is None:
+        fields = {"thread_id": 1, "messages": {"$elemMatch": {"id": message_id}}}
+        page = await self.db.pages.one({"messages.id": message_id}, fields)
+        if page is None or page["thread_id"] != thread_id:
             raise MessageNotFound(message_id)
         entry: Document = page["messages"][0]
         return entry
@@ -164,7 +160,9 @@ class MongoPages(Database):
                 return False
             if not await self.db.pages.insert(page):
                 page = await self.db.pages.one({"_id": page["_id"]}, fields)
-        if page is None or await self.db.threads.change(where(who, thread_id), covering(page), {"_id": 1}) is None:
-            await self.db.pages.remove_all({"thread_id": thread_id})
+        if page is None:
+            return False
+        if await self.db.threads.change(where(who, thread_id), covering(page), {"_id": 1}) is None:
+            await self.db.pages.remove({"_id": page["_id"]})
             return False
         return True

@@ -34,7 +34,25 @@ from stores.mongo_pages import TRIES, MongoPages, contended, where
 
 logger = logging.getLogger(__name__)
 
-_CLEARED_AT_ONCE = 200
+_CLEARED_AT_ONCE = 5000
+
+
+def guarded(who: Principal, head: Document, need: int) -> Document:
+    """What must still be so when messages are appended to the thread."""
+    return {**where(who, head["_id"]), "archived": False, "bytes": {"$lte": DOCUMENT_BYTES - need}}
+
+
+def unused(head: Document, new_key: Document | None, key: Document | None, now: int) -> Document:
+    """What must still be so of the new key: it is not there, or it is the freed one that was read.
+
+    The fence holds what pages say of it.
+    """
+    if new_key is None:
+        return {}
+    valid: Document = {"$elemMatch": {"id": new_key["id"], "at": {"$gt": now - KEY_MILLIS}}}
+    if key is not None:
+        valid["$elemMatch"]["ref"] = {"$ne": key["ref"]}
+    return {"fence": head["fence"], "keys": {"$not": valid}}
 
 
 class MongoThreads(MongoPages):
@@ -89,7 +107,7 @@ class MongoThreads(MongoPages):
         outlines = found[:limit]
         partials = await self._partial_sizes(outlines)
         tails = [tail_of(outline, message_limit) for outline in outlines]
-        sizes = [[partials.get(entry["id"], entry["size"]) for entry in reversed(tail)] for tail in tails]
+        sizes = [[partials.get(entry["id"]) or int(entry["size"]) for entry in reversed(tail)] for tail in tails]
         counts = fitting(sizes, max_bytes)
         wanted: dict[int, list[str]] = defaultdict(list)
         cut = False
@@ -131,21 +149,23 @@ class MongoThreads(MongoPages):
 
     async def delete(self, who: Principal, thread_id: str) -> str | None:
         """One write makes the thread nobody's and empties it; what it leaves is cleared here or by a sweeper."""
-        emptied = {"_id": "$_id", "organization_id": None, "running": "$running"}
-        document = await self.db.threads.change(where(who, thread_id), [{"$replaceWith": emptied}], {"running": 1})
+        emptied = {"_id": "$_id", "organization_id": None, "running": "$running", "total": "$total"}
+        document = await self.db.threads.change(where(who, thread_id), [{"$replaceWith": emptied}])
         if document is None:
             raise ThreadNotFound(thread_id)
         try:
-            await self._clear(thread_id)
+            await self._clear(document)
         except StoreUnavailable as error:
             logger.warning("the rest of thread %s was not deleted yet: %s", thread_id, error)
         running: str | None = (document["running"] or {}).get("id")
         return running
 
-    async def _clear(self, thread_id: str) -> None:
+    async def _clear(self, emptied: Document) -> None:
+        thread_id = emptied["_id"]
         await self.db.runs.remove_all({"thread_id": thread_id})
-        while pages := await self.db.pages.many({"thread_id": thread_id}, {"_id": 1}, limit=_CLEARED_AT_ONCE):
-            await self.db.pages.remove_all({"_id": {"$in": [page["_id"] for page in pages]}})
+        for first in range(0, emptied["total"], _CLEARED_AT_ONCE):
+            some = {"thread_id": thread_id, "first": {"$gte": first, "$lt": first + _CLEARED_AT_ONCE}}
+            await self.db.pages.remove_all(some)
         await self.db.threads.remove({"_id": thread_id, "organization_id": None})
 
     async def messages(self, who: Principal, thread_id: str, *, before: str | None, limit: int) -> list[Message]:
@@ -175,8 +195,8 @@ class MongoThreads(MongoPages):
                 await self._make_room(who, thread_id, len(packed.body))
                 continue
             new_key = self._new_key(who, thread_id, idempotency, message.id, None, now)
+            guard = {**guarded(who, head, len(packed.body)), **unused(head, new_key, key, now)}
             pipeline = writing(now, *pushing([packed], new_key, None, now))
-            guard = self._guard(who, head, len(packed.body), fenced=idempotency is not None)
             if stored := await self.db.threads.change(guard, pipeline, {**HEAD, "pushed": 1}):
                 await self._settle(who, thread_id, stored["count"], stored["bytes"])
                 return Posted(replace(message, created_at=stamp(stored["pushed"][0])), None, replayed=False)
@@ -208,14 +228,6 @@ class MongoThreads(MongoPages):
         if keys[-1]["fingerprint"] != idempotency.fingerprint:
             raise IdempotencyMismatch(idempotency.key)
         return head, keys[-1]
-
-    def _guard(self, who: Principal, head: Document, need: int, *, fenced: bool) -> Document:
-        """What must still be so when a message is appended to the thread.
-
-        The fence holds what a claim was decided by: `pushing` and `covering` raise it.
-        """
-        guard = {**where(who, head["_id"]), "archived": False, "bytes": {"$lte": DOCUMENT_BYTES - need}}
-        return guard | ({"fence": head["fence"]} if fenced else {})
 
     def _new_key(
         self,

@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import re
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar, cast
 
@@ -32,12 +30,11 @@ from stores.errors import Gap, LogUnavailable
 from stores.events import Event, MessageSnapshot
 from stores.feed import Cursor, Entry, in_run, position_before, run_events
 from stores.redis_feed import PAGE, Feed
-from stores.redis_writer import APPEND, Answer, Away, Backoff, Command, Flusher, RedisWriter, Refusal
+from stores.redis_reads import READ_SECONDS, Reads
+from stores.redis_script import APPEND, APPEND_SHA
+from stores.redis_writer import Answer, Away, Backoff, Command, Flusher, RedisWriter, Refusal
 
 logger = logging.getLogger(__name__)
-
-READ_SECONDS = 2.0
-"""How long anybody waits for Redis to answer a question."""
 
 _ANSWER_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
@@ -45,12 +42,11 @@ _REFILL_SECONDS = 15.0
 _LINGER_SECONDS = 5.0
 _PING_SECONDS = 10.0
 _SILENCE_SECONDS = 25.0
-_READS_AT_ONCE = 100
+_SOUND_SECONDS = 5.0
 _FAILURES = (RedisError, OSError, RuntimeError, TimeoutError, AttributeError)
 """uvloop raises RuntimeError on a closed transport, redis-py AttributeError where a connection closed meanwhile."""
 
 _POSITION = re.compile(r"(\d{1,20})-(\d{1,20})", re.ASCII)
-_SHA = hashlib.sha1(APPEND.encode()).hexdigest()
 _T = TypeVar("_T")
 
 
@@ -143,93 +139,6 @@ class Wire:
             await hang_up(connection)
 
 
-class _Question:
-    def __init__(self, command: Command) -> None:
-        self.command = command
-        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-
-
-class Reads:
-    """Questions to Redis: all that wait go in one pipeline, in a task that no reader's leaving cancels."""
-
-    def __init__(self, dial: Dial) -> None:
-        self._wire = Wire(dial)
-        self._asked: deque[_Question] = deque()
-        self._some = asyncio.Event()
-        self._away_since: float | None = None
-        self._task = asyncio.create_task(self._serve(), name="log reads")
-
-    async def ask(self, *command: str | bytes) -> Answer:
-        """Raises: LogUnavailable after two seconds without an answer, sooner if Redis has been away for longer."""
-        question = _Question(command)
-        self._asked.append(question)
-        self._some.set()
-        try:
-            async with asyncio.timeout(READ_SECONDS):
-                return await question.answer
-        except TimeoutError as error:
-            raise LogUnavailable(f"no answer within {READ_SECONDS:g} seconds") from error
-
-    async def close(self) -> None:
-        self._task.cancel()
-        await asyncio.wait({self._task})
-        await self._wire.close()
-        self._give_up("it is closed")
-
-    async def _serve(self) -> None:
-        backoff = Backoff()
-        while True:
-            await self._some.wait()
-            try:
-                failure = await self._exchange()
-            except Exception as error:
-                logger.exception("the log could not be read")
-                failure = repr(error)
-            if not self._asked:
-                self._some.clear()
-            if failure is None:
-                backoff.reset()
-                self._away_since = None
-                continue
-            now = time.monotonic()
-            if self._away_since is None:
-                self._away_since = now
-            if now - self._away_since >= READ_SECONDS:
-                self._give_up(failure)
-            await backoff.wait()
-
-    async def _exchange(self) -> str | None:
-        """Put a pipeline of questions; why some stay unanswered, or null."""
-        questions: list[_Question] = []
-        while self._asked and len(questions) < _READS_AT_ONCE:
-            question = self._asked.popleft()
-            if not question.answer.done():
-                questions.append(question)
-        if not questions:
-            return None
-        failure = None
-        try:
-            answers = await self._wire.exchange([question.command for question in questions])
-        except Away as away:
-            answers, failure = list(away.answers), str(away)
-        again = questions[len(answers) :]
-        for question, answer in zip(questions, answers, strict=False):
-            if isinstance(answer, Refusal):
-                failure = answer.reason
-                again.append(question)
-            elif not question.answer.done():
-                question.answer.set_result(answer)
-        self._asked.extendleft(reversed(again))
-        return failure
-
-    def _give_up(self, reason: str) -> None:
-        while self._asked:
-            question = self._asked.popleft()
-            if not question.answer.done():
-                question.answer.set_exception(LogUnavailable(reason))
-        self._some.clear()
-
-
 class Subscription:
     """The one pub/sub connection, and the channels that it is to have.
 
@@ -260,19 +169,23 @@ class Subscription:
     async def _listen_forever(self) -> None:
         backoff = Backoff()
         while True:
+            began = time.monotonic()
             try:
-                connection = await self._dial.connect()
-                backoff.reset()
-                await self._listen(connection)
+                await self._listen(await self._dial.connect())
             except _FAILURES as error:
                 logger.info("the log's subscription broke: %s", error)
             except Exception:
                 logger.exception("the log's subscription broke")
+            if time.monotonic() - began > _SOUND_SECONDS:
+                backoff.reset()
             await backoff.wait()
 
     async def _listen(self, connection: AbstractConnection) -> None:
         """Hear and subscribe until one of the two breaks."""
-        tasks = {asyncio.create_task(self._hear(connection)), asyncio.create_task(self._subscribe(connection))}
+        tasks = {
+            asyncio.create_task(self._hear(connection), name="log messages"),
+            asyncio.create_task(self._subscribe(connection), name="log channels"),
+        }
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -322,9 +235,9 @@ class RedisLog:
         self._feeds: dict[bytes, Feed] = {}
         self._callbacks: list[Callable[[str], None]] = []
         self._signals = f"{prefix}:signals"
-        self._wire = Wire(dial)
-        self._reads = Reads(dial)
-        self._flusher = Flusher(self._wire.exchange, self._process, self._append, _seed, spacing=spacing)
+        self._wires = Wire(dial), Wire(dial)
+        self._reads = Reads(self._wires[0].exchange)
+        self._flusher = Flusher(self._wires[1].exchange, self._process, self._append, _seed, spacing=spacing)
         self._subscription = Subscription(dial, self._heard, self._subscribed)
         self._subscription.add(self._signals)
         self._ticking = asyncio.create_task(self._tick_forever(), name="log ticks")
@@ -380,7 +293,6 @@ class RedisLog:
     async def close(self) -> None:
         """Send what can be sent within two seconds; end every cursor with a Gap."""
         await self._flusher.close(_CLOSE_SECONDS)
-        await self._wire.close()
         self._ticking.cancel()
         await asyncio.wait({self._ticking})
         await self._subscription.close()
@@ -388,12 +300,14 @@ class RedisLog:
             await feed.close()
         self._feeds.clear()
         await self._reads.close()
+        for wire in self._wires:
+            await wire.close()
 
     def _key(self, thread_id: str) -> str:
         return f"{self._prefix}:{thread_id}"
 
     def _append(self, thread_id: str, argv: Sequence[str | bytes]) -> Command:
-        return ("EVALSHA", _SHA, "1", self._key(thread_id), *argv)
+        return ("EVALSHA", APPEND_SHA, "1", self._key(thread_id), *argv)
 
     async def _page(self, thread_id: str, position: str) -> list[Entry]:
         if not _is_position(position):

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 
 import msgspec
 from msgspec.structs import replace
 
 from stores.errors import AgentNotFound, KeyNotFound
-from stores.models import Agent, Key, Organization, Principal, User, new_id, timestamp
+from stores.models import Agent, Key, Organization, Principal, User, hash_of, new_id, timestamp
 from stores.sqlite_database import Database, reading, writing
-
-
-def hash_of(secret: str) -> str:
-    """SHA-256 in hex. Keys are long and random, so a slow password hash would add nothing."""
-    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _agent(db: sqlite3.Connection, row: sqlite3.Row) -> Agent:

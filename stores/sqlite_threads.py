@@ -7,13 +7,13 @@ run's record, where checkpoints go.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
 
 import msgspec
 from msgspec.structs import replace
 
 from stores.contracts import Created, Finished, Lease, Page, Posted
 from stores.errors import IdempotencyMismatch, MessageNotFound, ThreadArchived, ThreadBusy, ThreadNotFound
+from stores.fitting import fitting
 from stores.models import Idempotency, Message, Principal, RunRecord, Thread, later, timestamp
 from stores.sqlite_database import NOW, Database, reading, writing
 
@@ -93,20 +93,6 @@ def _append(db: sqlite3.Connection, message: Message) -> Message:
         (message.id, message.thread_id, message.created_at, msgspec.json.encode(message)),
     )
     return message
-
-
-def fitting(sizes: Sequence[Sequence[int]], max_bytes: int) -> list[int]:
-    """How many of each thread's latest messages to read; `sizes` has, per thread, their bytes, latest first.
-
-    Every thread's latest comes before any thread's second; a thread ends at its first message that doesn't fit.
-    """
-    counts = [0] * len(sizes)
-    for depth in range(max(map(len, sizes), default=0)):
-        for index, of_thread in enumerate(sizes):
-            if counts[index] == depth < len(of_thread) and of_thread[depth] <= max_bytes:
-                max_bytes -= of_thread[depth]
-                counts[index] += 1
-    return counts
 
 
 class SQLiteThreads(Database):

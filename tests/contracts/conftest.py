@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
@@ -14,10 +14,13 @@ from redis.asyncio import Redis
 from stores.contracts import EventLog, Store
 from stores.memory_log import MemoryLog
 from stores.models import Clock, new_id, utcnow
+from stores.mongo import open_mongo
 from stores.redis_log import open_redis_log
 from stores.sqlite import open_sqlite
 from tests.contracts.samples import Lose
 from tests.services import redis_url as redis_url
+from tests.services_mongo import mongo_server as mongo_server
+from tests.services_mongo import mongo_url as mongo_url
 
 
 class OpenStore(Protocol):
@@ -37,7 +40,16 @@ async def sqlite(folder: Path, lease: float, clock: Clock, peer: bool) -> AsyncI
         await store.close()
 
 
-STORES: dict[str, Callable[[Path, float, Clock, bool], AbstractAsyncContextManager[Store]]] = {"sqlite": sqlite}
+@asynccontextmanager
+async def mongodb(url: str, lease: float, clock: Clock) -> AsyncIterator[Store]:
+    store = await open_mongo(url, lease=lease, clock=clock)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+STORES = ("sqlite", "mongodb")
 
 EMBEDDED = {"sqlite"}
 """Stores of one server: whoever opens them finds every run an orphan, its lease expired or not."""
@@ -91,17 +103,19 @@ async def redis(url: str) -> AsyncIterator[OpenedLog]:
 LOGS = ("memory", "redis")
 
 
-@pytest.fixture(params=list(STORES))
+@pytest.fixture(params=STORES)
 def store_name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
-def open_store(store_name: str, tmp_path: Path) -> OpenStore:
+def open_store(store_name: str, tmp_path: Path, request: pytest.FixtureRequest) -> OpenStore:
+    url = request.getfixturevalue("mongo_url") if store_name == "mongodb" else None
+
     def opening(
         *, lease: float = 20.0, clock: Clock = utcnow, peer: bool = False
     ) -> AbstractAsyncContextManager[Store]:
-        return STORES[store_name](tmp_path, lease, clock, peer)
+        return mongodb(url, lease, clock) if url else sqlite(tmp_path, lease, clock, peer)
 
     return opening
 

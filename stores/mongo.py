@@ -1,0 +1,200 @@
+"""The shared Store on MongoDB, for any number of processes. The only file that meets the driver.
+
+Above it are the verbs of `mongo_threads`, `mongo_runs` and `mongo_directory`; below it is motor, of which only those
+calls are used that PyMongo's own asyncio API has too (all but `close`). Writes are acknowledged by a majority, reads
+see only what a majority has, and the driver repeats a write whose answer was lost: once, and the server does it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection
+from pymongo import IndexModel, ReturnDocument
+from pymongo.errors import ConfigurationError, DuplicateKeyError, PyMongoError
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from stores.errors import StoreUnavailable
+from stores.models import Clock, utcnow
+from stores.mongo_database import Collection
+from stores.mongo_directory import MongoDirectory
+from stores.mongo_documents import Document, Pipeline
+from stores.mongo_runs import MongoRuns
+
+DATABASE = "chat"
+OPTIONS: dict[str, Any] = {
+    "serverSelectionTimeoutMS": 5000,
+    "connectTimeoutMS": 5000,
+    "socketTimeoutMS": 5000,
+    "retryWrites": True,
+    "retryReads": True,
+}
+"""What a URL may say otherwise."""
+
+INDEXES = {
+    "threads": [
+        IndexModel(
+            [("organization_id", 1), ("agent_id", 1), ("archived", 1), ("updated_at", -1), ("_id", -1)], name="page"
+        ),
+        IndexModel("key_id", name="key", unique=True, sparse=True),
+    ],
+    "pages": [
+        IndexModel([("thread_id", 1), ("first", 1), ("last", 1)], name="place"),
+        IndexModel("messages.id", name="message"),
+        IndexModel("keys.id", name="key", sparse=True),
+    ],
+    "runs": [IndexModel("lease", name="lease"), IndexModel("thread_id", name="thread")],
+    "organizations": [IndexModel([("name", 1), ("order", 1)], name="name")],
+    "users": [IndexModel([("organization_id", 1), ("name", 1), ("order", 1)], name="name")],
+    "keys": [
+        IndexModel("hash", name="hash", unique=True, partialFilterExpression={"valid": True}),
+        IndexModel("order", name="order"),
+    ],
+    "agents": [IndexModel([("organization_id", 1), ("deleted", 1), ("order", 1)], name="list")],
+}
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """The one place where the driver's errors become ours."""
+    try:
+        yield
+    except PyMongoError as error:
+        raise StoreUnavailable(f"{type(error).__name__}: {str(error)[:200]}") from error
+
+
+class MotorCollection:
+    """A Collection, by motor."""
+
+    def __init__(self, motor: AsyncIOMotorCollection[Document]) -> None:
+        self._motor = motor
+
+    async def one(self, query: Document, fields: Document | None = None) -> Document | None:
+        with answering():
+            return await self._motor.find_one(query, fields)
+
+    async def many(
+        self,
+        query: Document,
+        fields: Document | None = None,
+        *,
+        sort: list[tuple[str, int]] | None = None,
+        skip: int = 0,
+        limit: int = 0,
+    ) -> list[Document]:
+        with answering():
+            return await self._motor.find(query, fields, sort=sort, skip=skip, limit=limit).to_list(None)
+
+    async def insert(self, document: Document) -> bool:
+        with answering():
+            try:
+                await self._motor.insert_one(document)
+            except DuplicateKeyError:
+                return False
+            return True
+
+    async def change(
+        self,
+        query: Document,
+        update: Document | Pipeline,
+        fields: Document | None = None,
+        *,
+        before: bool = False,
+        upsert: bool = False,
+    ) -> Document | None:
+        which = ReturnDocument.BEFORE if before else ReturnDocument.AFTER
+        with answering():
+            try:
+                return await self._motor.find_one_and_update(
+                    query, update, fields, upsert=upsert, return_document=which
+                )
+            except DuplicateKeyError:
+                return None
+
+    async def remove(self, query: Document) -> None:
+        with answering():
+            await self._motor.delete_one(query)
+
+    async def remove_all(self, query: Document) -> None:
+        with answering():
+            await self._motor.delete_many(query)
+
+
+class MotorCollections:
+    """Collections, by motor. The database's name comes from the URL."""
+
+    threads: Collection
+    pages: Collection
+    runs: Collection
+    organizations: Collection
+    users: Collection
+    keys: Collection
+    agents: Collection
+
+    def __init__(self, url: str, **options: Any) -> None:
+        try:
+            given = {name.lower() for name, _ in parse_qsl(urlsplit(url).query)}
+            defaults = {name: value for name, value in OPTIONS.items() if name.lower() not in given}
+            self._client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(url, **(defaults | options))
+        except (ConfigurationError, ValueError) as error:
+            raise ValueError(f"this MongoDB URL is not understood: {error}") from error
+        self._database = self._client.get_default_database(
+            DATABASE, write_concern=WriteConcern("majority"), read_concern=ReadConcern("majority")
+        )
+        for name in INDEXES:
+            setattr(self, name, MotorCollection(self._database[name]))
+
+    async def prepare(self) -> None:
+        """Make the indexes that aren't there yet."""
+        with answering():
+            for name, indexes in INDEXES.items():
+                await self._database[name].create_indexes(indexes)
+
+    async def now(self) -> datetime:
+        with answering():
+            hello = await self._database.command("hello")
+        if not hello["isWritablePrimary"]:
+            raise StoreUnavailable("the server takes no writes now")
+        now: datetime = hello["localTime"]
+        return now
+
+    async def close(self) -> None:
+        self._client.close()
+
+
+class MongoStore(MongoRuns, MongoDirectory):
+    async def ready(self) -> bool:
+        try:
+            await self.db.now()
+        except StoreUnavailable:
+            return False
+        return True
+
+    async def close(self) -> None:
+        await self.db.close()
+
+
+async def open_mongo(url: str, *, lease: float = 20.0, clock: Clock = utcnow) -> MongoStore:
+    """Open the database that the URL names (`chat` if it names none), and make its indexes.
+
+    Args:
+        url: mongodb:// or mongodb+srv://; its options win over ours, except for the concerns.
+        lease: seconds that a run's lease lasts.
+        clock: for times that clients see and for the age of idempotency keys; leases go by the database's clock.
+
+    Raises:
+        ValueError: the URL is wrong.
+        StoreUnavailable: the database does not answer.
+    """
+    db = MotorCollections(url)
+    try:
+        await db.prepare()
+    except BaseException:
+        await db.close()
+        raise
+    return MongoStore(db, lease=lease, clock=clock)

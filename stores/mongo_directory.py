@@ -1,0 +1,151 @@
+"""The Directory contract on MongoDB: organizations, users, keys, agents.
+
+`order` tells which was made first: the clock of the process that made it, in nanoseconds.
+"""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+from msgspec.structs import asdict, replace
+
+from stores.errors import AgentNotFound, KeyNotFound, StoreUnavailable
+from stores.models import Agent, Key, Organization, Principal, User, hash_of, new_id, timestamp
+from stores.mongo_database import Database
+from stores.mongo_documents import Document
+
+_OLDEST_FIRST = [("order", 1)]
+
+
+def _document(made: Organization | User | Key) -> Document:
+    fields = asdict(made)
+    return {"_id": fields.pop("id"), **fields, "order": time.time_ns()}
+
+
+def _organization(document: Document) -> Organization:
+    return Organization(document["_id"], document["name"], document["default_agent_id"], document["created_at"])
+
+
+def _user(document: Document) -> User:
+    return User(document["_id"], document["organization_id"], document["name"], document["created_at"])
+
+
+def _key(document: Document) -> Key:
+    return Key(document["_id"], *(document[name] for name in Key.__struct_fields__[1:]))
+
+
+def _agent(document: Document, default_agent_id: str | None) -> Agent:
+    agent = msgspec.json.decode(document["body"], type=Agent)
+    return replace(agent, is_default=agent.id == default_agent_id)
+
+
+class MongoDirectory(Database):
+    async def create_organization(self, name: str) -> Organization:
+        made = Organization(new_id(), name, None, timestamp(self.clock()))
+        await self.db.organizations.insert(_document(made))
+        return made
+
+    async def find_organization(self, id_or_name: str) -> Organization | None:
+        found = await self.db.organizations.one({"_id": id_or_name})
+        if found is None:
+            named = await self.db.organizations.many({"name": id_or_name}, sort=_OLDEST_FIRST, limit=1)
+            found = named[0] if named else None
+        return _organization(found) if found else None
+
+    async def create_user(self, organization_id: str, name: str) -> User:
+        made = User(new_id(), organization_id, name, timestamp(self.clock()))
+        await self.db.users.insert(_document(made))
+        return made
+
+    async def find_user(self, organization_id: str, id_or_name: str) -> User | None:
+        found = await self.db.users.one({"_id": id_or_name, "organization_id": organization_id})
+        if found is None:
+            query = {"organization_id": organization_id, "name": id_or_name}
+            named = await self.db.users.many(query, sort=_OLDEST_FIRST, limit=1)
+            found = named[0] if named else None
+        return _user(found) if found else None
+
+    async def create_key(self, user: User, secret: str) -> Key:
+        made = Key(new_id(), user.organization_id, user.id, hash_of(secret), f"…{secret[-4:]}", timestamp(self.clock()))
+        valid = {"hash": made.hash, "valid": True}
+        while not await self.db.keys.insert(_document(made) | valid):
+            if kept := await self.db.keys.one(valid):
+                return _key(kept)
+        return made
+
+    async def keys(self) -> list[Key]:
+        return [_key(document) for document in await self.db.keys.many({}, sort=_OLDEST_FIRST)]
+
+    async def revoke_key(self, key_id: str) -> Key:
+        changes = {"valid": False, "revoked_at": {"$ifNull": ["$revoked_at", timestamp(self.clock())]}}
+        document = await self.db.keys.change({"_id": key_id}, [{"$set": changes}])
+        if document is None:
+            raise KeyNotFound(key_id)
+        return _key(document)
+
+    async def principal(self, secret: str) -> Principal | None:
+        found = await self.db.keys.one({"hash": hash_of(secret), "valid": True}, {"organization_id": 1, "user_id": 1})
+        return Principal(found["organization_id"], found["user_id"]) if found else None
+
+    async def create_agent(self, who: Principal, agent: Agent) -> Agent:
+        document = {
+            "_id": agent.id,
+            "organization_id": who.organization_id,
+            "body": msgspec.json.encode(agent),
+            "deleted": False,
+            "order": time.time_ns(),
+        }
+        if not await self.db.agents.insert(document):
+            raise StoreUnavailable(f"agent {agent.id} is there already")
+        if agent.is_default:
+            await self._set_default(who, agent.id)
+        else:
+            none_yet = {"_id": who.organization_id, "default_agent_id": None}
+            await self.db.organizations.change(none_yet, {"$set": {"default_agent_id": agent.id}}, {"_id": 1})
+        return await self.agent(who, agent.id)
+
+    async def agents(self, who: Principal) -> list[Agent]:
+        query = {"organization_id": who.organization_id, "deleted": False}
+        documents = await self.db.agents.many(query, sort=_OLDEST_FIRST)
+        default = await self._default(who)
+        return [_agent(document, default) for document in documents]
+
+    async def agent(self, who: Principal, agent_id: str | None, *, deleted: bool = False) -> Agent:
+        default = await self._default(who)
+        wanted = default if agent_id is None else agent_id
+        if wanted is None:
+            raise AgentNotFound("default")
+        document = await self.db.agents.one({"_id": wanted, "organization_id": who.organization_id})
+        if document is None or (document["deleted"] and not deleted):
+            raise AgentNotFound(wanted)
+        return _agent(document, default)
+
+    async def update_agent(self, who: Principal, agent: Agent) -> Agent:
+        query = {"_id": agent.id, "organization_id": who.organization_id, "deleted": False}
+        body = msgspec.json.encode(agent)
+        if await self.db.agents.change(query, {"$set": {"body": body}}, {"_id": 1}) is None:
+            raise AgentNotFound(agent.id)
+        if agent.is_default:
+            await self._set_default(who, agent.id)
+        else:
+            await self._unset_default(who, agent.id)
+        return await self.agent(who, agent.id)
+
+    async def delete_agent(self, who: Principal, agent_id: str) -> None:
+        query = {"_id": agent_id, "organization_id": who.organization_id, "deleted": False}
+        if await self.db.agents.change(query, {"$set": {"deleted": True}}, {"_id": 1}) is None:
+            raise AgentNotFound(agent_id)
+        await self._unset_default(who, agent_id)
+
+    async def _default(self, who: Principal) -> str | None:
+        document = await self.db.organizations.one({"_id": who.organization_id}, {"default_agent_id": 1})
+        return document["default_agent_id"] if document else None
+
+    async def _set_default(self, who: Principal, agent_id: str) -> None:
+        changes = {"$set": {"default_agent_id": agent_id}}
+        await self.db.organizations.change({"_id": who.organization_id}, changes, {"_id": 1})
+
+    async def _unset_default(self, who: Principal, agent_id: str) -> None:
+        query = {"_id": who.organization_id, "default_agent_id": agent_id}
+        await self.db.organizations.change(query, {"$set": {"default_agent_id": None}}, {"_id": 1})

@@ -1,0 +1,154 @@
+"""A MongoDB store whose every command a test can count, break, or come before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import bson
+from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
+
+from stores.errors import StoreUnavailable
+from stores.models import Message, Principal, Thread, utcnow
+from stores.mongo import INDEXES, MongoStore, MotorCollections
+from stores.mongo_documents import MEASURE, Document, Limits, entry_of, millis, pack
+from tests.contracts.samples import new_message, started_thread
+
+
+class Read(CommandListener):
+    """What the driver read: commands, documents and bytes, as command monitoring tells them.
+
+    `queries`: one of each sort that was ever asked, as a find.
+    """
+
+    def __init__(self) -> None:
+        self.queries: dict[tuple[str, str], Document] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        self.commands: list[str] = []
+        self.documents = 0
+        self.bytes = 0
+
+    def started(self, event: CommandStartedEvent) -> None:
+        command = event.command
+        query = command.get("filter") or command.get("query")
+        if event.command_name == "delete":
+            query = command["deletes"][0]["q"]
+        if query:
+            collection = command[event.command_name]
+            find = {"find": collection, "filter": query, "sort": command.get("sort") or {}}
+            self.queries[collection, " ".join(sorted(query))] = find
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        cursor = event.reply.get("cursor", {})
+        found = [*cursor.get("firstBatch", []), *cursor.get("nextBatch", [])]
+        self.commands.append(event.command_name)
+        self.documents += len(found)
+        self.bytes += sum(len(bson.encode(document)) for document in found)
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        self.commands.append(f"{event.command_name} failed")
+
+
+class Commands:
+    """The commands of one store by name (`threads.change`), in order.
+
+    `dies_at`: the process dies at that command; neither it nor any later one gets an answer. `answer_lost`: that
+    command is done all the same. `meanwhile`: called once before a command of that name.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.dies_at: int | None = None
+        self.answer_lost = False
+        self.meanwhile: tuple[str, Callable[[], Awaitable[object]]] | None = None
+
+    async def run(self, name: str, call: Callable[[], Awaitable[object]]) -> object:
+        if self.meanwhile and self.meanwhile[0] == name:
+            (_, happening), self.meanwhile = self.meanwhile, None
+            await happening()
+        index = len(self.names)
+        self.names.append(name)
+        if self.dies_at is None or index < self.dies_at:
+            return await call()
+        if index == self.dies_at and self.answer_lost:
+            await call()
+        raise StoreUnavailable("the test took it away")
+
+
+class _Watched:
+    def __init__(self, name: str, inner: object, commands: Commands) -> None:
+        self._name = name
+        self._inner = inner
+        self._commands = commands
+
+    def __getattr__(self, verb: str) -> Callable[..., Awaitable[object]]:
+        call = getattr(self._inner, verb)
+
+        def watched(*args: Any, **kwargs: Any) -> Awaitable[object]:
+            return self._commands.run(f"{self._name}.{verb}", lambda: call(*args, **kwargs))
+
+        return watched
+
+
+@asynccontextmanager
+async def opened(
+    url: str,
+    *,
+    limits: Limits | None = None,
+    lease: float = 20.0,
+    commands: Commands | None = None,
+    read: Read | None = None,
+) -> AsyncIterator[MongoStore]:
+    db = MotorCollections(url, socketTimeoutMS=30_000, event_listeners=[read] if read else [])
+    await db.prepare()
+    for name in INDEXES if commands else ():
+        setattr(db, name, _Watched(name, getattr(db, name), commands or Commands()))
+    store = MongoStore(db, lease=lease, clock=utcnow, limits=limits)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def stored(store: MongoStore, thread_id: str) -> tuple[Document, list[Document]]:
+    """A thread's document and its pages, as they are in the database."""
+    thread = await store.db.threads.one({"_id": thread_id})
+    assert thread is not None
+    return thread, await store.db.pages.many({"thread_id": thread_id}, sort=[("first", 1)])
+
+
+async def loaded(store: MongoStore, who: Principal, contents: list[str]) -> tuple[Thread, list[Message]]:
+    """A new thread with a message of each content, in the very documents that as many appends leave, but written whole.
+
+    100,000 appends would take a quarter of an hour on SecantusDB: this writes pages of 50 and the newest 100 embedded.
+    """
+    thread = await started_thread(store, who)
+    messages: list[Message] = []
+    for content in contents:
+        messages.append(new_message(thread.id, content, "system"))
+    first = millis(messages[0].created_at)
+    packed = [await pack(message) for message in messages]
+    entries = [entry_of(one, n, first + n) for n, one in enumerate(packed)]
+    split = max(0, len(entries) - 100)
+
+    async def insert_page(start: int) -> None:
+        page = entries[start : min(start + 50, split)]
+        head = {"_id": f"{thread.id}/{start}", "thread_id": thread.id, "keys": []}
+        await store.db.pages.insert({**head, "first": start, "last": page[-1]["n"], "messages": page})
+
+    await asyncio.gather(*[insert_page(start) for start in range(0, split, 50)])
+    changes = {"messages": entries[split:], "total": len(entries), "pushed": [first + len(entries) - 1]}
+    await store.db.threads.change({"_id": thread.id}, [{"$set": changes}, *MEASURE], {"_id": 1})
+    return thread, messages
+
+
+async def every_message(store: MongoStore, who: Principal, thread_id: str, limit: int = 3) -> list[Message]:
+    """All of a thread's messages, paged back to the beginning."""
+    found: list[Message] = []
+    while older := await store.messages(who, thread_id, before=found[0].id if found else None, limit=limit):
+        found = older + found
+    return found

@@ -1,0 +1,217 @@
+"""MongoDB alone: slow claims, lost answers, deletions that were cut off, servers that go away, indexes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+
+import pytest
+from pymongo import MongoClient
+
+from stores.contracts import Finished
+from stores.errors import StoreUnavailable, ThreadNotFound
+from stores.models import Principal
+from stores.mongo import open_mongo
+from stores.mongo_documents import Document, Limits
+from tests.contracts.mongo_commands import Commands, Read, loaded, opened
+from tests.contracts.samples import (
+    WORKER,
+    cancelled,
+    completed,
+    failed,
+    finished_run,
+    idempotent,
+    new_agent,
+    new_message,
+    new_thread,
+    principal,
+    started_run,
+    started_thread,
+    turn,
+)
+from tests.services_mongo import mongo_process
+
+HASTY = "serverSelectionTimeoutMS=300&connectTimeoutMS=300&socketTimeoutMS=1000"
+
+
+@pytest.fixture
+def who() -> Principal:
+    return principal()
+
+
+# claims
+
+
+async def test_a_claim_that_was_swept_away_while_it_was_slow_is_refused(mongo_url: str, who: Principal) -> None:
+    """Else it would leave a thread that is busy for ever, with no record to end it by."""
+    commands = Commands()
+    async with opened(mongo_url, lease=0.0, commands=commands) as slow, opened(mongo_url) as sweeper:
+        thread = await started_thread(sweeper, who)
+        question, answer = turn(thread.id)
+
+        async def sweep() -> None:
+            [record] = await sweeper.orphans("sweeper")
+            assert (record.id, record.partial) == (answer.id, answer)
+
+        commands.meanwhile = ("threads.change", sweep)
+        with pytest.raises(StoreUnavailable):
+            await slow.claim(who, question, answer, worker=WORKER)
+        assert (await sweeper.get(who, thread.id)).messages == []
+        await sweeper.forget(who, answer.id)
+        assert (await slow.claim(who, question, answer, worker=WORKER)).run_id == answer.id
+
+
+@pytest.mark.parametrize("answer_lost", [False, True])
+async def test_a_claim_without_an_answer_is_ended_by_a_sweeper_or_never_was(
+    mongo_url: str, who: Principal, answer_lost: bool
+) -> None:
+    commands = Commands()
+    async with opened(mongo_url, lease=0.0, commands=commands) as store, opened(mongo_url) as sweeper:
+        thread = await started_thread(sweeper, who)
+        question, answer = turn(thread.id)
+        commands.dies_at, commands.answer_lost = 2, answer_lost
+        with pytest.raises(StoreUnavailable):
+            await store.claim(who, question, answer, worker=WORKER)
+        assert commands.names[:3] == ["threads.one", "runs.change", "threads.change"]
+        [record] = await sweeper.orphans("sweeper")
+        if answer_lost:
+            assert (await sweeper.finish(who, failed(record.partial, retryable=True))).won is True
+        await sweeper.forget(who, record.id)
+        assert len((await sweeper.get(who, thread.id)).messages) == (2 if answer_lost else 0)
+        assert (await sweeper.claim(who, *turn(thread.id), worker=WORKER)).replayed is False
+
+
+# finish
+
+
+async def test_a_finish_whose_answer_was_lost_wins_when_it_is_tried_again_and_once_only(
+    mongo_url: str, who: Principal
+) -> None:
+    commands = Commands()
+    async with opened(mongo_url, commands=commands) as store, opened(mongo_url) as other:
+        answer = await started_run(store, who, (await started_thread(store, who)).id)
+        commands.dies_at, commands.answer_lost = len(commands.names), True
+        with pytest.raises(StoreUnavailable):
+            await store.finish(who, completed(answer))
+        commands.dies_at = None
+        stored = await other.message(who, answer.thread_id, answer.id)
+        assert await other.finish(who, cancelled(answer)) == Finished(stored, won=False)
+        assert await store.finish(who, completed(answer)) == Finished(stored, won=True)
+        assert await store.finish(who, completed(answer)) == Finished(stored, won=False)
+
+
+async def test_a_finish_without_an_answer_loses_to_whoever_finished_in_between(mongo_url: str, who: Principal) -> None:
+    commands = Commands()
+    async with opened(mongo_url, commands=commands) as store, opened(mongo_url) as other:
+        answer = await started_run(store, who, (await started_thread(store, who)).id)
+        commands.dies_at = len(commands.names)
+        with pytest.raises(StoreUnavailable):
+            await store.finish(who, completed(answer))
+        commands.dies_at = None
+        won = await other.finish(who, cancelled(answer))
+        assert won.won is True
+        assert await store.finish(who, completed(answer)) == Finished(won.message, won=False)
+
+
+# delete
+
+
+async def test_a_deletion_that_is_cut_off_is_completed_by_a_sweeper(mongo_url: str, who: Principal) -> None:
+    commands = Commands()
+    async with opened(mongo_url, commands=commands) as store, opened(mongo_url) as other:
+        for left in range(1, 5):
+            thread, _ = await loaded(other, who, ["told"] * 160)
+            answer = await started_run(other, who, thread.id)
+            commands.dies_at = len(commands.names) + left
+            assert await store.delete(who, thread.id) == answer.id
+            commands.dies_at = None
+            with pytest.raises(ThreadNotFound):
+                await other.get(who, thread.id)
+            assert await other.orphans("sweeper") == []
+            assert await other.record(who, answer.id) is None
+            assert await other.db.pages.many({"thread_id": thread.id}, {"_id": 1}) == []
+            assert await other.db.threads.one({"_id": thread.id}) is None
+
+
+# the server
+
+
+async def test_a_server_that_is_not_there_is_soon_unavailable(who: Principal) -> None:
+    with pytest.raises(StoreUnavailable):
+        async with asyncio.timeout(5):
+            await open_mongo(f"mongodb://127.0.0.1:1/chat?{HASTY}")
+    with pytest.raises(ValueError, match="not understood"):
+        await open_mongo("mongodb://[nonsense")
+
+
+async def test_a_server_that_stops_is_unavailable_and_has_everything_when_it_is_back(who: Principal) -> None:
+    with mongo_process() as server:
+        store = await open_mongo(f"{server.url}/chat?{HASTY}")
+        try:
+            thread = await started_thread(store, who)
+            running = await started_run(store, who, thread.id)
+            assert await store.ready() is True
+            await asyncio.to_thread(server.stop)
+            calls: list[Awaitable[object]] = [
+                store.get(who, thread.id),
+                store.finish(who, completed(running)),
+                store.checkpoint(who, running.id, worker=WORKER, partial=running),
+                store.append_message(who, new_message(thread.id)),
+                store.orphans(WORKER),
+                store.principal("secret"),
+            ]
+            async with asyncio.timeout(10):
+                outcomes = await asyncio.gather(*calls, return_exceptions=True)
+                assert await store.ready() is False
+            assert {type(outcome) for outcome in outcomes} == {StoreUnavailable}
+            await asyncio.to_thread(server.start)
+            assert await store.ready() is True
+            assert (await store.get(who, thread.id)).messages[1] == running
+            assert (await store.finish(who, completed(running))).won is True
+        finally:
+            await store.close()
+
+
+async def test_every_query_has_an_index(mongo_url: str, mongo_server: str, who: Principal) -> None:
+    """A query by `_id` has its own."""
+    read = Read()
+    async with opened(mongo_url, limits=Limits(keep=4, slack=2), read=read) as store:
+        user = await store.create_user((await store.create_organization("Acme")).id, "Ada")
+        await store.find_organization("Acme")
+        await store.find_user(user.organization_id, "Ada")
+        key = await store.create_key(user, "secret")
+        await store.create_key(user, "secret")
+        await store.principal("secret")
+        await store.revoke_key(key.id)
+        owner = Principal(user.organization_id, user.id)
+        agent = await store.create_agent(owner, new_agent(owner))
+        await store.agents(owner)
+        await store.update_agent(owner, agent)
+        await store.delete_agent(owner, agent.id)
+        thread = (await store.create(who, new_thread(who), idempotent())).thread
+        await store.create(who, new_thread(who), idempotent())
+        first = await store.append_message(who, new_message(thread.id), idempotent())
+        for _ in range(5):
+            await finished_run(store, who, thread.id)
+        running = await started_run(store, who, thread.id)
+        await store.replay(who, thread.id, idempotent())
+        await store.messages(who, thread.id, before=running.id, limit=9)
+        await store.message(who, thread.id, first.message_id)
+        for archived in (None, True):
+            await store.page(who, "agent", limit=9, offset=0, archived=archived, message_limit=9, max_bytes=2**20)
+        await store.update(who, thread.id, title="x")
+        await store.checkpoint(who, running.id, worker=WORKER, partial=running)
+        await store.cancel(who, thread.id, running.id)
+        await store.orphan(who, running.id, WORKER)
+        await store.orphans(WORKER)
+        await store.delete(who, thread.id)
+        await store.orphans(WORKER)
+    assert len(read.queries) > 25
+    scans: list[Document] = []
+    with MongoClient[Document](mongo_server) as client:
+        database = client[mongo_url.rsplit("/", 1)[1]]
+        for find in read.queries.values():
+            plan = database.command("explain", find, verbosity="queryPlanner")
+            if "_id" not in find["filter"] and "COLLSCAN" in str(plan["queryPlanner"]["winningPlan"]):
+                scans.append(find)
+    assert scans == []

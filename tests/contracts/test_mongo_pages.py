@@ -1,0 +1,323 @@
+"""MongoDB: threads that outgrow their document. Nothing is lost or doubled, and reading the latest costs the same."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+
+import pytest
+
+from stores.errors import MessageNotFound, StoreUnavailable, ThreadNotFound
+from stores.models import Message, Principal, new_id
+from stores.mongo import MongoStore
+from stores.mongo_documents import DOCUMENT_BYTES, Limits
+from tests.contracts.mongo_commands import Commands, Read, every_message, loaded, opened, stored
+from tests.contracts.samples import (
+    WORKER,
+    completed,
+    failed,
+    finished_run,
+    idempotent,
+    ids,
+    new_message,
+    principal,
+    started_run,
+    started_thread,
+    turn,
+)
+
+SMALL = Limits(keep=4, slack=2, bytes=4 * 2**20)
+"""So that seven messages already make a page."""
+
+
+@pytest.fixture
+def who() -> Principal:
+    return principal()
+
+
+def noise(size: int) -> str:
+    """Text that no packing makes much smaller."""
+    return base64.b64encode(os.urandom(size * 3 // 4)).decode()
+
+
+async def note(store: MongoStore, who: Principal, thread_id: str, content: str = "note") -> Message:
+    return (await store.append_message(who, new_message(thread_id, content, "system"))).message
+
+
+async def whole(store: MongoStore, who: Principal, thread_id: str) -> list[Message]:
+    """All messages, having seen that the documents hold each once, in order, and not too many in the thread."""
+    messages = await every_message(store, who, thread_id)
+    thread, pages = await stored(store, thread_id)
+    kept = [entry for page in pages for entry in page["messages"]] + thread["messages"]
+    assert sorted(entry["n"] for entry in kept) == list(range(thread["total"]))
+    assert {entry["id"] for entry in kept} == set(ids(messages))
+    assert len(messages) == thread["total"]
+    assert all(page["messages"][0]["n"] == page["first"] for page in pages)
+    assert all(page["messages"][-1]["n"] == page["last"] for page in pages)
+    assert all(earlier.created_at < later.created_at for earlier, later in pairwise(messages))
+    return messages
+
+
+# large threads
+
+
+@pytest.mark.timeout(180)
+async def test_a_thread_of_100_000_messages_works_and_its_latest_cost_what_they_cost_in_a_small_one(
+    mongo_url: str, who: Principal
+) -> None:
+    """Loaded by `loaded`, not by 100,000 appends."""
+    read = Read()
+    async with opened(mongo_url, read=read) as store:
+        small, _ = await loaded(store, who, [f"message {n:06}" for n in range(100)])
+        large, told = await loaded(store, who, [f"message {n:06}" for n in range(100_000)])
+        costs: list[tuple[list[str], int]] = []
+        bytes_read: list[int] = []
+        for thread in (small, large):
+            read.clear()
+            assert len((await store.get(who, thread.id)).messages) == 50
+            await store.messages(who, thread.id, before=None, limit=50)
+            await store.append_message(who, new_message(thread.id, role="system"))
+            question, answer = turn(thread.id)
+            await store.claim(who, question, answer, worker=WORKER)
+            await store.finish(who, completed(answer))
+            await store.update(who, thread.id, title="x")
+            costs.append((read.commands, read.documents))
+            bytes_read.append(read.bytes)
+        assert costs[0] == costs[1]
+        assert bytes_read[1] < bytes_read[0] * 1.02
+        page = await store.page(who, "agent", limit=10, offset=0, archived=None, message_limit=50, max_bytes=8 * 2**20)
+        assert [len(thread.messages) for thread in page.threads] == [50, 50]
+        assert (page.cut, page.threads[0].title) == (False, "x")
+        for n in (0, 1, 49, 50, 777, 50_000, 99_899, 99_900, 99_999):
+            read.clear()
+            assert (await store.message(who, large.id, told[n].id)).content == told[n].content
+            older = await store.messages(who, large.id, before=told[n].id, limit=50)
+            assert ids(older) == ids(told[max(0, n - 50) : n])
+            assert len(read.commands) <= 6
+            assert read.documents <= 9
+        with pytest.raises(MessageNotFound):
+            await store.message(who, large.id, new_id())
+        await store.delete(who, large.id)
+        with pytest.raises(ThreadNotFound):
+            await store.get(who, large.id)
+        assert await store.db.pages.many({"thread_id": large.id}, {"_id": 1}) == []
+        assert len((await store.get(who, small.id)).messages) == 50
+
+
+@pytest.mark.timeout(120)
+async def test_a_thread_of_40_mb_is_written_read_and_deleted(mongo_url: str, who: Principal) -> None:
+    async with opened(mongo_url) as store:
+        thread = await started_thread(store, who)
+        for n in range(20):
+            await note(store, who, thread.id, f"{n} {noise(2 * 2**20)}")
+        document, pages = await stored(store, thread.id)
+        assert document["bytes"] <= 4 * 2**20
+        assert len(pages) > 8
+        answer = await finished_run(store, who, thread.id)
+        assert (await store.update(who, thread.id, title="x")).title == "x"
+        messages = (await store.get(who, thread.id)).messages
+        assert [message.content.split()[0] for message in messages[:20]] == [str(n) for n in range(20)]
+        assert messages[-1] == answer
+        assert ids(await every_message(store, who, thread.id, 7)) == ids(messages)
+        page = await store.page(who, "agent", limit=9, offset=0, archived=None, message_limit=50, max_bytes=2**23)
+        assert page.cut is True
+        assert ids(page.threads[0].messages)[-1] == answer.id
+        await store.delete(who, thread.id)
+        assert await store.db.pages.many({"thread_id": thread.id}, {"_id": 1}) == []
+
+
+async def test_the_largest_answer_is_stored_on_a_document_that_is_nearly_full(mongo_url: str, who: Principal) -> None:
+    """Nothing was moved for long (here: such were the limits): whoever needs the room moves messages out first."""
+    async with opened(mongo_url, limits=Limits(keep=1000, bytes=2**30)) as hoarding, opened(mongo_url) as store:
+        thread, _ = await loaded(hoarding, who, [noise(3 * 2**20) for _ in range(4)])
+        running = await started_run(hoarding, who, thread.id)
+        await note(hoarding, who, thread.id, noise(2**21))
+        document, _ = await stored(store, thread.id)
+        assert DOCUMENT_BYTES - document["bytes"] < 8 * 2**20
+        content = noise(8 * 2**20)
+        await store.checkpoint(who, running.id, worker=WORKER, partial=completed(running, content))
+        assert (await hoarding.finish(who, completed(running, content))).won is True
+        assert (await store.message(who, thread.id, running.id)).content == content
+        await note(store, who, thread.id)
+        assert len(await whole(store, who, thread.id)) == 8
+        document, _ = await stored(store, thread.id)
+        assert document["bytes"] < 4 * 2**20
+
+
+async def test_what_compresses_may_be_larger_than_a_document(mongo_url: str, who: Principal) -> None:
+    async with opened(mongo_url) as store:
+        running = await started_run(store, who, (await started_thread(store, who)).id)
+        final = completed(running, "\x00" * 8 * 2**20)
+        assert (await store.finish(who, final)).message.content == final.content
+        assert (await store.message(who, running.thread_id, running.id)).content == final.content
+
+
+# moving
+
+
+async def test_the_newest_messages_stay_in_the_thread_and_the_others_move(mongo_url: str, who: Principal) -> None:
+    read = Read()
+    async with opened(mongo_url, limits=SMALL, read=read) as store:
+        thread = await started_thread(store, who)
+        told = [await note(store, who, thread.id, str(n)) for n in range(23)]
+        assert await whole(store, who, thread.id) == told
+        document, pages = await stored(store, thread.id)
+        assert 4 <= len(document["messages"]) <= 6
+        assert len(pages) == 6
+        read.clear()
+        assert (await store.get(who, thread.id, message_limit=4)).messages == told[-4:]
+        assert (read.commands, read.documents) == (["find"], 1)
+        assert (await store.get(who, thread.id)).messages == told
+        page = await store.page(who, "agent", limit=1, offset=0, archived=None, message_limit=50, max_bytes=10**6)
+        assert (page.cut, page.threads[0].messages) == (True, told[-len(document["messages"]) :])
+
+
+async def test_a_running_message_stays_while_what_came_after_it_moves(mongo_url: str, who: Principal) -> None:
+    async with opened(mongo_url, limits=SMALL) as store:
+        thread = await started_thread(store, who)
+        told = [await note(store, who, thread.id) for _ in range(3)]
+        question, answer = turn(thread.id)
+        posted = await store.claim(who, question, answer, worker=WORKER, idempotency=idempotent())
+        running = posted.answer or answer
+        told += [posted.message, running]
+        told += [await note(store, who, thread.id) for _ in range(20)]
+        document, _ = await stored(store, thread.id)
+        assert document["messages"][0]["id"] == answer.id
+        assert document["messages"][1]["n"] > 15
+        assert await store.checkpoint(who, answer.id, worker=WORKER, partial=running) == "held"
+        assert await whole(store, who, thread.id) == told
+        page = await store.page(who, "agent", limit=1, offset=0, archived=None, message_limit=50, max_bytes=10**6)
+        assert page.threads[0].messages == told[-len(page.threads[0].messages) :]
+        told[4] = (await store.finish(who, failed(running, retryable=True))).message
+        assert await whole(store, who, thread.id) == told
+        again = await store.claim(who, *turn(thread.id), worker=WORKER, idempotency=idempotent())
+        assert (again.again, again.message) == (True, posted.message)
+        assert len(await whole(store, who, thread.id)) == 26
+
+
+async def test_keys_are_known_after_their_messages_were_moved(mongo_url: str, who: Principal) -> None:
+    async with opened(mongo_url, limits=SMALL) as store:
+        thread = await started_thread(store, who)
+        question, answer = turn(thread.id)
+        await store.claim(who, question, answer, worker=WORKER, idempotency=idempotent("run"))
+        await store.finish(who, failed(answer, retryable=True))
+        told = [
+            (await store.append_message(who, new_message(thread.id, role="system"), idempotent(f"{n}"))).message
+            for n in range(30)
+        ]
+        document, pages = await stored(store, thread.id)
+        assert len(document["keys"]) <= 10
+        assert sum(len(page["keys"]) for page in pages) + len(document["keys"]) == 31
+        for n in (0, 13, 29):
+            for posted in (
+                await store.replay(who, thread.id, idempotent(f"{n}")),
+                await store.append_message(who, new_message(thread.id), idempotent(f"{n}")),
+            ):
+                assert posted is not None
+                assert (posted.message, posted.replayed) == (told[n], True)
+        turns = [turn(thread.id) for _ in range(5)]
+        posts = await asyncio.gather(
+            *[store.claim(who, *each, worker=WORKER, idempotency=idempotent("run")) for each in turns]
+        )
+        assert sorted(posted.again for posted in posts) == [False] * 4 + [True]
+        assert {posted.message_id for posted in posts} == {question.id}
+        await store.finish(who, completed(posts[0].answer or answer))
+        for n in range(30):
+            await store.append_message(who, new_message(thread.id, role="system"), idempotent(f"later {n}"))
+        replayed = await store.replay(who, thread.id, idempotent("run"))
+        assert replayed is not None
+        assert replayed.run_id == posts[0].run_id
+        assert len(await whole(store, who, thread.id)) == 63
+
+
+async def test_two_processes_move_the_same_messages_and_lose_none(mongo_url: str, who: Principal) -> None:
+    async with opened(mongo_url, limits=SMALL) as one, opened(mongo_url, limits=SMALL) as two:
+        thread = await started_thread(one, who)
+        told = await asyncio.gather(*[note(store, who, thread.id) for _ in range(30) for store in (one, two)])
+        for store in (one, two):
+            told.append(await note(store, who, thread.id))
+        messages = await every_message(one, who, thread.id)
+        assert len(messages) == len({message.id for message in messages}) == len(told) == 62
+        document, _ = await stored(one, thread.id)
+        assert len(document["messages"]) <= 6
+
+
+# dying while moving
+
+Verb = Callable[[MongoStore, Principal, Message], Awaitable[object]]
+
+
+async def append(store: MongoStore, who: Principal, running: Message) -> object:
+    return await store.append_message(who, new_message(running.thread_id, role="system"), idempotent("the verb"))
+
+
+async def claim(store: MongoStore, who: Principal, running: Message) -> object:
+    await store.finish(who, completed(running))
+    return await store.claim(who, *turn(running.thread_id), worker=WORKER, idempotency=idempotent("the verb"))
+
+
+async def finish(store: MongoStore, who: Principal, running: Message) -> object:
+    return await store.finish(who, completed(running))
+
+
+@pytest.mark.parametrize("answer_lost", [False, True], ids=["before it is done", "after it is done"])
+@pytest.mark.parametrize("verb", [append, claim, finish])
+async def test_a_process_that_dies_at_any_command_loses_and_doubles_nothing(
+    mongo_url: str, who: Principal, verb: Verb, answer_lost: bool
+) -> None:
+    """At each command of the verb in turn, its moving included; the next write of another process continues."""
+    async with opened(mongo_url, limits=SMALL) as other, opened(mongo_url) as hoarding:
+        died_at: list[str] = []
+        while True:
+            thread, _ = await loaded(other, who, ["told"] * 5)
+            running = await started_run(hoarding, who, thread.id)
+            before = (await other.get(who, thread.id)).messages
+            commands = Commands()
+            commands.dies_at, commands.answer_lost = len(died_at), answer_lost
+            acknowledged = True
+            async with opened(mongo_url, limits=SMALL, commands=commands) as dying:
+                try:
+                    await verb(dying, who, running)
+                except StoreUnavailable:
+                    acknowledged = False
+            seen = await every_message(other, who, thread.id)
+            assert ids(seen)[: len(before)] == ids(before)
+            if acknowledged and verb is not finish:
+                assert len(seen) > len(before)
+            later = await note(other, who, thread.id, "later")
+            after = await whole(other, who, thread.id)
+            assert ids(after) == [*ids(seen), later.id]
+            document, _ = await stored(other, thread.id)
+            assert len(document["messages"]) <= SMALL.keep + SMALL.slack + 1
+            if len(commands.names) <= len(died_at):
+                break
+            died_at.append(commands.names[-1] if acknowledged else commands.names[len(died_at)])
+    assert {"threads.change", "pages.insert", "threads.one", "pages.one"} <= set(died_at)
+
+
+async def test_a_page_left_behind_is_taken_up_even_where_the_next_would_begin_elsewhere(
+    mongo_url: str, who: Principal
+) -> None:
+    """The run's message stayed and the page began behind it; now that it has ended, a new page would begin with it."""
+    commands = Commands()
+    async with opened(mongo_url, limits=SMALL, commands=commands) as dying, opened(mongo_url) as hoarding:
+        thread = await started_thread(hoarding, who)
+        question, answer = turn(thread.id)
+        await hoarding.claim(who, question, answer, worker=WORKER)
+        for _ in range(9):
+            await note(hoarding, who, thread.id)
+        await dying._move(who, thread.id)
+        assert commands.names == ["threads.one", "pages.one", "pages.insert", "threads.change"]
+        document, _ = await stored(hoarding, thread.id)
+        assert document["messages"][0]["id"] == answer.id
+        commands.dies_at = len(commands.names) + 3
+        with pytest.raises(StoreUnavailable):
+            await dying._move(who, thread.id)
+        assert len((await stored(hoarding, thread.id))[1]) == 2
+        await hoarding.finish(who, completed(answer))
+        async with opened(mongo_url, limits=SMALL) as other:
+            await note(other, who, thread.id)
+            assert len(await whole(other, who, thread.id)) == 12

@@ -1,0 +1,103 @@
+"""The MongoDB that tests run against: the one that CHAT_TEST_MONGODB_URL names, else SecantusDB.
+
+SecantusDB speaks MongoDB's wire protocol on WiredTiger. It is slow, so no throughput is measured on it; and a filter
+with `$expr` and `$$NOW` finds anything in it (0.7.0b3), while `$$NOW` in a pipeline update is right.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+
+from stores.models import new_id
+from tests.services import START_SECONDS, free_port, missing
+
+
+class MongoServer:
+    """A SecantusDB in a process of its own, on one port and one folder through all restarts."""
+
+    def __init__(self, folder: str) -> None:
+        if find_spec("secantus") is None:
+            missing("no CHAT_TEST_MONGODB_URL, and no secantusdb installed")
+        self._folder = folder
+        self.port = free_port()
+        self.url = f"mongodb://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Raises: RuntimeError if it doesn't answer in time."""
+        options = ["--port", str(self.port), "--storage-path", self._folder, "--log-level", "ERROR"]
+        command = [sys.executable, "-m", "secantus", *options]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + START_SECONDS
+        while self._process.poll() is None and time.monotonic() < deadline:
+            if self._answers():
+                return
+            time.sleep(0.02)
+        self.stop()
+        raise RuntimeError(f"SecantusDB did not start on port {self.port}")
+
+    def stop(self, *, kill: bool = False) -> None:
+        """Stop it, or kill it: what it acknowledged is kept."""
+        if self._process is None:
+            return
+        self._process.kill() if kill else self._process.terminate()
+        try:
+            self._process.wait(START_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def _answers(self) -> bool:
+        from pymongo import MongoClient
+        from pymongo.errors import PyMongoError
+
+        try:
+            with MongoClient[dict[str, object]](self.url, serverSelectionTimeoutMS=200) as client:
+                client.admin.command("ping")
+        except PyMongoError:
+            return False
+        return True
+
+
+@contextmanager
+def mongo_process() -> Iterator[MongoServer]:
+    """A MongoDB for one test that stops and starts it."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        server = MongoServer(folder)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop(kill=True)
+
+
+@pytest.fixture(scope="session")
+def mongo_server() -> Iterator[str]:
+    """One MongoDB for all tests that leave it running. Use a database of your own: `mongo_url`."""
+    if given := os.environ.get("CHAT_TEST_MONGODB_URL"):
+        yield given
+        return
+    with mongo_process() as server:
+        yield server.url
+
+
+@pytest.fixture
+def mongo_url(mongo_server: str) -> Iterator[str]:
+    """A database for one test, dropped behind it."""
+    from pymongo import MongoClient
+
+    name = f"test-{new_id()}"
+    yield urlunsplit(urlsplit(mongo_server)._replace(path=f"/{name}"))
+    with MongoClient[dict[str, object]](mongo_server) as client:
+        client.drop_database(name)
