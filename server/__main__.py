@@ -36,7 +36,7 @@ def serve() -> None:
     except (BadSetting, BadServers) as error:
         _stop(str(error))
     try:
-        sock = listening_socket(settings.host, settings.port)
+        sock = listening_socket(settings.host, settings.port, reuse_port=settings.reuse_port)
     except OSError as error:
         _stop(f"PORT, CHAT_HOST: can't listen on {settings.host}:{settings.port}: {error.strerror}")
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -50,6 +50,8 @@ def serve() -> None:
         failure = getattr(app.state, "failure", None)
         if isinstance(failure, DataFolderInUse | StoreUnavailable):
             _stop(str(failure))
+        if isinstance(failure, ValueError):
+            _stop(f"CHAT_DATABASE_URL or CHAT_EVENTS_URL: {failure}")
         raise failure or SystemExit(1) from None
 
 
@@ -103,7 +105,7 @@ def revoke_key(key_id: str) -> None:
 
 def _in_store(work: Callable[[Store], Awaitable[R]]) -> R:
     async def run() -> R:
-        store = await open_store(load().data_dir, serving=False)
+        store = await open_store(load().where, serving=False)
         try:
             return await work(store)
         finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import TypedDict
 
 from starlette.applications import Starlette
@@ -26,9 +25,9 @@ from server.runner import Runner
 from server.settings import Settings, environment
 from server.streams import Streams
 from stores.contracts import EventLog, Store
-from stores.open import open_backends
+from stores.open import Where, open_backends
 
-Backends = Callable[[Path], AbstractAsyncContextManager[tuple[Store, EventLog]]]
+Backends = Callable[[Where], AbstractAsyncContextManager[tuple[Store, EventLog]]]
 
 KINDS = {"demo": Kind(demo.reply)}
 ROUTES = [
@@ -83,7 +82,7 @@ def create_app(
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
             try:
-                store, log = await stack.enter_async_context(backends(settings.data_dir))
+                store, log = await stack.enter_async_context(backends(settings.where))
             except Exception as error:
                 app.state.failure = error
                 raise

@@ -7,6 +7,7 @@ RFC 9457 problem details. What isn't in the table is a bug: 500 `internal`, its 
 from __future__ import annotations
 
 import logging
+import math
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -165,11 +166,10 @@ def problem_of(error: Exception) -> Problem:
         case RunFailedError(message=message):
             more = {"thread_id": message.thread_id, "message_id": message.id, "retryable": error.retryable}
             status = _RUN_STATUS.get(error.code, 502)
-            wait = error.retry_after or (RETRY_SECONDS if status == 503 else None)
-            return Problem(status, error.code, str(error), more, {"Retry-After": str(wait)} if wait else {})
+            return Problem(status, error.code, str(error), more, _retry_after(status, error.retry_after))
         case AgentError():
             status = _RUN_STATUS.get(error.code, 502)
-            headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
+            headers = _retry_after(status, error.retry_after)
             return Problem(status, error.code, error.detail, {"retryable": error.retryable}, headers)
         case HTTPException():
             code = _HTTP_CODES.get(error.status_code, "http_error")
@@ -189,6 +189,13 @@ def _headers(error: Exception, status: int) -> dict[str, str]:
             return {"WWW-Authenticate": "Bearer"}
         case _:
             return {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
+
+
+def _retry_after(status: int, seconds: float | None) -> dict[str, str]:
+    """The header, in the whole seconds that RFC 9110 wants; a 503 always has one."""
+    if seconds is None:
+        return {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
+    return {"Retry-After": str(math.ceil(seconds))}
 
 
 def _sentence(error: Exception) -> str:

@@ -161,6 +161,6 @@ def finished(partial: Message, ending: Ending, now: str) -> tuple[Message, list[
     known = list((partial.run or {}).get("tool_calls", []))
     for index in range(len(known), len(calls)):
         known.append({"id": f"call_{index}", "round": index, "offset": len(partial.content)})
-    error = msgspec.structs.asdict(ending.error) if ending.error else None
+    error = msgspec.to_builtins(ending.error)
     message = replace(partial, tool_calls=calls).with_run(status=ending.status, error=error, tool_calls=known)
     return message, closed

@@ -92,9 +92,11 @@ class Runner:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def prepared(self, who: Principal, agent: Agent, run_id: str, messages: list[Message]) -> Run:
+    def prepared(
+        self, who: Principal, agent: Agent, run_id: str, messages: list[Message], *, earlier: bool = False
+    ) -> Run:
         """What an agent is given."""
-        return Run(id=run_id, who=who, agent=agent, messages=messages, tools=self._toolbox(agent))
+        return Run(run_id, who, agent, messages, self._toolbox(agent), earlier)
 
     def _look(self, run_id: str) -> None:
         if run := self._runs.get(run_id):
@@ -149,7 +151,7 @@ class Runner:
                     await parts.aclose()
             run.end(COMPLETED)
         except AgentError as error:
-            run.end(Ending("failed", RunError(error.code, error.detail, error.retryable)))
+            run.end(Ending("failed", RunError(error.code, error.detail, error.retryable, error.retry_after)))
         except (LogDeleted, NotFound):
             run.end(None)
         except TooLong:
@@ -161,7 +163,7 @@ class Runner:
     async def _prepare(self, run: LiveRun) -> Run:
         stored = await self._store.messages(run.who, run.thread_id, before=None, limit=HISTORY)
         asked = [message for message in stored if message.created_at <= run.question.created_at]
-        return self.prepared(run.who, run.agent, run.id, asked)
+        return self.prepared(run.who, run.agent, run.id, asked, earlier=len(stored) == HISTORY)
 
     async def _keep(self, run: LiveRun) -> None:
         """Checkpoint every two seconds and at each tool boundary; learn there whether the run may go on."""

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import msgspec
 
+from stores.open import Where
+
 
 class BadSetting(Exception):
     """One line for stderr; the start ends with exit code 2."""
@@ -42,6 +44,11 @@ class Settings(msgspec.Struct, frozen=True):
     reuse_port: bool = False
     drain_seconds: float = 20.0
     run_seconds: float = 600.0
+
+    @property
+    def where(self) -> Where:
+        """Where things are kept."""
+        return Where(self.data_dir, self.database_url, self.events_url)
 
 
 def environment() -> Mapping[str, str]:

@@ -7,24 +7,52 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
+
 from stores.contracts import EventLog, Store
 from stores.memory_log import MemoryLog
+from stores.mongo import open_mongo
+from stores.redis_log import open_redis_log
 from stores.sqlite import open_sqlite
 
 
-async def open_store(data_dir: Path, *, serving: bool = True) -> Store:
-    """Open the database; `serving` false beside a running server. Raises: DataFolderInUse."""
-    await asyncio.to_thread(data_dir.mkdir, parents=True, exist_ok=True, mode=0o700)
-    return await open_sqlite(data_dir / "chat.db", serving=serving)
+class Where(msgspec.Struct, frozen=True):
+    """Where things are kept.
+
+    Args:
+        data_dir: what is embedded lies here.
+        database_url: `mongodb://…`; null for SQLite in the data folder.
+        events_url: `redis://…`; null for memory.
+    """
+
+    data_dir: Path
+    database_url: str | None = None
+    events_url: str | None = None
+
+
+async def open_store(where: Where, *, serving: bool = True) -> Store:
+    """Open the database; `serving` false beside a running server.
+
+    Raises:
+        DataFolderInUse: another server serves from the data folder.
+        StoreUnavailable: the database does not answer.
+        ValueError: its URL is wrong.
+    """
+    await asyncio.to_thread(where.data_dir.mkdir, parents=True, exist_ok=True, mode=0o700)
+    if where.database_url is not None:
+        return await open_mongo(where.database_url)
+    return await open_sqlite(where.data_dir / "chat.db", serving=serving)
 
 
 @asynccontextmanager
-async def open_backends(data_dir: Path) -> AsyncIterator[tuple[Store, EventLog]]:
-    """The store and the log of a serving process, closed at the end."""
-    store = await open_store(data_dir)
-    log = MemoryLog()
+async def open_backends(where: Where) -> AsyncIterator[tuple[Store, EventLog]]:
+    """The store and the log of a serving process, closed at the end. Raises as `open_store`."""
+    store = await open_store(where)
     try:
-        yield store, log
+        log: EventLog = MemoryLog() if where.events_url is None else await open_redis_log(where.events_url)
+        try:
+            yield store, log
+        finally:
+            await log.close()
     finally:
-        await log.close()
         await store.close()

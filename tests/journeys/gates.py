@@ -25,6 +25,7 @@ from stores.events import TERMINAL_TYPES
 from stores.feed import Buffer
 from stores.memory_log import MemoryLog
 from stores.models import Agent, Principal, RunRecord, new_id
+from stores.open import Where
 from stores.sqlite import open_sqlite
 from tests.journeys.live import Frame, Live, frames, live_server
 from tests.journeys.viewing import View
@@ -254,8 +255,8 @@ async def critical(data_dir: Path, *, lease: float = 20.0, **settings: Any) -> A
     gated: list[Gated] = []
 
     @asynccontextmanager
-    async def backends(folder: Path) -> AsyncIterator[tuple[Store, EventLog]]:
-        store, log = await open_sqlite(folder / "chat.db", lease=lease), MemoryLog()
+    async def backends(where: Where) -> AsyncIterator[tuple[Store, EventLog]]:
+        store, log = await open_sqlite(where.data_dir / "chat.db", lease=lease), MemoryLog()
         gated[:] = [Gated(store), Gated(log)]
         try:
             yield cast(Store, gated[0]), cast(EventLog, gated[1])

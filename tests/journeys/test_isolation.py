@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,7 +19,7 @@ from websockets.exceptions import ConnectionClosed
 from server.app import ROUTES
 from server.organizations import member
 from stores.contracts import EventLog, Store
-from stores.open import open_backends
+from stores.open import Where, open_backends
 from tests.journeys.live import KEY, Client, Live, live_server
 from tests.journeys.shapes import is_problem
 
@@ -115,8 +114,8 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
     opened: list[tuple[Store, EventLog]] = []
 
     @asynccontextmanager
-    async def backends(data_dir: Path) -> AsyncIterator[tuple[Store, EventLog]]:
-        async with open_backends(data_dir) as (store, log):
+    async def backends(where: Where) -> AsyncIterator[tuple[Store, EventLog]]:
+        async with open_backends(where) as (store, log):
             opened.append((store, log))
             yield store, log
 
