@@ -97,7 +97,7 @@ async def reply(run: Run) -> AsyncIterator[Part]:
             async for part in parts:
                 yield part
     else:
-        files = ", ".join(str(each.get("filename")) for each in message.attachments) if message else ""
+        files = ", ".join(each.filename for each in message.attachments) if message else ""
         async for piece in _typed(_LONG if _asks_for_much(said) else _echo(said, files), delay):
             yield piece
     yield Ended(stop_reason="end_turn", model="demo")

@@ -32,7 +32,7 @@ async def from_first_message(run: Run) -> str:
     first = next((message for message in run.messages if message.role == "user"), None)
     if first is None:
         return FALLBACK
-    filename = first.attachments[0].get("filename") if first.attachments else None
+    filename = first.attachments[0].filename if first.attachments else None
     return _shortened(_plain(first.content)) or _shortened(" ".join(str(filename or "").split())) or FALLBACK
 
 

@@ -60,6 +60,20 @@ class Unauthenticated(ChatError):
         super().__init__("Send a valid key as `Authorization: Bearer <key>`.")
 
 
+class StorageFull(ChatError):
+    """The organization keeps as many bytes of attachments as it may."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"Your organization may keep {limit} bytes of attachments; delete threads to make room.")
+        self.field = "files"
+
+
+class RangeNotSatisfiable(ChatError):
+    def __init__(self, size: int) -> None:
+        super().__init__(f"The attachment has {size} bytes.")
+        self.size = size
+
+
 class ThreadEmpty(ChatError):
     def __init__(self, thread_id: str) -> None:
         super().__init__(f"Thread {thread_id} has no message to make a title from.")
@@ -134,18 +148,22 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     stores.AgentNotFound: (404, "agent_not_found"),
     stores.ThreadNotFound: (404, "thread_not_found"),
     stores.MessageNotFound: (404, "message_not_found"),
+    stores.AttachmentNotFound: (404, "attachment_not_found"),
     stores.ThreadBusy: (409, "thread_busy"),
     stores.ThreadArchived: (409, "thread_archived"),
     ThreadEmpty: (409, "thread_empty"),
     AgentDeleted: (409, "agent_deleted"),
     Gone: (410, "gone"),
     TooLarge: (413, "too_large"),
+    StorageFull: (413, "too_large"),
     UnsupportedMediaType: (415, "unsupported_media_type"),
+    RangeNotSatisfiable: (416, "range_not_satisfiable"),
     InvalidRequest: (422, "invalid_request"),
     stores.IdempotencyMismatch: (422, "idempotency_mismatch"),
     RateLimited: (429, "rate_limited"),
     Draining: (503, "draining"),
     stores.StoreUnavailable: (503, "store_unavailable"),
+    stores.BlobUnavailable: (503, "store_unavailable"),
 }
 _RUN_STATUS = {
     "agent_failed": 502,
@@ -185,6 +203,8 @@ def _headers(error: Exception, status: int) -> dict[str, str]:
     match error:
         case RateLimited(retry_after=retry_after):
             return {"Retry-After": str(retry_after)}
+        case RangeNotSatisfiable(size=size):
+            return {"Content-Range": f"bytes */{size}"}
         case Unauthenticated():
             return {"WWW-Authenticate": "Bearer"}
         case _:
@@ -212,7 +232,7 @@ def _sentence(error: Exception) -> str:
 
 def _facts(error: Exception) -> JSONObject:
     match error:
-        case InvalidRequest(field=field) | TooLarge(field=field):
+        case InvalidRequest(field=field) | TooLarge(field=field) | StorageFull(field=field):
             return {"field": field}
         case stores.ThreadBusy(message_id=message_id):
             return {"message_id": message_id}

@@ -16,11 +16,12 @@ from server.errors import RateLimited
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Per organization and process: requests a minute, runs and open streams at once."""
+    """Per organization and process: requests a minute, runs and open streams at once; in all: bytes of attachments."""
 
     requests: int = 6000
     runs: int = 200
     streams: int = 2000
+    kept_bytes: int = 10 * 2**30
 
 
 class RequestRate:

@@ -16,7 +16,7 @@ import msgspec
 
 from stores.events import Event, MessageSnapshot
 from stores.feed import Cursor
-from stores.models import Agent, Idempotency, Key, Message, Organization, Principal, RunRecord, Thread, User
+from stores.models import Agent, Idempotency, KeptFile, Key, Message, Organization, Principal, RunRecord, Thread, User
 
 Lease = Literal["held", "cancelled", "lost"]
 
@@ -190,6 +190,21 @@ class ThreadStore(Protocol):
 
         Raises: ThreadNotFound, IdempotencyMismatch.
         """
+        ...
+
+    async def add_file(self, who: Principal, file: KeptFile) -> None:
+        """Keep an attachment's record in its thread; a thread that is being deleted keeps none.
+
+        Raises: ThreadNotFound.
+        """
+        ...
+
+    async def file(self, who: Principal, thread_id: str, attachment_id: str) -> KeptFile:
+        """Raises: ThreadNotFound, AttachmentNotFound."""
+        ...
+
+    async def kept_bytes(self, who: Principal) -> int:
+        """The size of all the organization's attachments."""
         ...
 
     async def claim(

@@ -29,6 +29,10 @@ class MessageNotFound(NotFound):
     noun = "message"
 
 
+class AttachmentNotFound(NotFound):
+    noun = "attachment"
+
+
 class KeyNotFound(NotFound):
     noun = "key"
 

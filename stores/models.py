@@ -123,6 +123,37 @@ class ToolCall(msgspec.Struct, frozen=True):
     end_time: str | None = None
 
 
+class Attachment(msgspec.Struct, frozen=True):
+    """An uploaded file, as clients see it. Its bytes are in the blob store, its text in a KeptFile.
+
+    `status`: `ready` (its text, or the picture itself, is what agents get), `unsupported` or `failed` (stored all the
+    same; `error` says why). `text_chars`: how much text was extracted; `truncated`: that was not all.
+    """
+
+    id: str
+    filename: str
+    content_type: str
+    size: int
+    sha256: str
+    status: Literal["ready", "failed", "unsupported"]
+    text_chars: int
+    truncated: bool
+    error: str | None
+    created_at: str
+
+    @property
+    def is_image(self) -> bool:
+        return self.content_type.startswith("image/") and self.status == "ready"
+
+
+class KeptFile(msgspec.Struct, frozen=True):
+    """An attachment with its thread and its extracted text."""
+
+    attachment: Attachment
+    thread_id: str
+    text: str
+
+
 class Message(msgspec.Struct, frozen=True):
     """One message of a thread. What the server knows about the run that made it is in `metadata["run"]`."""
 
@@ -132,7 +163,7 @@ class Message(msgspec.Struct, frozen=True):
     content_html: str
     role: Role
     tool_calls: list[ToolCall]
-    attachments: list[JSONObject]
+    attachments: list[Attachment]
     metadata: JSONObject
     created_at: str
 

@@ -49,6 +49,10 @@ INDEXES = {
         IndexModel("keys.id", name="key", sparse=True),
     ],
     "runs": [IndexModel("lease", name="lease"), IndexModel("thread_id", name="thread")],
+    "attachments": [
+        IndexModel([("organization_id", 1), ("size", 1)], name="kept"),
+        IndexModel("thread_id", name="thread"),
+    ],
     "organizations": [IndexModel([("name", 1), ("order", 1)], name="name")],
     "users": [IndexModel([("organization_id", 1), ("name", 1), ("order", 1)], name="name")],
     "keys": [
@@ -131,6 +135,7 @@ class MotorCollections:
     threads: Collection
     pages: Collection
     runs: Collection
+    attachments: Collection
     organizations: Collection
     users: Collection
     keys: Collection

@@ -61,6 +61,7 @@ class Collections(Protocol):
     threads: Collection
     pages: Collection
     runs: Collection
+    attachments: Collection
     organizations: Collection
     users: Collection
     keys: Collection

@@ -7,12 +7,13 @@ import contextlib
 import logging
 from collections import defaultdict
 
+import msgspec
 from msgspec.structs import replace
 
 from stores.contracts import Created, Page, Posted
-from stores.errors import IdempotencyMismatch, StoreUnavailable, ThreadArchived, ThreadNotFound
+from stores.errors import AttachmentNotFound, IdempotencyMismatch, StoreUnavailable, ThreadArchived, ThreadNotFound
 from stores.fitting import fitting
-from stores.models import Idempotency, Message, Principal, Thread
+from stores.models import Idempotency, KeptFile, Message, Principal, Thread
 from stores.mongo_documents import (
     DOCUMENT_BYTES,
     HEAD,
@@ -163,10 +164,33 @@ class MongoThreads(MongoPages):
     async def _clear(self, emptied: Document) -> None:
         thread_id = emptied["_id"]
         await self.db.runs.remove_all({"thread_id": thread_id})
+        await self.db.attachments.remove_all({"thread_id": thread_id})
         for first in range(0, emptied["total"], _CLEARED_AT_ONCE):
             some = {"thread_id": thread_id, "first": {"$gte": first, "$lt": first + _CLEARED_AT_ONCE}}
             await self.db.pages.remove_all(some)
         await self.db.threads.remove({"_id": thread_id, "organization_id": None})
+
+    async def add_file(self, who: Principal, file: KeptFile) -> None:
+        await self.get(who, file.thread_id, message_limit=0)
+        id = file.attachment.id
+        kept = {"thread_id": file.thread_id, "organization_id": who.organization_id, "size": file.attachment.size}
+        await self.db.attachments.insert({"_id": id, **kept, "body": msgspec.json.encode(file)})
+        try:
+            await self.get(who, file.thread_id, message_limit=0)
+        except ThreadNotFound:  # it was deleted meanwhile, and its attachments perhaps before this one came
+            await self.db.attachments.remove({"_id": id})
+            raise
+
+    async def file(self, who: Principal, thread_id: str, attachment_id: str) -> KeptFile:
+        await self.get(who, thread_id, message_limit=0)
+        found = await self.db.attachments.one({"_id": attachment_id, "thread_id": thread_id})
+        if found is None:
+            raise AttachmentNotFound(attachment_id)
+        return msgspec.json.decode(found["body"], type=KeptFile)
+
+    async def kept_bytes(self, who: Principal) -> int:
+        found = await self.db.attachments.many({"organization_id": who.organization_id}, {"_id": 0, "size": 1})
+        return sum(int(each["size"]) for each in found)
 
     async def messages(self, who: Principal, thread_id: str, *, before: str | None, limit: int) -> list[Message]:
         if before is not None:

@@ -51,7 +51,8 @@ CREATE TABLE IF NOT EXISTS threads (
     title TEXT NOT NULL, metadata BLOB NOT NULL, created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
     archived INTEGER NOT NULL, running TEXT, key TEXT, fingerprint TEXT, key_at REAL);
 CREATE INDEX IF NOT EXISTS threads_of ON threads (organization_id, agent_id, updated_at DESC, id DESC);
-CREATE UNIQUE INDEX IF NOT EXISTS thread_keys ON threads (user_id, agent_id, key) WHERE key IS NOT NULL;
+CREATE UNIQUE INDEX IF NOT EXISTS thread_keys ON threads (organization_id, user_id, agent_id, key)
+    WHERE key IS NOT NULL;
 CREATE TABLE IF NOT EXISTS messages (
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, created_at TEXT NOT NULL, body BLOB NOT NULL,
     thread_id TEXT NOT NULL REFERENCES threads (id) ON DELETE CASCADE);
@@ -60,6 +61,11 @@ CREATE TABLE IF NOT EXISTS runs (
     id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, user_id TEXT NOT NULL, worker TEXT NOT NULL,
     lease REAL NOT NULL, cancelled INTEGER NOT NULL DEFAULT 0, partial BLOB NOT NULL,
     thread_id TEXT NOT NULL REFERENCES threads (id) ON DELETE CASCADE);
+CREATE TABLE IF NOT EXISTS attachments (
+    id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, size INTEGER NOT NULL, body BLOB NOT NULL,
+    thread_id TEXT NOT NULL REFERENCES threads (id) ON DELETE CASCADE);
+CREATE INDEX IF NOT EXISTS attachments_of ON attachments (organization_id, size);
+CREATE INDEX IF NOT EXISTS attachments_in ON attachments (thread_id);
 CREATE TABLE IF NOT EXISTS idempotency (
     thread_id TEXT NOT NULL REFERENCES threads (id) ON DELETE CASCADE, user_id TEXT NOT NULL, key TEXT NOT NULL,
     fingerprint TEXT NOT NULL, message_id TEXT NOT NULL, run_id TEXT, at REAL NOT NULL,

@@ -12,9 +12,16 @@ import msgspec
 from msgspec.structs import replace
 
 from stores.contracts import Created, Finished, Lease, Page, Posted
-from stores.errors import IdempotencyMismatch, MessageNotFound, ThreadArchived, ThreadBusy, ThreadNotFound
+from stores.errors import (
+    AttachmentNotFound,
+    IdempotencyMismatch,
+    MessageNotFound,
+    ThreadArchived,
+    ThreadBusy,
+    ThreadNotFound,
+)
 from stores.fitting import fitting
-from stores.models import Idempotency, Message, Principal, RunRecord, Thread, later, timestamp
+from stores.models import Idempotency, KeptFile, Message, Principal, RunRecord, Thread, later, timestamp
 from stores.sqlite_database import NOW, Database, reading, writing
 
 KEY_SECONDS = 24 * 3600
@@ -104,8 +111,8 @@ class SQLiteThreads(Database):
         key = idempotency.key if idempotency else None
         if idempotency:
             made = db.execute(
-                "SELECT * FROM threads WHERE user_id = ? AND agent_id = ? AND key = ?",
-                (who.user_id, thread.agent_id, key),
+                "SELECT * FROM threads WHERE organization_id = ? AND user_id = ? AND agent_id = ? AND key = ?",
+                (who.organization_id, who.user_id, thread.agent_id, key),
             ).fetchone()
             if made and made["key_at"] > now - KEY_SECONDS:
                 if made["fingerprint"] != idempotency.fingerprint:
@@ -223,6 +230,37 @@ class SQLiteThreads(Database):
         self._touch(db, row)
         self._keep_key(db, who, Posted(stored, None, replayed=False), idempotency)
         return Posted(stored, None, replayed=False)
+
+    @writing
+    def add_file(self, db: sqlite3.Connection, who: Principal, file: KeptFile) -> None:
+        _row(db, who, file.thread_id)
+        db.execute(
+            "INSERT INTO attachments (id, organization_id, size, body, thread_id) VALUES (?, ?, ?, ?, ?)",
+            (
+                file.attachment.id,
+                who.organization_id,
+                file.attachment.size,
+                msgspec.json.encode(file),
+                file.thread_id,
+            ),
+        )
+
+    @reading
+    def file(self, db: sqlite3.Connection, who: Principal, thread_id: str, attachment_id: str) -> KeptFile:
+        _row(db, who, thread_id)
+        row = db.execute(
+            "SELECT body FROM attachments WHERE id = ? AND thread_id = ?", (attachment_id, thread_id)
+        ).fetchone()
+        if row is None:
+            raise AttachmentNotFound(attachment_id)
+        return msgspec.json.decode(row["body"], type=KeptFile)
+
+    @reading
+    def kept_bytes(self, db: sqlite3.Connection, who: Principal) -> int:
+        (size,) = db.execute(
+            "SELECT COALESCE(SUM(size), 0) FROM attachments WHERE organization_id = ?", (who.organization_id,)
+        ).fetchone()
+        return int(size)
 
     @reading
     def replay(self, db: sqlite3.Connection, who: Principal, thread_id: str, idempotency: Idempotency) -> Posted | None:

@@ -13,8 +13,10 @@ from stores.events import Event, MessageDelta, ReasoningDelta
 from stores.feed import Cursor, Entry
 from stores.models import (
     Agent,
+    Attachment,
     Idempotency,
     JSONObject,
+    KeptFile,
     Message,
     Principal,
     Role,
@@ -166,3 +168,19 @@ async def rest(log: EventLog, thread_id: str, after: str) -> list[Entry]:
 
 Lose = Callable[[], Awaitable[None]]
 """Make every log disappear, as an hour's silence or an empty restart of Redis would."""
+
+
+def new_file(thread_id: str, *, size: int = 5, text: str = "h\u00e9llo") -> KeptFile:
+    attachment = Attachment(
+        id=new_id(),
+        filename='a "file".txt',
+        content_type="text/plain",
+        size=size,
+        sha256="0" * 64,
+        status="ready",
+        text_chars=len(text),
+        truncated=False,
+        error=None,
+        created_at=timestamp(utcnow()),
+    )
+    return KeptFile(attachment, thread_id, text)

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from stores.contracts import Directory, Store, ThreadStore
 from stores.errors import AgentNotFound, NotFound, ThreadNotFound
-from stores.models import Agent, Message, Principal, Thread, User, new_id
+from stores.models import Agent, KeptFile, Message, Principal, Thread, User, new_id
 from tests.contracts.conftest import OpenStore
 from tests.contracts.samples import (
     AWKWARD,
@@ -23,6 +23,7 @@ from tests.contracts.samples import (
     finished_run,
     idempotent,
     new_agent,
+    new_file,
     new_message,
     new_thread,
     started_run,
@@ -39,6 +40,7 @@ class World(msgspec.Struct, frozen=True):
     thread: Thread
     finished: Message
     running: Message
+    file: KeptFile
 
 
 async def populate(store: Store) -> World:
@@ -48,7 +50,9 @@ async def populate(store: Store) -> World:
     thread = (await store.create(who, new_thread(who, agent.id, metadata=AWKWARD), idempotent())).thread
     finished = await finished_run(store, who, thread.id)
     await store.append_message(who, new_message(thread.id, role="system"), idempotent())
-    return World(who, user, agent, thread, finished, await started_run(store, who, thread.id))
+    file = new_file(thread.id)
+    await store.add_file(who, file)
+    return World(who, user, agent, thread, finished, await started_run(store, who, thread.id), file)
 
 
 async def everything(store: Store, world: World) -> str:
@@ -59,6 +63,8 @@ async def everything(store: Store, world: World) -> str:
             await store.get(who, world.thread.id),
             await store.page(who, world.agent.id, limit=50, offset=0, archived=None, message_limit=50, max_bytes=2**23),
             await store.record(who, world.running.id),
+            await store.file(who, world.thread.id, world.file.attachment.id),
+            await store.kept_bytes(who),
             await store.replay(who, world.thread.id, idempotent()),
             await store.agents(who),
             await store.agent(who, None),
@@ -128,6 +134,9 @@ CASES: dict[str, tuple[Case, Outcome]] = {
         lambda store, who, world: store.append_message(who, new_message(world.thread.id), idempotent()),
         ThreadNotFound,
     ),
+    "add_file": (lambda store, who, world: store.add_file(who, new_file(world.thread.id)), ThreadNotFound),
+    "file": (lambda store, who, world: store.file(who, world.thread.id, world.file.attachment.id), ThreadNotFound),
+    "kept_bytes": (lambda store, who, world: store.kept_bytes(who), 0),
     "replay": (lambda store, who, world: store.replay(who, world.thread.id, idempotent()), ThreadNotFound),
     "claim": (claim, ThreadNotFound),
     "checkpoint": (

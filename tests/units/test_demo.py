@@ -12,7 +12,7 @@ from agents import Ended, Part, Run, Text, ToolCompleted, ToolProgress, ToolStar
 from agents.demo import reply, wanted
 from agents.mcp import Pool
 from agents.mcp_config import Server, read_servers
-from stores.models import Agent, JSONObject, Message, Principal
+from stores.models import Agent, Attachment, JSONObject, Message, Principal
 
 FAST: JSONObject = {"demo": {"delay_ms": 0}}
 AGENT = Agent("a", "o", "Demo", "demo", None, "", ["demo"], None, None, True, FAST, "", "")
@@ -25,7 +25,7 @@ async def pool() -> AsyncIterator[Pool]:
     await pool.close()
 
 
-def run(pool: Pool, said: str, agent: Agent = AGENT, attachments: list[JSONObject] | None = None) -> Run:
+def run(pool: Pool, said: str, agent: Agent = AGENT, attachments: list[Attachment] | None = None) -> Run:
     message = Message("m", "t", said, "", "user", [], attachments or [], {}, "")
     return Run("r", Principal("o", "u"), agent, [message], pool.toolbox(agent))
 
@@ -61,8 +61,11 @@ async def test_something_unknown_is_echoed_and_told_what_can_be_tried(pool: Pool
     assert "several" in said
 
 
+PDF = Attachment("a", "a.pdf", "application/pdf", 1, "", "ready", 1, False, None, "")
+
+
 async def test_an_attached_file_is_named(pool: Pool) -> None:
-    parts = [part async for part in reply(run(pool, "", attachments=[{"filename": "a.pdf"}]))]
+    parts = [part async for part in reply(run(pool, "", attachments=[PDF]))]
     assert "You attached: a.pdf" in text(parts)
 
 

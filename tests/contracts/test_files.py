@@ -1,0 +1,53 @@
+"""The ThreadStore contract, where it keeps the records of attachments."""
+
+from __future__ import annotations
+
+import pytest
+
+from stores.contracts import Store
+from stores.errors import AttachmentNotFound, ThreadNotFound
+from stores.models import Principal, new_id
+from tests.contracts.samples import new_file, new_thread
+
+
+@pytest.fixture
+def who() -> Principal:
+    return Principal(new_id(), new_id())
+
+
+async def test_a_file_is_kept_as_it_was_given(store: Store, who: Principal) -> None:
+    thread = (await store.create(who, new_thread(who))).thread
+    file = new_file(thread.id, text="line\n" * 1000 + "\u0000\U0001f388")
+    await store.add_file(who, file)
+    assert await store.file(who, thread.id, file.attachment.id) == file
+
+
+async def test_a_file_belongs_to_one_thread(store: Store, who: Principal) -> None:
+    thread, other = [(await store.create(who, new_thread(who))).thread for _ in range(2)]
+    file = new_file(thread.id)
+    await store.add_file(who, file)
+    with pytest.raises(AttachmentNotFound):
+        await store.file(who, other.id, file.attachment.id)
+    with pytest.raises(AttachmentNotFound):
+        await store.file(who, thread.id, new_id())
+
+
+async def test_a_thread_that_is_gone_keeps_no_file_and_takes_none(store: Store, who: Principal) -> None:
+    thread = (await store.create(who, new_thread(who))).thread
+    file = new_file(thread.id, size=7)
+    await store.add_file(who, file)
+    assert await store.kept_bytes(who) == 7
+    await store.delete(who, thread.id)
+    assert await store.kept_bytes(who) == 0
+    with pytest.raises(ThreadNotFound):
+        await store.file(who, thread.id, file.attachment.id)
+    with pytest.raises(ThreadNotFound):
+        await store.add_file(who, new_file(thread.id))
+    assert await store.kept_bytes(who) == 0
+
+
+async def test_the_sizes_of_all_threads_are_summed(store: Store, who: Principal) -> None:
+    for size in (1, 10, 100):
+        thread = (await store.create(who, new_thread(who))).thread
+        await store.add_file(who, new_file(thread.id, size=size))
+    assert await store.kept_bytes(who) == 111
