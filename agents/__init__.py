@@ -62,7 +62,7 @@ class ToolCompleted(msgspec.Struct, frozen=True):
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """What is known about the answer at its end: any of the fields of `message.metadata.run`. Optional, last."""
+    """What is known about the answer: any of the fields of `message.metadata.run`. Optional; the last one counts."""
 
     stop_reason: str | None = None
     model: str | None = None
@@ -131,13 +131,17 @@ class Toolbox(Protocol):
 
 
 class Run(msgspec.Struct, frozen=True):
-    """What an agent is given: who asks, its own configuration, the messages so far (the last is the one to answer)."""
+    """What an agent is given: who asks, its own configuration, the messages so far (the last is the one to answer).
+
+    `earlier`: the thread has older messages than these.
+    """
 
     id: str
     who: Principal
     agent: Agent
     messages: list[Message]
     tools: Toolbox
+    earlier: bool = False
 
 
 Reply = Callable[[Run], AsyncIterator[Part]]

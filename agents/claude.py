@@ -1,28 +1,28 @@
 """Agents of kind `claude`: Claude, or any server that speaks the Anthropic Messages API.
 
-The official SDK does the requests (auth, base URL, aiohttp transport); the stream's raw lines are decoded with msgspec,
-which costs half of the SDK's typed path per token. Retrying is done here and not by the SDK: it must also cover a
-stream that breaks before its first token, and must not sleep through a long Retry-After while a client waits.
-
-https://platform.claude.com/docs/en/build-with-claude/streaming
+The official SDK does the requests (auth, base URL, aiohttp transport); the stream's raw lines are decoded by
+agents/messages_api.py, which costs a fraction of the SDK's typed path per token. Retrying is done here and not by the
+SDK: it must also cover a stream that breaks before its first token, and must not sleep through a long Retry-After while
+a client waits.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack
-from typing import Any
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 import anthropic
 import httpx2
 import msgspec
 
 from agents import AgentError, Ended, Part, Reasoning, Run, Text, Tool, ToolCompleted, ToolStarted, ToolUse, titles
-from agents.context import Turn, history, merged, model_name, turns_of
-from stores.models import JSONObject, Message, ToolCall
+from agents.context import Turn, has_tools, history, merged, model_name, turns_of, without_images
+from agents.messages_api import Answer, Failure, Use, failure_of_status
+from stores.models import Agent, JSONObject, Message, ToolCall
 
 logger = logging.getLogger(__name__)
 
@@ -32,145 +32,31 @@ MAX_ROUNDS = 16
 CONTEXT_TOKENS = 160_000
 STALL_SECONDS = 60.0
 ATTEMPTS = 3
+RETRY_SECONDS = 0.5
 PATIENCE_SECONDS = 5.0
 """The longest Retry-After that is waited out; a longer one is passed on to the client."""
 
+_LINGER_SECONDS = 0.5
+_UNPACKED = {"Accept-Encoding": "identity"}
+_SHRINK = 3
+_CALLING = ("tool_use", "end_turn")
+"""Stop reasons with which calls are complete; some local servers say the second."""
 _TITLE = (
     "Write a title of at most six words for the chat below, in its language. Answer with the title alone, without "
     "quotes and without a full stop.\n\n"
 )
-
-
-class _Delta(msgspec.Struct):
-    type: str = ""
-    text: str = ""
-    thinking: str = ""
-    signature: str = ""
-    partial_json: str = ""
-    stop_reason: str | None = None
-
-
-class _Block(msgspec.Struct):
-    type: str = ""
-    id: str = ""
-    name: str = ""
-    text: str = ""
-    thinking: str = ""
-    data: str = ""
-    input: Any = None
-
-
-class _Start(msgspec.Struct):
-    model: str | None = None
-    usage: dict[str, Any] | None = None
-
-
-class _Error(msgspec.Struct):
-    type: str = ""
-    message: str = ""
-
-
-class _Event(msgspec.Struct):
-    """Any event of the stream; what it doesn't have keeps its default."""
-
-    type: str = ""
-    index: int = 0
-    delta: _Delta | None = None
-    content_block: _Block | None = None
-    message: _Start | None = None
-    usage: dict[str, Any] | None = None
-    error: _Error | None = None
-
-
-_decoder = msgspec.json.Decoder(_Event)
-
-
-class _Failure(Exception):
-    """An attempt failed: what the client is told, and whether another attempt may help.
-
-    `too_long`: the history must shrink before another attempt.
-    """
-
-    def __init__(self, error: AgentError, *, again: bool, too_long: bool = False) -> None:
-        super().__init__(error.detail)
-        self.error = error
-        self.again = again
-        self.too_long = too_long
-
-
-class _Round:
-    """What the model said in one request."""
-
-    def __init__(self) -> None:
-        self.spoke = False
-        self.ended = False
-        self.stop_reason: str | None = None
-        self.model: str | None = None
-        self.usage: dict[str, int] = {}
-        self.uses: list[tuple[str, JSONObject]] = []
-        self.thinking: list[JSONObject] = []
-        self._open: dict[int, tuple[_Block, list[str], list[str]]] = {}
-
-    def take(self, event: _Event) -> Text | Reasoning | None:
-        """Add one event; what of it is to be shown."""
-        match event.type:
-            case "content_block_delta" if event.delta is not None:
-                return self._take_delta(event.index, event.delta)
-            case "content_block_start" if event.content_block is not None:
-                block = event.content_block
-                self._open[event.index] = (block, [], [])
-                self.spoke = True
-                if block.type == "text" and block.text:
-                    return Text(block.text)
-            case "content_block_stop":
-                self._close(event.index)
-            case "message_start" if event.message is not None:
-                self.model = event.message.model
-                self._count(event.message.usage)
-            case "message_delta":
-                self.stop_reason = event.delta.stop_reason if event.delta else None
-                self._count(event.usage)
-            case "message_stop":
-                self.ended = True
-            case "error":
-                kind = event.error.type if event.error else ""
-                raise _failure_of_type(kind, None)
-        return None
-
-    def _take_delta(self, index: int, delta: _Delta) -> Text | Reasoning | None:
-        self.spoke = True
-        _, parts, signatures = self._open.setdefault(index, (_Block(), [], []))
-        match delta.type:
-            case "text_delta":
-                return Text(delta.text)
-            case "input_json_delta":
-                parts.append(delta.partial_json)
-            case "thinking_delta":
-                parts.append(delta.thinking)
-                return Reasoning(delta.thinking)
-            case "signature_delta":
-                signatures.append(delta.signature)
-        return None
-
-    def _close(self, index: int) -> None:
-        block, parts, signatures = self._open.pop(index, (_Block(), [], []))
-        match block.type:
-            case "tool_use":
-                self.uses.append((block.name, _arguments("".join(parts), block.input)))
-            case "thinking":
-                thinking = block.thinking + "".join(parts)
-                self.thinking.append({"type": "thinking", "thinking": thinking, "signature": "".join(signatures)})
-            case "redacted_thinking":
-                self.thinking.append({"type": "redacted_thinking", "data": block.data})
-
-    def _count(self, usage: dict[str, Any] | None) -> None:
-        for name, value in (usage or {}).items():
-            if name.endswith("_tokens") and isinstance(value, int):
-                self.usage[name] = value
+_NO_TOOL: JSONObject = {
+    "name": "none",
+    "description": "There are no tools now. Don't call this.",
+    "input_schema": {"type": "object"},
+}
 
 
 class Claude:
     """The `claude` kind on one API: its `reply` and its `title`.
+
+    An agent's metadata may hold `context_tokens`, where its model reads less (or more) than the default, and
+    `thinking`, which is passed on as it is.
 
     Args:
         api_key: null for servers that want none.
@@ -179,6 +65,7 @@ class Claude:
         title_model: for titles; null for the agent's own.
         stall_seconds: how long the stream may say nothing.
         context_tokens: how much history is sent, roughly.
+        retry_seconds: before the second attempt; twice that before the third.
     """
 
     def __init__(
@@ -190,54 +77,57 @@ class Claude:
         title_model: str | None = None,
         stall_seconds: float = STALL_SECONDS,
         context_tokens: int = CONTEXT_TOKENS,
+        retry_seconds: float = RETRY_SECONDS,
     ) -> None:
         self._model = model or DEFAULT_MODEL
         self._title_model = title_model
-        self._stall_seconds = stall_seconds
         self._context_tokens = context_tokens
+        self._retry_seconds = retry_seconds
         self._client = anthropic.AsyncAnthropic(
             api_key=api_key or "none",
             base_url=base_url,
             max_retries=0,
-            http_client=anthropic.DefaultAioHttpClient(timeout=httpx2.Timeout(600.0, connect=10.0)),
+            http_client=anthropic.DefaultAioHttpClient(
+                timeout=httpx2.Timeout(stall_seconds, connect=min(10.0, stall_seconds)),
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=60.0),
+            ),
         )
 
     async def close(self) -> None:
         await self._client.close()
 
-    async def reply(self, run: Run) -> AsyncIterator[Part]:
+    async def reply(self, run: Run) -> AsyncGenerator[Part, None]:
         """Speak, call tools, speak on, for at most 16 rounds of tools."""
         tools = await run.tools.available() if run.agent.mcp_servers else []
         names = {model_name(tool.name): tool.name for tool in tools}
-        answer = _Answer(run.id, run.messages[-1])
-        ended = Ended()
+        told = _Told(run, self._request(run.agent, tools), self._budget(run.agent))
         for number in range(MAX_ROUNDS + 1):
-            said = _Round()
-            request = self._request(run, tools, last=number == MAX_ROUNDS)
-            async for part in self._spoken(run, request, answer, said):
-                answer.add(part)
-                yield part
-            ended = _summed(ended, said)
-            if said.stop_reason != "tool_use" or not said.uses:
-                break
-            uses = [
-                ToolUse(f"{number}_{index}", names.get(name, name), arguments)
-                for index, (name, arguments) in enumerate(said.uses)
-            ]
-            answer.think(number, said.thinking)
-            calls = run.tools.call(uses, round=number)
+            last = number == MAX_ROUNDS
             try:
+                async with aclosing(self._spoken(told, last=last)) as parts:
+                    async for part in parts:
+                        told.add(part)
+                        yield part
+            except AgentError:
+                yield told.ended()
+                raise
+            answer = told.answer
+            if last or not answer.uses or answer.stop_reason not in _CALLING:
+                break
+            yield told.ended()
+            told.think(number, answer.thinking)
+            async with aclosing(_called(run, number, answer.uses, names)) as calls:
                 async for call in calls:
-                    answer.add(call)
+                    told.add(call)
                     yield call
-            finally:
-                if isinstance(calls, AsyncGenerator):
-                    await calls.aclose()
-        yield ended
+        yield told.ended(answer.stop_reason)
 
-    def _request(self, run: Run, tools: Sequence[Tool], *, last: bool) -> JSONObject:
+    def _budget(self, agent: Agent) -> int:
+        wanted = agent.metadata.get("context_tokens")
+        return wanted if isinstance(wanted, int) and wanted > 0 else self._context_tokens
+
+    def _request(self, agent: Agent, tools: Sequence[Tool]) -> JSONObject:
         """The request without its messages: the stable prefix is marked, and so, by the API itself, is the end."""
-        agent = run.agent
         request: JSONObject = {
             "model": agent.model or self._model,
             "max_tokens": agent.max_tokens or MAX_TOKENS,
@@ -245,13 +135,7 @@ class Claude:
         }
         stable: list[JSONObject] = []
         if tools:
-            described = sorted(tools, key=lambda tool: tool.name)
-            request["tools"] = stable = [
-                {"name": model_name(tool.name), "description": tool.description, "input_schema": tool.parameters}
-                for tool in described
-            ]
-            if last:
-                request["tool_choice"] = {"type": "none"}
+            request["tools"] = stable = [_described(tool) for tool in sorted(tools, key=lambda tool: tool.name)]
         if agent.instructions.strip():
             request["system"] = stable = [{"type": "text", "text": agent.instructions}]
         if stable:
@@ -260,57 +144,59 @@ class Claude:
             request["thinking"] = thinking
         return request
 
-    async def _spoken(
-        self, run: Run, request: JSONObject, answer: _Answer, said: _Round
-    ) -> AsyncIterator[Text | Reasoning]:
-        """One request's text as it comes, tried again as long as nothing of it was shown."""
-        budget = self._context_tokens
+    async def _spoken(self, told: _Told, *, last: bool) -> AsyncGenerator[Text | Reasoning, None]:
+        """One answer's text as it comes, asked for again as long as nothing of it was shown. Raises: AgentError."""
         attempt = 1
         while True:
-            turns = merged([*history(run.messages, budget), *_unreachable(run), *answer.turns()])
+            told.answer = answer = Answer()
             try:
-                async for part in self._streamed({**request, "messages": turns}, said):
-                    yield part
+                async with aclosing(self._streamed(told.request(last=last), answer)) as parts:
+                    async for part in parts:
+                        yield part
                 return
-            except _Failure as failure:
-                if said.spoke or not failure.again or attempt >= ATTEMPTS:
+            except Failure as failure:
+                logger.info("run %s: attempt %d failed: %s", told.run.id, attempt, failure)
+                wait = self._wait(failure, attempt)
+                if answer.spoke or (wait is None and not told.lighter(failure)):
                     raise failure.error from failure
-                wait = failure.error.retry_after or 0.25 * 2**attempt * (0.75 + random.random() / 2)
-                if wait > PATIENCE_SECONDS:
-                    raise failure.error from failure
-                logger.info("run %s: attempt %d failed: %s", run.id, attempt, failure)
-                if failure.too_long:
-                    budget //= 3
-                else:
+                if wait is not None:
                     await asyncio.sleep(wait)
-                attempt += 1
+                    attempt += 1
+            finally:
+                told.count(answer)
 
-    async def _streamed(self, request: JSONObject, said: _Round) -> AsyncIterator[Text | Reasoning]:
-        """One attempt. No time limit stands open across a `yield`. Raises: _Failure."""
+    def _wait(self, failure: Failure, attempt: int) -> float | None:
+        """Seconds until the same request is worth another attempt; null if it isn't."""
+        wait = failure.error.retry_after
+        if wait is None:
+            wait = self._retry_seconds * 2 ** (attempt - 1) * (0.75 + random.random() / 2)
+        return wait if failure.again and attempt < ATTEMPTS and wait <= PATIENCE_SECONDS else None
+
+    async def _streamed(self, request: JSONObject, answer: Answer) -> AsyncGenerator[Text | Reasoning, None]:
+        """One request. Silence is measured by the transport's own read timer. Raises: Failure."""
         try:
-            async with AsyncExitStack() as stack:
-                messages = self._client.messages.with_streaming_response
-                async with asyncio.timeout(self._stall_seconds):
-                    response = await stack.enter_async_context(messages.create(stream=True, **request))
-                received = response.iter_bytes()
-                rest = b""
-                while not said.ended:
-                    async with asyncio.timeout(self._stall_seconds):
-                        data = await anext(received, None)
-                    if data is None:
-                        raise _failed("The model's stream ended before its message did.", again=True)
-                    *lines, rest = (rest + data).split(b"\n")
-                    for line in lines:
-                        if line.startswith(b"data:") and (part := said.take(_decoder.decode(line[5:]))) is not None:
-                            yield part
-        except TimeoutError as error:
-            raise _failed("The model stopped answering.", code="agent_timeout", again=True) from error
+            messages = self._client.messages.with_streaming_response
+            async with messages.create(stream=True, extra_headers=_UNPACKED, **request) as response:
+                received = response.http_response.aiter_bytes()
+                async for data in received:
+                    for part in answer.take(data):
+                        yield part
+                    if answer.failure is not None:
+                        raise answer.failure
+                    if answer.ended:
+                        with contextlib.suppress(TimeoutError, httpx2.HTTPError):  # its end frees the connection
+                            async with asyncio.timeout(_LINGER_SECONDS):
+                                await anext(received, None)
+                        return
+            raise Failure("The model's stream ended before its message did.", again=True)
         except anthropic.APIStatusError as error:
-            raise _failure_of_status(error) from error
+            logger.warning("the model's service answered %d: %s", error.status_code, error.message)
+            said, wait = str(error.api_message or error.message), error.response.headers.get("retry-after")
+            raise failure_of_status(error.status_code, said, wait) from error
+        except (anthropic.APITimeoutError, httpx2.TimeoutException) as error:
+            raise Failure("The model stopped answering.", code="agent_timeout", again=True) from error
         except (anthropic.APIConnectionError, httpx2.HTTPError, OSError) as error:
-            raise _failed("The connection to the model was lost.", again=True) from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise _failed("The model's answer can't be read.", again=False) from error
+            raise Failure("The connection to the model was lost.", again=True) from error
 
     async def title(self, run: Run) -> str:
         """A title by the model; the first words of the thread if that fails."""
@@ -323,51 +209,131 @@ class Claude:
                     messages=[{"role": "user", "content": _TITLE + "\n".join(said)}],
                 )
             text = "".join(block.text for block in answer.content if block.type == "text")
-            line = " ".join(text.split()).strip(" \"'.")[:100]
-            if line:
+            if line := " ".join(text.split()).strip(" \"'.")[:100]:
                 return line
-        except (anthropic.AnthropicError, httpx2.HTTPError, OSError, TimeoutError) as error:
+        except Exception as error:  # whatever it is that such a server says: there is a title without it
             logger.warning("no title by the model: %s", error)
         return await titles.from_first_message(run)
 
 
-class _Answer:
-    """This run's own message so far, in the form in which it will be stored, so that one function makes its turns."""
+class _Told:
+    """What one run tells the model: the history, and its own message so far in the form in which it will be stored.
 
-    def __init__(self, run_id: str, question: Message) -> None:
-        run: JSONObject = {"status": "in_progress", "tool_calls": []}
-        self._empty = Message(run_id, question.thread_id, "", "", "assistant", [], [], {"run": run}, "")
-        self._text = ""
+    One function makes the turns of both, so that the prefix a provider has cached stays the same.
+    """
+
+    def __init__(self, run: Run, request: JSONObject, budget: int) -> None:
+        self.run = run
+        self.answer = Answer()
+        self._request = request
+        self._budget = budget
+        self._images = True
+        self._history = self._before()
+        self._text: list[str] = []
+        self._length = 0
         self._calls: list[ToolCall] = []
         self._known: list[JSONObject] = []
-        self._ids: dict[str, int] = {}
+        self._indexes: dict[str, int] = {}
         self._thinking: dict[int, list[JSONObject]] = {}
+        self._usage: JSONObject = {}
+        self._model: str | None = None
+
+    def request(self, *, last: bool) -> JSONObject:
+        """All of the next request; in the last round no tools may be called."""
+        turns = merged([*self._history, *self._turns()])
+        if not self._images:
+            turns = without_images(turns)
+        request = {**self._request, "messages": turns}
+        if "tools" not in request and has_tools(turns):  # the API wants both or neither
+            request["tools"] = [_NO_TOOL]
+            last = True
+        if last and "tools" in request:
+            request["tool_choice"] = {"type": "none"}
+        return request
+
+    def lighter(self, failure: Failure) -> bool:
+        """Make the next request shorter or simpler, if that may help; false if it can't be."""
+        if failure.too_long:
+            before = self._history
+            while self._budget > 1:
+                self._budget //= _SHRINK
+                self._history = self._before()
+                if self._history != before:
+                    return True
+        if failure.refused and self._images:
+            self._images = False
+            turns = [*self._history, *self._turns()]
+            return without_images(turns) != turns
+        return False
 
     def add(self, part: Part) -> None:
         match part:
             case Text(text=text):
-                self._text += text
+                self._text.append(text)
+                self._length += len(text)
             case ToolStarted():
-                self._ids[part.id] = len(self._calls)
+                self._indexes[part.id] = len(self._calls)
                 self._calls.append(ToolCall(part.tool_name, part.arguments))
-                self._known.append({"round": part.round, "offset": len(self._text)})
+                self._known.append({"round": part.round, "offset": self._length})
             case ToolCompleted():
-                call = self._calls[self._ids[part.id]]
-                self._calls[self._ids[part.id]] = msgspec.structs.replace(call, result=part.result, error=part.error)
+                index = self._indexes[part.id]
+                self._calls[index] = msgspec.structs.replace(self._calls[index], result=part.result, error=part.error)
 
     def think(self, number: int, blocks: list[JSONObject]) -> None:
         """Keep a round's thinking: the API wants it back, signed, while the answer goes on."""
         self._thinking[number] = blocks
 
-    def turns(self) -> list[Turn]:
-        message = msgspec.structs.replace(
-            self._empty, content=self._text, tool_calls=self._calls, metadata={"run": {"tool_calls": self._known}}
-        )
-        turns = turns_of(message)
+    def count(self, answer: Answer) -> None:
+        """Sum up what the service counted."""
+        self._model = answer.model or self._model
+        for name, count in answer.usage.items():
+            self._usage[name] = self._usage.get(name, 0) + count
+
+    def ended(self, stop_reason: str | None = None) -> Ended:
+        """What is known so far."""
+        return Ended(stop_reason=stop_reason, model=self._model, usage=dict(self._usage) or None)
+
+    def _before(self) -> list[Turn]:
+        turns = history(self.run.messages, self._budget, earlier=self.run.earlier)
+        return merged([*turns, *_unreachable(self.run)])
+
+    def _turns(self) -> list[Turn]:
+        """This run's own; there is one of the assistant's for each round."""
+        run: JSONObject = {"status": "in_progress", "tool_calls": self._known}
+        text = "".join(self._text)
+        turns = turns_of(Message(self.run.id, "", text, "", "assistant", self._calls, [], {"run": run}, ""))
         spoken = [turn for turn in turns if turn["role"] == "assistant"]
         for number, turn in enumerate(spoken):
             turn["content"] = [*self._thinking.get(number, []), *turn["content"]]
         return turns
+
+
+async def _called(
+    run: Run, number: int, uses: Sequence[Use], names: dict[str, str]
+) -> AsyncGenerator[ToolStarted | Part, None]:
+    """Make the calls of one round; one whose arguments are no JSON object is an error without being made."""
+    wanted: list[ToolUse] = []
+    for index, use in enumerate(uses):
+        call = ToolUse(f"{number}_{index}", names.get(use.name, use.name), use.arguments)
+        if use.unreadable:
+            yield ToolStarted(call.id, call.name, call.arguments, number)
+            yield ToolCompleted(call.id, error="The arguments were no JSON object.")
+        else:
+            wanted.append(call)
+    calls = run.tools.call(wanted, round=number)
+    try:
+        async for part in calls:
+            yield part
+    finally:
+        if isinstance(calls, AsyncGenerator):
+            await calls.aclose()
+
+
+def _described(tool: Tool) -> JSONObject:
+    """A tool as the API takes it: its schema is of an object, and alternatives may not stand at the top."""
+    schema = {key: value for key, value in tool.parameters.items() if key not in ("oneOf", "anyOf", "allOf")}
+    schema["type"] = "object"
+    return {"name": model_name(tool.name), "description": tool.description, "input_schema": schema}
 
 
 def _unreachable(run: Run) -> list[Turn]:
@@ -376,74 +342,3 @@ def _unreachable(run: Run) -> list[Turn]:
         return []
     lines = [f"[The tools of {server} are not there now. {why}]" for server, why in run.tools.missing.items()]
     return [{"role": "user", "content": [{"type": "text", "text": "\n".join(lines)}]}]
-
-
-def _summed(before: Ended, said: _Round) -> Ended:
-    usage = dict(before.usage or {})
-    for name, count in said.usage.items():
-        usage[name] = usage.get(name, 0) + count
-    return Ended(stop_reason=said.stop_reason, model=said.model or before.model, usage=usage)
-
-
-def _arguments(text: str, given: object) -> JSONObject:
-    """A call's arguments: the joined JSON, or what stood in the block's start where no deltas came."""
-    try:
-        found = msgspec.json.decode(text) if text.strip() else given
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        found = {"unreadable": text}
-    return found if isinstance(found, dict) else {}
-
-
-def _failed(
-    detail: str,
-    *,
-    again: bool,
-    code: str = "agent_failed",
-    retry_after: float | None = None,
-    too_long: bool = False,
-) -> _Failure:
-    error = AgentError(detail, code=code, retryable=again and not too_long, retry_after=retry_after)
-    return _Failure(error, again=again, too_long=too_long)
-
-
-def _failure_of_status(error: anthropic.APIStatusError) -> _Failure:
-    """What a refusal means. The service's own text stays in our log: it may name accounts and limits."""
-    logger.warning("the model's service answered %d: %s", error.status_code, error.message)
-    said = str(error.api_message or error.message).lower()
-    match error.status_code:
-        case 401 | 403:
-            return _failed("The model's service refused this server's key.", again=False)
-        case 404:
-            return _failed("The model's service doesn't know this agent's model.", again=False)
-        case 413:
-            return _failed("The thread is longer than the model can read.", again=True, too_long=True)
-        case 400 if "too long" in said or "context" in said or "too many tokens" in said:
-            return _failed("The thread is longer than the model can read.", again=True, too_long=True)
-        case 429:
-            return _failure_of_type("rate_limit_error", error)
-        case 503 | 529:
-            return _failure_of_type("overloaded_error", error)
-        case status if status >= 500 or status in (408, 409):
-            return _failure_of_type(error.type or "api_error", error)
-        case _:
-            return _failed("The model's service refused the request.", again=False)
-
-
-def _failure_of_type(kind: str, error: anthropic.APIStatusError | None) -> _Failure:
-    wait = _seconds(error.response.headers.get("retry-after")) if error else None
-    match kind:
-        case "overloaded_error":
-            return _failed("The model is overloaded.", code="agent_overloaded", again=True, retry_after=wait)
-        case "rate_limit_error":
-            return _failed("The model's rate limit is reached.", code="agent_overloaded", again=True, retry_after=wait)
-        case "timeout_error":
-            return _failed("The model took too long.", code="agent_timeout", again=True, retry_after=wait)
-        case _:
-            return _failed("The model's service failed.", again=True, retry_after=wait)
-
-
-def _seconds(text: str | None) -> float | None:
-    try:
-        return max(0.0, float(text or ""))
-    except ValueError:
-        return None

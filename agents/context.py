@@ -2,15 +2,20 @@
 
 One function makes the model's turns from a stored message, and the run in progress uses it too, so that the prefix a
 provider has cached stays the same from round to round and from message to message. Nothing in a thread can make the
-history invalid: every tool use has a result, an interrupted one has an error; empty text is left out.
+history invalid: every tool use has a result, an interrupted one has an error; blank text and pictures that are none are
+told in words.
 
 The form is that of the Anthropic Messages API: https://platform.claude.com/docs/en/api/messages
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
 import re
 from collections.abc import Sequence
+from itertools import groupby
 
 import msgspec
 
@@ -21,12 +26,21 @@ Turn = JSONObject
 
 LEFT_OUT = "[Earlier messages of this thread are left out here.]"
 CHARACTERS_PER_TOKEN = 3
-_ANCHORS = 4
+NAME_LENGTH = 64
+_IMAGES = {
+    "image/png": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "image/jpeg": re.compile(rb"\xff\xd8\xff"),
+    "image/gif": re.compile(rb"GIF8[79]a"),
+    "image/webp": re.compile(rb"RIFF....WEBP", re.DOTALL),
+}
 
 
 def model_name(tool_name: str) -> str:
-    """A tool's name as the model knows it: the API allows letters, digits, `_` and `-`, 128 at most."""
-    return re.sub(r"[^a-zA-Z0-9_-]", "_", tool_name)[:128]
+    """A tool's name as the model knows it: letters, digits, `_` and `-`, 64 at most, and no two tools share one."""
+    plain = re.sub(r"[^a-zA-Z0-9_-]", "_", tool_name)[:NAME_LENGTH]
+    if plain and plain == tool_name:
+        return plain
+    return f"{plain[: NAME_LENGTH - 9]}_{hashlib.sha256(tool_name.encode()).hexdigest()[:8]}"
 
 
 def turns_of(message: Message) -> list[Turn]:
@@ -35,18 +49,20 @@ def turns_of(message: Message) -> list[Turn]:
     Calls of one round stand together behind the text that came before them, then their results.
     """
     if message.role != "assistant":
-        text = message.content if message.role == "user" else f"[A note by the system of this chat]\n{message.content}"
-        return _turn("user", [_text(text)])
+        note = "[A note by the system of this chat]\n" if message.role == "system" else ""
+        return _turn("user", [_text(f"{note}{message.content}" if message.content.strip() else f"{note}[No text.]")])
     turns: list[Turn] = []
     known: list[JSONObject] = (message.run or {}).get("tool_calls", [])
-    calls = [(call, known[index] if index < len(known) else {}) for index, call in enumerate(message.tool_calls)]
+    calls = [
+        (index, call, known[index] if index < len(known) else {"round": index})
+        for index, call in enumerate(message.tool_calls)
+    ]
     said = 0
-    for first, last in _rounds([info.get("round", index) for index, (_, info) in enumerate(calls)]):
+    for _, together in groupby(calls, key=lambda each: each[2]["round"]):
         blocks: list[JSONObject] = []
         results: list[JSONObject] = []
-        for index in range(first, last):
-            call, info = calls[index]
-            offset = max(said, int(info.get("offset", said)))
+        for index, call, info in together:
+            offset = max(said, info.get("offset", said))
             call_id = f"toolu_{message.id.replace('-', '')}_{index}"
             blocks += [_text(message.content[said:offset]), _use(call_id, call)]
             results.append(_result(call_id, call))
@@ -55,22 +71,28 @@ def turns_of(message: Message) -> list[Turn]:
     return turns + _turn("assistant", [_text(message.content[said:])])
 
 
-def history(messages: Sequence[Message], budget: int) -> list[Turn]:
+def history(messages: Sequence[Message], budget: int, *, earlier: bool = False) -> list[Turn]:
     """The newest whole messages that fit `budget` tokens, as turns that alternate and begin with the user.
 
-    Where some are left out, that is said, and the cut is made at one of few places that move rarely, so that the
-    prefix stays cached while a thread grows.
+    Where some are left out, that is said. The last message is always in. `earlier`: there are older ones than these.
     """
-    start = _start(messages, budget * CHARACTERS_PER_TOKEN)
-    turns: list[Turn] = []
-    if start > 0:
-        turns += _turn("user", [_text(LEFT_OUT)])
-    for message in messages[start:]:
-        if not message.in_progress:
-            turns += turns_of(message)
-    if turns and turns[0]["role"] == "assistant":
-        turns = _turn("user", [_text("[The assistant begins.]")]) + turns
-    return merged(turns)
+    room = budget * CHARACTERS_PER_TOKEN
+    fitting: list[tuple[Message, list[Turn]]] = []
+    for message in reversed(messages):
+        turns = [] if message.in_progress else turns_of(message)
+        room -= len(msgspec.json.encode(turns))
+        if room < 0 and fitting:
+            break
+        fitting.append((message, turns))
+    fitting.reverse()
+    cut = earlier or len(fitting) < len(messages)
+    start = _start([message for message, _ in fitting]) if cut else 0
+    out = _turn("user", [_text(LEFT_OUT)]) if cut else []
+    for _, turns in fitting[start:]:
+        out += turns
+    if out and out[0]["role"] == "assistant":
+        out = _turn("user", [_text("[The assistant begins.]")]) + out
+    return merged(out)
 
 
 def merged(turns: Sequence[Turn]) -> list[Turn]:
@@ -84,30 +106,34 @@ def merged(turns: Sequence[Turn]) -> list[Turn]:
     return out
 
 
-def _start(messages: Sequence[Message], characters: int) -> int:
-    """Where the newest messages that fit begin: at a user's message, and if half the room allows, at an anchor.
+def has_tools(turns: Sequence[Turn]) -> bool:
+    """Whether a tool was ever called in them."""
+    return any(block["type"] == "tool_use" for turn in turns for block in turn["content"])
 
-    An anchor is a user's message chosen by its id: as the thread grows, the same one is chosen until it is too far
-    back. The last message is always in.
+
+def without_images(turns: Sequence[Turn]) -> list[Turn]:
+    """The same with a word in place of each picture: one that a model's service can't read is refused for ever."""
+
+    def plain(block: JSONObject) -> JSONObject:
+        match block:
+            case {"type": "image"}:
+                return _text("[A picture, left out.]")
+            case {"type": "tool_result"}:
+                return {**block, "content": [plain(each) for each in block["content"]]}
+        return block
+
+    return [{"role": turn["role"], "content": [plain(block) for block in turn["content"]]} for turn in turns]
+
+
+def _start(messages: Sequence[Message]) -> int:
+    """Where the history begins when not all of it fits: at the user's message with the smallest id in the older half.
+
+    A plain sliding window would begin somewhere else with every message, and nothing would stay cached. Ids are
+    random, so the smallest one stays the smallest for a quarter of the window on average, until it slides out; then
+    the next begins. (The minimizers of https://doi.org/10.1145/872757.872770.)
     """
-    first = len(messages) - 1
-    size = 0
-    for index in range(len(messages) - 1, -1, -1):
-        size += len(msgspec.json.encode(turns_of(messages[index])))
-        if size > characters and index < len(messages) - 1:
-            break
-        first = index
-    if first == 0:
-        return 0
-    starts = [index for index in range(first, len(messages)) if messages[index].role == "user"]
-    anchors = [index for index in starts[: len(starts) // 2 + 1] if int(messages[index].id[:2], 16) % _ANCHORS == 0]
-    return next(iter(anchors or starts), len(messages) - 1)
-
-
-def _rounds(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Stretches of equal numbers, as (first, behind the last)."""
-    edges = [index for index in range(len(numbers)) if index == 0 or numbers[index] != numbers[index - 1]]
-    return list(zip(edges, [*edges[1:], len(numbers)], strict=True))
+    users = [index for index, message in enumerate(messages) if message.role == "user"]
+    return min(users[: (len(users) + 1) // 2], key=lambda index: messages[index].id, default=len(messages) - 1)
 
 
 def _turn(role: str, blocks: Sequence[JSONObject]) -> list[Turn]:
@@ -126,16 +152,16 @@ def _use(call_id: str, call: ToolCall) -> JSONObject:
 
 def _result(call_id: str, call: ToolCall) -> JSONObject:
     if call.error is not None or call.result is None:
-        error = call.error or "The call was interrupted."
+        error = call.error if call.error and call.error.strip() else "The call was interrupted."
         return {"type": "tool_result", "tool_use_id": call_id, "content": [_text(error)], "is_error": True}
     return {"type": "tool_result", "tool_use_id": call_id, "content": _result_blocks(call.result)}
 
 
 def _result_blocks(result: JSONObject) -> list[JSONObject]:
-    """MCP's text and image blocks as the API's; anything else as JSON."""
+    """MCP's blocks as the API's; anything else as JSON."""
     blocks = result.get("content")
     if set(result) != {"content"} or not isinstance(blocks, list):
-        return [_text(msgspec.json.encode(result).decode())]
+        return [_json(result)]
     return [_result_block(block) for block in blocks] or [_text("(The tool returned nothing.)")]
 
 
@@ -143,7 +169,26 @@ def _result_block(block: object) -> JSONObject:
     match block:
         case {"type": "text", "text": str(text)} if text.strip():
             return _text(text)
-        case {"type": "image", "data": str(data), "mimeType": str(mime)}:
-            return {"type": "image", "source": {"type": "base64", "media_type": mime, "data": data}}
-        case _:
-            return _text(msgspec.json.encode(block).decode())
+        case {"type": "image" | "audio" as kind, "data": str(data), **more}:
+            return _image(data) or _text(f"[{kind} that can't be shown: {str(more.get('mimeType'))[:100]}]")
+        case {"type": "resource", "resource": {"uri": str(uri), "text": str(text)}}:
+            return _text(f"{uri}\n{text}")
+        case {"type": "resource", "resource": {"uri": str(uri), "blob": str(blob)}}:
+            return _image(blob) or _text(f"[{uri}: a file that can't be shown]")
+    return _json(block)
+
+
+def _image(data: str) -> JSONObject | None:
+    """The picture as a block, if the API takes its kind; it looks at the bytes, whatever they are called."""
+    try:
+        head = base64.b64decode(data, validate=True)[:16]
+    except (ValueError, binascii.Error):
+        return None
+    for kind, magic in _IMAGES.items():
+        if magic.match(head):
+            return {"type": "image", "source": {"type": "base64", "media_type": kind, "data": data}}
+    return None
+
+
+def _json(value: object) -> JSONObject:
+    return _text(msgspec.json.encode(value).decode())

@@ -48,6 +48,8 @@ CONNECT_SECONDS = 10.0
 PATIENCE_SECONDS = 1.0
 """How long a use waits for a server that failed last time; the attempt itself goes on behind it."""
 BACK_OFF_SECONDS = 30.0
+IDLE_SECONDS = 900.0
+"""How long a connection that nobody uses stays."""
 CLOSE_SECONDS = 8.0
 """Above what the SDK takes at most to end a process: stdin closed, 2 s, SIGTERM, 2 s, SIGKILL."""
 RESULT_BYTES = 64 * 1024
@@ -163,6 +165,10 @@ class _Connection:
             self._calls -= 1
             self._wake.set()
 
+    def touch(self) -> None:
+        """Somebody is about to use it: it isn't idle."""
+        self._wake.set()
+
     def retire(self) -> None:
         """No new calls: it leaves when the ones it has are through."""
         self.usable = False
@@ -210,7 +216,10 @@ class _Connection:
 
     async def _stay(self, client: Client) -> None:
         while not self._closing and (self.usable or self._calls):
-            await self._wake.wait()
+            with anyio.move_on_after(IDLE_SECONDS) as idle:
+                await self._wake.wait()
+            if idle.cancelled_caught and not self._calls:
+                self.retire()
             self._wake.clear()
             if self._stale and self.usable:
                 self._stale = False
@@ -324,6 +333,7 @@ class _Slot:
         self._settle()
         if current.failure is not None:
             raise Unreachable(current.failure)
+        current.touch()
         return current
 
     def _connect(self) -> _Connection:

@@ -15,7 +15,7 @@ from server.organizations import member, new_secret
 from server.serving import Server, listening_socket
 from server.settings import BadSetting, environment, load
 from stores.contracts import Store
-from stores.errors import DataFolderInUse, StoreError, StoreUnavailable
+from stores.errors import BadBlobsURL, DataFolderInUse, StoreError, StoreUnavailable
 from stores.open import open_store
 
 R = TypeVar("R")
@@ -35,6 +35,8 @@ def serve() -> None:
         app = create_app(settings)
     except (BadSetting, BadServers) as error:
         _stop(str(error))
+    except BadBlobsURL as error:
+        _stop(f"CHAT_BLOBS_URL {error}")
     try:
         sock = listening_socket(settings.host, settings.port, reuse_port=settings.reuse_port)
     except OSError as error:

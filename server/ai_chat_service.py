@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Collection
+from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
 from typing import Literal
 
 import msgspec
@@ -20,11 +20,13 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from agents.registry import Registry
+from server.attachments import Attachments
 from server.bodies import AgentCreate, AgentUpdate, MessageCreate, ThreadCreate, ThreadUpdate, fingerprint
 from server.content_html import Renderer
 from server.errors import RETRY_SECONDS, AgentDeleted, Draining, InvalidRequest, RateLimited, ThreadEmpty
 from server.limits import Limits
 from server.runner import Runner
+from server.uploads import FILES, Upload
 from server.viewer import Viewer, resumed
 from stores.contracts import Created, EventLog, Page, Posted, Store
 from stores.errors import (
@@ -33,12 +35,14 @@ from stores.errors import (
     LogDeleted,
     LogUnavailable,
     MessageNotFound,
+    ThreadArchived,
     ThreadBusy,
     ThreadNotFound,
 )
 from stores.events import TERMINAL_TYPES, Event, MessageCreated, ThreadDeleted, ThreadUpdated
 from stores.models import (
     Agent,
+    Attachment,
     Clock,
     Idempotency,
     Message,
@@ -86,11 +90,13 @@ class AIChatService:
         servers: Collection[str],
         default_kind: str,
         limits: Limits,
+        attachments: Attachments,
         clock: Clock = utcnow,
     ) -> None:
         self.store = store
         self.log = log
         self.runner = runner
+        self.attachments = attachments
         self._registry = registry
         self._renderer = renderer
         self._servers = servers
@@ -206,6 +212,7 @@ class AIChatService:
         """Delete it with all its messages; a run that has it stops. Raises: AgentNotFound, ThreadNotFound."""
         await self._thread(who, agent_ref, thread_id)
         running = await self.store.delete(who, thread_id)
+        await self.attachments.forget(who, thread_id)
         self._say(thread_id, ThreadDeleted(thread_id))
         if running:
             await self.log.signal(running)
@@ -221,6 +228,33 @@ class AIChatService:
         updated = await self.store.update(who, thread_id, title=title)
         self._say(thread_id, ThreadUpdated(updated))
         return await self.store.get(who, thread_id)
+
+    # Attachments
+
+    async def find_thread(self, who: Principal, agent_ref: str, thread_id: str) -> Thread:
+        """The thread without messages: what an upload checks before it takes a body.
+
+        Raises: AgentNotFound, ThreadNotFound.
+        """
+        return await self._thread(who, agent_ref, thread_id)
+
+    async def add_files(
+        self, who: Principal, agent_ref: str, thread_id: str, files: Sequence[Upload]
+    ) -> list[Attachment]:
+        """Keep uploaded files for later messages. Raises: AgentNotFound, ThreadNotFound, StorageFull."""
+        await self._thread(who, agent_ref, thread_id)
+        return await self.attachments.add(who, thread_id, files)
+
+    async def get_attachment(self, who: Principal, agent_ref: str, thread_id: str, attachment_id: str) -> Attachment:
+        """Raises: AgentNotFound, ThreadNotFound, AttachmentNotFound."""
+        await self._thread(who, agent_ref, thread_id)
+        return await self.attachments.get(who, thread_id, attachment_id)
+
+    async def read_attachment(
+        self, who: Principal, thread_id: str, attachment: Attachment, start: int, end: int
+    ) -> AsyncIterator[bytes]:
+        """Its bytes, in pieces. Raises: BlobUnavailable."""
+        return await self.attachments.read(who, thread_id, attachment, start, end)
 
     # Messages and runs
 
@@ -251,23 +285,30 @@ class AIChatService:
         *,
         idempotency_key: str | None = None,
         if_busy: IfBusy = "reject",
+        files: Sequence[Upload] = (),
     ) -> Post:
         """Store the message and, if it is the user's, claim the thread and start its run.
+
+        `files` become attachments of the thread and stand behind those that the body names.
 
         Raises: AgentNotFound, ThreadNotFound, ThreadArchived, ThreadBusy, AgentDeleted, IdempotencyMismatch,
         InvalidRequest, Draining.
         """
         thread = await self._thread(who, agent_ref, thread_id)
-        idempotency = _idempotency(idempotency_key, body)
+        idempotency = _idempotency(idempotency_key, body, files)
         after = await self._tail(thread_id)
         if idempotency and (replayed := await self.store.replay(who, thread_id, idempotency)):
             answer = replayed.answer
             if not (answer and answer.in_progress and await self.runner.heal(who, answer.id)):
                 return Post(replayed, after)
-        if body.attachments:
-            raise InvalidRequest("attachments[0].id", "There is no such attachment in this thread.")
         agent = await self._living_agent(who, thread)
-        message = await self._made(thread_id, body)
+        if thread.archived:
+            raise ThreadArchived(thread_id)
+        attachments = await self.attachments.named(who, thread_id, [reference.id for reference in body.attachments])
+        if len(attachments) + len(files) > FILES:
+            raise InvalidRequest("files", f"A message may have at most {FILES} attachments.")
+        attachments += await self.attachments.add(who, thread_id, files)
+        message = await self._made(thread_id, body, attachments)
         if body.role == "user":
             posted = await self._claim(who, agent, message, idempotency, if_busy)
         else:
@@ -429,7 +470,7 @@ class AIChatService:
             raise MessageNotFound(message_id)
         return await self.store.message(who, thread_id, message_id)
 
-    async def _made(self, thread_id: str, body: MessageCreate) -> Message:
+    async def _made(self, thread_id: str, body: MessageCreate, attachments: list[Attachment]) -> Message:
         if body.content_html is UNSET:
             html = await self._renderer.markdown(body.content)
         else:
@@ -441,7 +482,7 @@ class AIChatService:
             content_html=html,
             role=body.role,
             tool_calls=[],
-            attachments=[],
+            attachments=attachments,
             metadata={} if body.metadata is UNSET else body.metadata,
             created_at=timestamp(self._clock()),
         )
@@ -455,5 +496,8 @@ class AIChatService:
 _TURNS = TERMINAL_TYPES | {"thread.deleted"}
 
 
-def _idempotency(key: str | None, body: msgspec.Struct) -> Idempotency | None:
-    return None if key is None else Idempotency(key, fingerprint(body))
+def _idempotency(key: str | None, body: msgspec.Struct, files: Sequence[Upload] = ()) -> Idempotency | None:
+    """The key with what must be the same when it comes again: the body, and the files by name and content."""
+    if key is None:
+        return None
+    return Idempotency(key, fingerprint(body, *(f"{file.filename}\n{file.sha256}" for file in files)))

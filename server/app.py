@@ -14,17 +14,21 @@ from agents import claude, demo, mcp
 from agents.mcp_config import read_servers
 from agents.registry import Kind, Registry
 from server.ai_chat_service import AIChatService
+from server.attachments import Attachments
 from server.auth import Authentication
 from server.content_html import Renderer
 from server.errors import EXPECTED, respond
+from server.extraction import Extractor
 from server.limits import Limits, RequestRate
 from server.metrics import Metrics
 from server.organizations import first_start
-from server.routes import agents, docs, events, health, messages, pages, threads
+from server.routes import agents, attachments, docs, events, health, messages, pages, threads
 from server.runner import Runner
 from server.settings import Settings, environment
 from server.streams import Streams
+from stores.blobs import open_blobs
 from stores.contracts import EventLog, Store
+from stores.models import utcnow
 from stores.open import Where, open_backends
 
 Backends = Callable[[Where], AbstractAsyncContextManager[tuple[Store, EventLog]]]
@@ -35,6 +39,7 @@ ROUTES = [
     *agents.ROUTES,
     *threads.ROUTES,
     *messages.ROUTES,
+    *attachments.ROUTES,
     *events.ROUTES,
     *docs.ROUTES,
     *pages.ROUTES,
@@ -72,10 +77,13 @@ def create_app(
         kinds: further kinds of agents, beside `demo` and those of installed packages.
         backends: opens the store and the log.
 
+    Raises: BadServers, BadBlobsURL for settings that can't be used.
+
     While it runs, `app.state.key` is the first key and `app.state.drain` ends it gently; `app.state.failure` is why the
     backends could not be opened.
     """
     servers = read_servers(settings.mcp_config, environment())
+    blobs = open_blobs(settings.blobs_url, settings.data_dir)
     kind = default_kind(settings)
 
     @asynccontextmanager
@@ -116,8 +124,19 @@ def create_app(
             for forever in (runner.sweep_forever(), streams.ping_forever()):
                 task = asyncio.create_task(forever)
                 stack.callback(task.cancel)
+            extractor = Extractor()
+            stack.push_async_callback(extractor.close)
+            files = Attachments(store, blobs, extractor, kept_bytes=limits.kept_bytes, clock=utcnow)
             service = AIChatService(
-                store, log, runner, registry, renderer, servers=servers, default_kind=kind, limits=limits
+                store,
+                log,
+                runner,
+                registry,
+                renderer,
+                servers=servers,
+                default_kind=kind,
+                limits=limits,
+                attachments=files,
             )
             yield {
                 "service": service,

@@ -75,8 +75,8 @@ class AgentUpdate(Struct, forbid_unknown_fields=True, frozen=True):
     metadata: JSONObject | UnsetType = UNSET
 
 
-def read(data: bytes, type: type[B]) -> B:
-    """Decode and check a JSON body.
+def read(data: bytes, type: type[B], *, files: bool = False) -> B:
+    """Decode and check a JSON body; `files`: some came with it.
 
     Raises:
         MalformedBody: it isn't JSON in UTF-8.
@@ -91,11 +91,14 @@ def read(data: bytes, type: type[B]) -> B:
         raise MalformedBody(f"The body is not valid JSON: {error}") from error
     except RecursionError as error:
         raise InvalidRequest("body", f"The body is nested deeper than {NESTING} levels.") from error
-    return checked(body)
+    return checked(body, files=files)
 
 
-def checked(body: B, path: str = "") -> B:
-    """The checks that types can't express; `path` goes before the fields' names. Raises: InvalidRequest, TooLarge."""
+def checked(body: B, path: str = "", *, files: bool = False) -> B:
+    """The checks that types can't express; `path` goes before the fields' names. `files`: some came with the body.
+
+    Raises: InvalidRequest, TooLarge.
+    """
     for name in body.__struct_fields__:
         value = getattr(body, name)
         if value is not UNSET:
@@ -110,14 +113,23 @@ def checked(body: B, path: str = "") -> B:
             raise TooLarge(f"{path}metadata", METADATA_BYTES)
         if isinstance(body, MessageCreate) and "run" in metadata:
             raise InvalidRequest(f"{path}metadata.run", "The metadata key `run` is the server's.")
-    if isinstance(body, MessageCreate) and not body.content and not body.attachments:
+    if isinstance(body, MessageCreate) and not (body.content or body.attachments or files):
         raise InvalidRequest(f"{path}content", "The content may be empty only with an attachment.")
     return body
 
 
-def fingerprint(body: Struct) -> str:
+def message_of(fields: dict[str, str], *, files: bool) -> MessageCreate:
+    """A message that came as form fields: `metadata` and `attachments` are JSON. Raises: as `read`."""
+    members = [] if "content" in fields or not files else [b'"content":""']
+    for name, text in fields.items():
+        value = text.encode() if name in ("metadata", "attachments") else msgspec.json.encode(text)
+        members.append(msgspec.json.encode(name) + b":" + value)
+    return read(b"{" + b",".join(members) + b"}", MessageCreate, files=files)
+
+
+def fingerprint(body: Struct, *more: str) -> str:
     """The same for equal bodies, however they were spelled."""
-    return hashlib.sha256(msgspec.json.encode(body, order="sorted")).hexdigest()
+    return hashlib.sha256(msgspec.json.encode([body, more], order="sorted")).hexdigest()
 
 
 def _invalid(sentence: str) -> InvalidRequest:

@@ -51,8 +51,8 @@ class TooLarge(ChatError):
 
 
 class UnsupportedMediaType(ChatError):
-    def __init__(self, got: str) -> None:
-        super().__init__(f"Send application/json, not {got!r}.")
+    def __init__(self, got: str, wanted: str = "application/json") -> None:
+        super().__init__(f"Send {wanted}, not {got!r}.")
 
 
 class Unauthenticated(ChatError):

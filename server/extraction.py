@@ -31,8 +31,10 @@ TEXT_CHARS = 400_000
 """The most of a text that is kept."""
 _READER = Path(__file__).with_name("reading.py")
 _REPLY_BYTES = 8 * 2**20
-"""Above any reply: a character takes six bytes at most."""
+"""Above any reply: a character takes twelve bytes at most."""
 _START_SECONDS = 20.0
+_END_SECONDS = 5.0
+BINARY = "application/octet-stream"
 _SIZE = struct.Struct("!Q")
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "LANG", "TMPDIR", "TZ", "SYSTEMROOT")
 
@@ -92,11 +94,11 @@ class Extractor:
         """
         async with self._turns:
             try:
-                return await self._ask(path, filename, declared)
-            except (OSError, EOFError, RuntimeError, TimeoutError, msgspec.MsgspecError) as error:
-                # RuntimeError: uvloop, when the pipe is already closed
-                logger.warning("reading %s failed: %r", path, error)
-                return _failed(error.reason if isinstance(error, _Died) else "The file could not be read.")
+                worker = await self._worker()
+            except (OSError, EOFError) as error:
+                logger.warning("no reader of files could be started: %r", error)
+                return _failed(BINARY, _why(None, self._closed))
+            return await self._ask(worker, [str(path), filename, declared])
 
     async def close(self) -> None:
         """End the workers and wait until they are gone. A file in progress has failed, and so has every later one."""
@@ -112,18 +114,20 @@ class Extractor:
         for _ in range(self._workers):
             self._turns.release()
 
-    async def _ask(self, path: Path, filename: str, declared: str | None) -> Extracted:
-        worker = await self._worker()
-        usable = False
+    async def _ask(self, worker: asyncio.subprocess.Process, request: list[str | None]) -> Extracted:
+        content_type, usable = BINARY, False
         try:
             async with asyncio.timeout(_START_SECONDS + self._limits.wall_seconds):
-                reply = await _exchange(worker, [str(path), filename, declared])
+                await _send(worker, request)
+                content_type = msgspec.json.decode(await _frame(worker), type=str)
+                reply = msgspec.json.decode(await _frame(worker), type=_Reply)
             usable = not reply.last
             return reply.extracted
-        except (EOFError, ConnectionError) as error:  # asyncio's watcher must be the one that reaps it, not a kill
-            raise _Died(await worker.wait(), self._closed) from error
-        except TimeoutError as error:
-            raise _Died(-signal.SIGALRM, self._closed) from error
+        except (OSError, EOFError, RuntimeError, TimeoutError, msgspec.MsgspecError) as error:
+            # RuntimeError: uvloop, when the pipe is already closed
+            ended = -signal.SIGALRM if isinstance(error, TimeoutError) else await _ended(worker)
+            logger.warning("the reader of %s ended with %s: %r", request[0], ended, error)
+            return _failed(content_type, _why(ended, self._closed))
         finally:  # after a cancellation too: the next file must not get this one's reply
             if usable:
                 self._idle.append(worker)
@@ -131,13 +135,13 @@ class Extractor:
                 _kill(worker)
 
     async def _worker(self) -> asyncio.subprocess.Process:
+        if self._closed:
+            raise EOFError("the extractor is closed")
         self._alive = {worker for worker in self._alive if worker.returncode is None}
         while self._idle:
             worker = self._idle.pop()
             if worker.returncode is None:
                 return worker
-        if self._closed:
-            raise _Died(None, closed=True)
         env = {name: value for name, value in environment().items() if name in _ENVIRONMENT}
         # As in content_html: -P, for this directory's names must hide nobody's; a session of its own, for Ctrl-C is
         # the server's; a limit above any reply, so that the end of a dead worker is seen. Two arenas: each of glibc's
@@ -156,34 +160,45 @@ class Extractor:
         return worker
 
 
-class _Died(EOFError):
-    """A worker ended in the middle of a file; `reason` is for the client."""
+def _why(returncode: int | None, closed: bool) -> str:
+    """Why a file was not read, for its client, by how its worker ended."""
+    if closed:
+        return "The server stopped before the file was read."
+    match returncode:
+        case None:
+            return "The file could not be read: no reader could be started."
+        case value if value in (-signal.SIGPROF, -signal.SIGALRM):
+            return "Reading the file took too long."
+        case value if value == -signal.SIGABRT:  # what Rust and C++ do when they get no memory
+            return "Reading the file took too much memory."
+        case _:
+            return "The file could not be read: its reader crashed."
 
-    def __init__(self, returncode: int | None, closed: bool) -> None:
-        super().__init__(f"the reader ended with {returncode}")
-        if closed:
-            self.reason = "The server stopped before the file was read."
-        elif returncode in (-signal.SIGPROF, -signal.SIGALRM):
-            self.reason = "Reading the file took too long."
-        elif returncode == -signal.SIGABRT:
-            self.reason = "Reading the file took too much memory."
-        else:
-            self.reason = "The file could not be read: its reader crashed."
 
-
-async def _exchange(worker: asyncio.subprocess.Process, request: list[str | None]) -> _Reply:
-    stdin, stdout = worker.stdin, worker.stdout
-    assert stdin is not None
-    assert stdout is not None
+async def _send(worker: asyncio.subprocess.Process, request: list[str | None]) -> None:
+    assert worker.stdin is not None
     data = json.dumps(request).encode()  # not msgspec: this one writes lone surrogates, which a name may have
-    stdin.write(_SIZE.pack(len(data)) + data)
-    await stdin.drain()
-    (size,) = _SIZE.unpack(await stdout.readexactly(_SIZE.size))
-    return msgspec.json.decode(await stdout.readexactly(size), type=_Reply)
+    worker.stdin.write(_SIZE.pack(len(data)) + data)
+    await worker.stdin.drain()
 
 
-def _failed(reason: str) -> Extracted:
-    return Extracted("application/octet-stream", "failed", error=reason)
+async def _frame(worker: asyncio.subprocess.Process) -> bytes:
+    assert worker.stdout is not None
+    (size,) = _SIZE.unpack(await worker.stdout.readexactly(_SIZE.size))
+    return await worker.stdout.readexactly(size)
+
+
+async def _ended(worker: asyncio.subprocess.Process) -> int:
+    """How it ended. Its pipe did first, so it is about to; asyncio's watcher must be the one that reaps it."""
+    try:
+        async with asyncio.timeout(_END_SECONDS):
+            return await worker.wait()
+    except TimeoutError:
+        return -signal.SIGKILL
+
+
+def _failed(content_type: str, reason: str) -> Extracted:
+    return Extracted(content_type, "failed", error=reason)
 
 
 def _kill(worker: asyncio.subprocess.Process) -> None:

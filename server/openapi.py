@@ -15,8 +15,8 @@ import msgspec
 from starlette.routing import BaseRoute, Route
 
 from server.bodies import AgentCreate, AgentUpdate, MessageCreate, ThreadCreate, ThreadUpdate
-from server.routes import agents, events, health, messages, threads
-from stores.models import Agent, JSONObject, Message, Thread
+from server.routes import agents, attachments, events, health, messages, threads
+from stores.models import Agent, Attachment, JSONObject, Message, Role, Thread
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -29,6 +29,23 @@ class Problem(msgspec.Struct, frozen=True):
     detail: str
 
 
+class Upload(msgspec.Struct, frozen=True):
+    """A form with files alone."""
+
+    files: list[bytes]
+
+
+class MessageForm(msgspec.Struct, frozen=True):
+    """A message's fields and files; `metadata` and `attachments` are JSON text."""
+
+    content: str = ""
+    content_html: str = ""
+    role: Role = "user"
+    metadata: str = "{}"
+    attachments: str = "[]"
+    files: list[bytes] = []
+
+
 class Query(msgspec.Struct, frozen=True):
     """A query parameter."""
 
@@ -38,7 +55,7 @@ class Query(msgspec.Struct, frozen=True):
 
 
 class Operation(msgspec.Struct, frozen=True):
-    """What a route takes and gives. `answer` null: no body. `optional`: the body may be absent."""
+    """What a route takes and gives. `answer` null: no body. `optional`: the body may be absent. `form`: multipart."""
 
     answer: Any
     status: int = 200
@@ -47,6 +64,7 @@ class Operation(msgspec.Struct, frozen=True):
     query: tuple[Query, ...] = ()
     headers: tuple[str, ...] = ()
     stream: bool = False
+    form: Any = None
     media_type: str = "application/json"
 
 
@@ -87,10 +105,13 @@ OPERATIONS: dict[Callable[..., object], Operation] = {
         query=(_STREAM, _IF_BUSY),
         headers=(_KEY, "Prefer", "Last-Event-ID"),
         stream=True,
+        form=MessageForm,
     ),
     messages.list_messages: Operation(list[Message], query=(_BEFORE, _integer("limit", 50, 1, 100))),
     messages.get_message: Operation(Message),
     messages.cancel: Operation(Message),
+    attachments.upload: Operation(list[Attachment], 201, form=Upload),
+    attachments.download: Operation(bytes, headers=("Range",), media_type="application/octet-stream"),
     events.watch: Operation(str, query=(_AFTER,), headers=("Last-Event-ID",), media_type="text/event-stream"),
 }
 
@@ -100,7 +121,7 @@ def document(routes: Sequence[BaseRoute]) -> JSONObject:
     described = [route for route in routes if isinstance(route, Route) and route.endpoint in OPERATIONS]
     types: list[Any] = [Problem]
     for operation in OPERATIONS.values():
-        types += [type for type in (operation.answer, operation.body) if type is not None]
+        types += [type for type in (operation.answer, operation.body, operation.form) if type is not None]
     schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     by_type = {repr(type): schema for type, schema in zip(types, schemas, strict=True)}
     paths: dict[str, JSONObject] = {}
@@ -140,8 +161,11 @@ def _operation(route: Route, operation: Operation, schemas: dict[str, JSONObject
         "parameters": [*in_path, *in_query, *in_header],
         "responses": _responses(operation, schemas),
     }
-    if operation.body is not None:
-        found["requestBody"] = {"required": not operation.optional, "content": _json(schemas[repr(operation.body)])}
+    content = _json(schemas[repr(operation.body)]) if operation.body is not None else {}
+    if operation.form is not None:
+        content["multipart/form-data"] = {"schema": schemas[repr(operation.form)]}
+    if content:
+        found["requestBody"] = {"required": not operation.optional, "content": content}
     return found
 
 

@@ -21,15 +21,15 @@ import signal
 import struct
 import sys
 import zipfile
+from collections.abc import Callable
 from email.message import EmailMessage
-from mimetypes import MimeTypes
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import chardet
 
 Found = dict[str, Any]
-"""The fields of an Extracted; a process that is killed a thousand times imports as little as it can."""
+"""The fields of an Extracted."""
 
 HEAD_BYTES = 64 * 2**10
 DETECT_BYTES = 256 * 2**10
@@ -42,6 +42,7 @@ HTML = "text/html"
 EML = "message/rfc822"
 BINARY = "application/octet-stream"
 ZIP = "application/zip"
+OLE = "application/x-ole-storage"
 OFFICE = "application/vnd.openxmlformats-officedocument."
 DOCX = f"{OFFICE}wordprocessingml.document"
 XLSX = f"{OFFICE}spreadsheetml.sheet"
@@ -63,7 +64,7 @@ TEXTS = {
     ".xhtml": HTML,
     ".eml": EML,
     ".xml": "application/xml",
-    ".svg": "image/svg+xml",
+    ".svg": "application/xml",
     ".css": "text/css",
     ".js": "text/javascript",
     ".mjs": "text/javascript",
@@ -76,7 +77,6 @@ TEXTS = {
 """By name; every other text is text/plain."""
 
 _ZIPPED = {"word/document.xml": DOCX, "xl/workbook.xml": XLSX, "ppt/presentation.xml": PPTX}
-_ALL = b"%PDF-", b"PK\x03\x04", b"PK\x05\x06", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", b"{\\rtf"
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -90,6 +90,7 @@ _HEAD = re.compile(r"<head\b.*?(</head\s*>|(?=<body\b))", re.IGNORECASE | re.DOT
 _CHARSET = re.compile(rb"<meta[^>]{1,200}?charset\s*=\s*[\"']?([\w.:-]{1,40})", re.IGNORECASE)
 _MAIL = re.compile(r"(?:[!-9;-~]+:[^\n]*\n(?:[ \t][^\n]*\n)*){2,}\r?\n")
 _MAIL_HEADERS = re.compile(r"^(from|date|received|message-id|mime-version|return-path):", re.IGNORECASE | re.MULTILINE)
+_SIZE = struct.Struct("!Q")
 _ENCRYPTED = "EncryptedPackage".encode("utf-16-le")
 
 
@@ -97,41 +98,51 @@ class Unreadable(Exception):
     """Why a file of a kind that is read can't be."""
 
 
-def read(path: Path, filename: str, declared: str | None, chars: int, seconds: float) -> Found:
-    """All fields of the Extracted. Raises: OSError if there is no such file."""
+def read(
+    path: Path, filename: str, declared: str | None, chars: int, seconds: float, tell: Callable[[str], None]
+) -> Found:
+    """All fields of the Extracted. The type is told as soon as it is known, lest the rest end this process.
+
+    Raises: OSError if there is no such file.
+    """
     suffix = Path(filename.replace("\\", "/")).suffix.lower()
     declared = (declared or "").partition(";")[0].strip().lower()
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
-        content_type = binary_type(head, path)
         if not head:
             return empty(DOCUMENTS.get(suffix) or IMAGES.get(suffix) or TEXTS.get(suffix) or "text/plain")
-        if content_type is None:
-            text, cut = decoded(head, file, chars)
-            if text is not None:
-                content_type = text_type(text, suffix, declared)
-                if content_type not in (HTML, EML):
-                    return ready(content_type, text, chars, cut)
-    if content_type is None:
-        return unsupported(chardet.detect(head).get("mime_type") or BINARY, suffix)
+        content_type = binary_type(head, path)
+        text, cut = decoded(head, file, chars) if content_type is None else (None, False)
+    if content_type is None and text is None and TEXTS.get(suffix) in (HTML, EML):
+        text = attempt(head, "latin-1", False)  # a mail may have a charset for each part: they are read later
+    if text is not None:
+        content_type = text_type(text, suffix, declared)
+        if content_type not in (HTML, EML):
+            return ready(content_type, text, chars, cut)
     if content_type == ZIP and suffix in DOCUMENTS and not zipfile.is_zipfile(path):
         return failed(DOCUMENTS[suffix], "The file is damaged.")
+    if content_type is None:
+        told = chardet.detect(head)
+        content_type = (not told.get("encoding") and told.get("mime_type")) or BINARY
+    tell(content_type)
     try:
-        if content_type in IMAGES.values():
-            width, height = image_size(path)
-            return {"content_type": content_type, "status": "ready", "width": width, "height": height}
-        if content_type == HTML:
-            return ready(HTML, html_text(html_source(path), seconds), chars)
-        if content_type == EML:
-            return ready(EML, mail_text(path, seconds), chars)
-        if content_type in DOCUMENTS.values():
-            return ready(content_type, document_text(path, content_type, seconds), chars)
+        return document(path, content_type, chars, seconds) or unsupported(path, content_type, suffix)
     except Unreadable as error:
         return failed(content_type, str(error))
-    if content_type == "application/x-ole-storage" and _ENCRYPTED in path.read_bytes():
-        kind = DOCUMENTS.get(suffix, content_type)
-        return failed(kind, "The file is protected with a password.")
-    return unsupported(content_type, suffix)
+
+
+def document(path: Path, content_type: str, chars: int, seconds: float) -> Found | None:
+    """Read what needs more than decoding; null for a kind that isn't read. Raises: Unreadable."""
+    if content_type in IMAGES.values():
+        width, height = image_size(path)
+        return {"content_type": content_type, "status": "ready", "width": width, "height": height}
+    if content_type == HTML:
+        return ready(HTML, html_text(html_source(path), seconds), chars)
+    if content_type == EML:
+        return ready(EML, mail_text(path, seconds), chars)
+    if content_type in DOCUMENTS.values():
+        return ready(content_type, document_text(path, content_type, seconds), chars)
+    return None
 
 
 def ready(content_type: str, text: str, chars: int, cut: bool = False) -> Found:
@@ -143,9 +154,13 @@ def failed(content_type: str, reason: str) -> Found:
     return {"content_type": content_type, "status": "failed", "error": reason}
 
 
-def unsupported(content_type: str, suffix: str) -> Found:
+def unsupported(path: Path, content_type: str, suffix: str) -> Found:
     named = f" ({content_type})" if content_type != BINARY else ""
-    if suffix in DOCUMENTS or suffix in IMAGES or suffix in TEXTS:
+    if content_type == OLE:
+        if _ENCRYPTED in path.read_bytes():
+            return failed(DOCUMENTS.get(suffix, OLE), "The file is protected with a password.")
+        reason = "Files of the old Office formats can't be read. Save it as docx, xlsx or pptx."
+    elif suffix in DOCUMENTS or suffix in IMAGES or suffix in TEXTS:
         reason = f"The file is not what its name says, but of a kind{named} that can't be read."
     else:
         reason = f"Files of this kind{named} can't be read."
@@ -172,12 +187,10 @@ def binary_type(head: bytes, path: Path) -> str | None:
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return zip_type(path)
     if head.startswith(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):
-        return "application/x-ole-storage"
+        return OLE
     if head.startswith(b"{\\rtf"):
         return "application/rtf"
-    if head.startswith(b"%PDF-") or (b"%PDF-" in head[:1024] and b"\0" in head + b"\0"):
-        return PDF
-    return None
+    return PDF if head.lstrip(b"\xef\xbb\xbf\t\n\r ").startswith(b"%PDF-") else None
 
 
 def zip_type(path: Path) -> str:
@@ -207,11 +220,11 @@ def decoded(head: bytes, file: BinaryIO, chars: int) -> tuple[str | None, bool]:
     for bom, name in _BOMS:
         if data.startswith(bom):
             return attempt(data[len(bom) :], name, cut), cut
+    text = None
     if b"\0" not in data and b"\x1b$" not in data:  # else utf-16 and its like, or ISO-2022-JP, which is ASCII too
-        if (text := attempt(data, "utf-8", cut)) is not None:
-            return text, cut
-    detected = chardet.detect(evidence(data)).get("encoding")
-    text = attempt(data, detected, cut) if detected else None
+        text = attempt(data, "utf-8", cut)
+    if text is None and (detected := chardet.detect(evidence(data)).get("encoding")):
+        text = attempt(data, detected, cut)
     return text, cut
 
 
@@ -235,19 +248,18 @@ def attempt(data: bytes, encoding: str, cut: bool) -> str | None:
 
 
 def text_type(text: str, suffix: str, declared: str) -> str:
-    """Which text it is: content can't tell a csv from a program, so here the name has its say first."""
-    named = TEXTS.get(suffix)
+    """Which text it is. Content can't tell a csv from a program, so a name that knows has its say first."""
+    named = TEXTS.get(suffix, "text/plain")
     if named == EML and not looks_like_mail(text):
-        named = None
-    if named and named != "text/plain":
+        return "text/plain"
+    if named != "text/plain":
         return named
-    known = MimeTypes(filenames=()).guess_type(f"a{suffix}")[0] if suffix else None
-    if known is None or named or not known.startswith(("text/", "application/")):  # else some language: as it is
+    if suffix in ("", ".txt") or suffix in DOCUMENTS or suffix in IMAGES:  # any other is some language: as it is
         if _HTML.match(text[:4096]):
             return HTML
-        if not named and looks_like_mail(text):
+        if suffix != ".txt" and looks_like_mail(text):
             return EML
-    if not named and declared in TEXTS.values() and declared not in (HTML, EML, "image/svg+xml"):
+    if suffix not in TEXTS and declared in TEXTS.values() and declared not in (HTML, EML):
         return declared
     return "text/plain"
 
@@ -286,13 +298,13 @@ def html_source(path: Path) -> str:
     except UnicodeDecodeError:
         pass
     told = _CHARSET.search(data[:4096])
-    for name in (told[1].decode() if told else None, chardet.detect(evidence(data)).get("encoding")):
-        if name:
+    for charset in (told[1].decode() if told else None, chardet.detect(evidence(data)).get("encoding")):
+        if charset:
             try:
                 # Everybody who says latin-1 means Windows' extension of it: https://encoding.spec.whatwg.org
-                latin = name.lower() in ("iso-8859-1", "latin-1", "latin1", "us-ascii", "ascii")
-                return data.decode("cp1252" if latin else name, "replace")
-            except LookupError:
+                latin = charset.lower() in ("iso-8859-1", "latin-1", "latin1", "us-ascii", "ascii")
+                return data.decode("cp1252" if latin else charset, "replace")
+            except (LookupError, UnicodeError):
                 pass
     return data.decode(errors="replace")
 
@@ -307,9 +319,10 @@ def mail_text(path: Path, seconds: float) -> str:
         mail = email.message_from_bytes(file.read(MAIL_BYTES), policy=email.policy.default)
     assert isinstance(mail, EmailMessage)
     try:
-        lines = [f"{name}: {value}" for name in ("From", "To", "Cc", "Date", "Subject") if (value := mail.get(name))]
+        headers = ("From", "To", "Cc", "Date", "Subject")
+        lines = [f"{name}: {value}" for name in headers if (value := mail.get(name))]
         body = mail.get_body(("plain", "html"))
-        text = part_text(body) if body else ""
+        text: str = part_text(body) if body else ""
         if body and body.get_content_type() == HTML:
             text = html_text(text, seconds)
         attached = [name for part in mail.iter_attachments() if (name := part.get_filename())]
@@ -382,6 +395,10 @@ def limit(memory_bytes: int) -> None:
         import resource
 
         os.nice(10)
+        try:  # where the kernel groups processes by session, it is the group whose rank counts
+            Path("/proc/self/autogroup").write_text("10")
+        except OSError:
+            pass
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         try:
             resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
@@ -411,30 +428,50 @@ def resident_bytes() -> int:
 
 
 def work(limits: dict[str, Any]) -> None:
-    """Answer frames on stdin with frames on stdout until stdin ends, or until it is time for a fresh process."""
-    size = struct.Struct("!Q")
-    stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
+    """Answer frames on stdin with frames on stdout until stdin ends, or until it is time for a fresh process.
+
+    Two frames for each file: its type, as far as it is known, and all that was found.
+    """
     files = 0
     last = False
-    while not last and (header := stdin.read(size.size)):
-        request = stdin.read(size.unpack(header)[0])
-        if not request.endswith(b"]"):
+    while not last and (header := sys.stdin.buffer.read(_SIZE.size)):
+        size = _SIZE.unpack(header)[0]
+        if len(request := sys.stdin.buffer.read(size)) < size:
             return
-        path, filename, declared = json.loads(request)
-        clock(limits["cpu_seconds"], limits["wall_seconds"])
         files += 1
-        try:
-            found = read(Path(path), filename, declared, limits["text_chars"], limits["wall_seconds"])
-        except MemoryError:
-            found, last = failed(BINARY, "Reading the file took too much memory."), True
-        except BaseException as error:  # a panic in Rust is no Exception
-            print(f"reading {path} failed: {error!r}", file=sys.stderr)  # noqa: T201
-            found, last = failed(BINARY, "The file could not be read."), True
-        last = last or files >= limits["files"] or resident_bytes() > limits["resident_bytes"]
-        reply = json.dumps({"extracted": found, "last": last}).encode()
+        clock(limits["cpu_seconds"], limits["wall_seconds"])
+        found, sound = answer(json.loads(request), limits)
         clock(0, 0)
-        stdout.write(size.pack(len(reply)) + reply)
-        stdout.flush()
+        last = not sound or files >= limits["files"] or resident_bytes() > limits["resident_bytes"]
+        send({"extracted": found, "last": last})
+
+
+def answer(request: list[str], limits: dict[str, Any]) -> tuple[Found, bool]:
+    """What was found, and whether this process is still fit for another file."""
+    types: list[str] = []
+
+    def tell(content_type: str) -> None:
+        types.append(content_type)
+        send(content_type)
+
+    path, filename, declared = request
+    try:
+        found = read(Path(path), filename, declared, limits["text_chars"], limits["wall_seconds"], tell)
+        sound = True
+    except MemoryError:
+        found, sound = failed(types[0] if types else BINARY, "Reading the file took too much memory."), False
+    except BaseException as error:  # a panic in Rust is no Exception
+        print(f"reading {path} failed: {error!r}", file=sys.stderr)  # noqa: T201
+        found, sound = failed(types[0] if types else BINARY, "The file could not be read."), False
+    if not types:
+        tell(found["content_type"])
+    return found, sound
+
+
+def send(frame: object) -> None:
+    data = json.dumps(frame).encode()
+    sys.stdout.buffer.write(_SIZE.pack(len(data)) + data)
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ class BadSetting(Exception):
 class Settings(msgspec.Struct, frozen=True):
     """Everything that can be set; the README's table explains each.
 
-    `port` 0 lets the system choose. `mcp_config` null means the bundled demo tools, `database_url` and
-    `events_url` null SQLite in the data folder and memory. Times are in seconds.
+    `port` 0 lets the system choose. `mcp_config` null means the bundled demo tools, `database_url`,
+    `events_url` and `blobs_url` null SQLite in the data folder, memory, and a folder there. Times are in seconds.
     """
 
     host: str = "127.0.0.1"
@@ -41,6 +41,7 @@ class Settings(msgspec.Struct, frozen=True):
     anthropic_base_url: str | None = None
     database_url: str | None = None
     events_url: str | None = None
+    blobs_url: str | None = None
     reuse_port: bool = False
     drain_seconds: float = 20.0
     run_seconds: float = 600.0
@@ -76,6 +77,7 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         anthropic_base_url=_url(env, "ANTHROPIC_BASE_URL", "http", "https"),
         database_url=database_url,
         events_url=events_url,
+        blobs_url=env.get("CHAT_BLOBS_URL") or None,
         reuse_port=env.get("CHAT_REUSE_PORT") == "1",
         drain_seconds=_seconds(env, "CHAT_DRAIN_SECONDS", 20.0),
         run_seconds=_seconds(env, "CHAT_RUN_SECONDS", 600.0),

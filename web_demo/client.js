@@ -1,56 +1,42 @@
 // A client of the chat server, whole: post, watch, cancel, and the reducer that turns events into a thread.
-//
-// It runs in browsers (the login cookie is enough) and in Node 20 and newer (give it a base URL and a key):
-//
+// It runs in browsers, where the login cookie is enough, and in Node 20, with a base URL and a key:
 //     const chat = new ChatClient({ base: "http://localhost:8000", key: "…" });
-//     const thread = "/api/v1/chat/default/threads/" + id;
 //     const watching = chat.watch(thread, { onState: (state) => show(state.messages) });
-//     const answer = await chat.post(thread, { content: "Hello" });
+//     const answer = await chat.post(thread, { content: "Hello" }); // thread is its path: /api/v1/chat/…/threads/…
 //     await chat.cancel(thread, answer.id);
-//     watching.close();
 //
-// The one idea: posting and watching are separate. A post only says what you want; what becomes of it, in this
-// window and in any other, comes over the one stream that watches the thread. That is server-sent events read with
-// fetch: EventSource can't send a key and gives up for good on a 503, and a WebSocket can't tell a 404 from a cut.
+// The one idea: posting and watching are separate. A post only says what is wanted; what becomes of it, here and in
+// every other window, comes over the stream that watches the thread: server-sent events, read with fetch, because
+// EventSource can't send a key and gives up for good on a 503.
 
-const FINAL = new Set([401, 404, 410]); // no key, no such thread, deleted: waiting won't help. All else heals.
-const SILENCE_MS = 45_000; // the server says something every 15 s; after three turns of silence the line is dead
-const HIDDEN_MS = 30_000; // browsers allow six connections to a site: a tab that nobody sees gives its own back
-const LONGEST_WAIT_MS = 20_000;
+const FINAL = [401, 404, 410]; // no key, no such thread, gone: coming back won't help. All else heals.
+const SILENCE_MS = 45_000; // the server says something every 15 s: after this long the line is dead
 
-/** What the server refused: `status`, the stable `code`, and a sentence. https://www.rfc-editor.org/rfc/rfc9457 */
+/** What the server refused: `status`, the stable `code`, a sentence. https://www.rfc-editor.org/rfc/rfc9457 */
 export class ChatError extends Error {
-  constructor(status, problem, retryAfter) {
+  constructor(status, problem) {
     super(problem.detail ?? `The server answered ${status}.`);
-    Object.assign(this, { status, code: problem.code ?? "http_error", problem, retryAfter });
+    Object.assign(this, { status, code: problem.code ?? "http_error" });
   }
 }
 
 export class ChatClient {
   constructor({ base = "", key = null } = {}) {
-    Object.assign(this, { base, key });
+    this.base = base;
+    this.auth = key ? { Authorization: `Bearer ${key}` } : {};
   }
 
-  /** Send one request; the response, or a ChatError. A network that fails is a TypeError, as with fetch. */
+  /** Send a request; the response, or a ChatError. A network that fails is a TypeError, as with fetch. */
   async request(method, path, { body, headers = {}, signal } = {}) {
-    const sent = { ...headers };
-    if (this.key) sent.Authorization = `Bearer ${this.key}`;
-    if (body !== undefined) sent["Content-Type"] = "application/json";
-    const response = await fetch(this.base + path, { method, headers: sent, signal, body: JSON.stringify(body) });
-    if (response.ok) return response;
-    const problem = await response.json().catch(() => ({}));
-    throw new ChatError(response.status, problem, Number(response.headers.get("Retry-After")) * 1000 || 0);
-  }
-
-  /** The same, and the JSON of the answer (null if there is none). */
-  async json(method, path, body) {
-    const response = await this.request(method, path, { body });
-    return response.status === 204 ? null : response.json();
+    const all = { ...this.auth, ...(body && { "Content-Type": "application/json" }), ...headers };
+    const response = await fetch(this.base + path, { method, headers: all, signal, body: JSON.stringify(body) });
+    if (!response.ok) throw new ChatError(response.status, await response.json().catch(() => ({})));
+    return response;
   }
 
   /**
-   * Post a message; the assistant's message, in progress. It is safe to repeat, because the Idempotency-Key stays the
-   * same: when the network fails, nobody knows whether the first attempt arrived, so it is simply sent again.
+   * Post a message; the assistant's message, in progress. When the network fails nobody knows whether the post
+   * arrived, so it is sent again under the same Idempotency-Key: however often it comes, there is one run.
    */
   async post(thread, message, { key = randomKey(), attempts = 5 } = {}) {
     const headers = { "Idempotency-Key": key, Prefer: "respond-async" };
@@ -58,131 +44,156 @@ export class ChatClient {
       try {
         return await (await this.request("POST", `${thread}/messages`, { body: message, headers })).json();
       } catch (error) {
-        const passing = !(error instanceof ChatError) || error.status === 503;
-        if (!passing || failures >= attempts) throw error;
-        await new Promise((resolve) => setTimeout(resolve, backOff(failures, error.retryAfter)));
+        if ((error.status && error.status !== 503) || failures === attempts) throw error;
+        await new Promise((resolve) => setTimeout(resolve, backOff(failures)));
       }
     }
   }
 
   /** Stop the run that writes this message; the message as kept. */
-  cancel(thread, messageId) {
-    return this.json("POST", `${thread}/messages/${messageId}/cancel`);
+  async cancel(thread, messageId) {
+    return (await this.request("POST", `${thread}/messages/${messageId}/cancel`)).json();
   }
 
   /**
    * Watch a thread until `close()`, whatever happens to the network, the server or the laptop.
    *
-   *   onState(state, events)  the thread after the events that brought it there, once per piece that arrived
-   *   onStatus(status)        "connecting", "live", "reconnecting", "offline" or "ended"
-   *   onEnd(error)            it is over: a ChatError with a final status, or null when the thread was deleted
+   *   onState(state, event)    the thread, and the event that brought it there
+   *   onStatus(status, error)  "live", "reconnecting", "offline"; at last "ended", with an error or, deleted, with none
    */
-  watch(thread, { onState = () => {}, onStatus = () => {}, onEnd = () => {} } = {}) {
-    let state = EMPTY; // everything that was said up to `position`, which is where a new connection goes on
+  watch(thread, { onState = () => {}, onStatus = () => {} }) {
+    let state = EMPTY; // all that was said up to `position`, from where the next connection goes on
     let position = "";
     let failures = 0;
-    let atLeast = 0; // milliseconds: the server's own wish for when to come back
-    let closed = false;
-    let lastHeard = 0;
     let connection = new AbortController();
     let proceed = () => {}; // ends the present waiting
-
-    const readOnce = async () => {
+    const closed = new AbortController();
+    const read = async () => {
       connection = new AbortController();
-      const heard = () => ((lastHeard = Date.now()), clearTimeout(deaf), (deaf = setTimeout(hangUp, SILENCE_MS)));
-      let deaf = setTimeout(hangUp, SILENCE_MS);
+      let heard = Date.now();
+      const watchdog = setInterval(() => Date.now() - heard > SILENCE_MS && connection.abort(), 5_000);
       try {
-        const query = position ? `?after=${encodeURIComponent(position)}` : "";
-        const options = { headers: { Accept: "text/event-stream" }, signal: connection.signal };
-        const response = await this.request("GET", `${thread}/events${query}`, options);
+        const path = `${thread}/events${position && `?after=${encodeURIComponent(position)}`}`;
+        const response = await this.request("GET", path, { signal: connection.signal });
         onStatus("live");
-        for await (const frames of eventStream(response.body)) {
-          heard();
+        for await (const { event, id } of eventStream(response.body)) {
+          heard = Date.now();
           failures = 0;
-          for (const { event, id, retry } of frames) {
-            if (retry !== undefined) atLeast = retry;
-            if (event) state = reduce(state, event);
-            if (state.hole) break;
-            if (id) position = id;
-          }
-          if (closed) return;
-          if (frames.some(({ event }) => event)) onState(state, frames.flatMap(({ event }) => event ?? []));
-          if (state.deleted) return finish(null);
-          if (state.hole) return void (position = ""); // without a position the server begins with a snapshot
+          if (!event || closed.signal.aborted) continue;
+          state = reduce(state, event);
+          position = state.hole ? "" : id; // without a position, the server begins with a snapshot
+          onState(state, event);
+          if (state.deleted) end();
+          if (state.hole) return;
         }
+      } catch (error) {
+        if (FINAL.includes(error.status)) end(error); // anything else was the network: come back
       } finally {
-        clearTimeout(deaf);
+        clearInterval(watchdog);
         connection.abort();
       }
     };
-
+    const wait = (ms) => new Promise((resolve) => setTimeout((proceed = resolve), ms));
     const keepReading = async () => {
-      onStatus("connecting");
-      while (!closed) {
-        await readOnce().catch((error) => {
-          if (FINAL.has(error.status)) finish(error);
-          atLeast = error.retryAfter || atLeast;
-        });
-        while (!closed && asleep) await new Promise((resolve) => (proceed = resolve));
-        if (closed) return;
-        onStatus(globalThis.navigator?.onLine === false ? "offline" : "reconnecting");
-        const pause = backOff(++failures, atLeast);
-        atLeast = 0;
-        await new Promise((resolve) => ((proceed = resolve), setTimeout(resolve, pause)));
+      while (!closed.signal.aborted) {
+        await read();
+        if (!closed.signal.aborted) onStatus(globalThis.navigator?.onLine === false ? "offline" : "reconnecting");
+        await wait(backOff(++failures));
+        while (globalThis.document?.hidden && !closed.signal.aborted) await wait(60_000); // a site gets six connections
       }
     };
-
-    const hangUp = () => connection.abort(); // readOnce ends, and keepReading goes on from the position
-    const again = () => ((failures = 0), hangUp(), proceed());
-    const finish = (error) => (close(), onStatus("ended"), onEnd(error));
-    let asleep = false;
-    let dozing;
-    const onVisibility = () => {
-      clearTimeout(dozing);
-      if (document.hidden) return void (dozing = setTimeout(() => ((asleep = true), hangUp()), HIDDEN_MS));
-      const stale = asleep || Date.now() - lastHeard > SILENCE_MS / 2;
-      asleep = false;
-      if (stale) again();
+    const look = () => {
+      failures = 0; // the network came or went, the tab was shown or hidden: drop the old connection, begin anew
+      connection.abort();
+      proceed();
     };
-    const listen = (change) => {
-      globalThis.window?.[change]("online", again);
-      globalThis.window?.[change]("offline", hangUp);
-      globalThis.document?.[change]("visibilitychange", onVisibility);
-    };
-    const close = () => ((closed = true), listen("removeEventListener"), clearTimeout(dozing), hangUp(), proceed());
-    listen("addEventListener");
+    const close = () => [closed, connection].forEach((each) => each.abort());
+    const end = (error) => [close(), onStatus("ended", error)];
+    for (const [source, type] of [["window", "online"], ["window", "offline"], ["document", "visibilitychange"]]) {
+      globalThis[source]?.addEventListener(type, look, { signal: closed.signal });
+    }
     keepReading();
     return { close };
   }
 }
 
-/** Milliseconds to wait: doubling from half a second, with jitter, so that a thousand clients don't return as one. */
-function backOff(failures, atLeast = 0) {
-  const longest = Math.min(LONGEST_WAIT_MS, 500 * 2 ** (failures - 1));
-  return atLeast + longest * (0.5 + Math.random() / 2);
+export const EMPTY = { thread: null, messages: [], reasoning: {}, calls: {}, hole: false, deleted: false };
+
+/**
+ * The thread after one more event; pure, and an event applied twice does no harm. `reasoning` is by message id;
+ * `calls`, by message id and index, has what is told of a call and not kept: offset, progress, total, message.
+ * A `hole` means that something was missed: ask for a snapshot.
+ */
+export function reduce(state, event) {
+  const { type, message, message_id: id, index } = event;
+  const found = state.messages.find((each) => each.id === (id ?? message?.id));
+  const running = found?.metadata.run?.status === "in_progress";
+  const put = (changed, more) => {
+    const others = state.messages.map((each) => (each === found ? changed : each));
+    return { ...state, messages: found ? others : [...others, changed], ...more };
+  };
+  switch (type) {
+    case "thread.snapshot":
+      return { ...state, thread: event.thread, messages: event.thread.messages, hole: false };
+    case "thread.updated":
+      return state.thread?.updated_at > event.thread.updated_at ? state : { ...state, thread: event.thread };
+    case "thread.deleted": return { ...state, deleted: true };
+    case "run.started": case "message.snapshot": return found && !running ? state : put(message);
+    case "message.created": case "run.completed": case "run.failed": case "run.cancelled": return put(message);
+  }
+  if (!running) return state;
+  const { content, tool_calls: calls } = found;
+  const key = `${id}/${index}`;
+  const aside = (told) => ({ calls: { ...state.calls, [key]: { ...state.calls[key], ...told } } });
+  switch (type) {
+    case "message.delta":
+      if (event.offset > lengthOf(content)) return { ...state, hole: true };
+      return put({ ...found, content: content + skip(event.text, lengthOf(content) - event.offset) });
+    case "reasoning.delta": {
+      const { text, end } = state.reasoning[id] ?? { text: "", end: 0 }; // who comes late reads only the rest of it
+      const read = { text: text + skip(event.text, end - event.offset), end: event.offset + lengthOf(event.text) };
+      return { ...state, reasoning: { ...state.reasoning, [id]: read.end > end ? read : { text, end } } };
+    }
+    case "tool_call.started": {
+      if (index !== calls.length) return index < calls.length ? state : { ...state, hole: true };
+      const { tool_name, arguments: given, start_time } = event;
+      const call = { tool_name, arguments: given, result: null, error: null, start_time, end_time: null };
+      return put({ ...found, tool_calls: [...calls, call] }, aside({ offset: lengthOf(content) }));
+    }
+    case "tool_call.progress":
+      return { ...state, ...aside({ progress: event.progress, total: event.total, message }) };
+    case "tool_call.completed":
+      if (index >= calls.length) return { ...state, hole: true };
+      return calls[index].end_time ? state : put({ ...found, tool_calls: calls.with(index, event.tool_call) });
+  }
+  return state; // an event of a later version
 }
 
-/** Not crypto.randomUUID: that one is missing on pages that came over plain http. */
-export function randomKey() {
-  return Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(36)).join("-");
-}
+// Offsets count characters as Unicode does; a JavaScript string counts most emoji twice.
+const lengthOf = (text) => text.length - (text.match(/[\ud800-\udbff][\udc00-\udfff]/g)?.length ?? 0);
+const skip = (text, count) => (count > 0 ? Array.from(text).slice(count).join("") : text);
 
-/** The frames of an event stream, as many at a time as arrived together. Comments only show that the line lives. */
+/** Milliseconds to wait: doubling, with a limit, and with jitter, so that a thousand clients don't return as one. */
+const backOff = (failures) => Math.min(20_000, 500 * 2 ** failures) * (0.5 + Math.random() / 2);
+
+/** Not crypto.randomUUID, which is missing on pages that came over plain http. */
+export const randomKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
+
+/** The frames of an event stream, and an empty one for each comment: a sign of life. */
 async function* eventStream(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  let frame = {};
+  let [rest, frame] = ["", {}];
   for (let part; !(part = await reader.read()).done; ) {
     rest += part.value;
     const lines = part.value.includes("\n") ? rest.split("\n") : [rest];
-    rest = lines.pop(); // the line that hasn't ended yet
-    const frames = [];
+    rest = lines.pop(); // the line that has not ended yet
     for (const line of lines) {
       if (line.startsWith("data: ")) frame.event = JSON.parse(line.slice(6));
-      else if (line.startsWith("id: ")) frame.id = line.slice(4);
-      else if (line.startsWith("retry: ")) frame.retry = Number(line.slice(7));
-      else if (line === "") frame = (frames.push(frame), {}); // a frame cut short before this counts for nothing
+      if (line.startsWith("id: ")) frame.id = line.slice(4);
+      if (line.startsWith(":")) yield {};
+      if (line !== "") continue;
+      yield frame; // an empty line ends a frame; one that was cut short never counts
+      frame = {};
     }
-    yield frames;
   }
 }

@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 from server.ai_chat_service import Post
 from server.auth import principal_of
-from server.bodies import MessageCreate
+from server.bodies import MessageCreate, message_of
 from server.errors import RunFailedError, problem_of
 from server.requests import (
     as_json,
@@ -25,6 +25,7 @@ from server.requests import (
 )
 from server.routes.threads import THREAD
 from server.sse import EventStream
+from server.uploads import form_of, is_multipart
 
 MESSAGES = THREAD + "/messages"
 
@@ -35,15 +36,17 @@ async def post_message(request: Request) -> Response:
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
     if (position := request.headers.get("last-event-id")) is not None:
         return EventStream(streams_of(request), await service.resume(who, agent_id, thread_id, position))
-    stream = wants_stream(request)
-    post = await service.post_message(
-        who,
-        agent_id,
-        thread_id,
-        await body_of(request, MessageCreate),
-        idempotency_key=idempotency_key(request),
-        if_busy=if_busy(request),
-    )
+    stream, key, busy = wants_stream(request), idempotency_key(request), if_busy(request)
+    if is_multipart(request):
+        await service.find_thread(who, agent_id, thread_id)
+        async with form_of(request) as form:
+            body = message_of(form.fields, files=bool(form.files))
+            post = await service.post_message(
+                who, agent_id, thread_id, body, idempotency_key=key, if_busy=busy, files=form.files
+            )
+    else:
+        body = await body_of(request, MessageCreate)
+        post = await service.post_message(who, agent_id, thread_id, body, idempotency_key=key, if_busy=busy)
     headers = {"Idempotency-Replayed": "true"} if post.posted.replayed else {}
     if stream:
         return EventStream(streams_of(request), await service.stream(who, thread_id, post), headers)

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -130,12 +130,17 @@ class Live(Client):
 
 @asynccontextmanager
 async def live_server(
-    data_dir: Path, backends: Backends = open_backends, limits: Limits | None = None, **settings: Any
+    data_dir: Path,
+    backends: Backends = open_backends,
+    limits: Limits | None = None,
+    kinds: Mapping[str, Kind] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Live]:
-    """A uvicorn on port 0 in this event loop."""
+    """A uvicorn on port 0 in this event loop. `kinds` are further ones, beside `scripted`."""
     scripted = Scripted()
     wanted = Settings(data_dir=data_dir, api_key=KEY, drain_seconds=0.0, **settings)
-    app = create_app(wanted, kinds={"scripted": Kind(scripted)}, backends=backends, limits=limits or Limits())
+    all_kinds = {"scripted": Kind(scripted), **(kinds or {})}
+    app = create_app(wanted, kinds=all_kinds, backends=backends, limits=limits or Limits())
     sock = listening_socket("127.0.0.1", 0)
     server = Server(app)
     serving = asyncio.create_task(server._serve([sock]))

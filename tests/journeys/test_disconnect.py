@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import httpx
 import pytest
 
+from stores import feed
 from stores.events import TERMINAL_TYPES
 from tests.journeys.gates import Race, all_left, critical, eventually, no_runs, watcher
 from tests.journeys.live import KEY, Client, Frame, frames, parse
 from tests.journeys.viewing import View, status
 
 Door = Literal["post", "watch"]
+
+_END = re.compile(rb"^event: run\.(completed|failed|cancelled)\n.*\n.*\n\n", re.MULTILINE)
 
 
 @pytest.fixture
@@ -33,21 +37,25 @@ def cut(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
+def socket_of(response: httpx.Response) -> socket.socket:
+    return cast(socket.socket, response.extensions["network_stream"].get_extra_info("socket"))
+
+
 def complete(data: bytes) -> list[Frame]:
     """The frames that have come whole."""
     return [parse(raw + b"\n\n") for raw in data.split(b"\n\n")[:-1]]
 
 
 async def piece(client: Client, method: str, path: str, limit: int, after: str | None, body: Any = None) -> list[Frame]:
-    """Read that many bytes of an event stream, then cut the connection hard; the frames among them."""
+    """Read that many bytes of an event stream, or to a run's end, then cut it hard; the frames among them."""
     headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
     data = b""
     async with client.http.stream(method, path, headers=headers, json=body) as response, asyncio.timeout(10):
         assert response.status_code == 200
         async for part in response.aiter_raw():
             data += part
-            if len(data) >= limit:
-                cut(response.extensions["network_stream"].get_extra_info("socket"))
+            if len(data) >= limit or _END.search(data):
+                cut(socket_of(response))
                 break
     return complete(data[:limit])
 
@@ -107,7 +115,7 @@ async def test_a_poster_who_was_cut_off_comes_back_and_has_every_character_once(
     await all_left(race, thread)
 
 
-def as_bytes(race: Race, thread: str, body: object, *, claimed: int = 0, **headers: str) -> bytes:
+def as_bytes(thread: str, body: object, headers: dict[str, str], claimed: int = 0) -> bytes:
     """A POST as it goes over the wire; `claimed` more bytes are announced than come."""
     content = json.dumps(body).encode()
     fields = {
@@ -136,7 +144,7 @@ async def test_a_poster_who_waited_for_json_and_was_cut_off_finds_the_answer_sto
     thread = await race.live.scripted_thread()
     script = "say all\nhold here\nsay of it"
     writer = await connected(race)
-    writer.write(as_bytes(race, thread, {"content": script}, **{"Idempotency-Key": "k"}))
+    writer.write(as_bytes(thread, {"content": script}, {"Idempotency-Key": "k"}))
     await race.live.gates.reached("here")
     abort(writer)
     retrying = asyncio.create_task(race.live.say(thread, script, **{"Idempotency-Key": "k"}))
@@ -155,7 +163,7 @@ async def test_a_client_that_is_cut_off_inside_its_own_post_has_posted_nothing(
     thread = await race.live.scripted_thread()
     before = {task for task in asyncio.all_tasks() if "RequestResponseCycle" in repr(task)}
     writer = await connected(race)
-    writer.write(as_bytes(race, thread, {"content": "say never"}, claimed=100))
+    writer.write(as_bytes(thread, {"content": "say never"}, {}, claimed=100))
 
     def requests() -> set[asyncio.Task[Any]]:
         return {task for task in asyncio.all_tasks() if "RequestResponseCycle" in repr(task)} - before
@@ -172,7 +180,7 @@ async def test_a_client_that_is_cut_off_inside_its_own_post_has_posted_nothing(
 async def test_a_stream_cut_at_random_bytes_again_and_again_still_comes_whole(race: Race, seed: int) -> None:
     rng = random.Random(seed)
     thread = await race.live.scripted_thread(mcp_servers=["demo"])
-    script = 'say 🎈\ncount 150 1\ntool calculate {"expression": "6*7"}\ncount 100 1'
+    script = 'say 🎈\ncount 100 1\ntool calculate {"expression": "6*7"}\ncount 60 1'
     async with watcher(race.live, thread) as watching:
         seen: list[Frame] = []
         method, path, body = "POST", f"{thread}/messages", {"content": script}
@@ -194,35 +202,33 @@ class SlowClient(Client):
 
     def __init__(self, url: str) -> None:
         super().__init__(url, KEY)
-        small = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)]
-        self.http = httpx.AsyncClient(
-            base_url=url,
-            headers=self.http.headers,
-            timeout=30,
-            transport=httpx.AsyncHTTPTransport(socket_options=small),
-        )
+        headers, small = self.http.headers, [(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)]
+        transport = httpx.AsyncHTTPTransport(socket_options=small)
+        self.http = httpx.AsyncClient(base_url=url, headers=headers, timeout=30, transport=transport)
 
 
-@pytest.mark.parametrize("count", [6000, 11000], ids=["within what the log keeps", "past what the log keeps"])
-async def test_a_reader_that_stops_reading_holds_up_nobody_and_catches_up_exactly(race: Race, count: int) -> None:
+@pytest.mark.parametrize("kept", [10_000, 500], ids=["from the log", "by a snapshot once the log is trimmed"])
+async def test_a_reader_that_stops_reading_holds_up_nobody_and_catches_up_exactly(
+    race: Race, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "KEPT_EVENTS", kept)
     thread = await race.live.scripted_thread()
     slow = SlowClient(race.live.url)
-    async with watcher(race.live, thread) as watching:
-        async with slow.posting(thread, f"say first \nhold here\ncount {count}") as posting:
-            stream = frames(posting, seconds=30)
-            seen = [await anext(stream) for _ in range(3)]
-            await race.live.gates.reached("here")
-            race.live.gates.release("here")
-            await no_runs()
-            (end,) = [await watching.sees("run.completed")]
-            stored = (await race.live.get(thread))["messages"][-1]
-            assert end.data["message"] == stored
-            assert (await race.live.say(thread, "say meanwhile")).status_code == 201
-            behind = [cursor.position for cursor in race.buffer(thread).cursors]
-            assert any(position != race.buffer(thread).entries[-1].position for position in behind)
-            seen += [frame async for frame in stream]
-        await slow.http.aclose()
-    if count < 10_000:
+    async with watcher(race.live, thread) as watching, slow.posting(thread, "hold here\ncount 3000") as posting:
+        stream = frames(posting)
+        seen = [await anext(stream), await anext(stream)]
+        race.live.gates.release("here")
+        await no_runs()
+        end = await watching.sees("run.completed")
+        stored = (await race.live.get(thread))["messages"][-1]
+        assert end.data["message"] == stored
+        assert (await race.live.say(thread, "say meanwhile")).json()["content"] == "meanwhile"
+        buffer = race.buffer(thread)
+        assert [cursor for cursor in buffer.cursors if cursor.position != buffer.entries[-1].position]
+        socket_of(posting).setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**20)
+        seen += [frame async for frame in stream]
+    await slow.http.aclose()
+    if kept == 10_000:
         assert [frame.raw for frame in seen] == of_run(watching.frames)
         assert text_of(seen) == stored["content"]
     else:
@@ -238,13 +244,21 @@ async def visit(race: Race, thread: str, run: str, rng: random.Random) -> View:
     """Join, leave in the middle, come back with the last position or without one, until the run has ended."""
     view = View()
     position: str | None = None
-    while status(view.messages.get(run, {"metadata": {}})) in (None, "in_progress"):
-        limit = rng.randrange(1500, 40_000)
-        for frame in await piece(race.live, "GET", f"{thread}/events", limit, position):
-            view.apply(frame)
-            position = frame.id
-            if frame.event in TERMINAL_TYPES:
-                break
+
+    def over() -> bool:
+        return run in view.messages and status(view.messages[run]) != "in_progress"
+
+    while not over():
+        headers = {"Last-Event-ID": position} if position else {}
+        async with race.live.http.stream("GET", f"{thread}/events", headers=headers) as response:
+            count = rng.randrange(1, 120)
+            async for frame in frames(response):
+                view.apply(frame)
+                position, count = frame.id, count - 1
+                if over() or not count:
+                    break
+            if rng.random() < 0.5:
+                cut(socket_of(response))
         if rng.random() < 0.2:
             position = None
     return view
@@ -253,7 +267,7 @@ async def visit(race: Race, thread: str, run: str, rng: random.Random) -> View:
 async def test_many_viewers_who_come_and_go_at_random_all_end_with_the_stored_thread(race: Race) -> None:
     thread = await race.live.scripted_thread(mcp_servers=["demo"])
     rng = random.Random(50)
-    run = await race.start(thread, 'count 200 2\ntool calculate {"expression": "6*7"}\ncount 200 2\nsay 🎈')
+    run = await race.start(thread, 'count 120 2\ntool calculate {"expression": "6*7"}\ncount 120 2\nsay 🎈')
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
         visits = [group.create_task(visit(race, thread, run, random.Random(rng.random()))) for _ in range(50)]
     stored = await race.live.get(thread)

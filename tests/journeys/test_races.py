@@ -498,6 +498,23 @@ async def test_a_restarted_server_says_what_a_dead_writer_stored_exactly_once_an
         assert await race.record(run) is None
 
 
+@pytest.mark.parametrize("key", ["k", "another"], ids=["its own retry", "another post"])
+async def test_whoever_posts_next_ends_the_run_of_a_dead_writer_and_goes_on(tmp_path: Path, key: str) -> None:
+    async with critical(tmp_path, lease=0.0) as race:
+        thread = await race.live.scripted_thread()
+        death = race.store.hold("finish", "before")
+        run = await race.start(thread, "say all", **{"Idempotency-Key": "k"})
+        await death.reached()
+        death.kill()
+        await no_runs()
+        answer = await race.post(thread, "say all", **{"Idempotency-Key": key})
+        assert (answer.status_code, answer.json()["content"]) == (201, "all")
+        messages = (await race.live.get(thread))["messages"]
+        kept = next(message for message in messages if message["id"] == run)
+        assert (status(kept), kept["content"]) == ("failed", "all")
+        assert len(messages) == (3 if key == "k" else 4)
+
+
 # Two finishers: the owner, and another process that repairs
 
 

@@ -6,23 +6,24 @@ import re
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from tests.journeys.live import KEY, Client, Process
+from tests.journeys.live import KEY, Client
 from tests.web.node import required
-
-try:
-    from playwright.async_api import async_playwright
-except ImportError:
-    async_playwright = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Locator, Page
 
-ARGUMENTS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    " --disable-component-update --disable-sync"
-).split()
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 SAMPLES = """
 window.samples = [];
@@ -94,9 +95,9 @@ class Desk:
         self._browser = browser
 
     @asynccontextmanager
-    async def visit(self, server: Process, *, signed_in: bool = True, **options: Any) -> AsyncIterator[Visit]:
+    async def visit(self, server: Client, *, signed_in: bool = True, **options: Any) -> AsyncIterator[Visit]:
         """Open the page as somebody new; at the end, fail on what their console said against it."""
-        context = await self._browser.new_context(base_url=f"http://127.0.0.1:{server.port}", **options)
+        context = await self._browser.new_context(base_url=str(server.http.base_url), **options)
         await context.add_init_script(SAMPLES)
         try:
             visit = Visit(context, server)
@@ -111,7 +112,9 @@ class Desk:
 async def chromium() -> AsyncIterator[Desk]:
     path = shutil.which("chromium")
     required(path, "chromium")
-    required(async_playwright, "playwright")
+    required(find_spec("playwright"), "playwright")
+    from playwright.async_api import async_playwright
+
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         try:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.journeys.live import Live, Process, live_server, server_process
+from tests.journeys.live import Live, live_server
 from tests.web.browser import Desk, Visit, chromium
 
 
@@ -22,13 +22,13 @@ async def desk() -> AsyncIterator[Desk]:
 
 
 @pytest.fixture(scope="module")
-async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Process]:
-    async with server_process(tmp_path_factory.mktemp("data")) as server:
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
+    async with live_server(tmp_path_factory.mktemp("data")) as server:
         yield server
 
 
 @pytest.fixture
-async def visit(desk: Desk, server: Process) -> AsyncIterator[Visit]:
+async def visit(desk: Desk, server: Live) -> AsyncIterator[Visit]:
     """Somebody who is signed in, at the page; whatever their console says against the page fails the test."""
     async with desk.visit(server) as visit:
         yield visit

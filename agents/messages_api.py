@@ -1,0 +1,256 @@
+"""What a server of the Anthropic Messages API says: the stream of one answer, and refusals.
+
+The deciding half of agents/claude.py, without a request and without an await. Only the fields that are used are
+decoded, and leniently: gateways and local servers speak this too, and each leaves something out or adds something.
+
+https://platform.claude.com/docs/en/build-with-claude/streaming
+https://platform.claude.com/docs/en/api/errors
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from agents import AgentError, Reasoning, Text
+from stores.models import JSONObject
+
+
+class _Delta(msgspec.Struct):
+    type: str = ""
+    text: str = ""
+    thinking: str = ""
+    signature: str = ""
+    partial_json: str = ""
+    stop_reason: str | None = None
+
+
+class _Block(msgspec.Struct):
+    type: str = ""
+    name: str = ""
+    text: str = ""
+    thinking: str = ""
+    signature: str = ""
+    data: str = ""
+    input: Any = None
+
+
+class _Start(msgspec.Struct):
+    model: str | None = None
+    usage: dict[str, Any] | None = None
+
+
+class _Event(msgspec.Struct):
+    """Any event of the stream; what it doesn't have keeps its default."""
+
+    type: str = ""
+    index: int = 0
+    delta: _Delta | None = None
+    content_block: _Block | None = None
+    message: _Start | None = None
+    usage: dict[str, Any] | None = None
+    error: Any = None
+
+
+_decoder = msgspec.json.Decoder(_Event)
+
+
+class Failure(Exception):
+    """A request failed: what the client is told, and what may be done about it.
+
+    Args:
+        again: the same request may well succeed.
+        too_long: a shorter one may.
+        refused: the service found something wrong with it and named nothing that is known here.
+    """
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        code: str = "agent_failed",
+        again: bool = False,
+        retry_after: float | None = None,
+        too_long: bool = False,
+        refused: bool = False,
+    ) -> None:
+        super().__init__(detail)
+        self.error = AgentError(detail, code=code, retryable=again, retry_after=retry_after)
+        self.again = again
+        self.too_long = too_long
+        self.refused = refused
+
+
+class Use(msgspec.Struct, frozen=True):
+    """A call that the model wants made. `unreadable`: its arguments, kept as they came, were no JSON object."""
+
+    name: str
+    arguments: JSONObject
+    unreadable: bool = False
+
+
+class Answer:
+    """What the model says to one request, as it comes in.
+
+    `spoke` is true once any of it was to be shown; `ended` once the model has said that it is done; `failure` is set
+    once the service has said that it failed, or something that can't be read.
+    """
+
+    def __init__(self) -> None:
+        self.spoke = False
+        self.ended = False
+        self.failure: Failure | None = None
+        self.stop_reason: str | None = None
+        self.model: str | None = None
+        self.usage: dict[str, int] = {}
+        self.uses: list[Use] = []
+        self.thinking: list[JSONObject] = []
+        self._rest = b""
+        self._open: dict[int, tuple[_Block, list[str], list[str]]] = {}
+
+    def take(self, data: bytes) -> list[Text | Reasoning]:
+        """Add what came over the wire, wherever it was cut; what of it is to be shown, with neighbours as one."""
+        *lines, self._rest = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
+        shown: list[Text | Reasoning] = []
+        for line in lines:
+            if not line.startswith(b"data:"):
+                continue
+            try:
+                part = self._take(_decoder.decode(line[5:]))
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                self.failure = Failure("The model's answer can't be read.", again=True)
+            if self.ended or self.failure:
+                break
+            if part is not None and part.text:
+                if shown and type(shown[-1]) is type(part):
+                    part = type(part)(shown.pop().text + part.text)
+                shown.append(part)
+                self.spoke = True
+        return shown
+
+    def _take(self, event: _Event) -> Text | Reasoning | None:
+        match event.type:
+            case "content_block_delta" if event.delta is not None:
+                return self._take_delta(event.index, event.delta)
+            case "content_block_start" if event.content_block is not None:
+                block = event.content_block
+                self._open[event.index] = (block, [], [])
+                return Text(block.text) if block.type == "text" else Reasoning(block.thinking)
+            case "content_block_stop":
+                self._close(event.index)
+            case "message_start" if event.message is not None:
+                self.model = event.message.model
+                self._count(event.message.usage)
+            case "message_delta":
+                self.stop_reason = event.delta.stop_reason if event.delta else None
+                self._count(event.usage)
+            case "message_stop":
+                self.ended = True
+            case "error":
+                self.failure = failure_of_event(event.error)
+        return None
+
+    def _take_delta(self, index: int, delta: _Delta) -> Text | Reasoning | None:
+        if delta.type == "text_delta":
+            return Text(delta.text)
+        _, parts, signatures = self._open.setdefault(index, (_Block(), [], []))
+        match delta.type:
+            case "input_json_delta":
+                parts.append(delta.partial_json)
+            case "thinking_delta":
+                parts.append(delta.thinking)
+                return Reasoning(delta.thinking)
+            case "signature_delta":
+                signatures.append(delta.signature)
+        return None
+
+    def _close(self, index: int) -> None:
+        block, parts, signatures = self._open.pop(index, (_Block(), [], []))
+        match block.type:
+            case "tool_use":
+                self.uses.append(_use(block, "".join(parts)))
+            case "thinking":
+                thinking = block.thinking + "".join(parts)
+                signature = block.signature + "".join(signatures)
+                self.thinking.append({"type": "thinking", "thinking": thinking, "signature": signature})
+            case "redacted_thinking":
+                self.thinking.append({"type": "redacted_thinking", "data": block.data})
+
+    def _count(self, usage: dict[str, Any] | None) -> None:
+        """Take the counts; they are cumulative within one answer."""
+        for name, value in (usage or {}).items():
+            if name.endswith("_tokens") and isinstance(value, int):
+                self.usage[name] = value
+
+
+def _use(block: _Block, text: str) -> Use:
+    """The arguments are the joined pieces, or what stood in the block's start where none came."""
+    try:
+        found = msgspec.json.decode(text) if text.strip() else (block.input or {})
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        found = None
+    if isinstance(found, dict):
+        return Use(block.name, found)
+    return Use(block.name, {"unreadable": text[:4_000] or str(block.input)[:4_000]}, unreadable=True)
+
+
+def failure_of_event(error: object) -> Failure:
+    """What an `error` event in mid-stream means."""
+    kind = error.get("type") if isinstance(error, dict) else None
+    said = error.get("message") if isinstance(error, dict) else error
+    return failure_of_status(_STATUS.get(str(kind), 500), str(said or ""), None)
+
+
+_STATUS = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+
+
+def failure_of_status(status: int, said: str, retry_after: str | None) -> Failure:
+    """What a status means. The service's own text stays in our log: it may name accounts and limits."""
+    wait = _seconds(retry_after)
+    match status:
+        case 401 | 403:
+            return Failure("The model's service refused this server's key.")
+        case 402:
+            return Failure("The model's service wants to be paid first.")
+        case 404:
+            return Failure("The model's service doesn't know this agent's model.")
+        case 413:
+            return Failure(TOO_LONG, too_long=True)
+        case 400 | 422 if any(words in said.lower() for words in _LONG):
+            return Failure(TOO_LONG, too_long=True)
+        case 429:
+            detail = "The model's rate limit is reached."
+            return Failure(detail, code="agent_overloaded", again=True, retry_after=wait)
+        case 503 | 529:
+            return Failure("The model is overloaded.", code="agent_overloaded", again=True, retry_after=wait)
+        case 408 | 504:
+            return Failure("The model took too long.", code="agent_timeout", again=True, retry_after=wait)
+        case _ if status >= 500 or status == 409:
+            return Failure("The model's service failed.", again=True, retry_after=wait)
+        case _:
+            return Failure("The model's service refused the request.", refused=True)
+
+
+TOO_LONG = "The thread is longer than the model can read."
+_LONG = ("too long", "too large", "context", "too many tokens", "maximum number of tokens")
+
+
+def _seconds(text: str | None) -> float | None:
+    """A Retry-After in seconds; null for its other form, a date, and for nonsense."""
+    try:
+        seconds = float(text or "")
+    except ValueError:
+        return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -1,0 +1,135 @@
+"""Attachments: an upload's bytes go to the blob store, its text is extracted once, its record is written last.
+
+The record makes the attachment exist, and only an existing thread takes one: what fails before it leaves at most a
+blob that nobody can reach, and that is deleted here or with its thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+
+from server.errors import InvalidRequest, StorageFull
+from server.extraction import Extractor
+from server.uploads import FILES, Upload
+from stores.blobs import Blobs
+from stores.contracts import ThreadStore
+from stores.errors import AttachmentNotFound, BlobUnavailable
+from stores.models import Attachment, Clock, KeptFile, Principal, is_id, new_id, timestamp
+
+logger = logging.getLogger(__name__)
+
+
+class Attachments:
+    """The attachments of threads.
+
+    Args:
+        kept_bytes: how much one organization may keep.
+    """
+
+    def __init__(
+        self, store: ThreadStore, blobs: Blobs, extractor: Extractor, *, kept_bytes: int, clock: Clock
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._extractor = extractor
+        self._kept_bytes = kept_bytes
+        self._clock = clock
+
+    async def add(self, who: Principal, thread_id: str, uploads: Sequence[Upload]) -> list[Attachment]:
+        """Keep uploaded files in a thread. A file that can't be read is kept all the same, and says so.
+
+        Raises: StorageFull, ThreadNotFound, BlobUnavailable.
+        """
+        if uploads:
+            kept = await self._store.kept_bytes(who)
+            if kept + sum(upload.size for upload in uploads) > self._kept_bytes:
+                raise StorageFull(self._kept_bytes)
+        return [await self._add(who, thread_id, upload) for upload in uploads]
+
+    async def _add(self, who: Principal, thread_id: str, upload: Upload) -> Attachment:
+        found = await self._extractor.extract(upload.path, upload.filename, upload.content_type)
+        attachment = Attachment(
+            id=new_id(),
+            filename=upload.filename,
+            content_type=found.content_type,
+            size=upload.size,
+            sha256=upload.sha256,
+            status=found.status,
+            text_chars=len(found.text),
+            truncated=found.truncated,
+            error=found.error,
+            created_at=timestamp(self._clock()),
+        )
+        key = _key(who, thread_id, attachment.id)
+        await self._blobs.put(key, upload.path)
+        try:
+            await self._store.add_file(who, KeptFile(attachment, thread_id, found.text))
+        except BaseException:
+            with contextlib.suppress(BlobUnavailable):
+                await self._blobs.delete(key)
+            raise
+        return attachment
+
+    async def named(self, who: Principal, thread_id: str, ids: Sequence[str]) -> list[Attachment]:
+        """The attachments that a message's body names. Raises: InvalidRequest for one that isn't in the thread."""
+        if len(ids) > FILES:
+            raise InvalidRequest("attachments", f"A message may have at most {FILES} attachments.")
+        found: list[Attachment] = []
+        for index, attachment_id in enumerate(ids):
+            try:
+                found.append(await self.get(who, thread_id, attachment_id))
+            except AttachmentNotFound as error:
+                raise InvalidRequest(
+                    f"attachments[{index}].id", "There is no such attachment in this thread."
+                ) from error
+        return found
+
+    async def get(self, who: Principal, thread_id: str, attachment_id: str) -> Attachment:
+        """Raises: ThreadNotFound, AttachmentNotFound."""
+        if not is_id(attachment_id):
+            raise AttachmentNotFound(attachment_id)
+        return (await self._store.file(who, thread_id, attachment_id)).attachment
+
+    async def read(
+        self, who: Principal, thread_id: str, attachment: Attachment, start: int, end: int
+    ) -> AsyncIterator[bytes]:
+        """The bytes from `start` to before `end`, in pieces. Raises: BlobUnavailable."""
+        return await self._blobs.read(_key(who, thread_id, attachment.id), start, end)
+
+    async def forget(self, who: Principal, thread_id: str) -> None:
+        """Delete a deleted thread's blobs."""
+        try:
+            await self._blobs.delete_all(_prefix(who, thread_id))
+        except BlobUnavailable as error:
+            logger.warning("the blobs of deleted thread %s remain: %s", thread_id, error)
+
+    def of_thread(self, who: Principal, thread_id: str) -> ThreadFiles:
+        """What an agent may read during a run."""
+        return ThreadFiles(self, self._store, who, thread_id)
+
+
+class ThreadFiles:
+    """The `Files` of a run: its thread's attachments."""
+
+    def __init__(self, attachments: Attachments, store: ThreadStore, who: Principal, thread_id: str) -> None:
+        self._attachments = attachments
+        self._store = store
+        self._who = who
+        self._thread_id = thread_id
+
+    async def text(self, attachment: Attachment) -> str:
+        return (await self._store.file(self._who, self._thread_id, attachment.id)).text
+
+    async def data(self, attachment: Attachment) -> bytes:
+        pieces = await self._attachments.read(self._who, self._thread_id, attachment, 0, attachment.size)
+        return b"".join([piece async for piece in pieces])
+
+
+def _prefix(who: Principal, thread_id: str) -> str:
+    return f"{who.organization_id}/{thread_id}"
+
+
+def _key(who: Principal, thread_id: str, attachment_id: str) -> str:
+    return f"{_prefix(who, thread_id)}/{attachment_id}"

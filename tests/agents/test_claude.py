@@ -1,0 +1,280 @@
+"""Agents of kind `claude` on a live stand-in: tools, thinking, usage, stop reasons, titles, and what is cached."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.claude import MAX_ROUNDS, Claude
+from agents.mcp_config import Server
+from tests.agents.serving import claude_server
+from tests.agents.standin import (
+    OUTPUT_TOKENS,
+    USAGE,
+    Refusal,
+    StandIn,
+    redacted,
+    says,
+    text,
+    thinking,
+    turns,
+    use,
+)
+from tests.journeys.live import Live
+from tests.journeys.shapes import TOOL_CALL_KEYS, is_message
+from tests.journeys.sockets import socket
+from tests.units.test_mcp import raw
+
+JSON = dict[str, Any]
+TWO = says(text("Let me ", "see. "), use("echo", {"text": "é"}), use("meet", {"guests": 1}))
+DONE = says(text("All ", "done."))
+
+
+async def by_json(live: Live, thread: str) -> JSON:
+    return dict((await live.say(thread, "Do it.")).json())
+
+
+async def by_sse(live: Live, thread: str) -> JSON:
+    stream = await live.streamed(thread, "Do it.")
+    assert [frame.event for frame in stream][:2] == ["message.created", "run.started"]
+    assert "".join(frame.data["text"] for frame in stream if frame.event == "message.delta") == "Let me see. All done."
+    return dict(stream[-1].data["message"])
+
+
+async def by_websocket(live: Live, thread: str) -> JSON:
+    async with socket(live.url, thread) as connection:
+        await connection.create("Do it.")
+        return dict((await connection.until("run.completed"))[-1]["message"])
+
+
+async def by_polling(live: Live, thread: str) -> JSON:
+    accepted = await live.say(thread, "Do it.", Prefer="respond-async")
+    assert accepted.status_code == 202
+    answer: JSON = accepted.json()
+    async with asyncio.timeout(10):
+        while answer["metadata"]["run"]["status"] == "in_progress":
+            answer = await live.get(accepted.headers["Location"])
+    return dict(answer)
+
+
+@pytest.mark.parametrize("door", [by_json, by_sse, by_websocket, by_polling])
+async def test_two_tools_are_called_recorded_and_told_back_through_every_door(
+    live: Live, service: StandIn, door: Any
+) -> None:
+    agent = await live.agent(kind="claude", mcp_servers=["raw"], instructions="Be brief.")
+    thread = await live.thread(agent["id"])
+    service.will(TWO, DONE)
+    answer = is_message(await door(live, thread))
+    assert answer["content"] == "Let me see. All done."
+    assert (await live.get(thread))["messages"][-1] == answer
+
+    assert [call["tool_name"] for call in answer["tool_calls"]] == ["echo", "meet"]
+    assert [call["arguments"] for call in answer["tool_calls"]] == [{"text": "é"}, {"guests": 1}]
+    assert [call["result"]["content"][0]["text"] for call in answer["tool_calls"]] == ["é", "met"]
+    for call in answer["tool_calls"]:
+        assert set(call) == TOOL_CALL_KEYS
+        moments = [answer["created_at"], call["start_time"], call["end_time"]]
+        assert moments == sorted(moments)
+        taken = datetime.fromisoformat(call["end_time"]) - datetime.fromisoformat(call["start_time"])
+        assert taken.total_seconds() < 5
+    run = answer["metadata"]["run"]
+    assert run["tool_calls"] == [{"id": "0_0", "round": 0, "offset": 12}, {"id": "0_1", "round": 0, "offset": 12}]
+
+    first, second = service.requests
+    assert list(turns(second))[: len(first["messages"])] == list(turns(first))
+    assert {**first, "messages": 0} == {**second, "messages": 0}
+    assert [turn["role"] for turn in second["messages"]] == ["user", "assistant", "user"]
+    assert (await live.say(thread, "And?")).status_code == 201
+    third = service.requests[-1]
+    assert list(turns(third))[: len(second["messages"])] == list(turns(second))
+    assert third["messages"][-2]["content"] == [{"type": "text", "text": "All done."}]
+    assert service.refused == []
+
+
+async def test_the_stable_prefix_is_marked_for_the_cache(live: Live, service: StandIn) -> None:
+    agent = await live.agent(kind="claude", mcp_servers=["raw"], instructions="Be brief.", model="big", max_tokens=77)
+    await live.say(await live.thread(agent["id"]), "Hello?")
+    request = service.requests[0]
+    mark = {"type": "ephemeral"}
+    assert (request["model"], request["max_tokens"], request["cache_control"]) == ("big", 77, mark)
+    assert request["system"] == [{"type": "text", "text": "Be brief.", "cache_control": mark}]
+    names = [tool["name"] for tool in request["tools"]]
+    assert names == sorted(names)
+    await live.http.patch(f"/api/v1/agents/{agent['id']}", json={"instructions": ""})
+    await live.say(await live.thread(agent["id"]), "Hello?")
+    assert "system" not in service.requests[1]
+    assert [tool.get("cache_control") for tool in service.requests[1]["tools"]][-2:] == [None, mark]
+
+
+async def test_usage_is_summed_over_the_rounds(live: Live, service: StandIn) -> None:
+    service.will(TWO, TWO, DONE)
+    run = (await live.say(await live.thread(), "Do it.")).json()["metadata"]["run"]
+    assert run["usage"] == {**{name: 3 * count for name, count in USAGE.items()}, "output_tokens": 3 * OUTPUT_TOKENS}
+    assert (run["model"], run["stop_reason"]) == ("stand-in-1", "end_turn")
+
+
+async def test_a_failed_run_tells_what_was_used_until_then(live: Live, service: StandIn) -> None:
+    service.will(TWO, DONE.ends("cut", 5))
+    thread = await live.thread()
+    assert (await live.say(thread, "Do it.")).status_code == 502
+    run = (await live.get(thread))["messages"][-1]["metadata"]["run"]
+    assert run["usage"]["output_tokens"] == OUTPUT_TOKENS + USAGE["output_tokens"]
+    assert run["stop_reason"] is None
+
+
+@pytest.mark.parametrize("reason", ["max_tokens", "refusal", "stop_sequence", "model_context_window_exceeded", "new"])
+async def test_a_stop_reason_is_told(live: Live, service: StandIn, reason: str) -> None:
+    service.will(says(text("I"), stop=reason))
+    thread = await live.thread()
+    answer = (await live.say(thread, "Hello?")).json()
+    assert (answer["content"], answer["metadata"]["run"]["stop_reason"]) == ("I", reason)
+    assert answer["metadata"]["run"]["status"] == "completed"
+    assert (await live.say(thread, "Go on.")).json()["content"] == "Fine."
+
+
+async def test_a_call_that_max_tokens_cut_off_is_not_made(live: Live, service: StandIn) -> None:
+    service.will(says(text("I"), use("echo", '{"text": "hal'), stop="max_tokens"))
+    answer = (await live.say(await live.thread(), "Hello?")).json()
+    assert (answer["tool_calls"], answer["metadata"]["run"]["stop_reason"]) == ([], "max_tokens")
+
+
+async def test_arguments_that_are_no_object_are_an_error_and_the_call_is_not_made(live: Live, service: StandIn) -> None:
+    service.will(says(use("pid", '{"a": '), use("pid", "[1]"), use("pid", "")), DONE)
+    answer = (await live.say(await live.thread(), "Hello?")).json()
+    assert [call["error"] for call in answer["tool_calls"]] == ["The arguments were no JSON object."] * 2 + [None]
+    assert answer["tool_calls"][2]["result"]["pid"] > 0
+    assert service.refused == []
+
+
+async def test_after_sixteen_rounds_of_tools_the_model_has_to_speak(live: Live, service: StandIn) -> None:
+    service.otherwise = lambda request: (
+        says(text("Enough.")) if request.get("tool_choice") == {"type": "none"} else says(use("echo", {"text": "."}))
+    )
+    answer = (await live.say(await live.thread(), "Hello?")).json()
+    assert (len(answer["tool_calls"]), answer["content"]) == (MAX_ROUNDS, "Enough.")
+    service.otherwise = lambda request: says(use("echo", {"text": "."}))
+    answer = (await live.say(await live.thread(), "Hello?")).json()
+    assert (len(answer["tool_calls"]), answer["metadata"]["run"]["stop_reason"]) == (MAX_ROUNDS, "tool_use")
+    assert service.refused == []
+
+
+async def test_calls_of_one_round_are_made_side_by_side(live: Live, service: StandIn) -> None:
+    service.will(says(*[use("meet", {"guests": 5})] * 5), DONE)
+    answer = (await live.say(await live.thread(), "Meet.")).json()
+    assert [call["result"]["content"][0]["text"] for call in answer["tool_calls"]] == ["met"] * 5
+
+
+async def test_thinking_is_shown_not_kept_and_given_back_signed_while_tools_are_called(
+    live: Live, service: StandIn
+) -> None:
+    agent = await live.agent(
+        kind="claude", mcp_servers=["raw"], metadata={"thinking": {"type": "enabled", "budget_tokens": 1024}}
+    )
+    thread = await live.thread(agent["id"])
+    first = says(thinking("Hm, ", "well."), redacted("xyz"), text("I look. "), use("echo", {"text": "a"}))
+    second = says(thinking("So."), use("echo", {"text": "b"}))
+    service.will(first, second, says(thinking("Ah!"), text("Done.")))
+    stream = await live.streamed(thread, "Think.")
+    assert "".join(frame.data["text"] for frame in stream if frame.event == "reasoning.delta") == "Hm, well.So.Ah!"
+    assert stream[-1].data["message"]["content"] == "I look. Done."
+    spoken = [turn["content"] for turn in service.requests[-1]["messages"] if turn["role"] == "assistant"]
+    assert [[block["type"] for block in blocks] for blocks in spoken] == [
+        ["thinking", "redacted_thinking", "text", "tool_use"],
+        ["thinking", "tool_use"],
+    ]
+    assert spoken[0][:2] == [
+        {"type": "thinking", "thinking": "Hm, well.", "signature": "signed Hm, well."},
+        {"type": "redacted_thinking", "data": "xyz"},
+    ]
+    assert (await live.say(thread, "And?")).status_code == 201
+    assert service.refused == []
+
+
+async def test_a_server_that_is_down_costs_only_its_tools_and_the_model_is_told(
+    tmp_path: Path, service: StandIn, claude: Claude
+) -> None:
+    servers = {"raw": raw(), "absent": Server(command="/nowhere/at-all")}
+    async with claude_server(tmp_path, service, claude, servers) as live:
+        service.will(TWO, DONE)
+        answer = (await live.say(await live.thread(), "Do it.")).json()
+        assert [call["error"] for call in answer["tool_calls"]] == [None, None]
+    words = service.requests[0]["messages"][0]["content"]
+    assert [block["text"] for block in words] == [
+        "Do it.",
+        "[The tools of absent are not there now. Its command was not found.]",
+    ]
+
+
+async def test_an_agent_that_lost_all_its_tools_still_tells_of_its_calls(live: Live, service: StandIn) -> None:
+    agent = await live.agent(kind="claude", mcp_servers=["raw"])
+    thread = await live.thread(agent["id"])
+    service.will(TWO, DONE)
+    assert (await live.say(thread, "Do it.")).status_code == 201
+    await live.http.patch(f"/api/v1/agents/{agent['id']}", json={"mcp_servers": []})
+    assert (await live.say(thread, "Again.")).json()["content"] == "Fine."
+    assert service.requests[-1]["tool_choice"] == {"type": "none"}
+    assert service.refused == []
+
+
+async def test_a_note_by_the_system_and_answers_of_others_are_told(live: Live, service: StandIn) -> None:
+    thread = await live.thread()
+    for role, content in (("assistant", "Welcome."), ("system", "It is late."), ("user", "  ")):
+        await live.http.post(f"{thread}/messages", json={"role": role, "content": content})
+    words = [block["text"] for turn in service.requests[0]["messages"] for block in turn["content"]]
+    assert words == [
+        "[The assistant begins.]",
+        "Welcome.",
+        "[A note by the system of this chat]\nIt is late.",
+        "[No text.]",
+    ]
+    assert service.refused == []
+
+
+async def test_a_thread_of_more_messages_than_an_agent_is_given_says_what_is_left_out(
+    live: Live, service: StandIn
+) -> None:
+    thread = await live.thread()
+    for number in range(104):
+        await live.http.post(f"{thread}/messages", json={"role": "assistant" if number % 2 else "user", "content": "x"})
+        service.requests.clear()
+    await live.say(thread, "And?")
+    assert "left out" in json.dumps(service.requests[-1]["messages"][0])
+    assert service.refused == []
+
+
+async def test_one_connection_serves_one_run_after_the_other(live: Live, service: StandIn) -> None:
+    service.otherwise = lambda request: DONE if len(service.requests) % 2 == 0 else TWO
+    thread = await live.thread()
+    for _ in range(5):
+        assert (await live.say(thread, "Do it.")).status_code == 201
+    assert len(service.requests) == 10
+    assert len(service.connections) == 1
+
+
+# --- titles
+
+
+async def test_a_title_is_made_by_the_cheaper_model(live: Live, service: StandIn) -> None:
+    thread = await live.thread()
+    await live.say(thread, "What is an *event log*?")
+    assert (await live.http.post(f"{thread}/generate_title")).json()["title"] == "A Fine Title"
+    request = service.titles[0]
+    assert request["model"] == "small"
+    assert "What is an *event log*?" in request["messages"][0]["content"]
+
+
+@pytest.mark.parametrize(
+    "reply", [Refusal(529, "overloaded_error"), Refusal(401, "authentication_error"), "", ' "" ', DONE]
+)
+async def test_a_title_that_the_model_does_not_make_is_the_first_words(
+    live: Live, service: StandIn, reply: Any
+) -> None:
+    service.title = reply
+    thread = await live.thread()
+    await live.say(thread, "What is an *event log*?")
+    assert (await live.http.post(f"{thread}/generate_title")).json()["title"] == "What is an event log?"

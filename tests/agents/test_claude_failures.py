@@ -1,0 +1,297 @@
+"""The failure table: what the model's service does, and what the client sees, what is kept, and what comes after."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from agents import Part, Run, ToolCompleted, ToolStarted
+from agents.claude import ATTEMPTS, Claude
+from agents.registry import Kind
+from tests.agents.standin import Gate, Refusal, Reply, StandIn, Stream, says, text, thinking, use
+from tests.agents.test_context import png
+from tests.agents.valid import BROKEN
+from tests.journeys.live import Live, live_server
+from tests.journeys.shapes import is_message, is_problem
+
+HALF = says(text("Half ", "of it", " is here"))
+BEFORE, AFTER = 3, 5
+"""How many events come before the first delta, and up to the second one."""
+
+Row = tuple[Reply, int, str, bool, str | None]
+OVERLOADED = Refusal(529, "overloaded_error")
+LIMITED = Refusal(429, "rate_limit_error", headers={"retry-after": "17"})
+
+# what the service does -> status, code, retryable, Retry-After; before the first token, as often as it is asked
+BEFORE_THE_FIRST: dict[str, Row] = {
+    "overloaded": (OVERLOADED, 503, "agent_overloaded", True, "2"),
+    "rate limit": (Refusal(429, "rate_limit_error"), 503, "agent_overloaded", True, "2"),
+    "rate limit, short": (
+        Refusal(429, "rate_limit_error", headers={"retry-after": "0.01"}), 503, "agent_overloaded", True, "1",
+    ),
+    "internal error": (Refusal(500, "api_error"), 502, "agent_failed", True, None),
+    "no JSON": (Refusal(502, "api_error", "<html>"), 502, "agent_failed", True, None),
+    "timed out": (Refusal(504, "timeout_error"), 504, "agent_timeout", True, None),
+    "error event": (HALF.ends("overloaded_error", BEFORE), 503, "agent_overloaded", True, "2"),
+    "error event, other": (HALF.ends("api_error", BEFORE), 502, "agent_failed", True, None),
+    "cut": (HALF.ends("cut", BEFORE), 502, "agent_failed", True, None),
+    "cut at once": (HALF.ends("cut", 0), 502, "agent_failed", True, None),
+    "clean end": (HALF.ends("end", BEFORE), 502, "agent_failed", True, None),
+    "stall": (HALF.ends("stall", BEFORE), 504, "agent_timeout", True, None),
+    "garbage": (HALF.ends("garbage", BEFORE), 502, "agent_failed", True, None),
+}  # fmt: skip
+
+# the same, but asking again is no use and isn't done
+HOPELESS: dict[str, Row] = {
+    "rate limit, long": (LIMITED, 503, "agent_overloaded", True, "17"),
+    "bad key": (Refusal(401, "authentication_error"), 502, "agent_failed", False, None),
+    "forbidden": (Refusal(403, "permission_error"), 502, "agent_failed", False, None),
+    "unknown model": (Refusal(404, "not_found_error"), 502, "agent_failed", False, None),
+    "not paid": (Refusal(402, "billing_error"), 502, "agent_failed", False, None),
+    "refused": (Refusal(400, "invalid_request_error", "max_tokens: 9 > 8"), 502, "agent_failed", False, None),
+    "too long": (Refusal(400, "invalid_request_error", "prompt is too long"), 502, "agent_failed", False, None),
+    "too large": (Refusal(413, "request_too_large"), 502, "agent_failed", False, None),
+    "refused in the stream": (HALF.ends("invalid_request_error", BEFORE), 502, "agent_failed", False, None),
+}
+
+# after the first token: not asked again, the partial answer is kept
+AFTER_THE_FIRST: dict[str, Row] = {
+    "error event": (HALF.ends("overloaded_error", AFTER), 503, "agent_overloaded", True, "2"),
+    "error event, other": (HALF.ends("api_error", AFTER), 502, "agent_failed", True, None),
+    "cut": (HALF.ends("cut", AFTER), 502, "agent_failed", True, None),
+    "clean end": (HALF.ends("end", AFTER), 502, "agent_failed", True, None),
+    "clean end of all but the last event": (
+        HALF.ends("end", len(HALF.events) - 1), 502, "agent_failed", True, None,
+    ),
+    "stall": (HALF.ends("stall", AFTER), 504, "agent_timeout", True, None),
+    "garbage": (HALF.ends("garbage", AFTER), 502, "agent_failed", True, None),
+}  # fmt: skip
+
+
+async def _fails(live: Live, service: StandIn, row: Row, kept: str, attempts: int) -> None:
+    """Post twice, as JSON and as a stream; both are told the same, all is kept, and the thread goes on."""
+    reply, status, code, retryable, retry_after = row
+    service.otherwise = lambda request: reply
+    thread = await live.thread()
+
+    answer = await live.say(thread, "Hello?")
+    problem = is_problem(answer, status, code, "thread_id", "message_id", "retryable")
+    assert problem["retryable"] is retryable
+    assert answer.headers.get("Retry-After") == retry_after
+    assert "secret" not in answer.text
+    assert len(service.requests) == attempts
+
+    stream = await live.streamed(thread, "Hello again?")
+    assert stream[-1].event == "run.failed"
+    error = stream[-1].data["error"]
+    assert (error["code"], error["retryable"]) == (code, retryable)
+    assert [message["role"] for message in (await live.get(thread))["messages"]] == ["user", "assistant"] * 2
+    for message in (await live.get(thread))["messages"][1::2]:
+        run = is_message(message)["metadata"]["run"]
+        assert (message["content"], run["status"]) == (kept, "failed")
+        assert run["error"] == {**error, "detail": problem["detail"]}
+    assert stream[-1].data["message"] == (await live.get(thread))["messages"][-1]
+
+    service.otherwise = lambda request: says(text("Here I am."))
+    assert (await live.say(thread, "And now?")).json()["content"] == "Here I am."
+    assert service.refused == []
+
+
+@pytest.mark.parametrize("name", BEFORE_THE_FIRST)
+async def test_a_failure_before_the_first_token_is_tried_again_and_then_told(
+    live: Live, service: StandIn, name: str
+) -> None:
+    await _fails(live, service, BEFORE_THE_FIRST[name], "", ATTEMPTS)
+
+
+@pytest.mark.parametrize("name", HOPELESS)
+async def test_what_cannot_be_mended_is_told_at_once(live: Live, service: StandIn, name: str) -> None:
+    await _fails(live, service, HOPELESS[name], "", 1)
+
+
+@pytest.mark.parametrize("name", AFTER_THE_FIRST)
+async def test_a_failure_after_the_first_token_keeps_what_was_said(live: Live, service: StandIn, name: str) -> None:
+    row = AFTER_THE_FIRST[name]
+    kept = "Half of it is here" if name.endswith("last event") else "Half of it"
+    await _fails(live, service, row, kept, 1)
+
+
+@pytest.mark.parametrize("name", BEFORE_THE_FIRST)
+async def test_a_failure_before_the_first_token_that_passes_is_not_seen(
+    live: Live, service: StandIn, name: str
+) -> None:
+    service.will(BEFORE_THE_FIRST[name][0], BEFORE_THE_FIRST[name][0], says(text("Whole.")))
+    stream = await live.streamed(await live.thread(), "Hello?")
+    assert [frame.event for frame in stream].count("message.delta") == 1
+    assert stream[-1].event == "run.completed"
+    assert stream[-1].data["message"]["content"] == "Whole."
+
+
+async def test_a_long_wait_is_passed_on_to_the_client_and_not_waited_out(live: Live, service: StandIn) -> None:
+    service.will(LIMITED)
+    stream = await live.streamed(await live.thread(), "Hello?")
+    assert stream[-1].data["error"]["retry_after"] == 17
+    assert stream[-1].data["message"]["metadata"]["run"]["error"]["retry_after"] == 17
+
+
+async def test_a_tool_call_that_was_cut_off_is_no_token_yet(live: Live, service: StandIn) -> None:
+    call = says(use("echo", {"text": "hello"}))
+    service.will(call.ends("cut", len(call.events) - 3), says(text("Never mind.")))
+    answer = (await live.say(await live.thread(), "Hello?")).json()
+    assert (answer["content"], answer["tool_calls"]) == ("Never mind.", [])
+
+
+async def test_text_and_the_error_behind_it_in_one_piece_of_the_wire_are_both_told(
+    live: Live, service: StandIn
+) -> None:
+    error = {"type": "error", "error": {"type": "overloaded_error", "message": ""}}
+    service.will(Stream([*HALF.events[:AFTER], error], joined=True))
+    thread = await live.thread()
+    is_problem(await live.say(thread, "Hello?"), 503, "agent_overloaded", "thread_id", "message_id", "retryable")
+    assert (await live.get(thread))["messages"][-1]["content"] == "Half of it"
+
+
+async def test_a_service_that_is_not_there_is_told(live: Live, service: StandIn, claude: Claude) -> None:
+    claude._client.base_url = "http://127.0.0.1:9"
+    thread = await live.thread()
+    answer = await live.say(thread, "Hello?")
+    problem = is_problem(answer, 502, "agent_failed", "thread_id", "message_id", "retryable")
+    assert problem["retryable"]
+
+
+async def test_a_wrong_key_and_a_wrong_address_are_told_by_the_real_check(tmp_path: Path, service: StandIn) -> None:
+    async with live_server(tmp_path, anthropic_api_key="wrong", anthropic_base_url=service.url) as live:
+        answer = await live.say(await live.thread(), "Hello?")
+        assert is_problem(answer, 502, "agent_failed", "thread_id", "message_id", "retryable")["detail"] == (
+            "The model's service refused this server's key."
+        )
+
+
+async def test_a_thread_that_is_too_long_for_the_model_goes_on_with_what_fits(live: Live, service: StandIn) -> None:
+    thread = await live.thread()
+    for number in range(6):
+        service.will(says(text(f"Answer {number}. " + "x" * 3000)))
+        assert (await live.say(thread, f"Question {number}. " + "y" * 3000)).status_code == 201
+    service.overlong = 20_000
+    requests = len(service.requests)
+    assert (await live.say(thread, "And?")).json()["content"] == "Fine."
+    first, *_, last = service.requests[requests:]
+    assert len(str(first)) > service.overlong > len(str(last["messages"]))
+    assert last["messages"][0]["content"][0]["text"] == "[Earlier messages of this thread are left out here.]"
+    assert last["messages"][-1]["content"][-1]["text"] == "And?"
+    assert len(last["messages"]) > 1
+
+
+async def test_a_question_that_alone_is_too_long_is_told_and_does_not_brick_the_thread(
+    live: Live, service: StandIn
+) -> None:
+    service.overlong = 20_000
+    thread = await live.thread()
+    answer = await live.say(thread, "y" * 30_000)
+    assert is_problem(answer, 502, "agent_failed", "thread_id", "message_id", "retryable")["detail"] == (
+        "The thread is longer than the model can read."
+    )
+    assert (await live.say(thread, "Sorry.")).json()["content"] == "Fine."
+
+
+async def test_cancelling_in_mid_stream_closes_the_connection_to_the_service(live: Live, service: StandIn) -> None:
+    gate = Gate()
+    service.will(HALF.waits(AFTER, gate))
+    thread = await live.thread()
+    asking = asyncio.create_task(live.say(thread, "Hello?"))
+    async with asyncio.timeout(5):
+        await gate.reached.wait()
+        message = (await live.get(thread))["messages"][-1]
+        cancelled = await live.http.post(f"{thread}/messages/{message['id']}/cancel")
+        await service.abandoned.acquire()
+    assert cancelled.json()["metadata"]["run"]["status"] == "cancelled"
+    assert cancelled.json()["content"] == "Half of it"
+    assert (await asking).json() == cancelled.json()
+    assert (await live.say(thread, "Go on.")).json()["content"] == "Fine."
+    assert service.refused == []
+
+
+async def test_a_client_that_goes_away_does_not_end_the_answer(live: Live, service: StandIn) -> None:
+    gate = Gate()
+    service.will(HALF.waits(AFTER, gate))
+    thread = await live.thread()
+    async with live.posting(thread, "Hello?"):
+        await gate.reached.wait()
+    gate.go.set()
+    async with live.watching(thread) as events:
+        async for frame in events:
+            if frame.event == "run.completed" or "is here" in str(frame.data):
+                break
+    assert (await live.get(thread))["messages"][-1]["content"] == "Half of it is here"
+
+
+# --- never bricked
+
+EVENTFUL = says(thinking("Let me ", "see."), text("I ", "look. "), use("echo", {"text": "a"}), use("nothing", {}))
+CLOSING = says(text("That ", "was it."))
+
+
+def _eventful() -> list[Reply]:
+    return [EVENTFUL, CLOSING]
+
+
+@pytest.mark.parametrize("ending", ["cut", "end", "stall", "garbage", "overloaded_error"])
+async def test_a_stream_that_breaks_at_any_event_leaves_a_thread_that_goes_on(
+    live: Live, service: StandIn, claude: Claude, ending: str
+) -> None:
+    thread = await live.thread()
+    for round_, reply in enumerate((EVENTFUL, CLOSING)):
+        for after in range(len(reply.events)):
+            if ending == "stall" and after % 4:
+                continue  # each takes a while
+            service.will(*([EVENTFUL] * round_), *([reply.ends(ending, after)] * ATTEMPTS))
+            await live.say(thread, f"{ending} after {after}")
+            service.replies.clear()
+            answer = await live.say(thread, "Go on.")
+            assert (answer.status_code, answer.json()["content"]) == (201, "Fine."), (round_, after)
+            if after % 6 == 5:
+                thread = await live.thread()
+    assert service.refused == []
+
+
+async def test_a_run_that_is_cancelled_at_any_event_leaves_a_thread_that_goes_on(live: Live, service: StandIn) -> None:
+    thread = await live.thread()
+    for round_, reply in enumerate((EVENTFUL, CLOSING)):
+        for at in range(len(reply.events)):
+            gate = Gate()
+            service.will(*([EVENTFUL] * round_), reply.waits(at, gate))
+            asking = asyncio.create_task(live.say(thread, f"cancel at {at}"))
+            async with asyncio.timeout(5):
+                await gate.reached.wait()
+                running = (await live.get(thread))["messages"][-1]
+                stopped = await live.http.post(f"{thread}/messages/{running['id']}/cancel")
+                assert is_message(stopped.json())["metadata"]["run"]["status"] == "cancelled"
+                await asking
+            answer = await live.say(thread, "Go on.")
+            assert (answer.status_code, answer.json()["content"]) == (201, "Fine."), (round_, at)
+            if at % 6 == 5:
+                thread = await live.thread()
+    assert service.refused == []
+
+
+async def test_a_picture_that_the_service_cannot_read_is_refused_once_and_then_left_out(
+    tmp_path: Path, service: StandIn, claude: Claude
+) -> None:
+    async def pictures(run: Run) -> AsyncIterator[Part]:
+        if run.messages[-1].content == "show":
+            block = {"type": "image", "data": png(BROKEN), "mimeType": "image/png"}
+            yield ToolStarted("1", "show", {})
+            yield ToolCompleted("1", {"content": [block]})
+        else:
+            async for part in claude.reply(run):
+                yield part
+
+    async with live_server(tmp_path, kinds={"pictures": Kind(pictures)}) as live:
+        thread = await live.thread((await live.agent(kind="pictures"))["id"])
+        assert (await live.say(thread, "show")).status_code == 201
+        for _ in range(2):
+            assert (await live.say(thread, "Nice.")).json()["content"] == "Fine."
+    assert set(map(str, service.refused)) == {"messages.2: Could not process image"}

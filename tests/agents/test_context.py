@@ -1,0 +1,244 @@
+"""What the model is told of random threads: always valid, always the same, in the run as afterwards."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import string
+from typing import Any
+
+import pytest
+
+from agents import Run, Text, Tool, ToolCompleted, ToolPart, ToolStarted
+from agents.claude import _Told
+from agents.context import LEFT_OUT, history, model_name, turns_of, without_images
+from stores.models import Agent, Message, Principal, ToolCall, new_id
+from tests.agents.valid import faults
+
+AGENT = Agent(new_id(), "o", "", "claude", None, "", ["a"], None, None, True, {}, "", "")
+NAMES = ["echo", "time.now", "time_now", "a b", "", "ключ", "x" * 200, "x" * 201, "a__b", "a/b", "😀"]
+TEXTS = ["", " ", "\n\n", "Hello", "Grüße 😀", "x" * 3000, "<tool>", "\u2028", "{}", "  led by blanks"]
+Turns = list[dict[str, Any]]
+
+
+def png(body: bytes = b"") -> str:
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + body).decode()
+
+
+BLOCKS: list[Any] = [
+    {"type": "text", "text": "words"},
+    {"type": "text", "text": " "},
+    {"type": "image", "data": png(), "mimeType": "image/png"},
+    {"type": "image", "data": png(), "mimeType": "image/jpeg"},
+    {"type": "image", "data": base64.b64encode(b"<svg/>").decode(), "mimeType": "image/svg+xml"},
+    {"type": "image", "data": "no base64!", "mimeType": "image/png"},
+    {"type": "image", "data": "", "mimeType": "image/png"},
+    {"type": "audio", "data": "UklGRg==", "mimeType": "audio/wav"},
+    {"type": "resource", "resource": {"uri": "file:///a", "text": "inside"}},
+    {"type": "resource", "resource": {"uri": "file:///b", "blob": png(), "mimeType": "image/png"}},
+    {"type": "resource", "resource": {"uri": "file:///c", "blob": "AAAA"}},
+    {"type": "resource_link", "uri": "file:///d", "name": "d"},
+    {"type": "of the future"},
+    "no block",
+    None,
+    7,
+]
+
+
+def result(dice: random.Random) -> dict[str, Any]:
+    return dice.choice(
+        [
+            {},
+            {"value": 42, "nested": {"list": [1, 2.5, None, "ü"]}},
+            {"content": [dice.choice(BLOCKS) for _ in range(dice.randrange(4))]},
+            {"content": "no list"},
+            {"content": [], "more": 1},
+            {"truncated": True, "full_bytes": 10**6, "text": "y" * dice.choice([10, 60_000])},
+        ]
+    )
+
+
+def called(dice: random.Random) -> ToolCall:
+    """A call with a result, an error, a blank error, or none of them: interrupted."""
+    call = ToolCall(dice.choice(NAMES), dice.choice([{}, {"a": [1]}, {"n": 2**70}, {"": None}]))
+    match dice.randrange(4):
+        case 0:
+            return ToolCall(call.tool_name, call.arguments, result=result(dice))
+        case 1:
+            return ToolCall(call.tool_name, call.arguments, error=dice.choice(["It failed.", "", "\n"]))
+        case 2:
+            return call
+    return ToolCall(call.tool_name, call.arguments, result=result(dice), end_time="t")
+
+
+def message(role: Any, content: str, number: int = 0, **run: Any) -> Message:
+    metadata = {"run": run} if run else {}
+    calls = run.pop("calls", [])
+    return Message(new_id(), "t", content, "", role, calls, [], metadata, str(number))
+
+
+def answer(dice: random.Random) -> Message:
+    """An assistant's message as a store may hold it: by a run or not, whole or repaired."""
+    content = "".join(dice.choice(TEXTS) for _ in range(dice.randrange(4)))
+    calls = [called(dice) for _ in range(dice.choice([0, 0, 1, 2, 5]))]
+    known, round_, offset = [], 0, 0
+    for index in range(len(calls)):
+        round_ += index and dice.random() < 0.5
+        offset = dice.randint(offset, max(offset, len(content) + dice.choice([0, 0, 9])))
+        known.append({"id": f"{index}", "round": int(round_), "offset": offset})
+    if dice.random() < 0.2:
+        del known[dice.randrange(len(known) + 1) :]
+    status = dice.choice(["completed", "failed", "cancelled"])
+    return message("assistant", content, status=status, tool_calls=known, calls=calls)
+
+
+def thread(dice: random.Random, length: int) -> list[Message]:
+    messages: list[Message] = []
+    for _ in range(length):
+        match dice.randrange(8):
+            case 0:
+                messages.append(message("system", dice.choice(TEXTS)))
+            case 1:
+                messages.append(message("assistant", dice.choice(TEXTS)))
+            case 2 | 3 | 4:
+                messages.append(message("user", dice.choice(TEXTS)))
+            case _:
+                messages.append(answer(dice))
+    if dice.random() < 0.1:
+        messages.insert(dice.randrange(len(messages) + 1), message("assistant", "half", status="in_progress"))
+    return [*messages, message("user", dice.choice(TEXTS))]
+
+
+class Tools:
+    @property
+    def missing(self) -> dict[str, str]:
+        return {}
+
+    async def available(self) -> list[Tool]:
+        return []
+
+    async def call(self, uses: Any, *, round: int = 0) -> Any:
+        yield
+
+
+def told_of(messages: list[Message], *, budget: int = 160_000) -> _Told:
+    return _Told(Run(new_id(), Principal("o", "u"), AGENT, messages, Tools()), {"model": "m", "max_tokens": 1}, budget)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_stored_thread_makes_a_valid_request(seed: int) -> None:
+    dice = random.Random(seed)
+    messages = thread(dice, dice.randrange(30))
+    for budget in (160_000, 5_000, 100, 1):
+        request = told_of(messages, budget=budget).request(last=False)
+        assert faults(json.loads(json.dumps(request))) == []
+        without = {**request, "messages": without_images(request["messages"])}
+        assert faults(without) == []
+        assert "'image'" not in str(without)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_same_thread_is_always_told_in_the_same_bytes(seed: int) -> None:
+    messages = thread(random.Random(seed), 20)
+    assert json.dumps(history(messages, 3_000)) == json.dumps(history(messages, 3_000))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_run_tells_of_its_own_message_as_it_is_told_of_afterwards(seed: int) -> None:
+    dice = random.Random(seed)
+    question = message("user", "What?")
+    told = told_of([question])
+    text, calls, known = "", [], []
+    for number in range(dice.randrange(1, 5)):
+        for piece in ("".join(dice.choice(TEXTS)) for _ in range(dice.randrange(4))):
+            told.add(Text(piece))
+            text += piece
+        made = [called(dice) for _ in range(dice.randrange(1, 4))]
+        ids = [f"{number}_{index}" for index in range(len(made))]
+        for call_id, call in zip(ids, made, strict=True):
+            told.add(ToolStarted(call_id, call.tool_name, call.arguments, number))
+            known.append({"id": call_id, "round": number, "offset": len(text)})
+        ended: list[ToolPart] = [
+            ToolCompleted(call_id, call.result, call.error) for call_id, call in zip(ids, made, strict=True)
+        ]
+        dice.shuffle(ended)
+        for part in ended:
+            told.add(part)
+        calls += made
+        request = told.request(last=False)
+        assert faults(request) == []
+        stored = message("assistant", text, status="completed", tool_calls=known, calls=calls)
+        stored = Message(told.run.id, *(getattr(stored, field) for field in Message.__struct_fields__[1:]))
+        afterwards = history([question, stored, message("user", "And?")], 10**9)
+        *before, last = request["messages"]
+        assert afterwards[: len(before)] == before
+        assert afterwards[len(before)]["content"][: len(last["content"])] == last["content"]
+
+
+def test_neighbouring_answers_without_words_do_not_change_what_stands_before_them() -> None:
+    question, empty = message("user", "What?"), message("assistant", "", status="failed", tool_calls=[])
+    turns = history([question, empty, message("user", "And?")], 1000)
+    assert [block["text"] for block in turns[0]["content"]] == ["What?", "And?"]
+
+
+# --- what fits
+
+
+def growing(length: int, size: int) -> list[Message]:
+    """A thread of questions and answers of that many characters each."""
+    return [
+        message("user" if index % 2 == 0 else "assistant", f"{index} " + "z" * size, index) for index in range(length)
+    ]
+
+
+def said(turns: Turns) -> list[int]:
+    """The numbers of the messages that are told of."""
+    texts = [block["text"] for turn in turns for block in turn["content"]]
+    return [int(text.split()[0]) for text in texts if text[0] in string.digits]
+
+
+@pytest.mark.parametrize(("budget", "window"), [(20_000, 10**9), (10**9, 100)])
+def test_what_is_left_out_is_said_and_the_prefix_moves_rarely_as_the_thread_grows(budget: int, window: int) -> None:
+    messages, starts = growing(601, 600), []
+    for end in range(1, len(messages), 2):
+        given = messages[max(0, end - window) : end]
+        turns = history(given, budget, earlier=end > window)
+        numbers = said(turns)
+        assert numbers == list(range(numbers[0], end)), "the newest, without a hole"
+        assert numbers[0] % 2 == 0, "a whole turn begins with its question"
+        assert sum(len(json.dumps(turn)) for turn in turns) < budget * 3 + 1_000
+        assert (turns[0]["content"][0]["text"] == LEFT_OUT) == (numbers[0] > 0)
+        starts.append(numbers[0])
+    assert starts == sorted(starts)
+    cut = [start for start in starts if start]
+    moves = len(set(cut))
+    assert len(cut) > 240
+    assert moves < len(cut) / 6, "what is cached is used again and again"
+    held = [end - start for start, end in zip(starts, range(1, 601, 2), strict=True) if start]
+    assert min(held) >= 45, "about half of what fits is always told"
+
+
+def test_the_last_message_is_always_told_however_long_it_is() -> None:
+    turns = history([*growing(4, 10), message("user", "9 " + "z" * 10_000)], 100)
+    assert said(turns) == [9]
+
+
+def test_tools_have_valid_names_and_no_two_share_one() -> None:
+    assert len({model_name(name) for name in NAMES}) == len(NAMES)
+    assert model_name("get-time_2") == "get-time_2"
+
+
+def test_calls_of_one_round_stand_together_behind_the_text_before_them() -> None:
+    calls = [ToolCall("a", {}, {"x": 1}), ToolCall("b", {}, error="No."), ToolCall("c", {})]
+    known = [{"round": 0, "offset": 3}, {"round": 0, "offset": 3}, {"round": 1, "offset": 3}]
+    turns = turns_of(message("assistant", "OneTwo", status="failed", tool_calls=known, calls=calls))
+    assert [[block["type"] for block in turn["content"]] for turn in turns] == [
+        ["text", "tool_use", "tool_use"],
+        ["tool_result", "tool_result"],
+        ["tool_use"],
+        ["tool_result"],
+        ["text"],
+    ]
+    assert turns[3]["content"][0]["content"] == [{"type": "text", "text": "The call was interrupted."}]
+    assert turns[4]["content"] == [{"type": "text", "text": "Two"}]

@@ -1,0 +1,227 @@
+"""Real MCP servers that nobody here wrote, behind the pool: over stdio, over HTTP, many runs, deaths."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from agents import mcp
+from agents.claude import Claude
+from agents.mcp import Pool
+from agents.mcp_config import Server
+from tests.agents.serving import claude_server
+from tests.agents.standin import StandIn, says, text, use
+from tests.units.test_mcp import agent, call, children, held, names, raw, result, until
+
+TIME = Server(command=sys.executable, args=["-m", "mcp_server_time", "--local-timezone", "UTC"])
+HTTP_TOOLS = str(Path(__file__).with_name("http_tools.py"))
+DONE = says(text("Done."))
+
+
+class Http:
+    """The counting server in a process of its own; it keeps its port when it is started again."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.process: asyncio.subprocess.Process | None = None
+
+    @property
+    def config(self) -> Server:
+        return Server(url=f"http://127.0.0.1:{self.port}/mcp")
+
+    async def start(self) -> None:
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, HTTP_TOOLS, str(self.port), stdout=asyncio.subprocess.PIPE
+        )
+        assert self.process.stdout is not None
+        async with asyncio.timeout(15):
+            self.port = int(await self.process.stdout.readline())
+
+    async def kill(self) -> None:
+        assert self.process is not None
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.wait()
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[Http]:
+    http = Http()
+    await http.start()
+    yield http
+    await http.kill()
+
+
+@asynccontextmanager
+async def pool(**servers: Server) -> AsyncIterator[Pool]:
+    pool = Pool(servers)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+async def test_two_agents_with_different_servers_work_at_once(
+    tmp_path: Path, service: StandIn, claude: Claude, http: Http
+) -> None:
+    servers = {"time": TIME, "http": http.config}
+    convert = use("convert_time", {"source_timezone": "UTC", "time": "12:00", "target_timezone": "Asia/Tokyo"})
+    async with claude_server(tmp_path, service, claude, servers) as live:
+        clock, adder = [
+            await live.thread((await live.agent(kind="claude", mcp_servers=[name]))["id"]) for name in servers
+        ]
+        service.otherwise = lambda request: (
+            DONE
+            if request["messages"][-1]["content"][0]["type"] == "tool_result"
+            else says(convert)
+            if "convert_time" in {tool["name"] for tool in request["tools"]}
+            else says(use("add", {"a": 2, "b": 40}))
+        )
+        for _ in range(2):
+            told, added = await asyncio.gather(live.say(clock, "What time?"), live.say(adder, "How much?"))
+            assert "21:00" in str(told.json()["tool_calls"][0]["result"])
+            assert added.json()["tool_calls"][0]["result"] == {"result": 42}
+        asked = [{tool["name"] for tool in request["tools"]} for request in service.requests]
+        assert {"convert_time", "get_current_time"} in asked
+        assert {"add", "counted", "wait", "die"} in asked
+        assert all(len(names & {"add", "convert_time"}) == 1 for names in asked)
+    assert service.refused == []
+
+
+async def test_connections_are_not_made_again_for_every_message(
+    tmp_path: Path, service: StandIn, claude: Claude, http: Http
+) -> None:
+    async with claude_server(tmp_path, service, claude, {"http": http.config}) as live:
+        thread = await live.thread()
+        counts = []
+        for _ in range(6):
+            service.will(says(use("add", {"a": 1, "b": 2}), use("counted", {})), DONE)
+            calls = (await live.say(thread, "Count.")).json()["tool_calls"]
+            counts.append(calls[1]["result"])
+        assert calls[0]["result"] == {"result": 3}
+        assert counts[-1]["connections"] <= counts[0]["connections"] + 1
+        assert counts[-1]["POST"] - counts[0]["POST"] <= 2 * 5, "the tools are listed once"
+        before = children()
+        assert len(before) == 1
+
+
+async def test_fifty_runs_at_once_share_one_pooled_server(tmp_path: Path, service: StandIn, claude: Claude) -> None:
+    async with claude_server(tmp_path, service, claude, {"raw": raw()}) as live:
+        service.otherwise = lambda request: (
+            DONE
+            if request["messages"][-1]["content"][0]["type"] == "tool_result"
+            else says(use("meet", {"guests": 50}), use("pid", {}))
+        )
+        threads = [await live.thread() for _ in range(50)]
+        answers = await asyncio.gather(*(live.say(thread, "Meet.") for thread in threads))
+        calls = [answer.json()["tool_calls"] for answer in answers]
+        assert [met["error"] for met, _ in calls] == [None] * 50
+        assert len({pid["result"]["pid"] for _, pid in calls}) == 1
+    assert service.refused == []
+
+
+async def test_a_server_killed_in_mid_call_costs_that_call_and_comes_back(
+    tmp_path: Path, service: StandIn, claude: Claude, http: Http
+) -> None:
+    async with claude_server(tmp_path, service, claude, {"http": http.config, "time": TIME}) as live:
+        thread = await live.thread()
+        service.will(says(use("wait", {"seconds": 30}), use("get_current_time", {"timezone": "UTC"})), DONE)
+        async with live.posting(thread, "Wait.") as posting:
+            stream = posting.aiter_raw()
+            async with asyncio.timeout(10):
+                while b"tool_call.progress" not in await anext(stream):
+                    pass
+            await http.kill()
+            rest = b"".join([data async for data in stream])
+        assert b"run.completed" in rest
+        waited, told = (await live.get(thread))["messages"][-1]["tool_calls"]
+        assert "http" in waited["error"]
+        assert told["error"] is None
+
+        service.will(says(use("get_current_time", {"timezone": "UTC"})), DONE)
+        assert (await live.say(thread, "And now?")).json()["tool_calls"][0]["error"] is None
+        assert "The tools of http are not there now." in str(service.requests[-1]["messages"])
+
+        await http.start()
+        async with asyncio.timeout(10):
+            while True:
+                service.replies.clear()
+                service.will(says(use("add", {"a": 1, "b": 2})), DONE)
+                if (await live.say(thread, "And now?")).json()["tool_calls"][0]["result"] == {"result": 3}:
+                    break
+                await asyncio.sleep(0.1)
+    assert service.refused == []
+
+
+async def test_a_stdio_server_killed_in_mid_run_comes_back(tmp_path: Path, service: StandIn, claude: Claude) -> None:
+    async with claude_server(tmp_path, service, claude, {"time": TIME}) as live:
+        thread = await live.thread()
+        asking = says(use("get_current_time", {"timezone": "UTC"}))
+        before = children()
+        for _ in range(3):
+            service.will(asking, DONE)
+            assert (await live.say(thread, "When?")).json()["tool_calls"][0]["error"] is None
+            for pid in children() - before:
+                os.kill(pid, signal.SIGKILL)
+            await until(lambda: children() == before)
+
+
+async def test_two_hundred_runs_leave_nothing_behind(tmp_path: Path, service: StandIn, claude: Claude) -> None:
+    asking = says(text("I look. "), use("echo", {"text": "a"}), use("nothing", {}))
+    async with claude_server(tmp_path, service, claude, {"raw": raw()}) as live:
+        threads = [await live.thread() for _ in range(25)]
+        service.otherwise = lambda request: (
+            (DONE if len(service.requests) % 5 else DONE.ends("cut", 5))
+            if request["messages"][-1]["content"][0]["type"] == "tool_result"
+            else asking
+        )
+
+        async def ask(times: int) -> None:
+            for _ in range(times):
+                answers = await asyncio.gather(*(live.say(thread, "Go.") for thread in threads))
+                assert {answer.status_code for answer in answers} <= {201, 502}
+
+        await ask(1)
+        gc.collect()
+        before = held()
+        await ask(7)
+        gc.collect()
+
+        def settled() -> bool:
+            processes, tasks, files = held()
+            return processes == before[0] and tasks <= before[1] and files <= before[2]
+
+        await until(settled)
+        assert len(service.requests) >= 2 * 200
+    assert service.refused == []
+
+
+async def test_a_connection_that_nobody_uses_is_closed_and_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcp, "IDLE_SECONDS", 0.2)
+    before = held()
+    async with pool(raw=raw()) as connections:
+        toolbox = connections.toolbox(agent("raw"))
+        first = (await result(toolbox, "pid"))["pid"]
+        await until(lambda: held() == before)
+        assert (await result(toolbox, "pid"))["pid"] != first
+    assert held() == before
+
+
+async def test_a_call_that_takes_longer_than_a_connection_may_idle_is_not_cut(
+    monkeypatch: pytest.MonkeyPatch, http: Http
+) -> None:
+    monkeypatch.setattr(mcp, "IDLE_SECONDS", 0.1)
+    async with pool(http=http.config) as connections:
+        toolbox = connections.toolbox(agent("http"))
+        assert await names(toolbox) == {"add", "counted", "wait", "die"}
+        assert (await call(toolbox, "wait", {"seconds": 0.5})).error is None
+        died = await call(toolbox, "die")
+        assert "http" in str(died.error)
