@@ -20,7 +20,7 @@ from typing import Protocol
 
 import msgspec
 
-from stores.models import Agent, JSONObject, Message, Principal
+from stores.models import Agent, Attachment, JSONObject, Message, Principal
 
 
 class Text(msgspec.Struct, frozen=True):
@@ -130,6 +130,28 @@ class Toolbox(Protocol):
         ...
 
 
+class Files(Protocol):
+    """The attachments of one run's thread."""
+
+    async def text(self, attachment: Attachment) -> str:
+        """The text that was extracted from it; "" for a picture, or where nothing could be read."""
+        ...
+
+    async def data(self, attachment: Attachment) -> bytes:
+        """Its bytes, whole: for pictures."""
+        ...
+
+
+class NoFiles:
+    """The Files of a thread without attachments."""
+
+    async def text(self, attachment: Attachment) -> str:
+        return ""
+
+    async def data(self, attachment: Attachment) -> bytes:
+        return b""
+
+
 class Run(msgspec.Struct, frozen=True):
     """What an agent is given: who asks, its own configuration, the messages so far (the last is the one to answer).
 
@@ -142,6 +164,7 @@ class Run(msgspec.Struct, frozen=True):
     messages: list[Message]
     tools: Toolbox
     earlier: bool = False
+    files: Files = NoFiles()
 
 
 Reply = Callable[[Run], AsyncIterator[Part]]

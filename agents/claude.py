@@ -20,7 +20,7 @@ import httpx2
 import msgspec
 
 from agents import AgentError, Ended, Part, Reasoning, Run, Text, Tool, ToolCompleted, ToolStarted, ToolUse, titles
-from agents.context import Turn, has_tools, history, merged, model_name, turns_of, without_images
+from agents.context import Turn, attached, has_tools, history, merged, model_name, turns_of, without_images
 from agents.messages_api import Answer, Failure, Use, failure_of_status
 from stores.models import Agent, JSONObject, Message, ToolCall
 
@@ -100,7 +100,7 @@ class Claude:
         """Speak, call tools, speak on, for at most 16 rounds of tools."""
         tools = await run.tools.available() if run.agent.mcp_servers else []
         names = {model_name(tool.name): tool.name for tool in tools}
-        told = _Told(run, self._request(run.agent, tools), self._budget(run.agent))
+        told = _Told(run, self._request(run.agent, tools), self._budget(run.agent), await attached(run))
         for number in range(MAX_ROUNDS + 1):
             last = number == MAX_ROUNDS
             try:
@@ -222,8 +222,9 @@ class _Told:
     One function makes the turns of both, so that the prefix a provider has cached stays the same.
     """
 
-    def __init__(self, run: Run, request: JSONObject, budget: int) -> None:
+    def __init__(self, run: Run, request: JSONObject, budget: int, files: dict[str, JSONObject]) -> None:
         self.run = run
+        self._files = files
         self.answer = Answer()
         self._request = request
         self._budget = budget
@@ -294,7 +295,7 @@ class _Told:
         return Ended(stop_reason=stop_reason, model=self._model, usage=dict(self._usage) or None)
 
     def _before(self) -> list[Turn]:
-        turns = history(self.run.messages, self._budget, earlier=self.run.earlier)
+        turns = history(self.run.messages, self._budget, earlier=self.run.earlier, files=self._files)
         return merged([*turns, *_unreachable(self.run)])
 
     def _turns(self) -> list[Turn]:

@@ -15,7 +15,7 @@ from contextlib import aclosing
 import msgspec
 
 from agents import Ended, Part, Run, Text, ToolCompleted, ToolPart, ToolUse
-from stores.models import Agent, JSONObject
+from stores.models import Agent, Attachment, JSONObject
 
 DELAY_SECONDS = 0.015
 """Between two pieces of text, so that streaming is visible; `metadata: {"demo": {"delay_ms": 0}}` changes it."""
@@ -97,7 +97,7 @@ async def reply(run: Run) -> AsyncIterator[Part]:
             async for part in parts:
                 yield part
     else:
-        files = ", ".join(each.filename for each in message.attachments) if message else ""
+        files = [await _seen(run, each) for each in message.attachments] if message else []
         async for piece in _typed(_LONG if _asks_for_much(said) else _echo(said, files), delay):
             yield piece
     yield Ended(stop_reason="end_turn", model="demo")
@@ -153,11 +153,23 @@ def _asks_for_much(said: str) -> bool:
     return re.search(r"\b(tell me (more )?about|explain|describe|long|essay|markdown)\b", said.lower()) is not None
 
 
-def _echo(said: str, files: str) -> str:
+async def _seen(run: Run, attachment: Attachment) -> str:
+    """A line on what the server understood of a file."""
+    about = f"`{attachment.filename}` ({attachment.content_type}, {attachment.size:,} bytes)"
+    if attachment.status != "ready":
+        return f"- {about}: {attachment.error or attachment.status}"
+    if attachment.is_image:
+        return f"- {about}: a picture, which a model with eyes would be shown"
+    beginning = " ".join((await run.files.text(attachment))[:400].split())
+    cut = ", cut" if attachment.truncated else ""
+    return f"- {about}, {attachment.text_chars:,} characters of text{cut}, which begins: “{beginning[:200]}”"
+
+
+def _echo(said: str, files: list[str]) -> str:
     heard = " ".join(said.split())
     heard = heard[:200] + ("…" if len(heard) > 200 else "")
     quoted = f"You said: “{heard}”. " if heard else ""
-    attached = f"You attached: {files}. " if files else ""
+    attached = "You attached:\n\n" + "\n".join(files) + "\n\n" if files else ""
     return f"I am the demo agent; there is no model behind me. {quoted}{attached}Try one of these:\n{_WHAT_TO_TRY}"
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
 from typing import Literal
 
@@ -23,7 +24,15 @@ from agents.registry import Registry
 from server.attachments import Attachments
 from server.bodies import AgentCreate, AgentUpdate, MessageCreate, ThreadCreate, ThreadUpdate, fingerprint
 from server.content_html import Renderer
-from server.errors import RETRY_SECONDS, AgentDeleted, Draining, InvalidRequest, RateLimited, ThreadEmpty
+from server.errors import (
+    RETRY_SECONDS,
+    AgentDeleted,
+    AnswerUnknown,
+    Draining,
+    InvalidRequest,
+    RateLimited,
+    ThreadEmpty,
+)
 from server.limits import Limits
 from server.runner import Runner
 from server.uploads import FILES, Upload
@@ -35,6 +44,7 @@ from stores.errors import (
     LogDeleted,
     LogUnavailable,
     MessageNotFound,
+    StoreUnavailable,
     ThreadArchived,
     ThreadBusy,
     ThreadNotFound,
@@ -60,6 +70,8 @@ LIST_BYTES = 8 * 2**20
 CANCEL_SECONDS = 5.0
 _POLL_SECONDS = 5.0
 _AWAY_SECONDS = 0.5
+STORE_SECONDS = 30.0
+"""How long a client that waits for an answer is kept waiting for a database that is away."""
 
 IfBusy = Literal["reject", "interrupt"]
 
@@ -353,17 +365,29 @@ class AIChatService:
 
         The log says when to look; the store is asked every five seconds all the same, in case the log is away.
 
-        Raises: ThreadNotFound, MessageNotFound.
+        Raises: ThreadNotFound, MessageNotFound; AnswerUnknown if the database has been away for 30 seconds, or is
+        away when the time is over.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while True:
                     position = await self._tail(thread_id)
-                    message = await self.store.message(who, thread_id, run_id)
+                    message = await self._asked(who, thread_id, run_id, STORE_SECONDS)
                     if not message.in_progress:
                         return message
                     await self._until_end(thread_id, position)
-        return await self.store.message(who, thread_id, run_id)
+        return await self._asked(who, thread_id, run_id, 0.0)
+
+    async def _asked(self, who: Principal, thread_id: str, run_id: str, patience: float) -> Message:
+        """The run's message. Raises: AnswerUnknown after so many seconds in which the database did not answer."""
+        until = time.monotonic() + patience
+        while True:
+            try:
+                return await self.store.message(who, thread_id, run_id)
+            except StoreUnavailable as error:
+                if time.monotonic() >= until:
+                    raise AnswerUnknown(thread_id, run_id) from error
+                await asyncio.sleep(_AWAY_SECONDS)
 
     async def _tail(self, thread_id: str) -> str | None:
         """The log's last position; null while the log is away."""

@@ -108,7 +108,18 @@ def create_app(
             stack.push_async_callback(pool.close)
             renderer = Renderer()
             stack.push_async_callback(renderer.close)
-            runner = Runner(store, log, registry, pool.toolbox, renderer.markdown, run_seconds=settings.run_seconds)
+            extractor = Extractor()
+            stack.push_async_callback(extractor.close)
+            files = Attachments(store, blobs, extractor, kept_bytes=limits.kept_bytes, clock=utcnow)
+            runner = Runner(
+                store,
+                log,
+                registry,
+                pool.toolbox,
+                renderer.markdown,
+                files=files.of_thread,
+                run_seconds=settings.run_seconds,
+            )
             stack.push_async_callback(runner.drain, 0.0)
             streams = Streams(limits.streams)
             app.state.key = await first_start(
@@ -124,9 +135,6 @@ def create_app(
             for forever in (runner.sweep_forever(), streams.ping_forever()):
                 task = asyncio.create_task(forever)
                 stack.callback(task.cancel)
-            extractor = Extractor()
-            stack.push_async_callback(extractor.close)
-            files = Attachments(store, blobs, extractor, kept_bytes=limits.kept_bytes, clock=utcnow)
             service = AIChatService(
                 store,
                 log,

@@ -115,6 +115,15 @@ class RunFailedError(ChatError):
         super().__init__(str(error.get("detail", "The agent failed.")))
 
 
+class AnswerUnknown(ChatError):
+    """The database has not answered for so long that a waiting client is told where to look later."""
+
+    def __init__(self, thread_id: str, message_id: str) -> None:
+        super().__init__("The database does not answer; read the message later.")
+        self.thread_id = thread_id
+        self.message_id = message_id
+
+
 class Problem(msgspec.Struct, frozen=True):
     """What a client is told: status, stable code, a sentence, further members, headers."""
 
@@ -163,6 +172,7 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     RateLimited: (429, "rate_limited"),
     Draining: (503, "draining"),
     stores.StoreUnavailable: (503, "store_unavailable"),
+    AnswerUnknown: (503, "store_unavailable"),
     stores.BlobUnavailable: (503, "store_unavailable"),
 }
 _RUN_STATUS = {
@@ -236,6 +246,8 @@ def _facts(error: Exception) -> JSONObject:
             return {"field": field}
         case stores.ThreadBusy(message_id=message_id):
             return {"message_id": message_id}
+        case AnswerUnknown(thread_id=thread_id, message_id=message_id):
+            return {"thread_id": thread_id, "message_id": message_id, "retryable": True}
         case Gone(path=path):
             return {"use": path}
         case _:

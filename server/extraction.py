@@ -108,7 +108,7 @@ class Extractor:
         for _ in range(self._workers):  # whoever was starting a worker has killed it by then
             await self._turns.acquire()
         for worker in self._alive:
-            await worker.wait()
+            await _gone(worker)
         self._alive.clear()
         self._idle.clear()
         for _ in range(self._workers):
@@ -137,7 +137,10 @@ class Extractor:
     async def _worker(self) -> asyncio.subprocess.Process:
         if self._closed:
             raise EOFError("the extractor is closed")
-        self._alive = {worker for worker in self._alive if worker.returncode is None}
+        dead = {worker for worker in self._alive if worker.returncode is not None}
+        self._alive -= dead
+        for worker in dead:
+            await _gone(worker)
         while self._idle:
             worker = self._idle.pop()
             if worker.returncode is None:
@@ -195,6 +198,13 @@ async def _ended(worker: asyncio.subprocess.Process) -> int:
             return await worker.wait()
     except TimeoutError:
         return -signal.SIGKILL
+
+
+async def _gone(worker: asyncio.subprocess.Process) -> None:
+    """Wait for the end of a worker that was killed or is dead, and of its pipes."""
+    assert worker.stdin is not None
+    worker.stdin.close()
+    await worker.communicate()
 
 
 def _failed(content_type: str, reason: str) -> Extracted:

@@ -38,12 +38,14 @@ async def member(
             mcp_servers=list(servers),
             tools=None,
             max_tokens=None,
-            is_default=True,
+            is_default=False,
             metadata={},
             created_at=now,
             updated_at=now,
         )
-        await store.create_agent(who, agent)
+        made = await store.create_agent(who, agent)
+        if not made.is_default:  # another process, started at the same moment, made the default just now
+            await store.delete_agent(who, made.id)
     return found, owner
 
 

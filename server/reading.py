@@ -98,9 +98,7 @@ class Unreadable(Exception):
     """Why a file of a kind that is read can't be."""
 
 
-def read(
-    path: Path, filename: str, declared: str | None, chars: int, seconds: float, tell: Callable[[str], None]
-) -> Found:
+def read(path: Path, filename: str, declared: str | None, chars: int, tell: Callable[[str], None]) -> Found:
     """All fields of the Extracted. The type is told as soon as it is known, lest the rest end this process.
 
     Raises: OSError if there is no such file.
@@ -126,23 +124,27 @@ def read(
         content_type = (not told.get("encoding") and told.get("mime_type")) or BINARY
     tell(content_type)
     try:
-        return document(path, content_type, chars, seconds) or unsupported(path, content_type, suffix)
+        return document(path, content_type, chars) or unsupported(path, content_type, suffix)
     except Unreadable as error:
         return failed(content_type, str(error))
 
 
-def document(path: Path, content_type: str, chars: int, seconds: float) -> Found | None:
+def document(path: Path, content_type: str, chars: int) -> Found | None:
     """Read what needs more than decoding; null for a kind that isn't read. Raises: Unreadable."""
     if content_type in IMAGES.values():
         width, height = image_size(path)
         return {"content_type": content_type, "status": "ready", "width": width, "height": height}
     if content_type == HTML:
-        return ready(HTML, html_text(html_source(path), seconds), chars)
-    if content_type == EML:
-        return ready(EML, mail_text(path, seconds), chars)
-    if content_type in DOCUMENTS.values():
-        return ready(content_type, document_text(path, content_type, seconds), chars)
-    return None
+        text = html_text(html_source(path))
+    elif content_type == EML:
+        text = mail_text(path)
+    elif content_type in DOCUMENTS.values():
+        text = document_text(path, content_type)
+    else:
+        return None
+    if not text.strip():  # a scan, most often; or more deeply nested than kreuzberg follows
+        raise Unreadable("No text was found in the file.")
+    return ready(content_type, text, chars)
 
 
 def ready(content_type: str, text: str, chars: int, cut: bool = False) -> Found:
@@ -309,11 +311,11 @@ def html_source(path: Path) -> str:
     return data.decode(errors="replace")
 
 
-def html_text(source: str, seconds: float) -> str:
-    return kreuzberg_text(_HEAD.sub("", source, count=1).encode(errors="replace"), HTML, seconds)
+def html_text(source: str) -> str:
+    return kreuzberg_text(_HEAD.sub("", source, count=1).encode(errors="replace"), HTML)
 
 
-def mail_text(path: Path, seconds: float) -> str:
+def mail_text(path: Path) -> str:
     """A mail's headers, its text (the HTML only where there is none beside it), and the names of what is attached."""
     with path.open("rb") as file:
         mail = email.message_from_bytes(file.read(MAIL_BYTES), policy=email.policy.default)
@@ -324,7 +326,7 @@ def mail_text(path: Path, seconds: float) -> str:
         body = mail.get_body(("plain", "html"))
         text: str = part_text(body) if body else ""
         if body and body.get_content_type() == HTML:
-            text = html_text(text, seconds)
+            text = html_text(text)
         attached = [name for part in mail.iter_attachments() if (name := part.get_filename())]
     except (LookupError, ValueError, AttributeError, TypeError, IndexError, KeyError) as error:  # its parser's holes
         raise Unreadable("The mail is damaged.") from error
@@ -344,7 +346,7 @@ def part_text(part: Any) -> str:
     return str(data.decode(errors="replace"))
 
 
-def document_text(path: Path, content_type: str, seconds: float) -> str:
+def document_text(path: Path, content_type: str) -> str:
     if content_type == ODT:
         try:
             with zipfile.ZipFile(path) as archive, archive.open("META-INF/manifest.xml") as manifest:
@@ -352,11 +354,14 @@ def document_text(path: Path, content_type: str, seconds: float) -> str:
                     raise Unreadable("The file is protected with a password.")
         except (KeyError, OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
             pass  # kreuzberg will say
-    return kreuzberg_text(path, content_type, seconds)
+    return kreuzberg_text(path, content_type)
 
 
-def kreuzberg_text(source: Path | bytes, content_type: str, seconds: float) -> str:
-    """Markdown of a document. Raises: Unreadable."""
+def kreuzberg_text(source: Path | bytes, content_type: str) -> str:
+    """Markdown of a document. Raises: Unreadable.
+
+    No time limit of its own: it would leave a thread at work in a process whose clocks have stopped.
+    """
     import kreuzberg
 
     config = kreuzberg.ExtractionConfig(
@@ -365,7 +370,6 @@ def kreuzberg_text(source: Path | bytes, content_type: str, seconds: float) -> s
         enable_quality_processing=False,
         ocr=None,
         concurrency=kreuzberg.ConcurrencyConfig(max_threads=1),
-        extraction_timeout_secs=max(1, int(seconds)),
     )
     try:
         if isinstance(source, bytes):
@@ -382,8 +386,6 @@ def reason(told: str) -> str:
     low = told.lower()
     if "password" in low or "encrypted" in low:
         return "The file is protected with a password."
-    if "timeout" in low or "timed out" in low:
-        return "Reading the file took too long."
     if "security limit" in low or "exceeds limit" in low:
         return "The file unpacks to more than can be read."
     return "The file is damaged."
@@ -418,13 +420,15 @@ def clock(cpu_seconds: float, wall_seconds: float) -> None:
 
 
 def resident_bytes() -> int:
-    """The most that this process ever held."""
+    """The most that this process ever held. Linux counts what its parent held at the fork into ru_maxrss."""
+    if sys.platform == "linux":
+        peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        return int(peak[1]) * 1024 if peak else 0
     if sys.platform == "win32":
         return 0
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
 
 
 def work(limits: dict[str, Any]) -> None:
@@ -456,7 +460,7 @@ def answer(request: list[str], limits: dict[str, Any]) -> tuple[Found, bool]:
 
     path, filename, declared = request
     try:
-        found = read(Path(path), filename, declared, limits["text_chars"], limits["wall_seconds"], tell)
+        found = read(Path(path), filename, declared, limits["text_chars"], tell)
         sound = True
     except MemoryError:
         found, sound = failed(types[0] if types else BINARY, "Reading the file took too much memory."), False

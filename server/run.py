@@ -7,6 +7,7 @@ fold and writes it. Whoever reads the log with the same fold gets the same messa
 from __future__ import annotations
 
 import asyncio
+import time
 
 import msgspec
 from msgspec.structs import replace
@@ -63,6 +64,8 @@ class LiveRun:
         self.ending: asyncio.Future[Ending | None] = asyncio.get_running_loop().create_future()
         self.look = asyncio.Event()
         self.changed = False
+        self.looked = asyncio.Event()
+        self.looked_at = time.monotonic()
         self._clock = clock
         self._calls: list[JSONObject] = []
         self._reasoned = 0

@@ -10,15 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TypeVar
 
 from msgspec.structs import replace
 
-from agents import AgentError, Run, Toolbox
+from agents import AgentError, Files, NoFiles, Run, Toolbox
 from agents.registry import Registry
 from server.run import CANCELLED, COMPLETED, INTERRUPTED, Ending, LiveRun, TooLong, finished
-from stores.contracts import EventLog, Finished, LogWriter, Posted, ThreadStore
+from stores.contracts import LEASE_SECONDS, EventLog, Finished, LogWriter, Posted, Store
 from stores.errors import Gap, LogDeleted, LogUnavailable, NotFound, StoreUnavailable
 from stores.events import Event, MessageCreated, RunError, Terminal, ToolCallCompleted, terminal
 from stores.fold import fold
@@ -34,6 +37,8 @@ SWEEP_SECONDS = 5.0
 _STUBBORN_SECONDS = 5.0
 _BREATH = 64
 
+R = TypeVar("R")
+
 
 class Runner:
     """Starts, keeps, ends and repairs runs.
@@ -41,17 +46,19 @@ class Runner:
     Args:
         toolbox: makes the tools of an agent for one run.
         render: Markdown to sanitized HTML.
+        files: gives the attachments of a thread.
         run_seconds: how long a run may take.
     """
 
     def __init__(
         self,
-        store: ThreadStore,
+        store: Store,
         log: EventLog,
         registry: Registry,
         toolbox: Callable[[Agent], Toolbox],
         render: Callable[[str], Awaitable[str]],
         *,
+        files: Callable[[Principal, str], Files] = lambda who, thread_id: NoFiles(),
         run_seconds: float = 600.0,
         clock: Clock = utcnow,
     ) -> None:
@@ -63,9 +70,11 @@ class Runner:
         self._log = log
         self._registry = registry
         self._toolbox = toolbox
+        self._files = files
         self._render = render
         self._run_seconds = run_seconds
         self._clock = clock
+        self._lost_at = -math.inf
         self._runs: dict[str, LiveRun] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         log.on_signal(self._look)
@@ -75,8 +84,8 @@ class Runner:
         return len(self._runs)
 
     def count_of(self, organization_id: str) -> int:
-        """The runs of one organization."""
-        return sum(run.who.organization_id == organization_id for run in self._runs.values())
+        """The runs of one organization that have not ended, though their end may wait to be stored and said."""
+        return sum(run.who.organization_id == organization_id and not run.ending.done() for run in self._runs.values())
 
     def has(self, run_id: str) -> bool:
         return run_id in self._runs
@@ -96,7 +105,8 @@ class Runner:
         self, who: Principal, agent: Agent, run_id: str, messages: list[Message], *, earlier: bool = False
     ) -> Run:
         """What an agent is given."""
-        return Run(run_id, who, agent, messages, self._toolbox(agent), earlier)
+        thread_id = messages[-1].thread_id if messages else ""
+        return Run(run_id, who, agent, messages, self._toolbox(agent), earlier, self._files(who, thread_id))
 
     def _look(self, run_id: str) -> None:
         if run := self._runs.get(run_id):
@@ -141,6 +151,10 @@ class Runner:
             try:
                 breath = 0
                 async for part in parts:
+                    if time.monotonic() - run.looked_at > LEASE_SECONDS:
+                        # the process was paused: it may be another's run by now
+                        run.looked.clear()
+                        await run.looked.wait()
                     if run.ending.done():  # an agent that talks on when it is cancelled
                         return
                     run.take(part)
@@ -156,12 +170,17 @@ class Runner:
             run.end(None)
         except TooLong:
             run.end(Ending("failed", RunError("agent_failed", "The answer grew larger than a message may be.", False)))
+        except StoreUnavailable:
+            run.end(Ending("failed", RunError("store_unavailable", "The database did not answer.", retryable=True)))
         except Exception:
             logger.exception("run %s: its agent raised", run.id)
             run.end(Ending("failed", RunError("agent_failed", "The agent failed.", retryable=False)))
 
     async def _prepare(self, run: LiveRun) -> Run:
-        stored = await self._store.messages(run.who, run.thread_id, before=None, limit=HISTORY)
+        stored = await self._until_answered(
+            f"the history of run {run.id} could not be read yet",
+            lambda: self._store.messages(run.who, run.thread_id, before=None, limit=HISTORY),
+        )
         asked = [message for message in stored if message.created_at <= run.question.created_at]
         return self.prepared(run.who, run.agent, run.id, asked, earlier=len(stored) == HISTORY)
 
@@ -178,8 +197,12 @@ class Runner:
                 lease = await self._store.checkpoint(run.who, run.id, worker=self.worker, partial=partial)
             except StoreUnavailable as error:
                 logger.warning("run %s could not be checkpointed: %s", run.id, error)
+                self._lost_at = time.monotonic()
                 run.changed = run.changed or partial is not None
                 continue
+            finally:
+                run.looked_at = time.monotonic()
+            run.looked.set()
             if lease != "held":
                 run.end(CANCELLED if lease == "cancelled" else None)
                 return
@@ -203,14 +226,21 @@ class Runner:
         return outcome
 
     async def _stored(self, who: Principal, message: Message) -> Finished | None:
+        reason = f"run {message.id} could not be finished yet"
+        try:
+            return await self._until_answered(reason, lambda: self._store.finish(who, message))
+        except NotFound:
+            return None
+
+    async def _until_answered(self, failure: str, ask: Callable[[], Awaitable[R]]) -> R:
+        """Ask the store until it answers."""
         wait = 0.1
         while True:
             try:
-                return await self._store.finish(who, message)
-            except NotFound:
-                return None
+                return await ask()
             except StoreUnavailable as error:
-                logger.warning("run %s could not be finished yet: %s", message.id, error)
+                logger.warning("%s: %s", failure, error)
+                self._lost_at = time.monotonic()
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, 2.0)
 
@@ -228,8 +258,20 @@ class Runner:
         with contextlib.suppress(StoreUnavailable):
             await self._store.forget(who, run_id)
 
+    @property
+    def _in_contact(self) -> bool:
+        """False until a full lease after the database last failed to answer.
+
+        After an outage every lease has expired, and whoever lives is about to renew: nobody can be told to be dead.
+        """
+        return time.monotonic() - self._lost_at > LEASE_SECONDS
+
     async def sweep(self) -> None:
-        """End the runs whose process died."""
+        """End the runs whose process died, or see whether the database is back for long enough to do so."""
+        if not self._in_contact:
+            if not await self._store.ready():
+                self._lost_at = time.monotonic()
+            return
         for record in await self._store.orphans(self.worker):
             if self.has(record.id):
                 continue
@@ -245,10 +287,11 @@ class Runner:
                 await self.sweep()
             except StoreUnavailable as error:
                 logger.warning("could not sweep: %s", error)
+                self._lost_at = time.monotonic()
 
     async def heal(self, who: Principal, run_id: str) -> bool:
         """End that run if its process died; true if it did."""
-        if self.has(run_id):
+        if self.has(run_id) or not self._in_contact:
             return False
         record = await self._store.orphan(who, run_id, self.worker)
         if record is not None:

@@ -21,7 +21,7 @@ from server.auth import authenticated, same_origin
 from server.bodies import MessageCreate, checked, read
 from server.errors import MalformedBody, Unauthenticated, problem_of
 from server.streams import Stream, Streams
-from stores.errors import AgentNotFound, ThreadNotFound
+from stores.errors import AgentNotFound, StoreUnavailable, ThreadNotFound
 from stores.models import JSONObject, Principal
 
 NO_KEY = 4401
@@ -121,7 +121,10 @@ class _Socket:
     async def _pump(self) -> int | None:
         """Write entries; the code to close with, null if the client went."""
         while True:
-            entries = await self._stream.viewer.next()
+            try:
+                entries = await self._stream.viewer.next()
+            except StoreUnavailable:
+                return TRY_LATER
             if self._stream.gone:
                 return None
             if entries is None:

@@ -20,6 +20,9 @@ from stores.models import Agent, Idempotency, KeptFile, Key, Message, Organizati
 
 Lease = Literal["held", "cancelled", "lost"]
 
+LEASE_SECONDS = 20.0
+"""How long a run's lease lasts."""
+
 
 class Created(msgspec.Struct, frozen=True):
     """`replayed`: the key was used before, and this is the thread that was made then."""
@@ -67,11 +70,15 @@ class Finished(msgspec.Struct, frozen=True):
 class Directory(Protocol):
     """Organizations, users, keys and agents."""
 
-    async def create_organization(self, name: str) -> Organization: ...
+    async def create_organization(self, name: str) -> Organization:
+        """Make it. A name that is there already, even if only just, is answered as it is."""
+        ...
 
     async def find_organization(self, id_or_name: str) -> Organization | None: ...
 
-    async def create_user(self, organization_id: str, name: str) -> User: ...
+    async def create_user(self, organization_id: str, name: str) -> User:
+        """Make the organization's user. A name that it has already is answered as it is."""
+        ...
 
     async def find_user(self, organization_id: str, id_or_name: str) -> User | None: ...
 

@@ -19,6 +19,7 @@ from pymongo.errors import ConfigurationError, DuplicateKeyError, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
+from stores.contracts import LEASE_SECONDS
 from stores.errors import StoreUnavailable
 from stores.models import Clock, utcnow
 from stores.mongo_database import Collection
@@ -53,8 +54,8 @@ INDEXES = {
         IndexModel([("organization_id", 1), ("size", 1)], name="kept"),
         IndexModel("thread_id", name="thread"),
     ],
-    "organizations": [IndexModel([("name", 1), ("order", 1)], name="name")],
-    "users": [IndexModel([("organization_id", 1), ("name", 1), ("order", 1)], name="name")],
+    "organizations": [IndexModel("name", name="name", unique=True)],
+    "users": [IndexModel([("organization_id", 1), ("name", 1)], name="name", unique=True)],
     "keys": [
         IndexModel("hash", name="hash", unique=True, partialFilterExpression={"valid": True}),
         IndexModel("order", name="order"),
@@ -184,7 +185,7 @@ class MongoStore(MongoRuns, MongoDirectory):
         await self.db.close()
 
 
-async def open_mongo(url: str, *, lease: float = 20.0, clock: Clock = utcnow) -> MongoStore:
+async def open_mongo(url: str, *, lease: float = LEASE_SECONDS, clock: Clock = utcnow) -> MongoStore:
     """Open the database that the URL names (`chat` if it names none), and make its indexes.
 
     Args:

@@ -43,27 +43,28 @@ def _agent(document: Document, default_agent_id: str | None) -> Agent:
 class MongoDirectory(Database):
     async def create_organization(self, name: str) -> Organization:
         made = Organization(new_id(), name, None, timestamp(self.clock()))
-        await self.db.organizations.insert(_document(made))
+        while not await self.db.organizations.insert(_document(made)):
+            if there := await self.db.organizations.one({"name": name}):
+                return _organization(there)
         return made
 
     async def find_organization(self, id_or_name: str) -> Organization | None:
         found = await self.db.organizations.one({"_id": id_or_name})
         if found is None:
-            named = await self.db.organizations.many({"name": id_or_name}, sort=_OLDEST_FIRST, limit=1)
-            found = named[0] if named else None
+            found = await self.db.organizations.one({"name": id_or_name})
         return _organization(found) if found else None
 
     async def create_user(self, organization_id: str, name: str) -> User:
         made = User(new_id(), organization_id, name, timestamp(self.clock()))
-        await self.db.users.insert(_document(made))
+        while not await self.db.users.insert(_document(made)):
+            if there := await self.db.users.one({"organization_id": organization_id, "name": name}):
+                return _user(there)
         return made
 
     async def find_user(self, organization_id: str, id_or_name: str) -> User | None:
         found = await self.db.users.one({"_id": id_or_name, "organization_id": organization_id})
         if found is None:
-            query = {"organization_id": organization_id, "name": id_or_name}
-            named = await self.db.users.many(query, sort=_OLDEST_FIRST, limit=1)
-            found = named[0] if named else None
+            found = await self.db.users.one({"organization_id": organization_id, "name": id_or_name})
         return _user(found) if found else None
 
     async def create_key(self, user: User, secret: str) -> Key:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from stores.contracts import LEASE_SECONDS
 from stores.models import Clock, utcnow
 from stores.sqlite_directory import SQLiteDirectory
 from stores.sqlite_threads import SQLiteThreads
@@ -14,7 +15,9 @@ class SQLiteStore(SQLiteThreads, SQLiteDirectory):
     pass
 
 
-async def open_sqlite(path: Path, *, lease: float = 20.0, clock: Clock = utcnow, serving: bool = True) -> SQLiteStore:
+async def open_sqlite(
+    path: Path, *, lease: float = LEASE_SECONDS, clock: Clock = utcnow, serving: bool = True
+) -> SQLiteStore:
     """Open or make the database file.
 
     Args:

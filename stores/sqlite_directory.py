@@ -23,6 +23,9 @@ def _agent(db: sqlite3.Connection, row: sqlite3.Row) -> Agent:
 class SQLiteDirectory(Database):
     @writing
     def create_organization(self, db: sqlite3.Connection, name: str) -> Organization:
+        row = db.execute("SELECT * FROM organizations WHERE name = ? ORDER BY rowid", (name,)).fetchone()
+        if row:
+            return Organization(*row)
         made = Organization(new_id(), name, None, timestamp(self.clock()))
         db.execute("INSERT INTO organizations VALUES (?, ?, ?, ?)", msgspec.structs.astuple(made))
         return made
@@ -36,6 +39,10 @@ class SQLiteDirectory(Database):
 
     @writing
     def create_user(self, db: sqlite3.Connection, organization_id: str, name: str) -> User:
+        same = "SELECT * FROM users WHERE organization_id = ? AND name = ? ORDER BY rowid"
+        row = db.execute(same, (organization_id, name)).fetchone()
+        if row:
+            return User(*row)
         made = User(new_id(), organization_id, name, timestamp(self.clock()))
         db.execute("INSERT INTO users VALUES (?, ?, ?, ?)", msgspec.structs.astuple(made))
         return made

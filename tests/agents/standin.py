@@ -48,7 +48,8 @@ class Stream(msgspec.Struct, frozen=True):
     """A streamed answer. `ending` comes after so many `events`; null: after all of them.
 
     stop: nothing more is done to it. end: the body ends, properly. cut: the connection breaks. stall: nothing more
-    comes. garbage: a line that is no JSON. Anything else is the type of an `error` event.
+    comes. garbage: a line that is no JSON. Anything else is the type of an `error` event. `joined`: all in one write;
+    `pace`: seconds between two events.
     """
 
     events: list[JSON]
@@ -56,6 +57,7 @@ class Stream(msgspec.Struct, frozen=True):
     after: int | None = None
     gate: tuple[int, Gate] | None = None
     joined: bool = False
+    pace: float = 0.0
 
     def ends(self, ending: str, after: int | None = None) -> Stream:
         return msgspec.structs.replace(self, ending=ending, after=after)
@@ -197,6 +199,8 @@ class StandIn:
                     await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
                     waiting.cancel()
                 await write(frame(event))
+                if stream.pace:
+                    await asyncio.sleep(stream.pace)
             match stream.ending:
                 case "stop" | "end":
                     pass

@@ -126,6 +126,7 @@ class Live(Client):
         self.server = server
         self.app = app
         self.gates = scripted.gates
+        self.data_dir = Path()
 
 
 @asynccontextmanager
@@ -145,6 +146,7 @@ async def live_server(
     server = Server(app)
     serving = asyncio.create_task(server._serve([sock]))
     live = Live(f"http://127.0.0.1:{sock.getsockname()[1]}", server, app, scripted)
+    live.data_dir = data_dir
     try:
         async with asyncio.timeout(10):
             await server.listening.wait()

@@ -66,7 +66,7 @@ PDF = Attachment("a", "a.pdf", "application/pdf", 1, "", "ready", 1, False, None
 
 async def test_an_attached_file_is_named(pool: Pool) -> None:
     parts = [part async for part in reply(run(pool, "", attachments=[PDF]))]
-    assert "You attached: a.pdf" in text(parts)
+    assert "`a.pdf` (application/pdf, 1 bytes)" in text(parts)
 
 
 @pytest.mark.parametrize(

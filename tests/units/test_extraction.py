@@ -52,6 +52,15 @@ asyncio.run(main())
 Make = Callable[[str, bytes], Path]
 
 
+@pytest.fixture(scope="module")
+async def shared() -> AsyncIterator[Extractor]:
+    """For tests that cost no worker: starting one takes more than most files."""
+    extractor = Extractor(limits=Limits(files=1_000))
+    yield extractor
+    async with asyncio.timeout(5):
+        await extractor.close()
+
+
 @pytest.fixture
 async def extractor() -> AsyncIterator[Extractor]:
     extractor = Extractor()
@@ -151,10 +160,8 @@ class Hanging:
         ("slides.pptx", PPTX, ["## Harbour report", "417 herons", "## Berths", "Berth 8: Østerlund"]),
     ],
 )
-async def test_a_document_becomes_markdown(
-    extractor: Extractor, name: str, content_type: str, lines: list[str]
-) -> None:
-    found = await extractor.extract(FILES / name, name, None)
+async def test_a_document_becomes_markdown(shared: Extractor, name: str, content_type: str, lines: list[str]) -> None:
+    found = await shared.extract(FILES / name, name, None)
     assert (found.content_type, found.status, found.error, found.truncated) == (content_type, "ready", None, False)
     for line in lines:
         assert line in found.text
@@ -163,8 +170,8 @@ async def test_a_document_becomes_markdown(
 
 
 @pytest.mark.parametrize("html_only", [False, True], ids=["text", "html"])
-async def test_a_mail_is_read_with_its_headers(extractor: Extractor, make: Make, html_only: bool) -> None:
-    found = await extractor.extract(make("mail", mail(html_only)), "mail.eml", None)
+async def test_a_mail_is_read_with_its_headers(shared: Extractor, make: Make, html_only: bool) -> None:
+    found = await shared.extract(make("mail", mail(html_only)), "mail.eml", None)
     assert (found.content_type, found.status) == (EML, "ready")
     assert found.text.startswith("From: Keeper <keeper@harbour.example>\nTo: office@harbour.example\n")
     assert "\nSubject: Heron count at Ærøskøbing\nAttached: berths.csv\n\n" in found.text
@@ -189,9 +196,9 @@ async def test_a_mail_is_read_with_its_headers(extractor: Extractor, make: Make,
     ],
 )
 async def test_what_is_text_is_left_as_it_is(
-    extractor: Extractor, make: Make, name: str, text: str, content_type: str
+    shared: Extractor, make: Make, name: str, text: str, content_type: str
 ) -> None:
-    found = await extractor.extract(make(name, text.encode()), name, None)
+    found = await shared.extract(make(name, text.encode()), name, None)
     assert found == Extracted(content_type, "ready", text)
 
 
@@ -213,26 +220,26 @@ async def test_what_is_text_is_left_as_it_is(
         ("灯台守は火曜日に417羽のサギを数えた。港の近くのカフェで。\n", "iso2022_jp"),
     ],
 )
-async def test_the_charset_is_found(extractor: Extractor, make: Make, text: str, charset: str, prefix: str) -> None:
-    found = await extractor.extract(make("a", (prefix + text).encode(charset)), "a.txt", "text/plain; charset=utf-8")
+async def test_the_charset_is_found(shared: Extractor, make: Make, text: str, charset: str, prefix: str) -> None:
+    found = await shared.extract(make("a", (prefix + text).encode(charset)), "a.txt", "text/plain; charset=utf-8")
     assert found.status == "ready"
     assert found.text == (prefix + text)[:TEXT_CHARS]
     assert found.truncated == (len(prefix + text) > TEXT_CHARS)
 
 
 @pytest.mark.parametrize("charset", ["latin-1", "utf-8", "utf-16"])
-async def test_html_is_decoded_by_its_own_word(extractor: Extractor, make: Make, charset: str) -> None:
+async def test_html_is_decoded_by_its_own_word(shared: Extractor, make: Make, charset: str) -> None:
     source = HTML.replace('charset="utf-8"', f'charset="{charset}"')
-    found = await extractor.extract(make("a", source.encode(charset)), "a.html", None)
+    found = await shared.extract(make("a", source.encode(charset)), "a.html", None)
     assert "near the café at Ærøskøbing" in found.text
 
 
 @pytest.mark.parametrize(("kind", "content_type"), [("PNG", "png"), ("JPEG", "jpeg"), ("GIF", "gif"), ("WEBP", "webp")])
 @pytest.mark.parametrize("name", ["a.png", "a.txt", "a.docx", "a"])
 async def test_an_image_is_known_by_its_content_whatever_its_name(
-    extractor: Extractor, make: Make, kind: str, content_type: str, name: str
+    shared: Extractor, make: Make, kind: str, content_type: str, name: str
 ) -> None:
-    found = await extractor.extract(make(name, image(kind)), name, "application/pdf")
+    found = await shared.extract(make(name, image(kind)), name, "application/pdf")
     assert found == Extracted(f"image/{content_type}", "ready", width=40, height=30)
 
 
@@ -248,19 +255,20 @@ async def test_an_image_is_known_by_its_content_whatever_its_name(
         ("../../etc/passwd\n\"';.csv", CSV.encode(), "text/csv", "Marigold"),
         ("\ud800.md", b"# a", "text/markdown", "# a"),
     ],
+    ids=lambda given: ascii(given)[:20] if isinstance(given, str) else "bytes",
 )
 async def test_a_file_with_a_false_name_is_what_it_holds(
-    extractor: Extractor, make: Make, name: str, data: bytes, content_type: str, text: str
+    shared: Extractor, make: Make, name: str, data: bytes, content_type: str, text: str
 ) -> None:
-    found = await extractor.extract(make(name, data), name, None)
+    found = await shared.extract(make(name, data), name, None)
     assert (found.content_type, found.status) == (content_type, "ready")
     assert text in found.text
 
 
-async def test_what_was_declared_counts_where_nothing_else_tells(extractor: Extractor, make: Make) -> None:
+async def test_what_was_declared_counts_where_nothing_else_tells(shared: Extractor, make: Make) -> None:
     path = make("a", CSV.encode())
-    assert (await extractor.extract(path, "berths", "Text/CSV; header=present")).content_type == "text/csv"
-    assert (await extractor.extract(path, "berths", "application/pdf")).content_type == "text/plain"
+    assert (await shared.extract(path, "berths", "Text/CSV; header=present")).content_type == "text/csv"
+    assert (await shared.extract(path, "berths", "application/pdf")).content_type == "text/plain"
 
 
 @pytest.mark.parametrize(
@@ -274,14 +282,10 @@ async def test_what_was_declared_counts_where_nothing_else_tells(extractor: Extr
     ],
 )
 async def test_an_empty_file_is_an_empty_text_but_no_document(
-    extractor: Extractor, make: Make, name: str, content_type: str, status: str, error: str | None
+    shared: Extractor, make: Make, name: str, content_type: str, status: str, error: str | None
 ) -> None:
-    found = await extractor.extract(make(name, b""), name, None)
+    found = await shared.extract(make(name, b""), name, None)
     assert (found.content_type, found.status, found.text, found.error) == (content_type, status, "", error)
-
-
-def test_the_broken_files_are_broken() -> None:
-    assert re.search(rb"/Encrypt\b", (FILES / "encrypted.pdf").read_bytes())
 
 
 def encrypted_odt() -> bytes:
@@ -310,14 +314,18 @@ OLE_HEAD = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(504)
         ("cut.png", image("PNG", (200, 200))[:5000], "image/png", "The image is damaged."),
         ("cut.jpg", image("JPEG", (200, 200))[:5000], "image/jpeg", "The image is damaged."),
         ("a.gif", b"GIF89a", "image/gif", "The image is damaged."),
+        ("scan.pdf", image("PDF"), PDF, "No text was found in the file."),
+        ("deep.html", b"<div>" * 100_000 + b"a", "text/html", "No text was found in the file."),
     ],
+    ids=lambda given: None if isinstance(given, str) else "bytes",
 )
 async def test_a_broken_or_locked_file_fails_and_says_why(
-    extractor: Extractor, make: Make, name: str, data: bytes, content_type: str, error: str
+    shared: Extractor, make: Make, name: str, data: bytes, content_type: str, error: str
 ) -> None:
-    found = await extractor.extract(make(name, data), name, None)
+    before = workers(shared)
+    found = await shared.extract(make(name, data), name, None)
     assert found == Extracted(content_type, "failed", error=error)
-    assert len(workers(extractor)) == 1  # it cost no worker
+    assert not before or workers(shared) == before  # it cost no worker
 
 
 @pytest.mark.parametrize(
@@ -330,33 +338,34 @@ async def test_a_broken_or_locked_file_fails_and_says_why(
         ("a.rtf", b"{\\rtf1\\ansi herons}", "application/rtf", "(application/rtf) can't be read"),
         ("a.doc", OLE_HEAD, OLE, "Save it as docx"),
         ("a.mp4", b"\0\0\0\x20ftypisom\0\0\2\0isomiso2" + bytes(50), "video/mp4", "(video/mp4) can't be read"),
-        ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(50), BINARY, "can't be read"),
+        ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(50), "image/heic", "(image/heic) can't be read"),
         ("a", Path(sys.executable).resolve().read_bytes()[:100_000], "application/x-elf", "can't be read"),
     ],
+    ids=lambda given: None if isinstance(given, str) else "bytes",
 )
 async def test_any_other_kind_is_unsupported_in_words(
-    extractor: Extractor, make: Make, name: str, data: bytes, content_type: str, words: str
+    shared: Extractor, make: Make, name: str, data: bytes, content_type: str, words: str
 ) -> None:
-    found = await extractor.extract(make(name, data), name, None)
+    found = await shared.extract(make(name, data), name, None)
     assert (found.content_type, found.status, found.text) == (content_type, "unsupported", "")
     assert words in (found.error or "")
 
 
-async def test_a_pdf_of_a_hundred_pages_is_read_whole(extractor: Extractor) -> None:
-    found = await extractor.extract(FILES / "pages.pdf", "pages.pdf", None)
+async def test_a_pdf_of_a_hundred_pages_is_read_whole(shared: Extractor) -> None:
+    found = await shared.extract(FILES / "pages.pdf", "pages.pdf", None)
     numbers = [int(page) for page in re.findall(r"Page (\d+) of the harbour log", found.text)]
     assert numbers == list(range(1, 101))
 
 
-async def test_a_zip_bomb_in_a_docx_is_refused(extractor: Extractor, tmp_path: Path) -> None:
-    bomb = docx(tmp_path / "bomb.docx", (b"<w:p/>" * 200_000 for _ in range(200)))
+async def test_a_zip_bomb_in_a_docx_is_refused(shared: Extractor, tmp_path: Path) -> None:
+    bomb = docx(tmp_path / "bomb.docx", (b"<w:p/>" * 200_000 for _ in range(90)))
     assert bomb.stat().st_size < 2**20
-    found = await extractor.extract(bomb, "bomb.docx", None)
+    found = await shared.extract(bomb, "bomb.docx", None)
     assert found == Extracted(DOCX, "failed", error="The file unpacks to more than can be read.")
 
 
 async def test_a_bomb_that_lies_about_its_size_costs_one_worker_at_most(extractor: Extractor, tmp_path: Path) -> None:
-    bomb = docx(tmp_path / "bomb.docx", (b"<w:p/>" * 200_000 for _ in range(200)))
+    bomb = docx(tmp_path / "bomb.docx", (b"<w:p/>" * 200_000 for _ in range(90)))
     with zipfile.ZipFile(bomb) as archive:
         size = archive.getinfo("word/document.xml").file_size.to_bytes(4, "little")
     bomb.write_bytes(bomb.read_bytes().replace(size, (1000).to_bytes(4, "little")))
@@ -366,19 +375,19 @@ async def test_a_bomb_that_lies_about_its_size_costs_one_worker_at_most(extracto
     assert (await extractor.extract(FILES / "report.docx", "report.docx", None)).status == "ready"
 
 
-async def test_an_image_of_too_many_pixels_is_not_decoded(extractor: Extractor, make: Make) -> None:
+async def test_an_image_of_too_many_pixels_is_not_decoded(shared: Extractor, make: Make) -> None:
     out = BytesIO()
-    Image.new("1", (20_000, 20_000)).save(out, "PNG")
-    found = await extractor.extract(make("a", out.getvalue()), "a.png", None)
-    assert found == Extracted("image/png", "failed", error="The image is too large: 20000 by 20000 pixels.")
+    Image.new("1", (11_000, 10_000)).save(out, "PNG")
+    found = await shared.extract(make("a", out.getvalue()), "a.png", None)
+    assert found == Extracted("image/png", "failed", error="The image is too large: 11000 by 10000 pixels.")
 
 
-async def test_a_csv_of_25_megabytes_is_cut_in_little_time_and_memory(extractor: Extractor, tmp_path: Path) -> None:
+async def test_a_csv_of_25_megabytes_is_cut_in_little_time_and_memory(shared: Extractor, tmp_path: Path) -> None:
     path = tmp_path / "large.csv"
     path.write_text(CSV * (25 * 2**20 // len(CSV.encode())))
-    await extractor.extract(FILES / "report.html", "a.html", None)  # a worker is there
+    await shared.extract(FILES / "report.html", "a.html", None)  # a worker is there
     before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-    found = await extractor.extract(path, "large.csv", None)
+    found = await shared.extract(path, "large.csv", None)
     seconds, grown = time.monotonic() - begun, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(f"25 MB csv: {seconds:.2f} s, the parent grew by {grown:.0f} MB")  # noqa: T201
     assert (found.status, found.truncated, len(found.text)) == ("ready", True, TEXT_CHARS)
@@ -387,9 +396,9 @@ async def test_a_csv_of_25_megabytes_is_cut_in_little_time_and_memory(extractor:
     assert grown < 40
 
 
-async def test_a_text_of_exactly_the_limit_is_not_cut(extractor: Extractor, make: Make) -> None:
-    exact = await extractor.extract(make("a", "é".encode() * TEXT_CHARS), "a.txt", None)
-    more = await extractor.extract(make("a", "😀".encode() * (TEXT_CHARS + 1)), "a.txt", None)
+async def test_a_text_of_exactly_the_limit_is_not_cut(shared: Extractor, make: Make) -> None:
+    exact = await shared.extract(make("a", "é".encode() * TEXT_CHARS), "a.txt", None)
+    more = await shared.extract(make("a", "😀".encode() * (TEXT_CHARS + 1)), "a.txt", None)
     assert (len(exact.text), exact.truncated) == (TEXT_CHARS, False)
     assert (len(more.text), more.truncated, more.text[-1]) == (TEXT_CHARS, True, "😀")
 
@@ -474,7 +483,7 @@ async def test_many_at_once_get_their_own_texts(extractor: Extractor, make: Make
 @pytest.mark.parametrize("limits", [Limits(files=2), Limits(resident_bytes=1)], ids=["files", "memory"])
 async def test_a_worker_that_has_done_enough_is_replaced(limits: Limits) -> None:
     extractor = Extractor(workers=1, limits=limits)
-    seen = set()
+    seen: set[int] = set()
     for _ in range(4):
         assert (await extractor.extract(FILES / "README.md", "a.md", None)).status == "ready"
         seen.update(worker.pid for worker in extractor._alive)
@@ -509,7 +518,7 @@ async def test_a_worker_gives_way_to_the_server_and_knows_no_secret(
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-secret")
     await extractor.extract(FILES / "README.md", "a.md", None)
     (pid,) = workers(extractor)
-    assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0) + 10
+    assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
     seen = await asyncio.to_thread(Path(f"/proc/{pid}/environ").read_bytes)
     assert b"PATH=" in seen
     assert b"sk-secret" not in seen

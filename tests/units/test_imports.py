@@ -22,6 +22,8 @@ DRIVERS = {
     "mcp": {"agents/mcp.py", "agents/demo_tools.py"},
     "anthropic": {"agents/claude.py"},
     "sse_starlette": {"server/sse.py"},
+    "obstore": {"stores/blobs.py"},
+    "kreuzberg": {"server/reading.py"},
 }
 ENVIRONMENT = {"server/settings.py", "agents/mcp.py"}
 """agents/mcp.py fills in the `${NAME}` of the operator's file."""

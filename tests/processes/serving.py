@@ -1,0 +1,88 @@
+"""The server of these journeys: settings, application and socket are the real ones, beside them what tests hold.
+
+CHAT_TEST_GATES     a folder: `hold NAME` writes NAME.reached there and waits for NAME.released
+CHAT_TEST_LEASE     seconds that a lease lasts; checkpoints and sweeps come as much more often
+CHAT_TEST_DIES      "before VERB" or "after VERB": the process is killed at that verb of its store, as by `kill -9`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from agents.registry import Kind
+from server import runner
+from server.app import create_app
+from server.serving import Server, listening_socket
+from server.settings import load
+from stores.contracts import LEASE_SECONDS, EventLog, Store
+from stores.mongo import open_mongo
+from stores.open import Where
+from stores.redis_log import open_redis_log
+from tests.journeys.scripted import Gates, Scripted
+
+
+class FolderGates(Gates):
+    """Gates that another process can see and open."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    async def hold(self, name: str) -> None:
+        (self._folder / f"{name}.reached").touch()
+        while not (self._folder / f"{name}.released").exists():  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.01)
+
+
+class Mortal:
+    """A store at one of whose verbs the process dies."""
+
+    def __init__(self, store: Store, dies: str) -> None:
+        self._store = store
+        self._when, self._verb = dies.split(" ")
+
+    def __getattr__(self, verb: str) -> Any:
+        call = getattr(self._store, verb)
+        return self._dying(call) if verb == self._verb else call
+
+    def _dying(self, call: Any) -> Any:
+        async def dying(*args: object, **kwargs: object) -> None:
+            if self._when == "after":
+                await call(*args, **kwargs)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        return dying
+
+
+@asynccontextmanager
+async def backends(where: Where) -> AsyncIterator[tuple[Store, EventLog]]:
+    """MongoDB and Redis as ever, but for the lease and the death that the test asked for."""
+    assert where.database_url is not None
+    assert where.events_url is not None
+    store: Store = await open_mongo(where.database_url, lease=runner.LEASE_SECONDS)
+    log = await open_redis_log(where.events_url)
+    try:
+        dies = os.environ.get("CHAT_TEST_DIES")
+        yield cast(Store, Mortal(store, dies)) if dies else store, log
+    finally:
+        await log.close()
+        await store.close()
+
+
+def serve() -> None:
+    """Serve until a signal ends it."""
+    lease = float(os.environ.get("CHAT_TEST_LEASE", LEASE_SECONDS))
+    runner.CHECKPOINT_SECONDS *= lease / LEASE_SECONDS
+    runner.SWEEP_SECONDS *= lease / LEASE_SECONDS
+    runner.LEASE_SECONDS = lease
+    settings = load()
+    scripted = Scripted(FolderGates(Path(os.environ["CHAT_TEST_GATES"])))
+    app = create_app(settings, kinds={"scripted": Kind(scripted)}, backends=backends)
+    sock = listening_socket(settings.host, settings.port, reuse_port=settings.reuse_port)
+    Server(app, lambda: print("Listening", flush=True)).run(sockets=[sock])  # noqa: T201
