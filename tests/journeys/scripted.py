@@ -41,8 +41,8 @@ class Gates:
 class Scripted:
     """The reply function of kind `scripted`."""
 
-    def __init__(self) -> None:
-        self.gates = Gates()
+    def __init__(self, gates: Gates | None = None) -> None:
+        self.gates = gates or Gates()
 
     async def __call__(self, run: Run) -> AsyncIterator[Part]:
         for number, line in enumerate(run.messages[-1].content.splitlines()):

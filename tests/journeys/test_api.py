@@ -62,7 +62,8 @@ async def test_an_unknown_path_is_a_problem(live: Live, method: str, path: str) 
 @pytest.mark.parametrize("path", sorted(methods_by_path(app.ROUTES)))
 async def test_a_wrong_method_is_a_problem_that_names_the_right_ones(live: Live, path: str) -> None:
     right = methods_by_path(app.ROUTES)[path]
-    url = path.replace("{rest:path}", "x").format(agent_id="default", thread_id=NOBODY, message_id=NOBODY)
+    ids = {"thread_id": NOBODY, "message_id": NOBODY, "attachment_id": NOBODY}
+    url = path.replace("{rest:path}", "x").format(agent_id="default", **ids)
     for method in {*METHODS, "OPTIONS"} - right:
         answer = await live.http.request(method, url)
         is_problem(answer, 405, "method_not_allowed")

@@ -38,6 +38,7 @@ class Case(msgspec.Struct, frozen=True):
 
     expected: str
     body: dict[str, Any] | None = None
+    file: bool = False
 
 
 NOT_FOUND = Case("thread_not_found")
@@ -57,6 +58,8 @@ CASES: dict[tuple[str, str], Case] = {
     ("POST", MESSAGES): Case("thread_not_found", {"content": "say hello"}),
     ("GET", MESSAGES + "/{message_id}"): NOT_FOUND,
     ("POST", MESSAGES + "/{message_id}/cancel"): NOT_FOUND,
+    ("POST", THREAD + "/attachments"): Case("thread_not_found", file=True),
+    ("GET", THREAD + "/attachments/{attachment_id}"): NOT_FOUND,
     ("GET", THREAD + "/events"): NOT_FOUND,
     ("WEBSOCKET", THREAD + "/ws"): NOT_FOUND,
 } | {
@@ -131,12 +134,14 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         made = await live.http.post(f"/api/v1/chat/{agent['id']}/threads", json={"title": "A's"}, headers=IDEMPOTENT)
         thread = made.headers["location"]
         assert (await live.say(thread, "say hello", **IDEMPOTENT)).status_code == 201
+        uploaded = await live.http.post(f"{thread}/attachments", files=[("files", ("secret.txt", b"hello"))])
         going_on = await live.say(thread, "say half\nhold isolation", Prefer="respond-async")
         await live.gates.reached("isolation")
         ids = {
             "agent_id": agent["id"],
             "thread_id": made.json()["id"],
             "message_id": going_on.json()["id"],
+            "attachment_id": uploaded.json()[0]["id"],
             "strangers_agent_id": (await stranger.get(f"{AGENTS}/default"))["id"],
         }
         try:
@@ -169,7 +174,8 @@ async def test_a_stranger_finds_nothing_and_changes_nothing(world: World, method
         if method == "WEBSOCKET":
             assert await close_code(world.live.url + url, STRANGERS_KEY) == 4404
             continue
-        answer = await world.stranger.http.request(method, url, json=case.body, headers=IDEMPOTENT)
+        files = [("files", ("mine.txt", b"mine"))] if case.file else None
+        answer = await world.stranger.http.request(method, url, json=case.body, files=files, headers=IDEMPOTENT)
         match case.expected:
             case "own":
                 assert answer.status_code in (200, 201)
@@ -213,6 +219,15 @@ async def test_a_strangers_message_id_is_no_place_to_page_from(world: World) -> 
     path = f"{thread}/messages/{world.ids['message_id']}"
     is_problem(await world.stranger.http.get(path), 404, "message_not_found")
     is_problem(await world.stranger.http.post(f"{path}/cancel"), 404, "message_not_found")
+
+
+async def test_a_strangers_thread_takes_no_attachment_of_ours(world: World) -> None:
+    thread = await world.stranger.thread()
+    body = {"content": "say x", "attachments": [{"id": world.ids["attachment_id"]}]}
+    answer = await world.stranger.http.post(f"{thread}/messages", json=body)
+    assert is_problem(answer, 422, "invalid_request", "field")["field"] == "attachments[0].id"
+    answer = await world.stranger.http.get(f"{thread}/attachments/{world.ids['attachment_id']}")
+    is_problem(answer, 404, "attachment_not_found")
 
 
 async def test_a_position_of_another_log_tells_nothing(world: World) -> None:
