@@ -1,0 +1,56 @@
+"""Kinds of agents from other packages, by the very example that the README gives."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from agents import AgentError, Ended, Text, ToolCompleted
+from agents.mcp import Pool
+from agents.mcp_config import read_servers
+from agents.registry import Kind, Registry
+from tests.units.test_demo import AGENT, run
+
+README = Path(__file__).parent.parent.parent / "README.md"
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that has the README's example, as pip would have installed it."""
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (tmp_path / "my_package.py").write_text(example)
+    info = tmp_path / "my_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    points = re.search(r'\[project\.entry-points\."(.*?)"\]\s+(\w+) = "(.*?)"', example)
+    assert points is not None
+    (info / "entry_points.txt").write_text(f"[{points[1]}]\n{points[2]} = {points[3]}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_package", raising=False)
+
+
+async def test_the_readmes_agent_is_found_and_answers(installed: None) -> None:
+    registry = Registry({})
+    assert "echo" in registry
+    pool = Pool(read_servers(None, {}))
+    try:
+        parts = [part async for part in registry.kind("echo").reply(run(pool, "hello"))]
+    finally:
+        await pool.close()
+    assert parts[0] == Text("You said: hello. ")
+    assert any(isinstance(part, ToolCompleted) and part.result for part in parts)
+    assert parts[-1] == Ended(stop_reason="end_turn")
+
+
+async def test_a_given_kind_comes_before_an_installed_one(installed: None) -> None:
+    mine = Kind(Registry({}).kind("echo").reply)
+    assert Registry({"echo": mine})["echo"] is mine
+
+
+def test_a_kind_that_is_not_there_is_told_in_words() -> None:
+    with pytest.raises(AgentError, match="no agents of kind 'vanished'"):
+        Registry({}, installed=False).kind("vanished")
+    assert AGENT.kind == "demo"
