@@ -151,19 +151,13 @@ def _clean(text: str) -> str:
 
 
 def finished(partial: Message, ending: Ending, now: str) -> tuple[Message, list[ToolCallCompleted]]:
-    """The message as it is kept, and the events that close its open tool calls.
-
-    A message that was pieced together from the log has calls without an id, round and offset; they get them here.
-    """
+    """The message as it is kept, and the events that close its open tool calls."""
     closed: list[ToolCallCompleted] = []
     calls = list(partial.tool_calls)
     for index, call in enumerate(calls):
         if call.end_time is None:
             calls[index] = replace(call, error=ending.open_calls, end_time=now)
             closed.append(ToolCallCompleted(partial.id, index, calls[index]))
-    known = list((partial.run or {}).get("tool_calls", []))
-    for index in range(len(known), len(calls)):
-        known.append({"id": f"call_{index}", "round": index, "offset": len(partial.content)})
     error = msgspec.to_builtins(ending.error)
-    message = replace(partial, tool_calls=calls).with_run(status=ending.status, error=error, tool_calls=known)
+    message = replace(partial, tool_calls=calls).with_run(status=ending.status, error=error)
     return message, closed

@@ -26,6 +26,7 @@ class Fold:
         self._parts = [message.content]
         self.length = len(message.content)
         self.tool_calls = list(message.tool_calls)
+        self.places = list((message.run or {}).get("tool_calls", []))
 
     def apply(self, event: Event) -> None:
         """Add one event. Applying one twice does no harm; a delta behind a hole is not applied."""
@@ -40,6 +41,8 @@ class Fold:
             case ToolCallStarted(index=index) if index == len(self.tool_calls):
                 call = ToolCall(event.tool_name, event.arguments, start_time=event.start_time)
                 self.tool_calls.append(call)
+                if index == len(self.places):
+                    self.places.append({"id": f"call_{index}", "round": index, "offset": self.length})
             case ToolCallCompleted(index=index) if index < len(self.tool_calls):
                 if self.tool_calls[index].end_time is None:
                     self.tool_calls[index] = event.tool_call
@@ -49,10 +52,11 @@ class Fold:
                 pass
 
     def message(self) -> Message:
-        """The message as far as it has come."""
+        """The message as far as it has come; where its calls stand in the text is in `metadata["run"]`."""
         if len(self._parts) > 1:
             self._parts = ["".join(self._parts)]
-        return replace(self._base, content=self._parts[0], tool_calls=list(self.tool_calls))
+        message = replace(self._base, content=self._parts[0], tool_calls=list(self.tool_calls))
+        return message.with_run(tool_calls=list(self.places)) if self.places else message
 
 
 def fold(events: Iterable[Event], onto: Message) -> Message:
