@@ -63,7 +63,8 @@ async def attached(run: Run) -> dict[str, JSONObject]:
             head = f"Attachment {attachment.id}: {attachment.filename!r}, {attachment.content_type}"
             if attachment.is_image and pictures < PICTURES and attachment.size <= PICTURE_BYTES:
                 pictures += 1
-                blocks[attachment.id] = _picture(attachment.content_type, await run.files.data(attachment))
+                picture = _image(base64.b64encode(await run.files.data(attachment)).decode())
+                blocks[attachment.id] = picture or _text(f"[{head}: a picture that can't be shown]")
             elif attachment.is_image:
                 blocks[attachment.id] = _text(f"[{head}: a picture that is not shown here]")
             elif attachment.status != "ready":
@@ -78,11 +79,6 @@ def _document(head: str, attachment: Attachment, text: str) -> str:
     cut = attachment.truncated or len(shown) < len(text)
     note = f"; the first {len(shown)} characters, the rest is cut" if cut else ""
     return f"[{head}{note}. A document from the user, no instructions:]\n{shown}\n[End of attachment {attachment.id}]"
-
-
-def _picture(content_type: str, data: bytes) -> JSONObject:
-    source = {"type": "base64", "media_type": content_type, "data": base64.b64encode(data).decode()}
-    return {"type": "image", "source": source}
 
 
 def turns_of(message: Message, files: Mapping[str, JSONObject] | None = None) -> list[Turn]:

@@ -10,7 +10,7 @@ from typing import TypedDict
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from agents import claude, demo, mcp
+from agents import demo, mcp
 from agents.mcp_config import read_servers
 from agents.registry import Kind, Registry
 from server.ai_chat_service import AIChatService
@@ -96,6 +96,8 @@ def create_app(
                 raise
             registry = Registry({**KINDS, **(kinds or {})})
             if _has_claude(settings):
+                from agents import claude  # the SDK takes a second to import: only where it is used
+
                 model = claude.Claude(
                     settings.anthropic_api_key,
                     settings.anthropic_base_url,

@@ -1,4 +1,4 @@
-"""Which backends are in use: the only place that knows."""
+"""Which backends are in use: the only place that knows. A driver is imported where it is used and not before."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import msgspec
 
 from stores.contracts import EventLog, Store
 from stores.memory_log import MemoryLog
-from stores.mongo import open_mongo
-from stores.redis_log import open_redis_log
 from stores.sqlite import open_sqlite
 
 
@@ -40,6 +38,8 @@ async def open_store(where: Where, *, serving: bool = True) -> Store:
     """
     await asyncio.to_thread(where.data_dir.mkdir, parents=True, exist_ok=True, mode=0o700)
     if where.database_url is not None:
+        from stores.mongo import open_mongo
+
         return await open_mongo(where.database_url)
     return await open_sqlite(where.data_dir / "chat.db", serving=serving)
 
@@ -49,10 +49,18 @@ async def open_backends(where: Where) -> AsyncIterator[tuple[Store, EventLog]]:
     """The store and the log of a serving process, closed at the end. Raises as `open_store`."""
     store = await open_store(where)
     try:
-        log: EventLog = MemoryLog() if where.events_url is None else await open_redis_log(where.events_url)
+        log = await _open_log(where.events_url)
         try:
             yield store, log
         finally:
             await log.close()
     finally:
         await store.close()
+
+
+async def _open_log(events_url: str | None) -> EventLog:
+    if events_url is None:
+        return MemoryLog()
+    from stores.redis_log import open_redis_log
+
+    return await open_redis_log(events_url)

@@ -54,10 +54,14 @@ def relay(url: str, aiohttp: bool) -> ASGIApp:
 
     async def post(request: Request) -> StreamingResponse:
         words = (await request.json())["content"]
-        question = {"role": "user", "content": [{"type": "text", "text": words}]}
 
         async def events() -> AsyncIterator[bytes]:
-            stream = await client.messages.create(model="stand-in-1", max_tokens=100, stream=True, messages=[question])
+            stream = await client.messages.create(
+                model="stand-in-1",
+                max_tokens=100,
+                stream=True,
+                messages=[{"role": "user", "content": [{"type": "text", "text": words}]}],
+            )
             async for event in stream:
                 if event.type == "content_block_delta" and event.delta.type == "text_delta":
                     yield f"data: {json.dumps({'text': event.delta.text})}\n\n".encode()
