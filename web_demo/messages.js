@@ -3,21 +3,14 @@
 // While an answer is written its text is shown as it came; once it is complete the server's HTML, sanitized there, takes
 // its place. A message that hasn't changed (reducers make new objects only for what changed) isn't touched.
 
-/** Make an element: `h("p.note", { title: "…" }, "text", child)`. */
-export function h(name, properties = {}, ...children) {
-  const [tag, ...classes] = name.split(".");
-  const element = Object.assign(document.createElement(tag), properties);
-  if (classes.length) element.className = classes.join(" ");
-  element.append(...children.filter((child) => child != null));
-  return element;
-}
+import { fileList } from "/attachments.js";
+import { arrange, h } from "/elements.js";
 
 /** The messages of a thread, kept in step with a container's children. */
 export class MessageList {
-  /** `onRetry(message)`: the person wants a failed answer tried again. */
-  constructor(container, onRetry) {
-    this.container = container;
-    this.onRetry = onRetry;
+  /** `onRetry(message)`: the person wants a failed answer tried again. `urlOf(attachment)`: where it is. */
+  constructor(container, { onRetry, urlOf }) {
+    Object.assign(this, { container, onRetry, urlOf });
     this.views = new Map();
     setInterval(() => this.tick(), 200);
   }
@@ -29,7 +22,7 @@ export class MessageList {
       const View = message.role === "assistant" ? AnswerView : TextView;
       const old = this.views.get(message.id);
       const view = old instanceof View ? old : new View(message);
-      view.show(message, state);
+      view.show(message, state, this.urlOf);
       view.last?.(index === messages.length - 1, () => this.onRetry(message));
       kept.set(message.id, view);
       if (view.element === place) place = place.nextSibling;
@@ -52,12 +45,15 @@ class TextView {
     this.element.dataset.id = message.id;
   }
 
-  show(message) {
+  show(message, state, urlOf) {
     if (message === this.message) return;
     this.message = message;
     this.element.classList.toggle("pending", Boolean(message.pending));
     if (message.content_html) this.body.replaceChildren(rendered(message.content_html));
-    else this.body.replaceChildren(h("p", {}, message.content));
+    else this.body.replaceChildren(...(message.content ? [h("p", {}, message.content)] : []));
+    this.body.hidden = !this.body.firstChild;
+    const files = fileList(message.attachments, urlOf);
+    if (files) this.element.replaceChildren(this.body, files);
   }
 }
 
@@ -74,7 +70,7 @@ class AnswerView {
     this.texts = [];
   }
 
-  show(message, state) {
+  show(message, state, urlOf) {
     const reasoning = state.reasoning[message.id]?.text ?? "";
     if (reasoning !== this.shownReasoning) {
       this.shownReasoning = reasoning;
@@ -97,6 +93,8 @@ class AnswerView {
     if (message.content_html) this.showRendered(message, offsets);
     else this.showPlain(message, offsets);
     this.showEnding(run);
+    const files = this.files ? null : fileList(message.attachments, urlOf); // it may have been posted with some
+    if (files) this.ending.before((this.files = files));
   }
 
   /** Text pieces and cards by turns. Pieces only ever grow, so that a selection in them survives. */
@@ -233,15 +231,6 @@ function rendered(html) {
     if (node.nodeType === Node.TEXT_NODE && !node.data.trim()) node.remove();
   }
   return template.content;
-}
-
-/** Make `nodes` the children, moving none that is in its place: an open card stays open, a selection stays. */
-function arrange(parent, nodes) {
-  const wanted = new Set(nodes);
-  for (const child of [...parent.childNodes]) if (!wanted.has(child)) child.remove();
-  nodes.forEach((node, index) => {
-    if (parent.childNodes[index] !== node) parent.insertBefore(node, parent.childNodes[index] ?? null);
-  });
 }
 
 function letters(text) {

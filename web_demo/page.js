@@ -5,7 +5,9 @@
 
 import { ChatClient, EMPTY, randomKey } from "/client.js";
 import { agentDialog, confirmDialog, renameDialog } from "/dialogs.js";
-import { MessageList, h } from "/messages.js";
+import { Drafts, collect } from "/drafts.js";
+import { h, icon } from "/elements.js";
+import { MessageList } from "/messages.js";
 
 const STARTERS = [
   "What time is it in Tokyo?",
@@ -19,24 +21,34 @@ const REFRESH_MS = 15_000;
 
 const $ = (id) => document.getElementById(id);
 const chat = new ChatClient();
-const list = new MessageList($("messages"), (message) => retry(message));
+const list = new MessageList($("messages"), {
+  onRetry: (message) => retry(message),
+  urlOf: (attachment) => `${pathIn(open)}/attachments/${attachment.id}`,
+});
 
 let agents = [];
 let agentId = null;
 let threads = [];
+let listings = 0;
 let pages = 1;
 let archived = false;
 let menuThread = null;
 /** What is in the middle: a thread that is watched, or (id null) one that its first message will make. */
+const drafts = new Map(); // by thread, so that whoever comes back finds the files that were not sent yet
 let open = blank();
 const titled = new Set();
 
 function blank(id = null) {
-  return { id, state: EMPTY, older: [], more: true, pending: [], status: "none", watching: null };
+  const shown = { id, agentId, state: EMPTY, older: [], more: true, pending: [], status: "none", watching: null };
+  const makeThread = () => made(shown);
+  shown.drafts = drafts.get(id) ?? new Drafts(chat, { makeThread, onChange: () => drawSoon(), onError: tell });
+  if (id) drafts.set(id, shown.drafts);
+  return shown;
 }
 
 const threadsPath = () => `/api/v1/chat/${agentId}/threads`;
 const pathOf = (id) => `${threadsPath()}/${id}`;
+const pathIn = (shown) => `/api/v1/chat/${shown.agentId}/threads/${shown.id}`;
 const agent = () => agents.find((each) => each.id === agentId);
 const running = () => open.state.messages.findLast((message) => message.metadata.run?.status === "in_progress");
 
@@ -117,8 +129,8 @@ async function deleteAgent(edited) {
 // The list of threads
 
 async function loadThreads() {
+  const asked = ++listings;
   if (!agentId) return drawThreads([], false);
-  const asked = agentId + archived;
   const found = [];
   let more = true;
   for (let page = 0; page < pages && more; page++) {
@@ -128,7 +140,7 @@ async function loadThreads() {
     found.push(...(await response.json()));
     more = response.headers.has("Link");
   }
-  if (asked === agentId + archived) drawThreads(found, more);
+  if (asked === listings) drawThreads(found, more); // of several answers on their way, only the last asked for counts
 }
 
 function drawThreads(found, more) {
@@ -153,14 +165,6 @@ function drawThreads(found, more) {
 
 function nameOf(thread) {
   return thread.title || "New thread";
-}
-
-function icon(name) {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
-  use.setAttribute("href", `#i-${name}`);
-  svg.append(use);
-  return svg;
 }
 
 function ago(time) {
@@ -271,32 +275,51 @@ async function makeTitle(shown) {
 
 function ended(shown, error) {
   if (error?.status === 401) return lock();
+  shown.drafts.take();
+  drafts.delete(shown.id);
   if (!shown.leaving) toast(error ? error.message : "This thread was deleted.");
   loadThreads();
   go(agentId);
 }
 
-async function send(content) {
-  if (!content.trim() || running() || open.pending.length) return;
+/** The path of the thread, which its first message or its first file makes. */
+async function made(shown) {
+  shown.making ??= shown.id ? null : make(shown);
+  await shown.making;
+  return pathIn(shown);
+}
+
+async function make(shown) {
+  try {
+    shown.id = (await api("POST", `/api/v1/chat/${shown.agentId}/threads`, {})).id;
+  } catch (error) {
+    shown.making = null;
+    throw error;
+  }
+  drafts.set(shown.id, shown.drafts);
+  loadThreads();
+  if (shown !== open) return;
+  watch(shown);
+  history.pushState(null, "", `#/${shown.agentId}/${shown.id}`);
+}
+
+async function send(content, attachments = []) {
+  if ((!content.trim() && !attachments.length) || running() || open.pending.length) return;
   if (!agentId) return toast("Make an agent first.");
   const sent = open;
   const known = new Set(sent.state.messages.map((message) => message.id));
-  const pending = { id: randomKey(), role: "user", content, pending: true, known, metadata: {} };
+  const pending = { id: randomKey(), role: "user", content, attachments, pending: true, known, metadata: {} };
   sent.pending = [pending];
   following = true;
   draw();
   try {
-    if (!sent.id) {
-      sent.id = (await api("POST", threadsPath(), {})).id;
-      watch(sent);
-      if (sent === open) history.pushState(null, "", `#/${agentId}/${sent.id}`);
-      loadThreads();
-    }
-    const answer = await chat.post(pathOf(sent.id), { content });
+    const body = { content, attachments: attachments.map(({ id }) => ({ id })) };
+    const answer = await chat.post(await made(sent), body);
     pending.storedAs = answer.metadata.run?.in_reply_to;
   } catch (error) {
     sent.pending = [];
     if (sent === open && !$("input").value) write(content);
+    if (attachments.length) sent.drafts.restore(attachments, pathIn(sent));
     tell(error);
   }
   draw();
@@ -304,14 +327,15 @@ async function send(content) {
 
 /** A message on its way is shown until it comes back over the stream. */
 function unsent({ pending, state }) {
+  const said = ({ content, attachments }) => JSON.stringify([content, attachments.map(({ id }) => id)]);
   const arrived = (one) => (message) =>
-    message.id === one.storedAs || (message.role === "user" && message.content === one.content && !one.known.has(message.id));
+    message.id === one.storedAs || (message.role === "user" && said(message) === said(one) && !one.known.has(message.id));
   return pending.filter((one) => !state.messages.some(arrived(one)));
 }
 
 function retry(failed) {
   const question = open.state.messages.find((message) => message.id === failed.metadata.run.in_reply_to);
-  if (question) send(question.content);
+  if (question) send(question.content, question.attachments);
 }
 
 async function stop() {
@@ -358,7 +382,7 @@ function draw() {
   $("light").textContent = LIGHTS[open.status] ?? "";
   $("earlier").hidden = !(open.more && state.messages.length >= 50);
 
-  const empty = !open.id || (thread && !state.messages.length);
+  const empty = !open.id || ((thread || open.making) && !state.messages.length);
   $("welcome").hidden = !empty || open.pending.length > 0;
   $("welcome-name").textContent = agent()?.name ?? (agents.length ? "" : "Make an agent to begin");
   $("welcome-text").textContent = welcome();
@@ -366,11 +390,22 @@ function draw() {
   const busy = Boolean(running());
   $("stop").hidden = !busy;
   $("send").hidden = busy;
-  $("send").disabled = !$("input").value.trim() || open.pending.length > 0;
-  $("input").disabled = Boolean(thread?.archived) || !agentId;
+  $("send").disabled = !sendable() || open.pending.length > 0;
+  $("input").disabled = $("attach").disabled = Boolean(thread?.archived) || !agentId;
+  open.drafts.show($("drafts"));
   $("input").placeholder = thread?.archived ? "This thread is archived" : `Message ${agent()?.name ?? "the agent"}`;
-  $("hint").textContent = thread?.archived ? "Unarchive it to write." : "Enter sends · Shift+Enter for a new line · Esc stops";
+  $("hint").textContent = hint(thread);
   keepUp();
+}
+
+function hint(thread) {
+  if (thread?.archived) return "Unarchive it to write.";
+  if (open.drafts.busy) return "It can be sent once its files are uploaded.";
+  return "Enter sends · Shift+Enter for a new line · Esc stops";
+}
+
+function sendable() {
+  return !open.drafts.busy && (Boolean($("input").value.trim()) || open.drafts.attachments.length > 0);
 }
 
 function welcome() {
@@ -412,9 +447,9 @@ function write(text) {
 
 function submit() {
   const text = $("input").value;
-  if (!text.trim() || running() || open.pending.length) return;
+  if (!sendable() || running() || open.pending.length) return;
   write("");
-  send(text);
+  send(text.trim() ? text : "", open.drafts.take());
 }
 
 $("input").addEventListener("input", () => write($("input").value));
@@ -429,6 +464,17 @@ $("composer").addEventListener("submit", (event) => {
 });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !document.querySelector("dialog[open], :popover-open")) stop();
+});
+$("attach").onclick = () => $("files").click();
+collect({
+  place: document.querySelector("main"),
+  veil: $("veil"),
+  input: $("files"),
+  ready: () => !$("attach").disabled,
+  onFiles(files) {
+    open.drafts.add(files);
+    if (!matchMedia("(pointer: coarse)").matches) $("input").focus();
+  },
 });
 $("stop").onclick = stop;
 $("latest").onclick = () => {

@@ -14,6 +14,20 @@ from agents.registry import Kind
 from tests.agents.standin import StandIn
 from tests.journeys.live import Live, live_server
 
+STALL_SECONDS = 0.3
+
+
+def quick(service: StandIn) -> Claude:
+    """One that soon loses patience."""
+    return Claude(
+        service.key,
+        service.url,
+        model="stand-in-1",
+        title_model="small",
+        stall_seconds=STALL_SECONDS,
+        retry_seconds=0.01,
+    )
+
 
 @asynccontextmanager
 async def claude_server(

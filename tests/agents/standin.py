@@ -130,6 +130,10 @@ class StandIn:
     def __init__(self) -> None:
         self.url = ""
         self.key = "a-key"
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
         self.overlong = 10**9
         self.replies: deque[Reply] = deque()
         self.otherwise: Callable[[JSON], Reply] = lambda request: says(text("Fine."))

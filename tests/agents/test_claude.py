@@ -12,7 +12,7 @@ import pytest
 
 from agents.claude import MAX_ROUNDS, Claude
 from agents.mcp_config import Server
-from tests.agents.serving import claude_server
+from tests.agents.serving import claude_server, quick
 from tests.agents.standin import (
     OUTPUT_TOKENS,
     USAGE,
@@ -247,11 +247,14 @@ async def test_a_thread_of_more_messages_than_an_agent_is_given_says_what_is_lef
     assert service.refused == []
 
 
-async def test_one_connection_serves_one_run_after_the_other(live: Live, service: StandIn) -> None:
+async def test_one_connection_serves_one_run_after_the_other(tmp_path: Path, service: StandIn) -> None:
     service.otherwise = lambda request: DONE if len(service.requests) % 2 == 0 else TWO
-    thread = await live.thread()
-    for _ in range(5):
-        assert (await live.say(thread, "Do it.")).status_code == 201
+    claude = quick(service)
+    async with claude_server(tmp_path, service, claude, {"raw": raw()}) as live:
+        thread = await live.thread()
+        for _ in range(5):
+            assert (await live.say(thread, "Do it.")).status_code == 201
+    await claude.close()
     assert len(service.requests) == 10
     assert len(service.connections) == 1
 

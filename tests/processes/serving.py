@@ -36,7 +36,7 @@ class FolderGates(Gates):
 
     async def hold(self, name: str) -> None:
         (self._folder / f"{name}.reached").touch()
-        while not (self._folder / f"{name}.released").exists():  # noqa: ASYNC110, ASYNC240
+        while not (self._folder / f"{name}.released").exists():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

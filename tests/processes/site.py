@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -33,6 +34,7 @@ class Nursery:
     """Forks servers off one process."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.processes.nursery"],
             stdin=subprocess.PIPE,
@@ -44,9 +46,10 @@ class Nursery:
         """Begin a server; its process id."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(environment).encode() + b"\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        with self._lock:
+            self._process.stdin.write(json.dumps(environment).encode() + b"\n")
+            self._process.stdin.flush()
+            return int(self._process.stdout.readline())
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -203,7 +206,7 @@ class Site:
     async def reached(self, gate: str) -> None:
         """Wait until a script holds there."""
         async with asyncio.timeout(20):
-            while not (self.gates / f"{gate}.reached").exists():  # noqa: ASYNC110, ASYNC240
+            while not (self.gates / f"{gate}.reached").exists():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
     def release(self, gate: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+
 import pytest
 
 from tests.journeys.live import frames
@@ -32,7 +33,7 @@ async def test_a_run_on_one_is_watched_on_the_other_from_before_the_middle_and_a
             await before.sees("run.completed")
             after, again = Viewer([b], thread, door), resumed.branch([b], door)
             async with viewing(after, again):
-                asked, answer = await site.over(thread, before, middle, resumed, after, again)
+                _, answer = await site.over(thread, before, middle, resumed, after, again)
     assert answer["content"] == f"{COUNTED}🎈{COUNTED}"
     assert answer["tool_calls"][0]["result"]["value"] == 42
     assert [viewer.snapshots for viewer in (before, middle, resumed, after, again)] == [1, 1, 0, 1, 0]
@@ -67,7 +68,8 @@ async def test_a_run_on_one_is_cancelled_on_the_other_with_all_its_text(site: Si
         else:
             async with socket(b.url, thread, after=viewers[1].position) as connection:
                 await connection.send(type="run.cancel", request_id="c", message_id=run)
-                kept = next(f for f in await connection.until("ack", "error") if f["type"] == "run.cancelled")["message"]
+                told = await connection.until("ack", "error")
+                kept = next(frame["message"] for frame in told if frame["type"] == "run.cancelled")
         assert asyncio.get_running_loop().time() - began < 1.5, "told by signal, not found at the next checkpoint"
         assert (status(kept), kept["content"]) == ("cancelled", "".join(f"{n} " for n in range(30)))
         assert kept["tool_calls"][0]["error"]

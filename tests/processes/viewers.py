@@ -1,4 +1,4 @@
-"""Viewers that come back: over SSE or WebSocket, to whichever server still takes them, at the position that they had."""
+"""Viewers that come back: over SSE or WebSocket, to whichever server takes them, at the position that they had."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""A browser and a live server for the tests of the page."""
+"""One browser and one live server for all tests of this folder; a test that kills its server brings its own."""
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -9,19 +8,13 @@ from tests.journeys.live import Live, live_server
 from tests.web.browser import Desk, Visit, chromium
 
 
-@pytest.fixture
-async def live(tmp_path: Path) -> AsyncIterator[Live]:
-    async with live_server(tmp_path) as live:
-        yield live
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 async def desk() -> AsyncIterator[Desk]:
     async with chromium() as desk:
         yield desk
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
     async with live_server(tmp_path_factory.mktemp("data")) as server:
         yield server

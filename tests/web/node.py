@@ -1,4 +1,4 @@
-"""Running web_demo/client.js in Node, and a network between it and the server that keeps breaking."""
+"""Running web_demo/client.js in Node, against a network that keeps breaking and a server that says what it is told to."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import asyncio
 import os
 import random
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+
+from stores.events import Event
 
 HERE = Path(__file__).parent
 
@@ -54,8 +56,9 @@ class Network:
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._port)
 
         async def upwards() -> None:
-            while data := await reader.read(65536):
-                server_writer.write(data)
+            with suppress(OSError):
+                while data := await reader.read(65536):
+                    server_writer.write(data)
 
         sending = asyncio.create_task(upwards())
         left = self._chance.randrange(1_000, 20_000)
@@ -79,5 +82,28 @@ async def broken_network(port: int, chance: random.Random) -> AsyncIterator[tupl
     server = await asyncio.start_server(network.connection, "127.0.0.1", 0)
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", network
+    finally:
+        server.close()
+
+
+@asynccontextmanager
+async def scripted_stream(connections: Sequence[Sequence[tuple[str, Event]]]) -> AsyncIterator[tuple[str, list[str]]]:
+    """A server that streams these events, with their ids, one list a connection; its URL and what it was asked for."""
+    asked: list[str] = []
+
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.IncompleteReadError:  # Node may connect ahead of a request that it gives up
+            return writer.close()
+        asked.append(head.decode().split(" ")[1])
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+        for position, event in connections[len(asked) - 1]:
+            writer.write(b"data: " + msgspec.json.encode(event) + f"\nid: {position}\n\n".encode())
+        writer.close()
+
+    server = await asyncio.start_server(connection, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
     finally:
         server.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from stores.events import (
 )
 from stores.fold import fold
 from stores.models import Message, Thread
-from tests.journeys.live import KEY, Live, live_server
+from tests.journeys.live import KEY, Live
 from tests.units.test_fold import (
     EMPTY,
     NOW,
@@ -39,7 +40,7 @@ from tests.units.test_fold import (
     started,
     without_snapshots,
 )
-from tests.web.node import broken_network, node
+from tests.web.node import broken_network, node, scripted_stream
 
 CLIENT = Path(__file__).parents[2] / "web_demo" / "client.js"
 THREAD = Thread(EMPTY.thread_id, "agent", "user", "organization", "", {}, NOW, NOW, False, [EMPTY])
@@ -139,30 +140,46 @@ async def test_an_unknown_message_and_an_unknown_event_change_nothing() -> None:
     assert (await reduced_all([unknown]))[0] == before
 
 
-async def test_no_character_is_lost_or_doubled_over_a_network_that_keeps_breaking(live: Live) -> None:
-    thread = await live.scripted_thread(mcp_servers=["demo"])
+async def test_no_character_is_lost_or_doubled_over_a_network_that_keeps_breaking(server: Live) -> None:
+    thread = await server.scripted_thread(mcp_servers=["demo"])
     script = 'say # 🎈😀\ncount 150 5\ntool calculate {"expression": "6*7"}\ncount 150 5'
-    port = int(live.url.rpartition(":")[2])
+    port = int(server.url.rpartition(":")[2])
     async with broken_network(port, random.Random(1)) as (url, network):
         seen = await node("watch.mjs", url, KEY, thread, script)
-    stored = (await live.get(thread))["messages"][-1]
+    stored = (await server.get(thread))["messages"][-1]
     assert seen["before"]["content"] == stored["content"]
     assert seen["before"]["tool_calls"] == stored["tool_calls"]
     assert network.cuts >= 2
     assert {"live", "reconnecting"} <= set(seen["statuses"])
-    assert len((await live.get(thread))["messages"]) == 2
+    assert len((await server.get(thread))["messages"]) == 2
 
 
-async def test_cancel_stops_the_run(live: Live) -> None:
-    thread = await live.scripted_thread()
-    await node("watch.mjs", live.url, KEY, thread, "count 10000 5", "cancel")
-    assert (await live.get(thread))["messages"][-1]["metadata"]["run"]["status"] == "cancelled"
+async def test_cancel_stops_the_run(server: Live) -> None:
+    thread = await server.scripted_thread()
+    await node("watch.mjs", server.url, KEY, thread, "count 10000 5", "cancel")
+    assert (await server.get(thread))["messages"][-1]["metadata"]["run"]["status"] == "cancelled"
 
 
-async def test_no_key_and_no_thread_are_final(tmp_path: Path) -> None:
-    async with live_server(tmp_path) as live:
-        thread = await live.thread()
-        assert (await node("watch.mjs", live.url, "wrong-key", thread))["error"] == "unauthenticated"
-        missing = thread[:-1] + ("0" if thread[-1] != "0" else "1")
-        seen = await node("watch.mjs", live.url, KEY, missing)
-        assert (seen["error"], seen["statuses"]) == ("thread_not_found", ["ended"])
+async def test_no_key_and_no_thread_are_final(server: Live) -> None:
+    thread = await server.thread()
+    missing = thread[:-1] + ("0" if thread[-1] != "0" else "1")
+    refused, lost = await asyncio.gather(
+        node("watch.mjs", server.url, "wrong-key", thread), node("watch.mjs", server.url, KEY, missing)
+    )
+    assert (refused["error"], refused["statuses"]) == ("unauthenticated", ["ended"])
+    assert (lost["error"], lost["statuses"]) == ("thread_not_found", ["ended"])
+
+
+async def test_a_break_is_resumed_at_its_position_and_a_hole_asks_for_a_snapshot() -> None:
+    told = replace(EMPTY, content="Hello, wor")
+    connections: list[list[tuple[str, Event]]] = [
+        [("1", ThreadSnapshot(THREAD)), ("2", delta(0, "Hello"))],
+        [("3", delta(7, "world"))],
+        [("4", ThreadSnapshot(replace(THREAD, messages=[told]))), ("5", delta(10, "ld!"))],
+        [("6", RunCompleted(DONE))],
+    ]
+    async with scripted_stream(connections) as (url, asked):
+        seen = await node("watch.mjs", url, KEY, "/thread")
+    assert asked == ["/thread/events", "/thread/events?after=2", "/thread/events", "/thread/events?after=5"]
+    assert seen["before"]["content"] == "Hello, world!"
+    assert (seen["statuses"][-1], seen["error"]) == ("live", None)

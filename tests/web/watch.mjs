@@ -3,6 +3,11 @@
 //     node watch.mjs BASE KEY THREAD_PATH CONTENT [cancel]
 import { ChatClient } from "../../web_demo/client.js";
 
+// Promises wait a twentieth of their time: the client's patience. Timers of Node's own fetch stay as they are.
+const { setTimeout: timeout } = globalThis;
+const isResolve = (run) => /native code/.test(run);
+globalThis.setTimeout = (run, ms, ...given) => timeout(run, isResolve(run) ? ms / 20 : ms, ...given);
+
 const [base, key, thread, content, cancel] = process.argv.slice(2);
 const chat = new ChatClient({ base, key });
 const statuses = [];

@@ -1,0 +1,28 @@
+// Making elements: the two lines that everything on the page is built with.
+
+/** Make an element: `h("p.note", { title: "…" }, "text", child)`. */
+export function h(name, properties = {}, ...children) {
+  const [tag, ...classes] = name.split(".");
+  const element = Object.assign(document.createElement(tag), properties);
+  if (classes.length) element.className = classes.join(" ");
+  element.append(...children.filter((child) => child != null));
+  return element;
+}
+
+/** One of the symbols in index.html. */
+export function icon(name) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
+  use.setAttribute("href", `#i-${name}`);
+  svg.append(use);
+  return svg;
+}
+
+/** Make `nodes` the children, moving none that is in its place: an open card stays open, a selection stays. */
+export function arrange(parent, nodes) {
+  const wanted = new Set(nodes);
+  for (const child of [...parent.childNodes]) if (!wanted.has(child)) child.remove();
+  nodes.forEach((node, index) => {
+    if (parent.childNodes[index] !== node) parent.insertBefore(node, parent.childNodes[index] ?? null);
+  });
+}
