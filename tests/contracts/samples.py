@@ -170,10 +170,10 @@ Lose = Callable[[], Awaitable[None]]
 """Make every log disappear, as an hour's silence or an empty restart of Redis would."""
 
 
-def new_file(thread_id: str, *, size: int = 5, text: str = "h\u00e9llo") -> KeptFile:
+def new_file(thread_id: str, *, filename: str = 'a "file".txt', size: int = 5, text: str = "héllo") -> KeptFile:
     attachment = Attachment(
         id=new_id(),
-        filename='a "file".txt',
+        filename=filename,
         content_type="text/plain",
         size=size,
         sha256="0" * 64,

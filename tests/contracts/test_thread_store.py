@@ -34,6 +34,7 @@ from tests.contracts.samples import (
     finished_run,
     idempotent,
     ids,
+    new_file,
     new_message,
     new_thread,
     principal,
@@ -304,7 +305,7 @@ async def test_a_message_of_no_or_another_thread_is_not_found(store: Store, who:
 
 
 async def test_what_clients_and_tools_send_comes_back_the_same(store: Store, who: Principal, thread: Thread) -> None:
-    attachment = {"id": new_id(), "filename": "ü 😀.txt", "size": 2**40, "error": None}
+    attachment = new_file(thread.id, filename="ü 😀.txt", size=2**40).attachment
     question, answer = turn(thread.id, "nul \x00, 😀, e\u0301, \u2028, \r\n")
     question = replace(question, metadata=AWKWARD, attachments=[attachment], content_html="<p>&amp;</p>")
     await store.claim(who, question, answer, worker=WORKER)

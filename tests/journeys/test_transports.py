@@ -136,7 +136,9 @@ async def test_positions_are_the_same_on_every_channel(live: Live) -> None:
     assert [(frame["position"], frame["type"]) for frame in rest] == [(frame.id, frame.event) for frame in whole[5:]]
 
 
-@pytest.mark.parametrize("after", ["nonsense", "1-1", "99999999999999999999-0", "7f47f0a9-657d-4eb0-8b0d-20598d3e771a", "1-1\n"])
+@pytest.mark.parametrize(
+    "after", ["nonsense", "1-1", "99999999999999999999-0", "7f47f0a9-657d-4eb0-8b0d-20598d3e771a", "1-1\n"]
+)
 async def test_a_position_from_elsewhere_is_met_with_a_snapshot(live: Live, after: str) -> None:
     thread = await live.scripted_thread()
     await live.say(thread, "say hi")

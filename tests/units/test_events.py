@@ -35,11 +35,13 @@ from stores.events import (
     type_of,
 )
 from stores.models import Message, Thread, ToolCall, new_answer
+from tests.contracts.samples import new_file
 
 NOW = "2026-01-31T12:00:00.000Z"
 ANSWER = new_answer("thread", "question", "model", NOW)
 CALL = ToolCall("look", {"$a.b": 2**70, "": None}, {"x": 0.1}, None, NOW, NOW)
-QUESTION = Message("question", "thread", 'a\nb "\\ 😀 \u2028', "", "user", [CALL], [{"id": "f"}], {"k": [None]}, NOW)
+FILE = new_file("thread", filename="ü 😀.txt").attachment
+QUESTION = Message("question", "thread", 'a\nb "\\ 😀 \u2028', "", "user", [CALL], [FILE], {"k": [None]}, NOW)
 THREAD = Thread("thread", "agent", "user", "organization", "", {"m": {}}, NOW, NOW, False)
 ERROR = RunError("agent_failed", "It broke.", True)
 

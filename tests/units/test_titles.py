@@ -5,12 +5,13 @@ import pytest
 from agents import Run
 from agents.mcp import Pool
 from agents.titles import LENGTH, from_first_message
-from stores.models import Agent, JSONObject, Message, Principal, Role
+from stores.models import Agent, Attachment, Message, Principal, Role
+from tests.contracts.samples import new_file
 
 AGENT = Agent("a", "o", "", "demo", None, "", [], None, None, True, {}, "", "")
 
 
-def message(content: str, role: Role = "user", attachments: list[JSONObject] | None = None) -> Message:
+def message(content: str, role: Role = "user", attachments: list[Attachment] | None = None) -> Message:
     return Message("m", "t", content, "", role, [], attachments or [], {}, "")
 
 
@@ -49,7 +50,7 @@ async def test_it_is_the_first_message_of_the_user() -> None:
 
 
 async def test_a_file_without_words_gives_its_name() -> None:
-    assert await title(message("", attachments=[{"filename": "report.pdf"}])) == "report.pdf"
+    assert await title(message("", attachments=[new_file("t", filename="report.pdf").attachment])) == "report.pdf"
 
 
 async def test_nothing_said_is_a_new_thread() -> None:
