@@ -14,17 +14,15 @@ from agents.registry import Kind
 from tests.agents.standin import StandIn
 from tests.journeys.live import Live, live_server
 
-STALL_SECONDS = 0.3
 
-
-def quick(service: StandIn) -> Claude:
-    """One that soon loses patience."""
+def quick(service: StandIn, *, stall_seconds: float = 5.0) -> Claude:
+    """One that tries again at once, and loses patience with a silent stream after so many seconds."""
     return Claude(
         service.key,
         service.url,
         model="stand-in-1",
         title_model="small",
-        stall_seconds=STALL_SECONDS,
+        stall_seconds=stall_seconds,
         retry_seconds=0.01,
     )
 

@@ -11,6 +11,7 @@ import pytest
 from agents import Part, Run, ToolCompleted, ToolStarted
 from agents.claude import ATTEMPTS, Claude
 from agents.registry import Kind
+from tests.agents.serving import quick
 from tests.agents.standin import Gate, Refusal, Reply, StandIn, Stream, says, text, thinking, use
 from tests.agents.test_context import png
 from tests.agents.valid import BROKEN
@@ -69,6 +70,14 @@ AFTER_THE_FIRST: dict[str, Row] = {
     "stall": (HALF.ends("stall", AFTER), 504, "agent_timeout", True, None),
     "garbage": (HALF.ends("garbage", AFTER), 502, "agent_failed", True, None),
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+async def claude(started: StandIn) -> AsyncIterator[Claude]:
+    """One for whom half a second of silence is a stall: here streams stall on purpose."""
+    claude = quick(started, stall_seconds=0.5)
+    yield claude
+    await claude.close()
 
 
 async def _fails(live: Live, service: StandIn, row: Row, kept: str, attempts: int) -> None:
