@@ -24,12 +24,17 @@ from tests.services import START_SECONDS, free_port, missing
 
 
 class MongoServer:
-    """A SecantusDB in a process of its own, on one port and one folder through all restarts."""
+    """A SecantusDB in a process of its own, on one port and one folder through all restarts.
 
-    def __init__(self, folder: str) -> None:
+    Args:
+        durable: what it acknowledged survives a kill, as MongoDB's majority does; several times as slow.
+    """
+
+    def __init__(self, folder: str, *, durable: bool = False) -> None:
         if find_spec("secantus") is None:
             missing("no CHAT_TEST_MONGODB_URL, and no secantusdb installed")
         self._folder = folder
+        self._durable = durable
         self.port = free_port()
         self.url = f"mongodb://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -37,6 +42,7 @@ class MongoServer:
     def start(self) -> None:
         """Raises: RuntimeError if it doesn't answer in time."""
         options = ["--port", str(self.port), "--storage-path", self._folder, "--log-level", "ERROR"]
+        options += ["--sync-on-commit"] if self._durable else []
         command = [sys.executable, "-m", "secantus", *options]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + START_SECONDS
@@ -48,7 +54,7 @@ class MongoServer:
         raise RuntimeError(f"SecantusDB did not start on port {self.port}")
 
     def stop(self, *, kill: bool = False) -> None:
-        """Stop it, or kill it: what it acknowledged is kept."""
+        """Stop it, or kill it: then it forgets what it acknowledged last, unless it is durable."""
         if self._process is None:
             return
         self._process.kill() if kill else self._process.terminate()
@@ -81,10 +87,10 @@ class MongoServer:
 
 
 @contextmanager
-def mongo_process() -> Iterator[MongoServer]:
+def mongo_process(*, durable: bool = False) -> Iterator[MongoServer]:
     """A MongoDB for one test that stops and starts it."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        server = MongoServer(folder)
+        server = MongoServer(folder, durable=durable)
         server.start()
         try:
             yield server

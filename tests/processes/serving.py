@@ -1,7 +1,7 @@
 """The server of these journeys: settings, application and socket are the real ones, beside them what tests hold.
 
 CHAT_TEST_GATES     a folder: `hold NAME` writes NAME.reached there and waits for NAME.released
-CHAT_TEST_LEASE     seconds that a lease lasts; checkpoints and sweeps come as much more often
+CHAT_TEST_LEASE     seconds that a lease lasts; all else that is measured by it shrinks as much
 CHAT_TEST_DIES      "before VERB" or "after VERB": the process is killed at that verb of its store, as by `kill -9`
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from agents.registry import Kind
-from server import runner
+from server import ai_chat_service, runner
 from server.app import create_app
 from server.serving import Server, listening_socket
 from server.settings import load
@@ -81,6 +81,8 @@ def serve() -> None:
     runner.CHECKPOINT_SECONDS *= lease / LEASE_SECONDS
     runner.SWEEP_SECONDS *= lease / LEASE_SECONDS
     runner.LEASE_SECONDS = lease
+    ai_chat_service.STORE_SECONDS *= lease / LEASE_SECONDS
+    ai_chat_service._POLL_SECONDS *= lease / LEASE_SECONDS
     settings = load()
     scripted = Scripted(FolderGates(Path(os.environ["CHAT_TEST_GATES"])))
     app = create_app(settings, kinds={"scripted": Kind(scripted)}, backends=backends)

@@ -1,4 +1,4 @@
-"""A dies, is paused, or stops: B finishes what is left, and nobody who looks on can tell more than that it took a while.
+"""A dies, is paused, or stops: B finishes what is left, and whoever looks on can tell only that it took a while.
 
 Leases last two seconds here, not twenty.
 """
@@ -10,6 +10,7 @@ import signal
 import time
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.journeys.viewing import status
@@ -20,31 +21,29 @@ WITHIN_SECONDS = 4.0
 """Two leases, as 40 seconds are of 20."""
 
 
-async def open_viewers(site: Site, thread: str) -> list[Viewer]:
+def open_viewers(site: Site, thread: str) -> list[Viewer]:
     """Two on B, by each door, and two that were on A and come to B when it is gone."""
     a, b = site.servers
     return [Viewer(servers, thread, door) for servers in ([b], [a, b]) for door in DOORS]
 
 
-@pytest.mark.parametrize("script", ["say half\nhold on", "say half\nopen oven\nhold on"], ids=["in_mid_run", "in_mid_tool"])
+@pytest.mark.parametrize("script", ["say half\nhold on", "say half\nopen oven\nhold on"], ids=["run", "tool"])
 async def test_after_a_kill_the_other_keeps_the_partial_and_ends_every_viewer(hasty_site: Site, script: str) -> None:
     site = hasty_site
-    a, b = await site.pair()
+    a, _ = await site.pair()
     thread = await a.scripted_thread()
-    viewers = await open_viewers(site, thread)
+    viewers = open_viewers(site, thread)
     async with viewing(*viewers):
         run = await a.begin(thread, script)
         await site.reached("on")
         for viewer in viewers:
             await viewer.reads(run, "half")
-        waiting = asyncio.create_task(b.post(thread, script, **{"Idempotency-Key": "new"}))
         await a.kill()
         began = time.monotonic()
         for viewer in viewers:
             ending = await viewer.sees("run.failed")
             assert (ending.data["error"]["code"], ending.data["error"]["retryable"]) == ("interrupted", True)
         assert time.monotonic() - began < WITHIN_SECONDS
-        assert (await waiting).status_code in (409, 201)
         messages = await site.over(thread, *viewers)
     kept = next(message for message in messages if message["id"] == run)
     assert (kept["content"], status(kept)) == ("half", "failed")
@@ -68,10 +67,10 @@ async def test_a_death_between_two_steps_of_the_store_leaves_one_end_that_is_tol
     site = hasty_site
     a, b = await site.pair(CHAT_TEST_DIES=dies)
     thread = await b.scripted_thread()
-    viewers = await open_viewers(site, thread)
+    viewers = open_viewers(site, thread)
     key = {"Idempotency-Key": "k"}
     async with viewing(*viewers):
-        with pytest.raises(Exception):  # noqa: B017, PT011
+        with pytest.raises(httpx.TransportError):
             await a.post(thread, "say whole", **key)
         await a.ended()
         for viewer in viewers:
@@ -119,8 +118,8 @@ async def test_a_gentle_stop_under_fifty_runs_keeps_all_and_viewers_get_the_rest
     ending, endless = threads[:25], threads[25:]
     viewers = [Viewer([a, b], thread, DOORS[n % 2]) for n, thread in enumerate(threads)]
     async with viewing(*viewers):
-        scripts = {thread: "count 100 5\nopen oven\nsay done" for thread in ending}
-        scripts |= {thread: "say half\nopen oven\nhold for ever" for thread in endless}
+        scripts = dict.fromkeys(ending, "count 100 5\nopen oven\nsay done")
+        scripts |= dict.fromkeys(endless, "say half\nopen oven\nhold for ever")
         runs = await asyncio.gather(*[a.begin(thread, scripts[thread]) for thread in threads])
         for viewer in viewers:
             await viewer.sees("message.delta")

@@ -32,24 +32,22 @@ async def test_processes_that_start_together_on_an_empty_database_make_one_of_ev
 
 async def test_two_processes_on_one_port_serve_one_thread(site: Site) -> None:
     a = await site.server(CHAT_REUSE_PORT="1")
-    b = await site.server(CHAT_REUSE_PORT="1", PORT=a.url.rpartition(":")[2])
+    await site.server(CHAT_REUSE_PORT="1", PORT=a.url.rpartition(":")[2])
 
-    async def connection() -> httpx.Response:
-        """Ask on a connection of its own who answers."""
-        async with httpx.AsyncClient(base_url=a.url, headers=a.http.headers) as client:
-            return await client.get("/metrics")
-
-    async def post(n: int) -> dict[str, Any]:
+    async def post(n: int) -> tuple[dict[str, Any], str]:
+        """Post on a connection of its own; the answer, and which process served that connection."""
         async with httpx.AsyncClient(base_url=a.url, headers=a.http.headers, timeout=30) as client:
             answer = await client.post(f"{threads[n]}/messages", json={"content": f"count 20 1\nsay {n}"})
             assert answer.status_code == 201, answer.text
-            return dict(answer.json())
+            metrics = (await client.get("/metrics")).text
+            began = next(line for line in metrics.splitlines() if line.startswith("process_start_time_seconds"))
+            return answer.json(), began
 
-    threads = [await a.scripted_thread() for _ in range(10)]
-    viewers = [Viewer([a], thread, door) for thread in threads for door in DOORS]
+    threads = [await a.scripted_thread() for _ in range(20)]
+    viewers = [Viewer([a], threads[0], door) for door in DOORS for _ in range(5)]
     async with viewing(*viewers):
         answers = await asyncio.gather(*[post(n) for n in range(len(threads))])
-        for n, thread in enumerate(threads):
-            assert (await site.over(thread, *viewers[2 * n : 2 * n + 2]))[-1] == answers[n]
-    b.alive and await b.kill()
-    assert answers
+        assert (await site.over(threads[0], *viewers))[-1] == answers[0][0]
+    assert len({process for _, process in answers}) == 2, "both serve"
+    for thread, (answer, _) in zip(threads, answers, strict=True):
+        assert (await a.get(f"{thread}/messages/{answer['id']}")) == answer

@@ -15,11 +15,12 @@ from websockets.exceptions import InvalidHandshake, WebSocketException
 
 from tests.journeys.live import Client, Frame, frames
 from tests.journeys.sockets import socket
-from tests.journeys.viewing import View
+from tests.journeys.viewing import View, status
 
 Door = Literal["sse", "ws"]
 DOORS: tuple[Door, ...] = ("sse", "ws")
 AGAIN_SECONDS = 0.05
+_UNSEEN = {"metadata": {"run": {"status": "in_progress"}}}
 SEES_SECONDS = 30.0
 _BREAKS = (httpx.HTTPError, OSError, WebSocketException, TimeoutError)
 
@@ -134,6 +135,11 @@ class Viewer:
     async def reads(self, message_id: str, text: str) -> None:
         """Wait until it has put this much of the message together."""
         await self.shows(lambda view: text in view.messages.get(message_id, {}).get("content", ""))
+
+    async def ends(self, message_id: str) -> dict[str, Any]:
+        """Wait until it sees the message finished; that message."""
+        await self.shows(lambda view: status(view.messages.get(message_id, _UNSEEN)) != "in_progress")
+        return self.view.messages[message_id]
 
     async def _until(self, so: Callable[[], object]) -> object:
         async with asyncio.timeout(SEES_SECONDS), self._news:

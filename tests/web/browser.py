@@ -37,6 +37,15 @@ new MutationObserver(() => {
 CUT = re.compile(r"net::ERR_|Failed to fetch")
 
 
+async def text_of(locator: Locator) -> str:
+    return (await locator.locator(".body").inner_text()).strip()
+
+
+async def reads(locator: Locator, text: str | re.Pattern[str]) -> None:
+    """Wait until the element shows the text."""
+    await locator.filter(has_text=text).first.wait_for()
+
+
 class Visit:
     """A signed-in browser context with a page, and what its console said."""
 

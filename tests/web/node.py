@@ -1,4 +1,4 @@
-"""Running web_demo/client.js in Node, against a network that keeps breaking and a server that says what it is told to."""
+"""Running web_demo/client.js in Node, over a network that keeps breaking or against a server that follows a script."""
 
 from __future__ import annotations
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.journeys.live import Live, server_process
-from tests.web.browser import CUT, Desk, Visit
+from tests.web.browser import CUT, Desk, Visit, reads, text_of
 
 if TYPE_CHECKING:
-    from playwright.async_api import Locator, Page
+    from playwright.async_api import Page
 
 pytestmark = pytest.mark.timeout(40)
 
@@ -23,17 +23,8 @@ def held(*gates: str) -> str:
     """A script of counting that waits at these gates."""
     script = ["say 🎈😀 "]
     for gate in gates:
-        script += ["count 80 4", f"say before {gate} ", f"hold {gate}"]
-    return "\n".join([*script, "count 80 4"])
-
-
-async def text_of(locator: Locator) -> str:
-    return (await locator.locator(".body").inner_text()).strip()
-
-
-async def reads(locator: Locator, text: str | re.Pattern[str]) -> None:
-    """Wait until the element shows the text."""
-    await locator.filter(has_text=text).first.wait_for()
+        script += ["count 40 4", f"say before {gate} ", f"hold {gate}"]
+    return "\n".join([*script, "count 40 4"])
 
 
 async def exact(visit: Visit, page: Page | None = None) -> None:
@@ -121,7 +112,7 @@ async def test_a_server_killed_in_mid_answer_heals_and_the_answer_can_be_tried_a
     async with server_process(tmp_path) as server, desk.visit(server) as visit:
         visit.expected = [CUT.pattern]
         await visit.choose()
-        await visit.say("count 100 15")
+        await visit.say("count 40 4\nhold the kill")  # nobody lets it go on: it is there until the server dies
         await reads(visit.answer("in_progress"), "20 21")
         await server.stop()
         await reads(visit.page.locator("#light"), "Reconnecting")
@@ -131,6 +122,11 @@ async def test_a_server_killed_in_mid_answer_heals_and_the_answer_can_be_tried_a
         await failed.wait_for()
         assert await text_of(failed) == (await visit.stored())["content"].strip()
         await visit.page.get_by_text("Try again").click()
+        await reads(visit.answer("in_progress"), "38 39")
+        await visit.page.locator("#stop").click()
+        await visit.answer("cancelled").wait_for()
+        assert await text_of(visit.answer("cancelled")) == (await visit.stored())["content"].strip()
+        await visit.say("say and on it goes")
         await visit.answer("completed").wait_for()
         assert await text_of(visit.answer("completed")) == (await visit.stored())["content"].strip()
 
@@ -182,6 +178,7 @@ async def test_a_thread_is_renamed_archived_brought_back_and_deleted(visit: Visi
     await page.locator("#welcome").wait_for()
     await reads(second.locator("#toast"), "This thread was deleted.")
     await second.locator("#welcome").wait_for()
+    await page.locator("#no-threads", has_text="No threads yet.").wait_for()
     assert await page.locator("#threads li").count() == 0
 
 
@@ -221,22 +218,27 @@ async def test_reasoning_can_be_opened_and_markdown_is_rendered(visit: Visit) ->
     await reads(answer.locator(".thoughts"), "Let me see")
 
 
-async def test_the_text_is_followed_unless_the_reader_goes_up(visit: Visit) -> None:
+async def test_the_text_is_followed_unless_the_reader_goes_up(visit: Visit, server: Live) -> None:
     page = visit.page
     at_end = (
         "() => { const s = document.getElementById('scroll'); return s.scrollHeight - s.scrollTop - s.clientHeight }"
     )
     await page.set_viewport_size({"width": 600, "height": 400})
-    await page.get_by_text("Tell me about this server").click()
-    await reads(visit.answer("in_progress"), "Three ways")
+    await visit.choose()
+    await visit.say("count 800 0\nhold going up\ncount 800 0\nsay said below\nhold coming back\ncount 800 0")
+    await reads(visit.answer("in_progress"), "798 799")
     assert await page.evaluate(at_end) < 60
     await page.mouse.move(300, 200)
     await page.mouse.wheel(0, -200)
     await page.locator("#latest").wait_for()
-    await reads(visit.answer("in_progress"), "An agent is a function")
+    server.gates.release("going up")
+    await reads(visit.answer("in_progress"), "said below")
     assert await page.evaluate(at_end) > 150
     await page.locator("#latest").click()
     await page.locator("#latest").wait_for(state="hidden")
+    assert await page.evaluate(at_end) < 60
+    server.gates.release("coming back")
+    await visit.answer("completed").wait_for()
     assert await page.evaluate(at_end) < 60
 
 
