@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from agents import demo, mcp
+from agents.mcp_config import Server as McpServer
 from agents.mcp_config import read_servers
 from agents.registry import Kind, Registry
 from server.ai_chat_service import AIChatService
@@ -26,7 +27,7 @@ from server.routes import agents, attachments, docs, events, health, messages, p
 from server.runner import Runner
 from server.settings import Settings, environment
 from server.streams import Streams
-from stores.blobs import open_blobs
+from stores.blobs import Blobs, open_blobs
 from stores.contracts import EventLog, Store
 from stores.models import utcnow
 from stores.open import Where, open_backends
@@ -84,7 +85,6 @@ def create_app(
     """
     servers = read_servers(settings.mcp_config, environment())
     blobs = open_blobs(settings.blobs_url, settings.data_dir)
-    kind = default_kind(settings)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
@@ -94,64 +94,30 @@ def create_app(
             except Exception as error:
                 app.state.failure = error
                 raise
-            registry = Registry({**KINDS, **(kinds or {})})
-            if _has_claude(settings):
-                from agents import claude  # the SDK takes a second to import: only where it is used
-
-                model = claude.Claude(
-                    settings.anthropic_api_key,
-                    settings.anthropic_base_url,
-                    model=settings.model,
-                    title_model=settings.title_model,
-                )
-                stack.push_async_callback(model.close)
-                registry = Registry({"claude": Kind(model.reply, model.title), **registry})
-            pool = mcp.Pool(servers)
-            stack.push_async_callback(pool.close)
-            renderer = Renderer()
-            stack.push_async_callback(renderer.close)
-            extractor = Extractor()
-            stack.push_async_callback(extractor.close)
-            files = Attachments(store, blobs, extractor, kept_bytes=limits.kept_bytes, clock=utcnow)
-            runner = Runner(
-                store,
-                log,
-                registry,
-                pool.toolbox,
-                renderer.markdown,
-                files=files.of_thread,
-                run_seconds=settings.run_seconds,
-            )
-            stack.push_async_callback(runner.drain, 0.0)
+            service = _service(stack, settings, store, log, {**KINDS, **(kinds or {})}, servers, blobs, limits)
             streams = Streams(limits.streams)
             app.state.key = await first_start(
-                store, settings.data_dir, settings.api_key, kind=kind, model=settings.model, servers=servers
+                store,
+                settings.data_dir,
+                settings.api_key,
+                kind=default_kind(settings),
+                model=settings.model,
+                servers=servers,
             )
 
             async def drain() -> None:
-                await runner.drain(settings.drain_seconds)
+                await service.runner.drain(settings.drain_seconds)
                 streams.close()
 
             app.state.drain = drain
-            await runner.sweep()  # the first request finds no run of a process that died
-            for forever in (runner.sweep_forever(), streams.ping_forever()):
+            await service.runner.sweep()  # the first request finds no run of a process that died
+            for forever in (service.runner.sweep_forever(), streams.ping_forever()):
                 task = asyncio.create_task(forever)
                 stack.callback(task.cancel)
-            service = AIChatService(
-                store,
-                log,
-                runner,
-                registry,
-                renderer,
-                servers=servers,
-                default_kind=kind,
-                limits=limits,
-                attachments=files,
-            )
             yield {
                 "service": service,
                 "streams": streams,
-                "metrics": Metrics(runner, streams),
+                "metrics": Metrics(service.runner, streams),
                 "rate": RequestRate(limits),
             }
 
@@ -161,3 +127,60 @@ def create_app(
         exception_handlers=dict.fromkeys([*EXPECTED, Exception], respond),
         lifespan=lifespan,
     )
+
+
+def _service(
+    stack: AsyncExitStack,
+    settings: Settings,
+    store: Store,
+    log: EventLog,
+    kinds: Mapping[str, Kind],
+    servers: Mapping[str, McpServer],
+    blobs: Blobs,
+    limits: Limits,
+) -> AIChatService:
+    """Put the service together; what must be closed is closed by the stack, the runs first."""
+    if _has_claude(settings):
+        kinds = {"claude": _claude(stack, settings), **kinds}
+    registry = Registry(kinds)
+    pool = mcp.Pool(servers)
+    stack.push_async_callback(pool.close)
+    renderer = Renderer()
+    stack.push_async_callback(renderer.close)
+    extractor = Extractor()
+    stack.push_async_callback(extractor.close)
+    attached = Attachments(store, blobs, extractor, kept_bytes=limits.kept_bytes, clock=utcnow)
+    runner = Runner(
+        store,
+        log,
+        registry,
+        pool.toolbox,
+        renderer.markdown,
+        files=attached.of_thread,
+        run_seconds=settings.run_seconds,
+    )
+    stack.push_async_callback(runner.drain, 0.0)
+    return AIChatService(
+        store,
+        log,
+        runner,
+        registry,
+        renderer,
+        servers=servers,
+        default_kind=default_kind(settings),
+        limits=limits,
+        attachments=attached,
+    )
+
+
+def _claude(stack: AsyncExitStack, settings: Settings) -> Kind:
+    from agents.claude import Claude  # the SDK takes a second to import: only where it is used
+
+    claude = Claude(
+        settings.anthropic_api_key,
+        settings.anthropic_base_url,
+        model=settings.model,
+        title_model=settings.title_model,
+    )
+    stack.push_async_callback(claude.close)
+    return Kind(claude.reply, claude.title)
