@@ -2,7 +2,7 @@
 
 Above it are the verbs of `mongo_threads`, `mongo_runs` and `mongo_directory`; below it is motor, of which only those
 calls are used that PyMongo's own asyncio API has too (all but `close`). Writes are acknowledged by a majority, reads
-see only what a majority has, and the driver repeats a write whose answer was lost: once, and the server does it once.
+see only what a majority has, and the driver repeats a write whose answer was lost, which the server does once.
 """
 
 from __future__ import annotations
@@ -31,11 +31,15 @@ DATABASE = "chat"
 OPTIONS: dict[str, Any] = {
     "serverSelectionTimeoutMS": 5000,
     "connectTimeoutMS": 5000,
-    "socketTimeoutMS": 5000,
+    "timeoutMS": 5000,
     "retryWrites": True,
     "retryReads": True,
 }
-"""What a URL may say otherwise."""
+"""What a URL may say otherwise.
+
+`timeoutMS` bounds a whole call, its retries too: a MongoDB that hangs is told within five seconds, not after a timeout
+for each try. A start that is to build an index over many threads wants `timeoutMS=0`.
+"""
 
 INDEXES = {
     "threads": [

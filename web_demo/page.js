@@ -305,7 +305,7 @@ async function make(shown) {
 
 async function send(content, attachments = []) {
   if ((!content.trim() && !attachments.length) || running() || open.pending.length) return;
-  if (!agentId) return toast("Make an agent first.");
+  if (!open.agentId) return toast("Make an agent first.");
   const sent = open;
   const known = new Set(sent.state.messages.map((message) => message.id));
   const pending = { id: randomKey(), role: "user", content, attachments, pending: true, known, metadata: {} };
@@ -391,7 +391,7 @@ function draw() {
   $("stop").hidden = !busy;
   $("send").hidden = busy;
   $("send").disabled = !sendable() || open.pending.length > 0;
-  $("input").disabled = $("attach").disabled = Boolean(thread?.archived) || !agentId;
+  $("input").disabled = $("attach").disabled = Boolean(thread?.archived) || !open.agentId;
   open.drafts.show($("drafts"));
   $("input").placeholder = thread?.archived ? "This thread is archived" : `Message ${agent()?.name ?? "the agent"}`;
   $("hint").textContent = hint(thread);

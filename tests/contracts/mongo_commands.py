@@ -103,7 +103,7 @@ async def opened(
     commands: Commands | None = None,
     read: Read | None = None,
 ) -> AsyncIterator[MongoStore]:
-    db = MotorCollections(url, socketTimeoutMS=30_000, event_listeners=[read] if read else [])
+    db = MotorCollections(url, timeoutMS=30_000, event_listeners=[read] if read else [])
     await db.prepare()
     for name in INDEXES if commands else ():
         setattr(db, name, _Watched(name, getattr(db, name), commands or Commands()))

@@ -31,7 +31,7 @@ from tests.contracts.samples import (
 )
 from tests.services_mongo import mongo_process
 
-HASTY = "serverSelectionTimeoutMS=300&connectTimeoutMS=300&socketTimeoutMS=1000"
+HASTY = "timeoutMS=1000"
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ async def backends(where: Where) -> AsyncIterator[tuple[Store, EventLog]]:
     """MongoDB and Redis as ever, but for the lease and the death that the test asked for."""
     assert where.database_url is not None
     assert where.events_url is not None
-    store: Store = await open_mongo(where.database_url, lease=runner.LEASE_SECONDS)
+    store: Store = await open_mongo(where.database_url, lease=_lease())
     log = await open_redis_log(where.events_url)
     try:
         dies = os.environ.get("CHAT_TEST_DIES")
@@ -75,14 +75,18 @@ async def backends(where: Where) -> AsyncIterator[tuple[Store, EventLog]]:
         await store.close()
 
 
+def _lease() -> float:
+    return float(os.environ.get("CHAT_TEST_LEASE", LEASE_SECONDS))
+
+
 def serve() -> None:
     """Serve until a signal ends it."""
-    lease = float(os.environ.get("CHAT_TEST_LEASE", LEASE_SECONDS))
-    runner.CHECKPOINT_SECONDS *= lease / LEASE_SECONDS
-    runner.SWEEP_SECONDS *= lease / LEASE_SECONDS
-    runner.LEASE_SECONDS = lease
-    ai_chat_service.STORE_SECONDS *= lease / LEASE_SECONDS
-    ai_chat_service._POLL_SECONDS *= lease / LEASE_SECONDS
+    shrunk = _lease() / LEASE_SECONDS
+    runner.CHECKPOINT_SECONDS *= shrunk
+    runner.SWEEP_SECONDS *= shrunk
+    runner.LEASE_SECONDS *= shrunk  # type: ignore[attr-defined]
+    ai_chat_service.STORE_SECONDS *= shrunk
+    ai_chat_service._POLL_SECONDS *= shrunk
     settings = load()
     scripted = Scripted(FolderGates(Path(os.environ["CHAT_TEST_GATES"])))
     app = create_app(settings, kinds={"scripted": Kind(scripted)}, backends=backends)

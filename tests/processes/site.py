@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import msgspec
@@ -115,10 +115,10 @@ class Server(Client):
         """Wait for its end."""
         if self.alive:
             loop = asyncio.get_running_loop()
-            end: asyncio.Future[None] = loop.create_future()
-            loop.add_reader(self._end, lambda: end.done() or end.set_result(None))
+            end = asyncio.Event()
+            loop.add_reader(self._end, end.set)
             try:
-                await end
+                await end.wait()
             finally:
                 loop.remove_reader(self._end)
             self.alive = False
@@ -223,7 +223,8 @@ class Site:
     async def log(self, thread: str) -> list[Told]:
         """All that the thread's log holds."""
         async with Redis.from_url(self.redis_url) as client:
-            rows = await client.xrange(f"chat:{thread.rpartition('/')[2]}")
+            key = f"chat:{thread.rpartition('/')[2]}"
+            rows = cast(list[tuple[bytes, dict[bytes, bytes]]], await client.xrange(key))
         return [Told(position.decode(), json.loads(fields[b"d"])) for position, fields in rows]
 
     def records(self) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal, cast
 
@@ -89,7 +89,7 @@ class Viewer:
                 async with self._news:
                     self._news.notify_all()
 
-    async def _sse(self, server: Client) -> AsyncIterator[Frame]:
+    async def _sse(self, server: Client) -> AsyncGenerator[Frame, None]:
         headers = {"Last-Event-ID": self.position} if self.position else {}
         async with server.http.stream("GET", f"{self._thread}/events", headers=headers) as response:
             if response.status_code == 503:
@@ -98,7 +98,7 @@ class Viewer:
             async for frame in frames(response):
                 yield frame
 
-    async def _ws(self, server: Client) -> AsyncIterator[Frame]:
+    async def _ws(self, server: Client) -> AsyncGenerator[Frame, None]:
         with contextlib.suppress(InvalidHandshake):
             async with socket(str(server.http.base_url).rstrip("/"), self._thread, after=self.position) as connection:
                 while True:

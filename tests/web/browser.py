@@ -112,7 +112,7 @@ class Desk:
             visit = Visit(context, server)
             visit.page = await visit.open(f"/?key={KEY}" if signed_in else "/")
             yield visit
-            assert visit.unexpected() == []
+            assert not visit.unexpected(), visit.unexpected()
         finally:
             await context.close()
 

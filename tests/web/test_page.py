@@ -208,9 +208,11 @@ async def test_an_agent_is_made_edited_and_deleted(visit: Visit) -> None:
     await reads(page.locator("#welcome-name"), "Demo")
 
 
-async def test_reasoning_can_be_opened_and_markdown_is_rendered(visit: Visit) -> None:
+async def test_reasoning_can_be_opened_and_markdown_is_rendered(visit: Visit, server: Live) -> None:
     await visit.choose()
-    await visit.say("think Let me see\nsay **bold** <b>no tag</b>")
+    await visit.say("hold until watched\nthink Let me see\nsay **bold** <b>no tag</b>")
+    await visit.answer("in_progress").wait_for()
+    server.gates.release("until watched")
     answer = visit.answer("completed")
     await reads(answer.locator("strong"), "bold")
     await reads(answer.locator(".body"), "<b>no tag</b>")

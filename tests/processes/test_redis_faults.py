@@ -1,0 +1,106 @@
+"""Redis breaks in mid-run: viewers get everything, or a snapshot and then everything, and no run waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.journeys.viewing import status
+from tests.processes.site import Nursery, Site, opened_site
+from tests.processes.viewers import DOORS, Viewer, viewing
+from tests.services import RedisServer, redis_process
+
+SCRIPT = "say begun\ncount 40 5\nhold on\nsay held\nopen oven\ncount 40 5\nsay done"
+COUNTED = "".join(f"{n} " for n in range(40))
+WHOLE = f"begun{COUNTED}held{COUNTED}done"
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with redis_process() as server:
+        yield server
+
+
+@pytest.fixture
+async def site(tmp_path: Path, nursery: Nursery, mongo_url: str, redis: RedisServer) -> AsyncIterator[Site]:
+    """One with a Redis of its own, to break."""
+    async with opened_site(tmp_path, nursery, mongo_url, redis.url) as site:
+        yield site
+
+
+def _restart(redis: RedisServer) -> None:
+    redis.stop()
+    redis.start()
+
+
+FAULTS: dict[str, tuple[Callable[[RedisServer], object], bool]] = {
+    "connections_killed": (lambda redis: redis.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"), False),
+    "subscriptions_killed": (lambda redis: redis.command("CLIENT", "KILL", "TYPE", "pubsub"), False),
+    "emptied": (lambda redis: redis.command("FLUSHALL"), True),
+    "restarted_empty": (_restart, True),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_after_a_fault_every_viewer_puts_the_whole_answer_together(
+    site: Site, redis: RedisServer, fault: str
+) -> None:
+    strike, lost = FAULTS[fault]
+    a, b = await site.pair()
+    thread = await a.scripted_thread()
+    viewers = [Viewer([server], thread, door) for server in (a, b) for door in DOORS]
+    async with viewing(*viewers):
+        run = await a.begin(thread, SCRIPT)
+        for viewer in viewers:
+            await viewer.reads(run, "5 6 7")
+        strike(redis)  # while it talks
+        await site.reached("on")
+        strike(redis)  # while it is silent
+        site.release("on")
+        for viewer in viewers:
+            await viewer.shows(lambda view: status(view.messages[run]) == "completed")
+        messages = await site.over(thread, *viewers, lost=lost)
+    assert (messages[-1]["content"], messages[-1]["tool_calls"][0]["tool_name"]) == (WHOLE, "oven")
+    if not lost:
+        assert [viewer.snapshots for viewer in viewers] == [1] * len(viewers)
+
+
+@pytest.mark.parametrize("lost", [True, False], ids=["stopped", "paused"])
+async def test_while_redis_is_down_runs_are_answered_and_afterwards_viewers_have_everything(
+    site: Site, redis: RedisServer, lost: bool
+) -> None:
+    a, b = await site.pair()
+    agent = (await a.agent())["id"]
+    thread, other, third = [await a.thread(agent) for _ in range(3)]
+    viewers = [Viewer([server], thread, door) for server in (a, b) for door in DOORS]
+    watching = Viewer([b], other, "sse")
+    async with viewing(*viewers, watching):
+        run = await a.begin(thread, SCRIPT)
+        for viewer in viewers:
+            await viewer.reads(run, "5 6 7")
+        redis.stop() if lost else redis.pause()
+        await site.reached("on")
+        site.release("on")
+        began = time.monotonic()
+        answers = await asyncio.gather(b.post(other, "say 1\ncount 20 1"), a.post(third, "say 2"))
+        assert [answer.status_code for answer in answers] == [201, 201]
+        assert time.monotonic() - began < 6
+        began = time.monotonic()
+        assert (await a.post(third, "say again")).status_code == 201
+        assert time.monotonic() - began < 4, "a Redis that is known to be away is not waited for"
+        await b.finished(thread, run)
+        for server in (a, b):
+            assert (await server.http.get("/readyz")).status_code == 200
+        late = Viewer([b], thread, "sse")
+        redis.start() if lost else redis.resume()
+        async with viewing(late):
+            for viewer in (*viewers, late):
+                await viewer.shows(lambda view: status(view.messages[run]) == "completed")
+            messages = await site.over(thread, *viewers, late, lost=lost)
+            await site.over(other, watching, lost=lost)
+    assert messages[-1]["content"] == WHOLE
+    await site.quiet(thread, other, third)
