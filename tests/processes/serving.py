@@ -2,6 +2,7 @@
 
 CHAT_TEST_GATES     a folder: `hold NAME` writes NAME.reached there and waits for NAME.released
 CHAT_TEST_LEASE     seconds that a lease lasts; all else that is measured by it shrinks as much
+CHAT_TEST_HOLDS     a gate where the process holds once its database and log are open
 CHAT_TEST_DIES      "before VERB" or "after VERB": the process is killed at that verb of its store, as by `kill -9`
 """
 
@@ -67,6 +68,8 @@ async def backends(where: Where) -> AsyncIterator[tuple[Store, EventLog]]:
     assert where.events_url is not None
     store: Store = await open_mongo(where.database_url, lease=_lease())
     log = await open_redis_log(where.events_url)
+    if gate := os.environ.get("CHAT_TEST_HOLDS"):
+        await _gates().hold(gate)
     try:
         dies = os.environ.get("CHAT_TEST_DIES")
         yield cast(Store, Mortal(store, dies)) if dies else store, log
@@ -79,6 +82,10 @@ def _lease() -> float:
     return float(os.environ.get("CHAT_TEST_LEASE", LEASE_SECONDS))
 
 
+def _gates() -> FolderGates:
+    return FolderGates(Path(os.environ["CHAT_TEST_GATES"]))
+
+
 def serve() -> None:
     """Serve until a signal ends it."""
     shrunk = _lease() / LEASE_SECONDS
@@ -88,7 +95,6 @@ def serve() -> None:
     ai_chat_service.STORE_SECONDS *= shrunk
     ai_chat_service._POLL_SECONDS *= shrunk
     settings = load()
-    scripted = Scripted(FolderGates(Path(os.environ["CHAT_TEST_GATES"])))
-    app = create_app(settings, kinds={"scripted": Kind(scripted)}, backends=backends)
+    app = create_app(settings, kinds={"scripted": Kind(Scripted(_gates()))}, backends=backends)
     sock = listening_socket(settings.host, settings.port, reuse_port=settings.reuse_port)
     Server(app, lambda: print("Listening", flush=True)).run(sockets=[sock])  # noqa: T201

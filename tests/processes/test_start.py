@@ -13,8 +13,13 @@ from tests.processes.viewers import DOORS, Viewer, viewing
 
 
 async def test_processes_that_start_together_on_an_empty_database_make_one_of_everything(site: Site) -> None:
-    servers = [await site.server(start=False) for _ in range(4)]
-    await asyncio.gather(*[server.start() for server in servers])
+    servers = [await site.server(start=False, CHAT_TEST_HOLDS=f"start-{n}") for n in range(4)]
+    starting = asyncio.gather(*[server.start() for server in servers])
+    for n in range(4):
+        await site.reached(f"start-{n}")
+    for n in range(4):
+        site.release(f"start-{n}")
+    await starting
     with MongoClient[dict[str, Any]](site.mongo_url) as client:
         database = client.get_default_database()
         found = {name: list(database[name].find({})) for name in ("organizations", "users", "keys", "agents")}
