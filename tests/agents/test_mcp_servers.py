@@ -99,6 +99,7 @@ async def test_two_agents_with_different_servers_work_at_once(
 async def test_connections_are_not_made_again_for_every_message(
     tmp_path: Path, service: StandIn, claude: Claude, http: Http
 ) -> None:
+    before = children()
     async with claude_server(tmp_path, service, claude, {"http": http.config}) as live:
         thread = await live.thread()
         counts = []
@@ -109,8 +110,7 @@ async def test_connections_are_not_made_again_for_every_message(
         assert calls[0]["result"] == {"result": 3}
         assert counts[-1]["connections"] <= counts[0]["connections"] + 1
         assert counts[-1]["POST"] - counts[0]["POST"] <= 2 * 5, "the tools are listed once"
-        before = children()
-        assert len(before) == 1
+        assert children() <= before
 
 
 async def test_fifty_runs_at_once_share_one_pooled_server(tmp_path: Path, service: StandIn, claude: Claude) -> None:
@@ -171,7 +171,7 @@ async def test_a_stdio_server_killed_in_mid_run_comes_back(tmp_path: Path, servi
             assert (await live.say(thread, "When?")).json()["tool_calls"][0]["error"] is None
             for pid in children() - before:
                 os.kill(pid, signal.SIGKILL)
-            await until(lambda: children() == before)
+            await until(lambda: children() <= before)
 
 
 async def test_two_hundred_runs_leave_nothing_behind(tmp_path: Path, service: StandIn, claude: Claude) -> None:
