@@ -311,6 +311,11 @@ class EventLog(Protocol):
     LogUnavailable goes on with what the store says.
     """
 
+    @property
+    def away(self) -> bool:
+        """True while the log takes no events."""
+        ...
+
     def writer(self, thread_id: str, snapshot: Callable[[], MessageSnapshot] | None = None) -> LogWriter:
         """A new writer.
 

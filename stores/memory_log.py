@@ -37,6 +37,10 @@ class MemoryLog:
         self._last_position = (0, 0)
         self._next_expiry = 0.0
 
+    @property
+    def away(self) -> bool:
+        return False
+
     def writer(self, thread_id: str, snapshot: Callable[[], MessageSnapshot] | None = None) -> _Writer:
         return _Writer(self, thread_id, snapshot)
 

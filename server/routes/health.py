@@ -19,12 +19,15 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Ready for traffic: the database answers, and the server isn't stopping."""
+    """Ready for traffic: the database answers, and the server isn't stopping. Redis away is told, but ready."""
     service = service_of(request)
     draining = service.runner.draining
     database = await service.store.ready()
     ready = database and not draining
-    return as_json({"ready": ready, "database": database, "draining": draining}, 200 if ready else 503)
+    return as_json(
+        {"ready": ready, "database": database, "events": not service.log.away, "draining": draining},
+        200 if ready else 503,
+    )
 
 
 async def metrics(request: Request) -> Response:

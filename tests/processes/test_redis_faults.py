@@ -94,7 +94,9 @@ async def test_while_redis_is_down_runs_are_answered_and_afterwards_viewers_have
         assert time.monotonic() - began < 4, "a Redis that is known to be away is not waited for"
         await b.finished(thread, run)
         for server in (a, b):
-            assert (await server.http.get("/readyz")).status_code == 200
+            ready = await server.http.get("/readyz")
+            assert (ready.status_code, ready.json()["ready"]) == (200, True)
+            assert ready.json()["events"] is False
         late = Viewer([b], thread, "sse")
         redis.start() if lost else redis.resume()
         async with viewing(late):
