@@ -74,11 +74,12 @@ class Visit:
         return [error for error in self.errors if not any(re.search(each, error) for each in self.expected)]
 
     async def choose(self, **fields: object) -> dict[str, Any]:
-        """Make an agent of kind `scripted` and choose it."""
+        """Make an agent of kind `scripted` and choose it; the page is ready for a message then."""
         agent = await self.server.http.post("/api/v1/agents", json={"name": "Scripted", "kind": "scripted", **fields})
         assert agent.status_code == 201, agent.text
         await self.page.goto(f"/#/{agent.json()['id']}")
         await self.page.reload()
+        await self.page.locator("#attach:enabled").wait_for()
         return dict(agent.json())
 
     async def say(self, text: str) -> None:
