@@ -74,7 +74,7 @@ async def test_files_are_uploaded_at_once_understood_sent_and_downloaded(visit: 
         assert await page.locator("#send").is_disabled()
     await reads(chips.first, "CSV · cut after 400,000 characters")
     await reads(chips.last, "PNG picture")
-    await page.wait_for_function("document.querySelector('#drafts img')?.naturalWidth > 0")
+    await page.locator("#drafts img").evaluate("image => image.decode()")
     await page.locator("#send:enabled").wait_for()
     await page.locator("#input").press("Enter")
     answer = visit.answer("completed")
