@@ -319,15 +319,29 @@ class AIChatService:
         attachments = await self.attachments.named(who, thread_id, [reference.id for reference in body.attachments])
         if len(attachments) + len(files) > FILES:
             raise InvalidRequest("files", f"A message may have at most {FILES} attachments.")
-        attachments += await self.attachments.add(who, thread_id, files)
-        message = await self._made(thread_id, body, attachments)
-        if body.role == "user":
-            posted = await self._claim(who, agent, message, idempotency, if_busy)
-        else:
-            posted = await self.store.append_message(who, message, idempotency)
-            if not posted.replayed:
-                self._say(thread_id, MessageCreated(posted.message))
+        added = await self.attachments.add(who, thread_id, files)
+        try:
+            message = await self._made(thread_id, body, attachments + added)
+            posted = await self._stored(who, agent, message, idempotency, if_busy)
+        except StoreUnavailable:  # it may be stored all the same
+            raise
+        except Exception:
+            await self.attachments.remove(who, thread_id, added)
+            raise
+        brought_before = [each for each in added if each not in posted.message.attachments]
+        await self.attachments.remove(who, thread_id, brought_before)
         return Post(posted, after)
+
+    async def _stored(
+        self, who: Principal, agent: Agent, message: Message, idempotency: Idempotency | None, if_busy: IfBusy
+    ) -> Posted:
+        """Store the message; a user's claims the thread and starts its run."""
+        if message.role == "user":
+            return await self._claim(who, agent, message, idempotency, if_busy)
+        posted = await self.store.append_message(who, message, idempotency)
+        if not posted.replayed:
+            self._say(message.thread_id, MessageCreated(posted.message))
+        return posted
 
     async def _claim(
         self, who: Principal, agent: Agent, question: Message, idempotency: Idempotency | None, if_busy: IfBusy

@@ -15,7 +15,7 @@ from server.extraction import Extractor
 from server.uploads import FILES, Upload
 from stores.blobs import Blobs
 from stores.contracts import ThreadStore
-from stores.errors import AttachmentNotFound, BlobUnavailable
+from stores.errors import AttachmentNotFound, BlobUnavailable, StoreUnavailable, ThreadNotFound
 from stores.models import Attachment, Clock, KeptFile, Principal, is_id, new_id, timestamp
 
 logger = logging.getLogger(__name__)
@@ -40,13 +40,29 @@ class Attachments:
     async def add(self, who: Principal, thread_id: str, uploads: Sequence[Upload]) -> list[Attachment]:
         """Keep uploaded files in a thread. A file that can't be read is kept all the same, and says so.
 
+        All of them, or none.
+
         Raises: StorageFull, ThreadNotFound, BlobUnavailable.
         """
         if uploads:
             kept = await self._store.kept_bytes(who)
             if kept + sum(upload.size for upload in uploads) > self._kept_bytes:
                 raise StorageFull(self._kept_bytes)
-        return [await self._add(who, thread_id, upload) for upload in uploads]
+        added: list[Attachment] = []
+        try:
+            for upload in uploads:
+                added.append(await self._add(who, thread_id, upload))
+        except BaseException:
+            await self.remove(who, thread_id, added)
+            raise
+        return added
+
+    async def remove(self, who: Principal, thread_id: str, attachments: Sequence[Attachment]) -> None:
+        """Take back attachments that no message has; what can't be reached now goes with the thread."""
+        for attachment in attachments:
+            with contextlib.suppress(StoreUnavailable, ThreadNotFound, BlobUnavailable):
+                await self._store.remove_file(who, thread_id, attachment.id)
+                await self._blobs.delete(_key(who, thread_id, attachment.id))
 
     async def _add(self, who: Principal, thread_id: str, upload: Upload) -> Attachment:
         found = await self._extractor.extract(upload.path, upload.filename, upload.content_type)

@@ -210,6 +210,13 @@ class ThreadStore(Protocol):
         """Raises: ThreadNotFound, AttachmentNotFound."""
         ...
 
+    async def remove_file(self, who: Principal, thread_id: str, attachment_id: str) -> None:
+        """Forget an attachment's record, if it is there. What a message says of it stays.
+
+        Raises: ThreadNotFound.
+        """
+        ...
+
     async def kept_bytes(self, who: Principal) -> int:
         """The size of all the organization's attachments."""
         ...

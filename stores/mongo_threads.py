@@ -188,6 +188,10 @@ class MongoThreads(MongoPages):
             raise AttachmentNotFound(attachment_id)
         return msgspec.json.decode(found["body"], type=KeptFile)
 
+    async def remove_file(self, who: Principal, thread_id: str, attachment_id: str) -> None:
+        await self.get(who, thread_id, message_limit=0)
+        await self.db.attachments.remove({"_id": attachment_id, "thread_id": thread_id})
+
     async def kept_bytes(self, who: Principal) -> int:
         found = await self.db.attachments.many({"organization_id": who.organization_id}, {"_id": 0, "size": 1})
         return sum(int(each["size"]) for each in found)

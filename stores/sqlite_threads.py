@@ -255,6 +255,11 @@ class SQLiteThreads(Database):
             raise AttachmentNotFound(attachment_id)
         return msgspec.json.decode(row["body"], type=KeptFile)
 
+    @writing
+    def remove_file(self, db: sqlite3.Connection, who: Principal, thread_id: str, attachment_id: str) -> None:
+        _row(db, who, thread_id)
+        db.execute("DELETE FROM attachments WHERE id = ? AND thread_id = ?", (attachment_id, thread_id))
+
     @reading
     def kept_bytes(self, db: sqlite3.Connection, who: Principal) -> int:
         (size,) = db.execute(

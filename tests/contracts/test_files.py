@@ -46,6 +46,21 @@ async def test_a_thread_that_is_gone_keeps_no_file_and_takes_none(store: Store, 
     assert await store.kept_bytes(who) == 0
 
 
+async def test_a_file_that_was_removed_is_gone_and_counts_no_more(store: Store, who: Principal) -> None:
+    thread, other = [(await store.create(who, new_thread(who))).thread for _ in range(2)]
+    file, kept = new_file(thread.id, size=7), new_file(thread.id, size=1)
+    for each in (file, kept):
+        await store.add_file(who, each)
+    await store.remove_file(who, other.id, file.attachment.id)
+    assert await store.file(who, thread.id, file.attachment.id) == file
+    for _ in range(2):
+        await store.remove_file(who, thread.id, file.attachment.id)
+    with pytest.raises(AttachmentNotFound):
+        await store.file(who, thread.id, file.attachment.id)
+    assert await store.file(who, thread.id, kept.attachment.id) == kept
+    assert await store.kept_bytes(who) == 1
+
+
 async def test_the_sizes_of_all_threads_are_summed(store: Store, who: Principal) -> None:
     for size in (1, 10, 100):
         thread = (await store.create(who, new_thread(who))).thread

@@ -136,6 +136,10 @@ CASES: dict[str, tuple[Case, Outcome]] = {
     ),
     "add_file": (lambda store, who, world: store.add_file(who, new_file(world.thread.id)), ThreadNotFound),
     "file": (lambda store, who, world: store.file(who, world.thread.id, world.file.attachment.id), ThreadNotFound),
+    "remove_file": (
+        lambda store, who, world: store.remove_file(who, world.thread.id, world.file.attachment.id),
+        ThreadNotFound,
+    ),
     "kept_bytes": (lambda store, who, world: store.kept_bytes(who), 0),
     "replay": (lambda store, who, world: store.replay(who, world.thread.id, idempotent()), ThreadNotFound),
     "claim": (claim, ThreadNotFound),

@@ -156,6 +156,17 @@ async def test_a_retried_form_with_its_key_stores_nothing_twice(live: Live) -> N
     assert len((await live.get(thread))["messages"]) == 2
 
 
+async def test_the_files_of_a_refused_message_are_taken_back(live: Live) -> None:
+    thread = await live.scripted_thread()
+    (kept,) = await upload(live, thread, ("kept.txt", b"k"))
+    running = (await live.say(thread, "hold here", Prefer="respond-async")).json()
+    await live.gates.reached("here")
+    files = [("files", ("a.txt", b"a")), ("files", ("b.txt", b"b"))]
+    refused = await live.http.post(f"{thread}/messages", data={"content": "say x"}, files=files)
+    assert (refused.status_code, refused.json()["message_id"]) == (409, running["id"])
+    assert [path.name for path in (live.data_dir / "blobs").rglob("*") if path.is_file()] == [kept["id"]]
+
+
 NAMES = [
     ("../../etc/passwd", "passwd"),
     ("C:\\temp\\report.txt", "report.txt"),
