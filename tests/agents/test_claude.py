@@ -203,11 +203,11 @@ async def test_a_server_that_is_down_costs_only_its_tools_and_the_model_is_told(
         service.will(TWO, DONE)
         answer = (await live.say(await live.thread(), "Do it.")).json()
         assert [call["error"] for call in answer["tool_calls"]] == [None, None]
-    words = service.requests[0]["messages"][0]["content"]
-    assert [block["text"] for block in words] == [
-        "Do it.",
-        "[The tools of absent are not there now. Its command was not found.]",
-    ]
+    first, last = service.requests[0], service.requests[-1]
+    told = first["system"][-1]["text"]
+    assert told == "[The tools of absent are not there now. Its command was not found.]"
+    assert [block["text"] for block in first["messages"][0]["content"]] == ["Do it."]
+    assert last["system"] == first["system"]
 
 
 async def test_an_agent_that_lost_all_its_tools_still_tells_of_its_calls(live: Live, service: StandIn) -> None:

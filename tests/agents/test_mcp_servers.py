@@ -148,7 +148,7 @@ async def test_a_server_killed_in_mid_call_costs_that_call_and_comes_back(
 
         service.will(says(use("get_current_time", {"timezone": "UTC"})), DONE)
         assert (await live.say(thread, "And now?")).json()["tool_calls"][0]["error"] is None
-        assert "The tools of http are not there now." in str(service.requests[-1]["messages"])
+        assert "The tools of http are not there now." in str(service.requests[-1]["system"])
 
         await http.start()
         async with asyncio.timeout(10):

@@ -72,13 +72,13 @@ async def test_files_are_uploaded_at_once_understood_sent_and_downloaded(visit: 
         await reads(chips, "% of 684 KB")
         await page.locator("#input").fill("What is in them?")
         assert await page.locator("#send").is_disabled()
-    await reads(chips.first, "CSV · cut after 400,000 characters")
+    await reads(chips.first, "CSV · cut after 200,000 characters")
     await reads(chips.last, "PNG picture")
     await page.locator("#drafts img").evaluate("image => image.decode()")
     await page.locator("#send:enabled").wait_for()
     await page.locator("#input").press("Enter")
     answer = visit.answer("completed")
-    await reads(answer, "400,000 characters of text, cut, which begins: “berth,depth 7,12.5")
+    await reads(answer, "200,000 characters of text, cut, which begins: “berth,depth 7,12.5")
     await reads(answer, "a picture, which a model with eyes would be shown")
     assert await chips.count() == 0
     assert await download(visit, "berths.csv", tmp_path) == CSV
