@@ -80,8 +80,18 @@ async def rendering(renderer: Renderer) -> asyncio.Task[str]:
         ("a `Vec<T>` or Vec<T>", "<p>a <code>Vec&lt;T&gt;</code> or Vec&lt;T&gt;</p>\n"),
         ("[a](https://b.example)", '<p><a href="https://b.example" rel="noopener noreferrer">a</a></p>\n'),
         ("<https://b.example>", '<p><a href="https://b.example" rel="noopener noreferrer">https://b.example</a></p>\n'),
-        ("![a](https://b.example/c.png)", '<p><img src="https://b.example/c.png" alt="a"></p>\n'),
-        ("[a](/logout) ![b](//evil.example)", '<p><a rel="noopener noreferrer">a</a> <img alt="b"></p>\n'),
+        (
+            "![*a* & b](https://b.example/c.png?d=1&e)",
+            '<p><a href="https://b.example/c.png?d=1&amp;e" rel="noopener noreferrer">a &amp; b</a></p>\n',
+        ),
+        (
+            "![](https://b.example/c)",
+            '<p><a href="https://b.example/c" rel="noopener noreferrer">https://b.example/c</a></p>\n',
+        ),
+        (
+            "[a](/logout) ![b](//evil.example)",
+            '<p><a rel="noopener noreferrer">a</a> <a rel="noopener noreferrer">b</a></p>\n',
+        ),
         ("a\0b \ud800 😀", "<p>a\N{REPLACEMENT CHARACTER}b ? 😀</p>\n"),
     ],
 )
