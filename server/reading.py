@@ -35,6 +35,8 @@ Found = dict[str, Any]
 HEAD_BYTES = 64 * 2**10
 DETECT_BYTES = 256 * 2**10
 MAIL_BYTES = 25 * 2**20
+PAGES = 1_000
+"""Of a PDF. The other formats have no pages until somebody lays them out."""
 PIXELS = 100_000_000
 """Larger pictures are not decoded."""
 LONG_EDGE = 1568
@@ -141,17 +143,20 @@ def document(path: Path, content_type: str, chars: int) -> Found | None:
     """Read what needs more than decoding; null for a kind that isn't read. Raises: Unreadable."""
     if content_type in IMAGES.values():
         return {"content_type": content_type, "status": "ready", "small": shrunk(path)}
+    cut = False
     if content_type == HTML:
         text = html_text(html_source(path))
     elif content_type == EML:
         text = mail_text(path)
+    elif content_type == PDF:
+        text, cut = pdf_text(path)
     elif content_type in DOCUMENTS.values():
         text = document_text(path, content_type)
     else:
         return None
     if not text.strip():  # a scan, most often; or more deeply nested than kreuzberg follows
         raise Unreadable("No text was found in the file.")
-    return ready(content_type, text, chars)
+    return ready(content_type, text, chars, cut)
 
 
 def ready(content_type: str, text: str, chars: int, cut: bool = False) -> Found:
@@ -384,6 +389,23 @@ def part_text(part: Any) -> str:
             except (LookupError, UnicodeError):
                 pass
     return str(data.decode(errors="replace"))
+
+
+def pdf_text(path: Path) -> tuple[str, bool]:
+    """The text of the first 1,000 pages, and whether there are more."""
+    import pypdfium2  # type: ignore[import-untyped]
+
+    data = io.BytesIO()
+    try:
+        with pypdfium2.PdfDocument(path) as whole, pypdfium2.PdfDocument.new() as part:
+            if len(whole) > PAGES:
+                part.import_pages(whole, list(range(PAGES)))
+                part.save(data)
+    except (pypdfium2.PdfiumError, OSError):
+        pass  # kreuzberg will say what is wrong with it
+    if first := data.getvalue():
+        return kreuzberg_text(first, PDF), True
+    return kreuzberg_text(path, PDF), False
 
 
 def document_text(path: Path, content_type: str) -> str:

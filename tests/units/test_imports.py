@@ -24,6 +24,7 @@ DRIVERS = {
     "sse_starlette": {"server/sse.py"},
     "obstore": {"stores/blobs.py"},
     "kreuzberg": {"server/reading.py"},
+    "pypdfium2": {"server/reading.py"},
 }
 ENVIRONMENT = {"server/settings.py", "agents/mcp.py"}
 """agents/mcp.py fills in the `${NAME}` of the operator's file."""
