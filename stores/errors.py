@@ -64,8 +64,12 @@ class StoreUnavailable(StoreError):
         super().__init__(f"The database did not answer: {reason}.")
 
 
-class BlobNotFound(NotFound):
-    noun = "blob"
+class BlobNotFound(StoreError):
+    """No blob has this key. No NotFound: the thread that names the blob is there, and so is its run."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"No blob {key} here.")
+        self.key = key
 
 
 class BlobUnavailable(StoreError):

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from stores.blobs import PART_BYTES, PIECE_BYTES, Blobs, open_blobs
-from stores.errors import BadBlobsURL, BlobNotFound, BlobUnavailable
+from stores.errors import BadBlobsURL, BlobNotFound, BlobUnavailable, NotFound
 from stores.models import new_id
 from tests.services_s3 import S3Server
 from tests.services_s3 import s3_server as s3_server
@@ -112,8 +112,9 @@ async def test_a_range_that_is_none_is_refused(blobs: Blobs, start: int, end: in
 
 @pytest.mark.parametrize("start", [0, 1])
 async def test_a_missing_blob_is_told_before_the_first_piece(blobs: Blobs, start: int) -> None:
-    with pytest.raises(BlobNotFound, match="No blob a/b here"):
+    with pytest.raises(BlobNotFound, match="No blob a/b here") as told:
         await blobs.read("a/b", start)
+    assert not isinstance(told.value, NotFound), "who catches that takes the thread for deleted"
 
 
 async def test_a_put_takes_the_place_of_what_was_there(blobs: Blobs, file: Callable[[bytes], Path]) -> None:
