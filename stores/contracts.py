@@ -265,7 +265,8 @@ class ThreadStore(Protocol):
     async def orphans(self, worker: str) -> list[RunRecord]:
         """Take over every run whose lease has expired by the database's clock, of every organization.
 
-        Each is handed to one caller: its record is then held by `worker`, with a new lease.
+        Each is handed to one caller: its record is then held by `worker`, with a new lease. A record that can't be
+        read is logged and left out: it must not keep the others from being repaired.
         """
         ...
 

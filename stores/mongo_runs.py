@@ -8,6 +8,7 @@ claim, if it is only slow, is refused. A time limit on claims was refused: it wo
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 
 from msgspec.structs import replace
@@ -32,6 +33,8 @@ from stores.mongo_documents import (
 )
 from stores.mongo_pages import TRIES, contended, where
 from stores.mongo_threads import MongoThreads, guarded, unused
+
+logger = logging.getLogger(__name__)
 
 _CLEARED_PER_SWEEP = 10
 
@@ -119,7 +122,7 @@ class MongoRuns(MongoThreads):
             await self._clear(emptied)
         now = await self.db.now()
         expired = await self.db.runs.many({"lease": {"$lte": now}}, {"_id": 1})
-        taken = [await self._taken({"_id": run["_id"]}, worker, now) for run in expired]
+        taken = [await self._readable(run["_id"], worker, now) for run in expired]
         return [record for record in taken if record is not None]
 
     async def orphan(self, who: Principal, run_id: str, worker: str) -> RunRecord | None:
@@ -201,6 +204,15 @@ class MongoRuns(MongoThreads):
             raise StoreUnavailable(f"the claim of run {answered.id} took too long")
 
     # taking over
+
+    async def _readable(self, run_id: str, worker: str, now: datetime) -> RunRecord | None:
+        try:
+            return await self._taken({"_id": run_id}, worker, now)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            logger.exception("the record of run %s can't be read", run_id)
+            return None
 
     async def _taken(self, query: Document, worker: str, now: datetime) -> RunRecord | None:
         """Take the run over if its lease has expired at `now`, by the database's clock."""

@@ -1088,6 +1088,17 @@ async def test_a_cancelled_orphan_is_still_cancelled(open_store: OpenStore, who:
         assert await store.checkpoint(who, answer.id, worker="sweeper", partial=None) == "cancelled"
 
 
+async def test_a_record_that_cannot_be_read_keeps_no_other_run_from_being_taken_over(
+    open_store: OpenStore, who: Principal, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_store(lease=0.0) as store:
+        damaged, sound = [await started_run(store, who, (await started_thread(store, who)).id) for _ in range(2)]
+        unreadable = replace(damaged, metadata=msgspec.Raw(b"{"))
+        await store.checkpoint(who, damaged.id, worker=WORKER, partial=unreadable)
+        assert [record.id for record in await store.orphans("sweeper")] == [sound.id]
+        assert f"the record of run {damaged.id} can't be read" in caplog.text
+
+
 @pytest.mark.usefixtures("embedded")
 async def test_a_reopened_store_finds_every_run_an_orphan(open_store: OpenStore, who: Principal) -> None:
     async with open_store() as store:
