@@ -118,7 +118,8 @@ def open_blobs(url: str | None, data_dir: Path) -> Blobs:
     """
     if url is None:
         folder = data_dir / "blobs"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for made in (data_dir, folder):  # parents are made with the process' own mode
+            made.mkdir(parents=True, exist_ok=True, mode=0o700)
         return Blobs(LocalStore(folder, automatic_cleanup=True))
     if url.partition("://")[0] not in _SCHEMES:
         raise BadBlobsURL("must be a URL that begins with " + " or ".join(f"{scheme}://" for scheme in _SCHEMES))

@@ -223,9 +223,10 @@ async def test_a_reader_may_stop_early(blobs: Blobs, file: Callable[[bytes], Pat
     await blobs.delete("a/b")
 
 
-def test_the_folder_is_the_owners_alone(tmp_path: Path) -> None:
+def test_the_folder_and_the_data_folder_are_the_owners_alone(tmp_path: Path) -> None:
     open_blobs(None, tmp_path / "data")
-    assert stat.S_IMODE((tmp_path / "data" / "blobs").stat().st_mode) == 0o700
+    for folder in (tmp_path / "data", tmp_path / "data" / "blobs"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize(
