@@ -8,6 +8,7 @@ claim, if it is only slow, is refused. A time limit on claims was refused: it wo
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from datetime import datetime
 
@@ -86,12 +87,13 @@ class MongoRuns(MongoThreads):
     async def finish(self, who: Principal, message: Message) -> Finished:
         """The run's record is not looked at: the thread says whose it is.
 
-        A finish whose answer was lost is remembered: when it is tried again and the message is found as this process
-        stored it, it has won, and once only.
+        A finish whose answer was lost is remembered: when it is tried again and the message is found as it stored it,
+        it has won, and once only. `by` tells it from every other finish, of this process too.
         """
         packed = await pack(message)
+        by = f"{self.id}:{hashlib.sha256(packed.body).hexdigest()[:16]}"
         error = (message.run or {}).get("error")
-        pipeline = writing(self.now(), finishing(packed, self.id, frees=bool(error and error["retryable"])))
+        pipeline = writing(self.now(), finishing(packed, by, frees=bool(error and error["retryable"])))
         guard = {
             **where(who, message.thread_id),
             "running.id": message.id,
@@ -101,18 +103,22 @@ class MongoRuns(MongoThreads):
             try:
                 thread = await self.db.threads.change(guard, pipeline, HEAD, before=True)
             except StoreUnavailable:
-                self._unsure.add(message.id)
+                self._unsure.add(by)
                 raise
             if thread:
-                self._unsure.discard(message.id)
+                self._unsure.discard(by)
                 await self._settle(who, message.thread_id, thread["count"], thread["bytes"] + len(packed.body))
                 return Finished(replace(message, created_at=stamp(thread["running"]["at"])), won=True)
-            thread, entry = await self._entry(who, message.thread_id, message.id)
+            try:
+                thread, entry = await self._entry(who, message.thread_id, message.id)
+            except NotFound:
+                self._unsure.discard(by)
+                raise
             if (thread["running"] or {}).get("id") == message.id:
                 await self._make_room(who, message.thread_id, len(packed.body))
                 continue
-            won = message.id in self._unsure and entry.get("by") == self.id
-            self._unsure.discard(message.id)
+            won = by in self._unsure and entry.get("by") == by
+            self._unsure.discard(by)
             return Finished((await unpack([entry]))[0], won=won)
         raise contended(message.thread_id)
 

@@ -100,6 +100,36 @@ async def test_a_finish_whose_answer_was_lost_wins_when_it_is_tried_again_and_on
         assert await store.finish(who, completed(answer)) == Finished(stored, won=False)
 
 
+async def test_a_finish_whose_answer_was_lost_is_no_other_finishs_win_in_the_same_process(
+    mongo_url: str, who: Principal
+) -> None:
+    commands = Commands()
+    async with opened(mongo_url, commands=commands) as store:
+        answer = await started_run(store, who, (await started_thread(store, who)).id)
+        commands.dies_at, commands.answer_lost = len(commands.names), True
+        with pytest.raises(StoreUnavailable):
+            await store.finish(who, completed(answer))
+        commands.dies_at = None
+        stored = await store.message(who, answer.thread_id, answer.id)
+        assert await store.finish(who, cancelled(answer)) == Finished(stored, won=False)
+        assert await store.finish(who, completed(answer)) == Finished(stored, won=True)
+        assert await store.finish(who, completed(answer)) == Finished(stored, won=False)
+
+
+async def test_a_finish_without_an_answer_is_forgotten_with_its_thread(mongo_url: str, who: Principal) -> None:
+    commands = Commands()
+    async with opened(mongo_url, commands=commands) as store:
+        answer = await started_run(store, who, (await started_thread(store, who)).id)
+        commands.dies_at = len(commands.names)
+        with pytest.raises(StoreUnavailable):
+            await store.finish(who, completed(answer))
+        commands.dies_at = None
+        await store.delete(who, answer.thread_id)
+        with pytest.raises(ThreadNotFound):
+            await store.finish(who, completed(answer))
+        assert store._unsure == set()
+
+
 async def test_a_finish_without_an_answer_loses_to_whoever_finished_in_between(mongo_url: str, who: Principal) -> None:
     commands = Commands()
     async with opened(mongo_url, commands=commands) as store, opened(mongo_url) as other:
