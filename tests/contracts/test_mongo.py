@@ -166,6 +166,20 @@ async def test_a_deletion_that_is_cut_off_is_completed_by_a_sweeper(mongo_url: s
 # the server
 
 
+async def test_the_primary_is_read_whatever_the_url_prefers(mongo_url: str, who: Principal) -> None:
+    """A secondary shows a run in progress that has ended, and no thread where one was made just now."""
+    read = Read()
+    async with opened(f"{mongo_url}?readPreference=secondaryPreferred", read=read) as store:
+        thread = await started_thread(store, who)
+        answer = await finished_run(store, who, thread.id)
+        await store.get(who, thread.id)
+        await store.message(who, thread.id, answer.id)
+        await store.page(who, "agent", limit=9, offset=0, archived=None, message_limit=9, max_bytes=2**20)
+        await store.orphans(WORKER)
+        assert "find" in read.commands
+        assert "secondaryPreferred" not in read.preferences
+
+
 async def test_a_server_that_is_not_there_is_soon_unavailable(who: Principal) -> None:
     with pytest.raises(StoreUnavailable):
         async with asyncio.timeout(5):
