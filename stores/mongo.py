@@ -48,6 +48,7 @@ INDEXES = {
             [("organization_id", 1), ("agent_id", 1), ("archived", 1), ("updated_at", -1), ("_id", -1)], name="page"
         ),
         IndexModel("key_id", name="key", unique=True, sparse=True),
+        IndexModel("sweep_at", name="sweep", sparse=True),
     ],
     "pages": [
         IndexModel([("thread_id", 1), ("first", 1), ("last", 1)], name="place"),

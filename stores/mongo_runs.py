@@ -37,7 +37,7 @@ from stores.mongo_threads import MongoThreads, guarded, unused
 
 logger = logging.getLogger(__name__)
 
-_CLEARED_PER_SWEEP = 10
+_CLEARED_PER_SWEEP = 50
 
 
 class MongoRuns(MongoThreads):
@@ -124,9 +124,9 @@ class MongoRuns(MongoThreads):
 
     async def orphans(self, worker: str) -> list[RunRecord]:
         """Besides, clear away what deleted threads have left."""
-        for emptied in await self.db.threads.many({"organization_id": None}, limit=_CLEARED_PER_SWEEP):
-            await self._clear(emptied)
         now = await self.db.now()
+        for emptied in await self.db.threads.many({"sweep_at": {"$lte": now}}, limit=_CLEARED_PER_SWEEP):
+            await self._clear(emptied)
         expired = await self.db.runs.many({"lease": {"$lte": now}}, {"_id": 1})
         taken = [await self._readable(run["_id"], worker, now) for run in expired]
         return [record for record in taken if record is not None]

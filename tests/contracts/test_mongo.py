@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable
 
 import pytest
 from pymongo import MongoClient
 
+from stores import mongo_threads
 from stores.contracts import Finished
 from stores.errors import StoreUnavailable, ThreadNotFound
 from stores.models import Principal
@@ -22,6 +24,7 @@ from tests.contracts.samples import (
     finished_run,
     idempotent,
     new_agent,
+    new_file,
     new_message,
     new_thread,
     principal,
@@ -32,6 +35,7 @@ from tests.contracts.samples import (
 from tests.services_mongo import mongo_process
 
 HASTY = "timeoutMS=1000"
+EMPTIED = {"_id", "organization_id", "running", "total", "cleared", "sweep_at"}
 
 
 @pytest.fixture
@@ -160,7 +164,58 @@ async def test_a_deletion_that_is_cut_off_is_completed_by_a_sweeper(mongo_url: s
             assert await other.orphans("sweeper") == []
             assert await other.record(who, answer.id) is None
             assert await other.db.pages.many({"thread_id": thread.id}, {"_id": 1}) == []
-            assert await other.db.threads.one({"_id": thread.id}) is None
+            assert (await other.db.threads.one({"_id": thread.id}) or {}).keys() == EMPTIED
+
+
+@pytest.mark.parametrize("verb", ["pages.insert", "attachments.insert"])
+async def test_what_lands_after_a_deletion_is_cleared_by_a_sweeper(
+    mongo_url: str, who: Principal, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """A page or a file that was on its way, and whose writer died before it looked back."""
+    monkeypatch.setattr(mongo_threads, "STRAGGLERS", 0)
+    commands = Commands()
+    async with (
+        opened(mongo_url, limits=Limits(keep=4, slack=2), commands=commands) as dying,
+        opened(mongo_url) as other,
+    ):
+        thread, _ = await loaded(other, who, ["told"] * 9)
+
+        async def delete() -> None:
+            await other.delete(who, thread.id)
+            commands.dies_at = len(commands.names) + 1
+
+        async def left() -> int:
+            found = [await each.many({}, {"_id": 1}) for each in (other.db.pages, other.db.attachments)]
+            return sum(map(len, found))
+
+        commands.meanwhile = (verb, delete)
+        with contextlib.suppress(StoreUnavailable):
+            await dying.append_message(who, new_message(thread.id))
+            await dying.add_file(who, new_file(thread.id))
+        assert await left() == 1
+        await other.orphans("sweeper")
+        assert await left() == 0
+        assert await other.db.threads.many({}, {"_id": 1}) == []
+
+
+@pytest.mark.parametrize("failure", [StoreUnavailable("the test took it away"), asyncio.CancelledError()])
+async def test_a_file_that_its_caller_takes_for_lost_is_not_kept(
+    mongo_url: str, who: Principal, failure: BaseException
+) -> None:
+    commands = Commands()
+    async with opened(mongo_url, commands=commands) as store:
+        thread = await started_thread(store, who)
+
+        async def fail() -> None:
+            raise failure
+
+        async def at_the_second_look() -> None:
+            commands.meanwhile = ("threads.one", fail)
+
+        commands.meanwhile = ("attachments.insert", at_the_second_look)
+        with pytest.raises(type(failure)):
+            await store.add_file(who, new_file(thread.id, size=7))
+        assert await store.kept_bytes(who) == 0
 
 
 # the server
