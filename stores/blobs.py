@@ -24,6 +24,7 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from stores.errors import BadBlobsURL, BlobNotFound, BlobUnavailable
+from stores.folder import make_folder
 
 PART_BYTES = 5 * 2**20
 """What is in memory at a time of a file that is put; S3 takes no smaller parts."""
@@ -114,12 +115,14 @@ def open_blobs(url: str | None, data_dir: Path) -> Blobs:
 
     The bucket isn't asked for here: a storage that is away stops an upload, not the server's start.
 
-    Raises: BadBlobsURL, which says what is wrong with the URL.
+    Raises:
+        BadBlobsURL: says what is wrong with the URL.
+        DataFolderUnusable: the folder can't be made, or written to.
     """
     if url is None:
         folder = data_dir / "blobs"
-        for made in (data_dir, folder):  # parents are made with the process' own mode
-            made.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for made in (data_dir, folder):  # one by one: parents of a folder that is made get the process' own mode
+            make_folder(made)
         return Blobs(LocalStore(folder, automatic_cleanup=True))
     if url.partition("://")[0] not in _SCHEMES:
         raise BadBlobsURL("must be a URL that begins with " + " or ".join(f"{scheme}://" for scheme in _SCHEMES))

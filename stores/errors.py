@@ -88,6 +88,13 @@ class DataFolderInUse(StoreError):
         super().__init__(f"another server is using the data folder {folder}")
 
 
+class DataFolderUnusable(StoreError):
+    """CHAT_DATA_DIR names no folder that can be made or written to."""
+
+    def __init__(self, folder: str, reason: str) -> None:
+        super().__init__(f"CHAT_DATA_DIR: can't keep anything in {folder}: {reason}")
+
+
 class Gap(Exception):
     """What follows this position can't be proven complete: trimmed, expired, lost, or not a position of this log."""
 

@@ -15,6 +15,7 @@ from stores.errors import (
     IdempotencyMismatch,
     MessageNotFound,
     StoreError,
+    StoreUnavailable,
     ThreadArchived,
     ThreadBusy,
     ThreadNotFound,
@@ -101,6 +102,16 @@ def retold(answer: Message, content: str) -> Message:
 
 async def test_the_store_is_ready(store: Store) -> None:
     assert await store.ready() is True
+
+
+async def test_a_closed_store_is_unavailable_at_once(open_store: OpenStore, who: Principal) -> None:
+    async with open_store() as store:
+        thread = await started_thread(store, who)
+    async with asyncio.timeout(5):
+        for call in (store.get(who, thread.id), store.update(who, thread.id, title="x")):
+            with pytest.raises(StoreUnavailable):
+                await call
+        assert await store.ready() is False
 
 
 # threads
