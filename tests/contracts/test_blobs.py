@@ -9,9 +9,11 @@ import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import pytest
+from obstore.store import ObjectStore
 
 from stores.blobs import PART_BYTES, PIECE_BYTES, Blobs, open_blobs
 from stores.errors import BadBlobsURL, BlobNotFound, BlobUnavailable, NotFound
@@ -170,6 +172,36 @@ async def test_a_cancelled_put_leaves_nothing(opened: Opened, file: Callable[[by
     assert opened.left() == 0
     with pytest.raises(BlobNotFound):
         await opened.blobs.read("a/b")
+
+
+class Unstoppable:
+    """obstore's store, whose puts go on when they are cancelled: its own sometimes do, and sometimes don't."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self.begun: asyncio.Future[asyncio.Future[object]] = asyncio.get_running_loop().create_future()
+
+    async def put_async(self, *args: Any, **kwargs: Any) -> object:
+        upload: asyncio.Future[object] = asyncio.ensure_future(self._store.put_async(*args, **kwargs))
+        self.begun.set_result(upload)
+        return await asyncio.shield(upload)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+async def test_a_cancelled_put_of_a_small_file_leaves_nothing_either(
+    opened: Opened, file: Callable[[bytes], Path]
+) -> None:
+    store = Unstoppable(opened.blobs._store)
+    putting = asyncio.create_task(Blobs(cast(ObjectStore, store)).put("a/b", file(b"small")))
+    async with asyncio.timeout(10):
+        upload = await store.begun
+        putting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await putting
+        await upload
+    assert opened.left() == 0
 
 
 async def test_a_reader_sees_the_old_blob_or_the_new_one(blobs: Blobs, file: Callable[[bytes], Path]) -> None:
