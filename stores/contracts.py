@@ -315,8 +315,8 @@ class EventLog(Protocol):
     an hour after the last; what follows a position is given whole or not at all (Gap).
 
     Nothing but `flush` waits long for a log that is away: what asks it raises `LogUnavailable` within seconds, and
-    so does a cursor's `next`, which may be called again. What is written is kept and goes out later. Whoever gets
-    LogUnavailable goes on with what the store says.
+    so does a cursor's `next` that must read, which may be called again; one that has read everything goes on waiting.
+    What is written is kept and goes out later. Whoever gets LogUnavailable goes on with what the store says.
     """
 
     @property
