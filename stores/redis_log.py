@@ -306,7 +306,7 @@ class RedisLog:
         self._ticking.cancel()
         await asyncio.wait({self._ticking})
         await self._subscription.close()
-        for feed in self._feeds.values():
+        for feed in list(self._feeds.values()):
             await feed.close()
         self._feeds.clear()
         await self._reads.close()
