@@ -15,7 +15,7 @@ from server.organizations import member, new_secret
 from server.serving import Server, listening_socket
 from server.settings import BadSetting, environment, load
 from stores.contracts import Store
-from stores.errors import BadBlobsURL, DataFolderInUse, StoreError, StoreUnavailable
+from stores.errors import BadBlobsURL, DataFolderInUse, DataFolderUnusable, StoreError, StoreUnavailable
 from stores.open import open_store
 
 R = TypeVar("R")
@@ -33,7 +33,7 @@ def serve() -> None:
     try:
         settings = load()
         app = create_app(settings)
-    except (BadSetting, BadServers) as error:
+    except (BadSetting, BadServers, DataFolderUnusable) as error:
         _stop(str(error))
     except BadBlobsURL as error:
         _stop(f"CHAT_BLOBS_URL {error}")
@@ -50,7 +50,7 @@ def serve() -> None:
         pass
     except SystemExit:
         failure = getattr(app.state, "failure", None)
-        if isinstance(failure, DataFolderInUse | StoreUnavailable):
+        if isinstance(failure, DataFolderInUse | DataFolderUnusable | StoreUnavailable):
             _stop(str(failure))
         if isinstance(failure, ValueError):
             _stop(f"CHAT_DATABASE_URL or CHAT_EVENTS_URL: {failure}")
@@ -117,6 +117,8 @@ def _in_store(work: Callable[[Store], Awaitable[R]]) -> R:
         return asyncio.run(run())
     except (BadSetting, BadServers, StoreError) as error:
         _stop(str(error))
+    except ValueError as error:
+        _stop(f"CHAT_DATABASE_URL: {error}")
 
 
 def _stop(line: str) -> NoReturn:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
 from stores.contracts import Store
-from stores.models import Agent, Organization, Principal, User, new_id, timestamp, utcnow
+from stores.models import Agent, Organization, Principal, User, hash_of, new_id, timestamp, utcnow
 
 FIRST = "default"
 KEY_FILE = "key"
@@ -52,20 +53,51 @@ async def member(
 async def first_start(
     store: Store, data_dir: Path, api_key: str | None, *, kind: str, model: str | None, servers: Collection[str]
 ) -> str:
-    """See that there is an organization, a user, a key and an agent; the key."""
+    """See that there is an organization, a user, a key and an agent; the key.
+
+    `api_key` (CHAT_API_KEY) is valid from each start on, though it was revoked before: the environment wins. The key
+    that is kept in the data folder stays revoked once it was: a new one takes its place.
+    """
     _, owner = await member(store, FIRST, FIRST, kind=kind, model=model, servers=servers)
-    secret = api_key or _kept_secret(data_dir / KEY_FILE)
+    secret = api_key or _kept_secret(data_dir / KEY_FILE, await _revoked(store))
     await store.create_key(owner, secret)
     return secret
 
 
-def _kept_secret(path: Path) -> str:
-    """The first key, from the data folder or made now; readable by the owner only."""
+async def _revoked(store: Store) -> set[str]:
+    """The hashes of the secrets that open nothing any more."""
+    keys = await store.keys()
+    return {key.hash for key in keys if key.revoked_at} - {key.hash for key in keys if not key.revoked_at}
+
+
+def _kept_secret(path: Path, revoked: Collection[str]) -> str:
+    """The first key, from the data folder or made now; readable by the owner only.
+
+    An empty file is none, and one whose key was revoked is replaced.
+    """
     try:
-        return path.read_text().strip()
+        kept = path.read_text().strip()
     except FileNotFoundError:
-        secret = new_secret()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        return _keep(path, new_secret(), replace=False)
+    if kept and hash_of(kept) not in revoked:
+        return kept
+    return _keep(path, new_secret(), replace=True)
+
+
+def _keep(path: Path, secret: str, *, replace: bool) -> str:
+    """Write the file whole or not at all; the secret in it, which another process may have kept first."""
+    descriptor, written = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    try:
         with os.fdopen(descriptor, "w") as file:
             file.write(secret + "\n")
+            file.flush()
+            os.fsync(descriptor)
+        if replace:
+            os.replace(written, path)
+        else:
+            os.link(written, path)
         return secret
+    except FileExistsError:
+        return path.read_text().strip()
+    finally:
+        Path(written).unlink(missing_ok=True)

@@ -288,6 +288,8 @@ class Runner:
             except StoreUnavailable as error:
                 logger.warning("could not sweep: %s", error)
                 self._lost_at = time.monotonic()
+            except Exception:
+                logger.exception("could not sweep")
 
     async def heal(self, who: Principal, run_id: str) -> bool:
         """End that run if its process died; true if it did."""

@@ -7,7 +7,8 @@ know (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_
 `AZURE_STORAGE_ACCOUNT_NAME`, …).
 
 A large file goes in parts that a source of ours hands over. To cancel obstore's own upload was refused: it leaves the
-parts in the bucket, unseen and paid for. A source that fails makes obstore take them back.
+parts in the bucket, unseen and paid for, and a small file perhaps whole. A source that fails makes obstore take the
+parts back; a small file is deleted once it is there.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from stores.errors import BadBlobsURL, BlobNotFound, BlobUnavailable
+from stores.folder import make_folder
+
+if TYPE_CHECKING:
+    from obstore import PutResult  # there for type checkers alone
 
 PART_BYTES = 5 * 2**20
 """What is in memory at a time of a file that is put; S3 takes no smaller parts."""
@@ -46,17 +51,25 @@ class Blobs:
         self._store = store
 
     async def put(self, key: str, path: Path) -> None:
-        """Store the file under `key`, in place of what was there. Cancelled, it leaves nothing."""
+        """Store the file under `key`, in place of what was there. Cancelled, it leaves nothing there."""
         file = await asyncio.to_thread(path.open, "rb")
         try:
             first = await asyncio.to_thread(file.read, PART_BYTES + 1)
             with _told(_checked(key), missing_is_unavailable=True):
                 if len(first) <= PART_BYTES:
-                    await self._store.put_async(key, first, use_multipart=False)
+                    await self._put_whole(key, first)
                 else:
                     await self._put_parts(key, _Source(first, file))
         finally:
             file.close()
+
+    async def _put_whole(self, key: str, data: bytes) -> None:
+        upload = asyncio.ensure_future(self._store.put_async(key, data, use_multipart=False))
+        try:
+            await asyncio.shield(upload)
+        except asyncio.CancelledError:
+            await self._taken_back(key, upload)
+            raise
 
     async def _put_parts(self, key: str, source: _Source) -> None:
         upload = asyncio.ensure_future(
@@ -66,10 +79,15 @@ class Blobs:
             await asyncio.shield(upload)
         except asyncio.CancelledError:
             source.stopped = True
-            await asyncio.wait([upload], timeout=_ABORT_SECONDS)
-            if not upload.cancel() and not upload.cancelled() and upload.exception() is None:
-                await self.delete(key)  # its last part was on its way
+            await self._taken_back(key, upload)
             raise
+
+    async def _taken_back(self, key: str, upload: asyncio.Future[PutResult]) -> None:
+        """Wait for the end of an upload that nobody wants any more, and delete what it has put all the same."""
+        await asyncio.wait([upload], timeout=_ABORT_SECONDS)
+        if not upload.cancel() and not upload.cancelled() and upload.exception() is None:
+            with suppress(BlobUnavailable):
+                await self.delete(key)
 
     async def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """Open a blob's bytes from `start` up to `end` (exclusive; null: its end), in pieces of some 256 KB.
@@ -114,11 +132,14 @@ def open_blobs(url: str | None, data_dir: Path) -> Blobs:
 
     The bucket isn't asked for here: a storage that is away stops an upload, not the server's start.
 
-    Raises: BadBlobsURL, which says what is wrong with the URL.
+    Raises:
+        BadBlobsURL: says what is wrong with the URL.
+        DataFolderUnusable: the folder can't be made, or written to.
     """
     if url is None:
         folder = data_dir / "blobs"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for made in (data_dir, folder):  # one by one: parents of a folder that is made get the process' own mode
+            make_folder(made)
         return Blobs(LocalStore(folder, automatic_cleanup=True))
     if url.partition("://")[0] not in _SCHEMES:
         raise BadBlobsURL("must be a URL that begins with " + " or ".join(f"{scheme}://" for scheme in _SCHEMES))

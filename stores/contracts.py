@@ -265,7 +265,8 @@ class ThreadStore(Protocol):
     async def orphans(self, worker: str) -> list[RunRecord]:
         """Take over every run whose lease has expired by the database's clock, of every organization.
 
-        Each is handed to one caller: its record is then held by `worker`, with a new lease.
+        Each is handed to one caller: its record is then held by `worker`, with a new lease. A record that can't be
+        read is logged and left out: it must not keep the others from being repaired.
         """
         ...
 
@@ -314,8 +315,8 @@ class EventLog(Protocol):
     an hour after the last; what follows a position is given whole or not at all (Gap).
 
     Nothing but `flush` waits long for a log that is away: what asks it raises `LogUnavailable` within seconds, and
-    so does a cursor's `next`, which may be called again. What is written is kept and goes out later. Whoever gets
-    LogUnavailable goes on with what the store says.
+    so does a cursor's `next` that must read, which may be called again; one that has read everything goes on waiting.
+    What is written is kept and goes out later. Whoever gets LogUnavailable goes on with what the store says.
     """
 
     @property

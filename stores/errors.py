@@ -64,8 +64,12 @@ class StoreUnavailable(StoreError):
         super().__init__(f"The database did not answer: {reason}.")
 
 
-class BlobNotFound(NotFound):
-    noun = "blob"
+class BlobNotFound(StoreError):
+    """No blob has this key. No NotFound: the thread that names the blob is there, and so is its run."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"No blob {key} here.")
+        self.key = key
 
 
 class BlobUnavailable(StoreError):
@@ -82,6 +86,13 @@ class BadBlobsURL(StoreError):
 class DataFolderInUse(StoreError):
     def __init__(self, folder: str) -> None:
         super().__init__(f"another server is using the data folder {folder}")
+
+
+class DataFolderUnusable(StoreError):
+    """CHAT_DATA_DIR names no folder that can be made or written to."""
+
+    def __init__(self, folder: str, reason: str) -> None:
+        super().__init__(f"CHAT_DATA_DIR: can't keep anything in {folder}: {reason}")
 
 
 class Gap(Exception):

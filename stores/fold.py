@@ -12,21 +12,24 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from stores.events import Event, MessageDelta, MessageSnapshot, RunStarted, ToolCallCompleted, ToolCallStarted
-from stores.models import Message, ToolCall
+from stores.models import JSONObject, Message, ToolCall
 
 
 class Fold:
     """A message in progress, as text parts and tool calls that events are added to."""
 
     def __init__(self, message: Message) -> None:
+        self._run: JSONObject = {}
         self._start(message)
 
     def _start(self, message: Message) -> None:
+        """Begin anew with that message; what was known of its run already, by a checkpoint, stays known."""
+        self._run = _known(self._run, message.run or {})
         self._base = message
         self._parts = [message.content]
         self.length = len(message.content)
         self.tool_calls = list(message.tool_calls)
-        self.places = list((message.run or {}).get("tool_calls", []))
+        self.places = list(self._run.get("tool_calls", []))
 
     def apply(self, event: Event) -> None:
         """Add one event. Applying one twice does no harm; a delta behind a hole is not applied."""
@@ -56,7 +59,16 @@ class Fold:
         if len(self._parts) > 1:
             self._parts = ["".join(self._parts)]
         message = replace(self._base, content=self._parts[0], tool_calls=list(self.tool_calls))
-        return message.with_run(tool_calls=list(self.places)) if self.places else message
+        if not self._run:
+            return message
+        return message.with_run(**{**self._run, "tool_calls": self.places[: len(self.tool_calls)]})
+
+
+def _known(before: JSONObject, told: JSONObject) -> JSONObject:
+    """What two tellings know of a run: the ids and rounds of its calls, its model and usage are in no other event."""
+    calls = max(before.get("tool_calls", []), told.get("tool_calls", []), key=len)
+    known = {**told, **{name: value for name, value in before.items() if value is not None}}
+    return {**known, "tool_calls": calls} if known else {}
 
 
 def fold(events: Iterable[Event], onto: Message) -> Message:

@@ -2,7 +2,8 @@
 
 Above it are the verbs of `mongo_threads`, `mongo_runs` and `mongo_directory`; below it is motor, of which only those
 calls are used that PyMongo's own asyncio API has too (all but `close`). Writes are acknowledged by a majority, reads
-see only what a majority has, and the driver repeats a write whose answer was lost, which the server does once.
+are the primary's and see only what a majority has, and the driver repeats a write whose answer was lost, which the
+server does once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection
-from pymongo import IndexModel, ReturnDocument
+from pymongo import IndexModel, ReadPreference, ReturnDocument
 from pymongo.errors import ConfigurationError, DuplicateKeyError, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
@@ -47,6 +48,7 @@ INDEXES = {
             [("organization_id", 1), ("agent_id", 1), ("archived", 1), ("updated_at", -1), ("_id", -1)], name="page"
         ),
         IndexModel("key_id", name="key", unique=True, sparse=True),
+        IndexModel("sweep_at", name="sweep", sparse=True),
     ],
     "pages": [
         IndexModel([("thread_id", 1), ("first", 1), ("last", 1)], name="place"),
@@ -154,7 +156,10 @@ class MotorCollections:
         except (ConfigurationError, ValueError) as error:
             raise ValueError(f"this MongoDB URL is not understood: {error}") from error
         self._database = self._client.get_default_database(
-            DATABASE, write_concern=WriteConcern("majority"), read_concern=ReadConcern("majority")
+            DATABASE,
+            read_preference=ReadPreference.PRIMARY,
+            write_concern=WriteConcern("majority"),
+            read_concern=ReadConcern("majority"),
         )
         for name in INDEXES:
             setattr(self, name, MotorCollection(self._database[name]))
@@ -193,7 +198,8 @@ async def open_mongo(url: str, *, lease: float = LEASE_SECONDS, clock: Clock = u
     """Open the database that the URL names (`chat` if it names none), and make its indexes.
 
     Args:
-        url: mongodb:// or mongodb+srv://; its options win over ours, except for the concerns.
+        url: mongodb:// or mongodb+srv://; its options win over ours, except for the concerns and the read
+            preference: what is read is exact, so it comes from the primary.
         lease: seconds that a run's lease lasts.
         clock: for times that clients see and for the age of idempotency keys; leases go by the database's clock.
 

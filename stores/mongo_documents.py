@@ -16,6 +16,9 @@ missing, none of which can change any more. A page is written once and never cha
 longer embeds its first message: until then it says nothing that the thread doesn't say too. So moving is two writes,
 each harmless to repeat, and whoever moves next takes up a page that was left behind.
 
+A deleted thread is {_id, organization_id: null, running, total, cleared, sweep_at} for a minute: `cleared` tells that
+what it left was deleted once, `sweep_at` when a sweeper looks (again).
+
 `total` is the number of messages, `pushed` the times that the newest write appended (its last is the thread's last),
 `fence` is raised by what a claim under way must not overlook (a move, a sweeper), `count` and `bytes` measure the
 document. Keeping a list of pages in the thread was refused: 100,000 messages would make it, and every write, grow.

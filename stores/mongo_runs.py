@@ -8,6 +8,8 @@ claim, if it is only slow, is refused. A time limit on claims was refused: it wo
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from datetime import datetime
 
 from msgspec.structs import replace
@@ -33,7 +35,9 @@ from stores.mongo_documents import (
 from stores.mongo_pages import TRIES, contended, where
 from stores.mongo_threads import MongoThreads, guarded, unused
 
-_CLEARED_PER_SWEEP = 10
+logger = logging.getLogger(__name__)
+
+_CLEARED_PER_SWEEP = 50
 
 
 class MongoRuns(MongoThreads):
@@ -83,12 +87,13 @@ class MongoRuns(MongoThreads):
     async def finish(self, who: Principal, message: Message) -> Finished:
         """The run's record is not looked at: the thread says whose it is.
 
-        A finish whose answer was lost is remembered: when it is tried again and the message is found as this process
-        stored it, it has won, and once only.
+        A finish whose answer was lost is remembered: when it is tried again and the message is found as it stored it,
+        it has won, and once only. `by` tells it from every other finish, of this process too.
         """
         packed = await pack(message)
+        by = f"{self.id}:{hashlib.sha256(packed.body).hexdigest()[:16]}"
         error = (message.run or {}).get("error")
-        pipeline = writing(self.now(), finishing(packed, self.id, frees=bool(error and error["retryable"])))
+        pipeline = writing(self.now(), finishing(packed, by, frees=bool(error and error["retryable"])))
         guard = {
             **where(who, message.thread_id),
             "running.id": message.id,
@@ -98,28 +103,32 @@ class MongoRuns(MongoThreads):
             try:
                 thread = await self.db.threads.change(guard, pipeline, HEAD, before=True)
             except StoreUnavailable:
-                self._unsure.add(message.id)
+                self._unsure.add(by)
                 raise
             if thread:
-                self._unsure.discard(message.id)
+                self._unsure.discard(by)
                 await self._settle(who, message.thread_id, thread["count"], thread["bytes"] + len(packed.body))
                 return Finished(replace(message, created_at=stamp(thread["running"]["at"])), won=True)
-            thread, entry = await self._entry(who, message.thread_id, message.id)
+            try:
+                thread, entry = await self._entry(who, message.thread_id, message.id)
+            except NotFound:
+                self._unsure.discard(by)
+                raise
             if (thread["running"] or {}).get("id") == message.id:
                 await self._make_room(who, message.thread_id, len(packed.body))
                 continue
-            won = message.id in self._unsure and entry.get("by") == self.id
-            self._unsure.discard(message.id)
+            won = by in self._unsure and entry.get("by") == by
+            self._unsure.discard(by)
             return Finished((await unpack([entry]))[0], won=won)
         raise contended(message.thread_id)
 
     async def orphans(self, worker: str) -> list[RunRecord]:
         """Besides, clear away what deleted threads have left."""
-        for emptied in await self.db.threads.many({"organization_id": None}, limit=_CLEARED_PER_SWEEP):
-            await self._clear(emptied)
         now = await self.db.now()
+        for emptied in await self.db.threads.many({"sweep_at": {"$lte": now}}, limit=_CLEARED_PER_SWEEP):
+            await self._clear(emptied)
         expired = await self.db.runs.many({"lease": {"$lte": now}}, {"_id": 1})
-        taken = [await self._taken({"_id": run["_id"]}, worker, now) for run in expired]
+        taken = [await self._readable(run["_id"], worker, now) for run in expired]
         return [record for record in taken if record is not None]
 
     async def orphan(self, who: Principal, run_id: str, worker: str) -> RunRecord | None:
@@ -201,6 +210,15 @@ class MongoRuns(MongoThreads):
             raise StoreUnavailable(f"the claim of run {answered.id} took too long")
 
     # taking over
+
+    async def _readable(self, run_id: str, worker: str, now: datetime) -> RunRecord | None:
+        try:
+            return await self._taken({"_id": run_id}, worker, now)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            logger.exception("the record of run %s can't be read", run_id)
+            return None
 
     async def _taken(self, query: Document, worker: str, now: datetime) -> RunRecord | None:
         """Take the run over if its lease has expired at `now`, by the database's clock."""

@@ -35,6 +35,9 @@ from stores.mongo_pages import TRIES, MongoPages, contended, where
 
 logger = logging.getLogger(__name__)
 
+STRAGGLERS = 60_000
+"""How many milliseconds after a deletion a sweeper looks for what has landed late."""
+
 _CLEARED_AT_ONCE = 5000
 
 
@@ -150,7 +153,8 @@ class MongoThreads(MongoPages):
 
     async def delete(self, who: Principal, thread_id: str) -> str | None:
         """One write makes the thread nobody's and empties it; what it leaves is cleared here or by a sweeper."""
-        emptied = {"_id": "$_id", "organization_id": None, "running": "$running", "total": "$total"}
+        kept = {"_id": "$_id", "running": "$running", "total": "$total"}
+        emptied = {**kept, "organization_id": None, "cleared": False, "sweep_at": "$$NOW"}
         document = await self.db.threads.change(where(who, thread_id), [{"$replaceWith": emptied}])
         if document is None:
             raise ThreadNotFound(thread_id)
@@ -162,23 +166,33 @@ class MongoThreads(MongoPages):
         return running
 
     async def _clear(self, emptied: Document) -> None:
+        """Delete what the thread has left.
+
+        The first time, the emptied document stays for a sweeper: a write that was under way can still land behind this.
+        """
         thread_id = emptied["_id"]
         await self.db.runs.remove_all({"thread_id": thread_id})
         await self.db.attachments.remove_all({"thread_id": thread_id})
         for first in range(0, emptied["total"], _CLEARED_AT_ONCE):
             some = {"thread_id": thread_id, "first": {"$gte": first, "$lt": first + _CLEARED_AT_ONCE}}
             await self.db.pages.remove_all(some)
-        await self.db.threads.remove({"_id": thread_id, "organization_id": None})
+        nobodys = {"_id": thread_id, "organization_id": None}
+        if emptied["cleared"]:
+            await self.db.threads.remove(nobodys)
+        else:
+            again = {"cleared": True, "sweep_at": {"$add": ["$$NOW", STRAGGLERS]}}
+            await self.db.threads.change(nobodys, [{"$set": again}], {"_id": 1})
 
     async def add_file(self, who: Principal, file: KeptFile) -> None:
         await self.get(who, file.thread_id, message_limit=0)
         id = file.attachment.id
         kept = {"thread_id": file.thread_id, "organization_id": who.organization_id, "size": file.attachment.size}
-        await self.db.attachments.insert({"_id": id, **kept, "body": msgspec.json.encode(file)})
         try:
+            await self.db.attachments.insert({"_id": id, **kept, "body": msgspec.json.encode(file)})
             await self.get(who, file.thread_id, message_limit=0)
-        except ThreadNotFound:  # it was deleted meanwhile, and its attachments perhaps before this one came
-            await self.db.attachments.remove({"_id": id})
+        except BaseException:  # the thread was deleted meanwhile, or the caller will not know that the record is there
+            with contextlib.suppress(StoreUnavailable):
+                await self.db.attachments.remove({"_id": id})
             raise
 
     async def file(self, who: Principal, thread_id: str, attachment_id: str) -> KeptFile:

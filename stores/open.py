@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from stores.contracts import EventLog, Store
+from stores.folder import make_folder
 from stores.memory_log import MemoryLog
 from stores.sqlite import open_sqlite
 
@@ -33,10 +34,11 @@ async def open_store(where: Where, *, serving: bool = True) -> Store:
 
     Raises:
         DataFolderInUse: another server serves from the data folder.
+        DataFolderUnusable: it can't be made, or written to.
         StoreUnavailable: the database does not answer.
         ValueError: its URL is wrong.
     """
-    await asyncio.to_thread(where.data_dir.mkdir, parents=True, exist_ok=True, mode=0o700)
+    await asyncio.to_thread(make_folder, where.data_dir)
     if where.database_url is not None:
         from stores.mongo import open_mongo
 

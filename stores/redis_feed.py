@@ -91,24 +91,25 @@ class Feed:
 
     async def _fill(self) -> None:
         backoff = Backoff()
-        while self._again:
-            self._again = False
-            try:
-                await self._catch_up()
-            except LogUnavailable:
-                self._again = True
-                await backoff.wait()
-                continue
-            except Exception:
-                logger.exception("the feed of thread %s could not be filled", self.thread_id)
-                self._again = True
-                await backoff.wait()
-                continue
-            stash, self._stash = self._stash, []
-            for message in stash:
-                self._again = not self._fits(*message) or self._again
-        self.filled_at = time.monotonic()
-        self._filling = None
+        try:
+            while self._again:
+                self._again = False
+                try:
+                    await self._catch_up()
+                    self._take_stash()
+                except Exception as error:
+                    if not isinstance(error, LogUnavailable):
+                        logger.exception("the feed of thread %s could not be filled", self.thread_id)
+                    self._again = True
+                    await backoff.wait()
+            self.filled_at = time.monotonic()
+        finally:
+            self._filling = None
+
+    def _take_stash(self) -> None:
+        stash, self._stash = self._stash, []
+        for message in stash:
+            self._again = not self._fits(*message) or self._again
 
     async def _catch_up(self) -> None:
         while True:

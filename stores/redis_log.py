@@ -56,9 +56,18 @@ def _is_position(position: str) -> bool:
 
 
 class Dial:
-    """Makes connections to one URL, without redis-py's retries and timeouts: ours are around whole exchanges."""
+    """Makes connections to one URL, without redis-py's retries and timeouts: ours are around whole exchanges.
+
+    Raises: ValueError if the URL is none of Redis', or has options that no connection takes.
+    """
 
     def __init__(self, url: str) -> None:
+        try:
+            self._read(url)
+        except (TypeError, ValueError, RedisError) as error:
+            raise ValueError(f"this Redis URL is not understood: {error}") from error
+
+    def _read(self, url: str) -> None:
         pool = ConnectionPool.from_url(url)
         self._class = pool.connection_class
         self._kwargs = {
@@ -71,6 +80,7 @@ class Dial:
             "retry_on_timeout": False,
             "health_check_interval": 0,
         }
+        self._class(**self._kwargs)  # which options it takes, only a connection tells
 
     async def connect(self) -> AbstractConnection:
         connection: AbstractConnection = self._class(**self._kwargs)
@@ -296,7 +306,7 @@ class RedisLog:
         self._ticking.cancel()
         await asyncio.wait({self._ticking})
         await self._subscription.close()
-        for feed in self._feeds.values():
+        for feed in list(self._feeds.values()):
             await feed.close()
         self._feeds.clear()
         await self._reads.close()

@@ -28,5 +28,6 @@ async def open_sqlite(
 
     Raises:
         DataFolderInUse: another server serves from this folder.
+        StoreUnavailable: the file can't be opened, or is no database.
     """
     return await asyncio.to_thread(SQLiteStore, path, lease=lease, clock=clock, serving=serving)

@@ -11,17 +11,19 @@ interleave inside a transaction.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import functools
+import logging
 import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import IO, Any, Concatenate, ParamSpec, TypeVar
 
-from stores.errors import DataFolderInUse, StoreUnavailable
+from stores.errors import DataFolderInUse, DataFolderUnusable, StoreUnavailable
 from stores.models import Clock
 
 R = TypeVar("R")
@@ -73,6 +75,9 @@ CREATE TABLE IF NOT EXISTS idempotency (
 """
 
 Verb = Callable[[sqlite3.Connection], object]
+Item = tuple[Verb, Future[object]]
+
+logger = logging.getLogger(__name__)
 
 
 class _Worker:
@@ -81,24 +86,40 @@ class _Worker:
     def __init__(self, path: Path, *, writes: bool) -> None:
         self._path = path
         self._writes = writes
-        self._queue: queue.SimpleQueue[tuple[Verb, Future[object]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._ended = False
         self._thread = threading.Thread(target=self._work, name=f"sqlite-{'write' if writes else 'read'}", daemon=True)
         self._thread.start()
 
     async def run(self, verb: Callable[[sqlite3.Connection], R]) -> R:
+        """Raises: StoreUnavailable, and whatever the verb does."""
         future: Future[R] = Future()
         self._queue.put((verb, future))  # type: ignore[arg-type]
+        if self._ended:
+            self._refuse()
         return await asyncio.wrap_future(future)
 
     def stop(self) -> None:
+        """End the thread once it has done what is queued; whoever comes later is refused."""
         self._queue.put(None)
         self._thread.join()
 
     def _work(self) -> None:
-        db = sqlite3.connect(self._path, isolation_level=None, timeout=10)
-        db.row_factory = sqlite3.Row
-        db.execute("PRAGMA foreign_keys = ON")
-        db.execute("PRAGMA synchronous = FULL")
+        try:
+            with contextlib.closing(sqlite3.connect(self._path, isolation_level=None, timeout=10)) as db:
+                db.row_factory = sqlite3.Row
+                db.execute("PRAGMA foreign_keys = ON")
+                db.execute("PRAGMA synchronous = FULL")
+                while batch := self._next_batch():
+                    self._run_batch(db, batch)
+        except BaseException:
+            logger.exception("the thread %s has died", self._thread.name)
+        finally:
+            self._ended = True  # first: who queues something behind the refusal refuses it
+            self._refuse()
+
+    def _next_batch(self) -> list[Item]:
+        """What has queued up, at least one; nothing once the thread is to end."""
         while (first := self._queue.get()) is not None:
             batch = [first]
             while self._writes and len(batch) < _BATCH and not self._queue.empty():
@@ -106,24 +127,39 @@ class _Worker:
                     self._queue.put(None)
                     break
                 batch.append(item)
-            self._run_batch(db, [item for item in batch if item[1].set_running_or_notify_cancel()])
-        db.close()
+            if wanted := [item for item in batch if item[1].set_running_or_notify_cancel()]:
+                return wanted
+        return []
 
-    def _run_batch(self, db: sqlite3.Connection, batch: list[tuple[Verb, Future[object]]]) -> None:
-        outcomes: list[object] = []
+    def _refuse(self) -> None:
+        """Fail what is queued: nobody takes it any more."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                item = self._queue.get_nowait()
+                if item and item[1].set_running_or_notify_cancel():
+                    item[1].set_exception(StoreUnavailable("it is closed"))
+
+    def _run_batch(self, db: sqlite3.Connection, batch: list[Item]) -> None:
+        outcomes: list[object] = [StoreUnavailable("its thread has died")] * len(batch)
         try:
             db.execute("BEGIN IMMEDIATE" if self._writes else "BEGIN")
-            outcomes = [_outcome(db, verb) for verb, _ in batch]
+            done = [_outcome(db, verb) for verb, _ in batch]
             db.execute("COMMIT")
+            outcomes = done
         except sqlite3.Error as error:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             outcomes = [StoreUnavailable(str(error))] * len(batch)
-        for (_, future), outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, BaseException):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
+        finally:
+            _settle(batch, outcomes)
+
+
+def _settle(batch: list[Item], outcomes: list[object]) -> None:
+    for (_, future), outcome in zip(batch, outcomes, strict=True):
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
 
 
 def _outcome(db: sqlite3.Connection, verb: Verb) -> object:
@@ -138,6 +174,29 @@ def _outcome(db: sqlite3.Connection, verb: Verb) -> object:
     return result
 
 
+def _locked(folder: Path) -> IO[str]:
+    """The folder's lock, held until it is closed. Raises: DataFolderInUse, DataFolderUnusable."""
+    try:
+        lock = (folder / "lock").open("a")
+    except OSError as error:
+        raise DataFolderUnusable(str(folder), str(error.strerror)) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise DataFolderInUse(str(folder)) from error
+    return lock
+
+
+def _prepare(path: Path, *, serving: bool) -> None:
+    """Make the file and its tables if need be; a server makes every run found an orphan."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=10)) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.executescript(_SCHEMA)
+        if serving:
+            db.execute("UPDATE runs SET lease = 0")
+
+
 class Database:
     """The connection threads and the folder's lock; verbs are methods decorated with `reading` or `writing`.
 
@@ -148,30 +207,26 @@ class Database:
 
     Raises:
         DataFolderInUse: another server serves from this folder.
+        StoreUnavailable: the file can't be opened, or is no database.
     """
 
     def __init__(self, path: Path, *, lease: float, clock: Clock, serving: bool) -> None:
         self.lease = lease
         self.clock = clock
-        self._lock = (path.parent / "lock").open("a") if serving else None
-        if self._lock:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+        self._lock = _locked(path.parent) if serving else None
+        try:
+            _prepare(path, serving=serving)
+        except sqlite3.Error as error:
+            if self._lock:
                 self._lock.close()
-                raise DataFolderInUse(str(path.parent)) from error
-        db = sqlite3.connect(path, isolation_level=None, timeout=10)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.executescript(_SCHEMA)
-        if serving:
-            db.execute("UPDATE runs SET lease = 0")
-        db.close()
+            raise StoreUnavailable(f"{path}: {error}") from error
         self.writer = _Worker(path, writes=True)
         self.reader = _Worker(path, writes=False)
 
     async def ready(self) -> bool:
         try:
-            await self.reader.run(lambda db: db.execute("SELECT 1").fetchone())
+            for worker in (self.reader, self.writer):
+                await worker.run(lambda db: db.execute("SELECT 1").fetchone())
         except StoreUnavailable:
             return False
         return True

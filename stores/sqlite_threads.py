@@ -6,6 +6,7 @@ run's record, where checkpoints go.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 
 import msgspec
@@ -23,6 +24,8 @@ from stores.errors import (
 from stores.fitting import fitting
 from stores.models import Idempotency, KeptFile, Message, Principal, RunRecord, Thread, later, timestamp
 from stores.sqlite_database import NOW, Database, reading, writing
+
+logger = logging.getLogger(__name__)
 
 KEY_SECONDS = 24 * 3600
 
@@ -61,6 +64,14 @@ def _record(row: sqlite3.Row) -> RunRecord:
         partial=_message(row["partial"]),
         cancelled=bool(row["cancelled"]),
     )
+
+
+def _readable(row: sqlite3.Row) -> RunRecord | None:
+    try:
+        return _record(row)
+    except Exception:
+        logger.exception("the record of run %s can't be read", row["id"])
+        return None
 
 
 def _row(db: sqlite3.Connection, who: Principal, thread_id: str) -> sqlite3.Row:
@@ -363,7 +374,7 @@ class SQLiteThreads(Database):
         rows = db.execute(
             f"UPDATE runs SET worker = ?, lease = {NOW} + ? WHERE lease <= {NOW} RETURNING *", (worker, self.lease)
         ).fetchall()
-        return [_record(row) for row in rows]
+        return [record for row in rows if (record := _readable(row))]
 
     @writing
     def orphan(self, db: sqlite3.Connection, who: Principal, run_id: str, worker: str) -> RunRecord | None:

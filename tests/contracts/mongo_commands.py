@@ -20,11 +20,12 @@ from tests.contracts.samples import new_message, started_thread
 class Read(CommandListener):
     """What the driver read: commands, documents and bytes, as command monitoring tells them.
 
-    `queries`: one of each sort that was ever asked, as a find.
+    `queries`: one of each sort that was ever asked, as a find. `preferences`: the servers that were asked for.
     """
 
     def __init__(self) -> None:
         self.queries: dict[tuple[str, str], Document] = {}
+        self.preferences: set[str | None] = set()
         self.clear()
 
     def clear(self) -> None:
@@ -34,6 +35,7 @@ class Read(CommandListener):
 
     def started(self, event: CommandStartedEvent) -> None:
         command = event.command
+        self.preferences.add(command.get("$readPreference", {}).get("mode"))
         query = command.get("filter") or command.get("query")
         if event.command_name == "delete":
             query = command["deletes"][0]["q"]

@@ -9,12 +9,14 @@ import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import pytest
+from obstore.store import ObjectStore
 
 from stores.blobs import PART_BYTES, PIECE_BYTES, Blobs, open_blobs
-from stores.errors import BadBlobsURL, BlobNotFound, BlobUnavailable
+from stores.errors import BadBlobsURL, BlobNotFound, BlobUnavailable, NotFound
 from stores.models import new_id
 from tests.services_s3 import S3Server
 from tests.services_s3 import s3_server as s3_server
@@ -112,8 +114,9 @@ async def test_a_range_that_is_none_is_refused(blobs: Blobs, start: int, end: in
 
 @pytest.mark.parametrize("start", [0, 1])
 async def test_a_missing_blob_is_told_before_the_first_piece(blobs: Blobs, start: int) -> None:
-    with pytest.raises(BlobNotFound, match="No blob a/b here"):
+    with pytest.raises(BlobNotFound, match="No blob a/b here") as told:
         await blobs.read("a/b", start)
+    assert not isinstance(told.value, NotFound), "who catches that takes the thread for deleted"
 
 
 async def test_a_put_takes_the_place_of_what_was_there(blobs: Blobs, file: Callable[[bytes], Path]) -> None:
@@ -171,6 +174,36 @@ async def test_a_cancelled_put_leaves_nothing(opened: Opened, file: Callable[[by
         await opened.blobs.read("a/b")
 
 
+class Unstoppable:
+    """obstore's store, whose puts go on when they are cancelled: its own sometimes do, and sometimes don't."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self.begun: asyncio.Future[asyncio.Future[object]] = asyncio.get_running_loop().create_future()
+
+    async def put_async(self, *args: Any, **kwargs: Any) -> object:
+        upload: asyncio.Future[object] = asyncio.ensure_future(self._store.put_async(*args, **kwargs))
+        self.begun.set_result(upload)
+        return await asyncio.shield(upload)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+async def test_a_cancelled_put_of_a_small_file_leaves_nothing_either(
+    opened: Opened, file: Callable[[bytes], Path]
+) -> None:
+    store = Unstoppable(opened.blobs._store)
+    putting = asyncio.create_task(Blobs(cast(ObjectStore, store)).put("a/b", file(b"small")))
+    async with asyncio.timeout(10):
+        upload = await store.begun
+        putting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await putting
+        await upload
+    assert opened.left() == 0
+
+
 async def test_a_reader_sees_the_old_blob_or_the_new_one(blobs: Blobs, file: Callable[[bytes], Path]) -> None:
     old, new = file(b"o" * (PART_BYTES + 9)), file(b"n" * (PART_BYTES + 9))
     await blobs.put("a/b", old)
@@ -222,9 +255,10 @@ async def test_a_reader_may_stop_early(blobs: Blobs, file: Callable[[bytes], Pat
     await blobs.delete("a/b")
 
 
-def test_the_folder_is_the_owners_alone(tmp_path: Path) -> None:
+def test_the_folder_and_the_data_folder_are_the_owners_alone(tmp_path: Path) -> None:
     open_blobs(None, tmp_path / "data")
-    assert stat.S_IMODE((tmp_path / "data" / "blobs").stat().st_mode) == 0o700
+    for folder in (tmp_path / "data", tmp_path / "data" / "blobs"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize(

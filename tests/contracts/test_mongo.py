@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable
 
 import pytest
 from pymongo import MongoClient
 
+from stores import mongo_threads
 from stores.contracts import Finished
 from stores.errors import StoreUnavailable, ThreadNotFound
 from stores.models import Principal
@@ -22,6 +24,7 @@ from tests.contracts.samples import (
     finished_run,
     idempotent,
     new_agent,
+    new_file,
     new_message,
     new_thread,
     principal,
@@ -32,6 +35,7 @@ from tests.contracts.samples import (
 from tests.services_mongo import mongo_process
 
 HASTY = "timeoutMS=1000"
+EMPTIED = {"_id", "organization_id", "running", "total", "cleared", "sweep_at"}
 
 
 @pytest.fixture
@@ -100,6 +104,36 @@ async def test_a_finish_whose_answer_was_lost_wins_when_it_is_tried_again_and_on
         assert await store.finish(who, completed(answer)) == Finished(stored, won=False)
 
 
+async def test_a_finish_whose_answer_was_lost_is_no_other_finishs_win_in_the_same_process(
+    mongo_url: str, who: Principal
+) -> None:
+    commands = Commands()
+    async with opened(mongo_url, commands=commands) as store:
+        answer = await started_run(store, who, (await started_thread(store, who)).id)
+        commands.dies_at, commands.answer_lost = len(commands.names), True
+        with pytest.raises(StoreUnavailable):
+            await store.finish(who, completed(answer))
+        commands.dies_at = None
+        stored = await store.message(who, answer.thread_id, answer.id)
+        assert await store.finish(who, cancelled(answer)) == Finished(stored, won=False)
+        assert await store.finish(who, completed(answer)) == Finished(stored, won=True)
+        assert await store.finish(who, completed(answer)) == Finished(stored, won=False)
+
+
+async def test_a_finish_without_an_answer_is_forgotten_with_its_thread(mongo_url: str, who: Principal) -> None:
+    commands = Commands()
+    async with opened(mongo_url, commands=commands) as store:
+        answer = await started_run(store, who, (await started_thread(store, who)).id)
+        commands.dies_at = len(commands.names)
+        with pytest.raises(StoreUnavailable):
+            await store.finish(who, completed(answer))
+        commands.dies_at = None
+        await store.delete(who, answer.thread_id)
+        with pytest.raises(ThreadNotFound):
+            await store.finish(who, completed(answer))
+        assert store._unsure == set()
+
+
 async def test_a_finish_without_an_answer_loses_to_whoever_finished_in_between(mongo_url: str, who: Principal) -> None:
     commands = Commands()
     async with opened(mongo_url, commands=commands) as store, opened(mongo_url) as other:
@@ -130,10 +164,75 @@ async def test_a_deletion_that_is_cut_off_is_completed_by_a_sweeper(mongo_url: s
             assert await other.orphans("sweeper") == []
             assert await other.record(who, answer.id) is None
             assert await other.db.pages.many({"thread_id": thread.id}, {"_id": 1}) == []
-            assert await other.db.threads.one({"_id": thread.id}) is None
+            assert (await other.db.threads.one({"_id": thread.id}) or {}).keys() == EMPTIED
+
+
+@pytest.mark.parametrize("verb", ["pages.insert", "attachments.insert"])
+async def test_what_lands_after_a_deletion_is_cleared_by_a_sweeper(
+    mongo_url: str, who: Principal, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """A page or a file that was on its way, and whose writer died before it looked back."""
+    monkeypatch.setattr(mongo_threads, "STRAGGLERS", 0)
+    commands = Commands()
+    async with (
+        opened(mongo_url, limits=Limits(keep=4, slack=2), commands=commands) as dying,
+        opened(mongo_url) as other,
+    ):
+        thread, _ = await loaded(other, who, ["told"] * 9)
+
+        async def delete() -> None:
+            await other.delete(who, thread.id)
+            commands.dies_at = len(commands.names) + 1
+
+        async def left() -> int:
+            found = [await each.many({}, {"_id": 1}) for each in (other.db.pages, other.db.attachments)]
+            return sum(map(len, found))
+
+        commands.meanwhile = (verb, delete)
+        with contextlib.suppress(StoreUnavailable):
+            await dying.append_message(who, new_message(thread.id))
+            await dying.add_file(who, new_file(thread.id))
+        assert await left() == 1
+        await other.orphans("sweeper")
+        assert await left() == 0
+        assert await other.db.threads.many({}, {"_id": 1}) == []
+
+
+@pytest.mark.parametrize("failure", [StoreUnavailable("the test took it away"), asyncio.CancelledError()])
+async def test_a_file_that_its_caller_takes_for_lost_is_not_kept(
+    mongo_url: str, who: Principal, failure: BaseException
+) -> None:
+    commands = Commands()
+    async with opened(mongo_url, commands=commands) as store:
+        thread = await started_thread(store, who)
+
+        async def fail() -> None:
+            raise failure
+
+        async def at_the_second_look() -> None:
+            commands.meanwhile = ("threads.one", fail)
+
+        commands.meanwhile = ("attachments.insert", at_the_second_look)
+        with pytest.raises(type(failure)):
+            await store.add_file(who, new_file(thread.id, size=7))
+        assert await store.kept_bytes(who) == 0
 
 
 # the server
+
+
+async def test_the_primary_is_read_whatever_the_url_prefers(mongo_url: str, who: Principal) -> None:
+    """A secondary shows a run in progress that has ended, and no thread where one was made just now."""
+    read = Read()
+    async with opened(f"{mongo_url}?readPreference=secondaryPreferred", read=read) as store:
+        thread = await started_thread(store, who)
+        answer = await finished_run(store, who, thread.id)
+        await store.get(who, thread.id)
+        await store.message(who, thread.id, answer.id)
+        await store.page(who, "agent", limit=9, offset=0, archived=None, message_limit=9, max_bytes=2**20)
+        await store.orphans(WORKER)
+        assert "find" in read.commands
+        assert "secondaryPreferred" not in read.preferences
 
 
 async def test_a_server_that_is_not_there_is_soon_unavailable(who: Principal) -> None:

@@ -15,6 +15,7 @@ from stores.errors import (
     IdempotencyMismatch,
     MessageNotFound,
     StoreError,
+    StoreUnavailable,
     ThreadArchived,
     ThreadBusy,
     ThreadNotFound,
@@ -101,6 +102,16 @@ def retold(answer: Message, content: str) -> Message:
 
 async def test_the_store_is_ready(store: Store) -> None:
     assert await store.ready() is True
+
+
+async def test_a_closed_store_is_unavailable_at_once(open_store: OpenStore, who: Principal) -> None:
+    async with open_store() as store:
+        thread = await started_thread(store, who)
+    async with asyncio.timeout(5):
+        for call in (store.get(who, thread.id), store.update(who, thread.id, title="x")):
+            with pytest.raises(StoreUnavailable):
+                await call
+        assert await store.ready() is False
 
 
 # threads
@@ -1086,6 +1097,17 @@ async def test_a_cancelled_orphan_is_still_cancelled(open_store: OpenStore, who:
         [record] = await store.orphans("sweeper")
         assert record.cancelled is True
         assert await store.checkpoint(who, answer.id, worker="sweeper", partial=None) == "cancelled"
+
+
+async def test_a_record_that_cannot_be_read_keeps_no_other_run_from_being_taken_over(
+    open_store: OpenStore, who: Principal, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_store(lease=0.0) as store:
+        damaged, sound = [await started_run(store, who, (await started_thread(store, who)).id) for _ in range(2)]
+        unreadable = replace(damaged, metadata=msgspec.Raw(b"{"))
+        await store.checkpoint(who, damaged.id, worker=WORKER, partial=unreadable)
+        assert [record.id for record in await store.orphans("sweeper")] == [sound.id]
+        assert f"the record of run {damaged.id} can't be read" in caplog.text
 
 
 @pytest.mark.usefixtures("embedded")

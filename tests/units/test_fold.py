@@ -130,6 +130,40 @@ def test_a_snapshot_replaces_everything(kind: type[RunStarted] | type[MessageSna
     assert folded == replace(whole, content="Anew!")
 
 
+PLACES = [{"id": "toolu_a", "round": 0, "offset": 2}, {"id": "toolu_b", "round": 0, "offset": 2}]
+CHECKPOINT = replace(EMPTY, content="Hello", tool_calls=[ended(0).tool_call, ended(1).tool_call]).with_run(
+    tool_calls=PLACES, model="model-20260131", usage={"output_tokens": 7}
+)
+
+
+def test_what_a_checkpoint_knows_of_its_run_is_kept_though_the_log_tells_it_from_the_beginning() -> None:
+    events: list[Event] = [
+        RunStarted(EMPTY),
+        delta(0, "He"),
+        started(0),
+        started(1),
+        ended(0),
+        ended(1),
+        delta(2, "llo"),
+    ]
+    assert fold(events, CHECKPOINT) == CHECKPOINT
+    surplus = fold([*events, started(2), delta(5, "!")], CHECKPOINT)
+    assert (surplus.content, len(surplus.tool_calls)) == ("Hello!", 3)
+    invented = {"id": "call_2", "round": 2, "offset": 5}
+    assert surplus.run == {**(CHECKPOINT.run or {}), "tool_calls": [*PLACES, invented]}
+
+
+def test_a_log_that_ends_before_the_checkpoint_tells_no_places_of_calls_that_it_has_not() -> None:
+    folded = fold([RunStarted(EMPTY), delta(0, "He"), started(0)], CHECKPOINT)
+    assert (folded.content, len(folded.tool_calls)) == ("He", 1)
+    assert (folded.run or {})["tool_calls"] == PLACES[:1]
+
+
+def test_what_a_snapshot_knows_of_the_run_is_kept_where_the_checkpoint_is_older() -> None:
+    folded = fold([MessageSnapshot(CHECKPOINT), delta(5, "!")], EMPTY.with_run(model=None))
+    assert folded == replace(CHECKPOINT, content="Hello!")
+
+
 def test_fold_changes_neither_its_base_nor_what_it_gave_before() -> None:
     base = replace(EMPTY, content="a")
     folding = Fold(base)

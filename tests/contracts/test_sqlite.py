@@ -1,0 +1,44 @@
+"""SQLite alone: files that are no database, threads that die."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+from stores.errors import DataFolderUnusable, StoreUnavailable
+from stores.open import Where, open_store
+from stores.sqlite import open_sqlite
+
+
+async def test_a_file_that_is_no_database_is_unavailable_and_the_folder_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    path.write_bytes(b"not a database, but long enough to be taken for one" * 100)
+    with pytest.raises(StoreUnavailable, match=r"chat\.db: file is not a database") as told:
+        await open_sqlite(path)
+    assert "\n" not in str(told.value)
+    path.unlink()
+    await (await open_sqlite(path)).close()
+
+
+@pytest.mark.parametrize("name", ["file", "file/folder", "/proc/no such folder"])
+async def test_a_data_folder_that_cannot_be_one_is_told_by_its_setting(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataFolderUnusable, match=r"^CHAT_DATA_DIR: can't keep anything in .*: [A-Z].*[a-z]$"):
+        await open_store(Where(tmp_path / name))
+
+
+@pytest.mark.parametrize("writes", [True, False], ids=["writer", "reader"])
+async def test_when_a_thread_dies_nobody_waits_for_ever(tmp_path: Path, writes: bool) -> None:
+    store = await open_sqlite(tmp_path / "chat.db")
+    worker = store.writer if writes else store.reader
+    async with asyncio.timeout(5):
+        calls = [worker.run(lambda db: sys.exit()), *[worker.run(lambda db: 1) for _ in range(3)]]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 4
+        with pytest.raises(StoreUnavailable):
+            await (store.create_organization("Acme") if writes else store.keys())
+        assert await store.ready() is False
+        await store.close()
