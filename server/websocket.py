@@ -18,7 +18,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.ai_chat_service import AIChatService, IfBusy
 from server.auth import authenticated, same_origin
-from server.bodies import MessageCreate, checked, read
+from server.bodies import MessageCreate, read
 from server.errors import MalformedBody, Unauthenticated, problem_of
 from server.streams import Stream, Streams
 from stores.errors import AgentNotFound, StoreUnavailable, ThreadNotFound
@@ -149,8 +149,6 @@ class _Socket:
             if text is None:
                 raise MalformedBody("Send text frames, not binary ones.")
             command = read(text.encode(), cast(type[Struct], Command))
-            if isinstance(command, CreateMessage):
-                checked(command.message, "message.")
         except Exception as error:
             await self._refuse(error, _request_id(text))
             return
