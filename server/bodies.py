@@ -127,11 +127,20 @@ def _check_sizes(body: Struct, path: str) -> None:
 
 def message_of(fields: dict[str, str], *, files: bool) -> MessageCreate:
     """A message that came as form fields: `metadata` and `attachments` are JSON. Raises: as `read`."""
-    members = [] if "content" in fields or not files else [b'"content":""']
+    members: dict[str, Any] = {"content": ""} if files else {}
     for name, text in fields.items():
-        value = text.encode() if name in ("metadata", "attachments") else msgspec.json.encode(text)
-        members.append(msgspec.json.encode(name) + b":" + value)
-    return read(b"{" + b",".join(members) + b"}", MessageCreate, files=files)
+        members[name] = _json_of(name, text) if name in ("metadata", "attachments") else text
+    return read(msgspec.json.encode(members), MessageCreate, files=files)
+
+
+def _json_of(field: str, text: str) -> msgspec.Raw:
+    """One JSON value, and nothing behind it, as it stands. Raises: InvalidRequest."""
+    try:
+        return msgspec.json.decode(text, type=msgspec.Raw)
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(field, f"The field {field} is not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise InvalidRequest(field, f"{field} is nested deeper than {NESTING} levels.") from error
 
 
 def fingerprint(body: Struct, *more: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from server.bodies import AgentCreate, AgentUpdate, MessageCreate, ThreadCreate, read
+from server.bodies import AgentCreate, AgentUpdate, MessageCreate, ThreadCreate, message_of, read
 from server.errors import InvalidRequest, TooLarge
 from server.websocket import CreateMessage
 
@@ -19,7 +19,7 @@ def packed(value: Any) -> bytes:
 
 
 LONG_KEY = {"k" * 100_000: [1] * 900_000}
-BODIES = {
+BODIES: dict[str, tuple[type[Any], Any]] = {
     "thread metadata": (ThreadCreate, {"metadata": LONG_KEY}),
     "agent metadata": (AgentCreate, {"name": "x", "metadata": LONG_KEY}),
     "message metadata": (MessageCreate, {"content": "x", "metadata": LONG_KEY}),
@@ -77,3 +77,45 @@ def test_a_command_s_message_is_checked_under_its_own_name() -> None:
     with pytest.raises(InvalidRequest) as refused:
         read(packed(command), CreateMessage)
     assert refused.value.field == "message.metadata.a[0]"
+
+
+@pytest.mark.parametrize("field", ["metadata", "attachments"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"x":1},"content":"other"',
+        '[],"role":"system"',
+        '{"x":1}}, {',
+        '{"x":1} {}',
+        "",
+        "{",
+        "nonsense",
+        '{"x":"\\"}',
+        "[" * 100_000,
+        '{"\\ud800":1},"content":"other"',
+    ],
+)
+def test_a_form_field_can_not_set_another_one(field: str, text: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        message_of({"content": "mine", field: text}, files=False)
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [("[]", "metadata"), ("1e999", "metadata"), ('{"a":["\\u0000"]}', "metadata.a[0]"), ('{"run":1}', "metadata.run")],
+)
+def test_what_is_wrong_inside_a_form_field_is_named_as_in_a_json_body(text: str, field: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        message_of({"content": "mine", "metadata": text}, files=False)
+    assert refused.value.field == field
+
+
+def test_a_form_s_fields_are_read_as_json_is() -> None:
+    text = '{"$a": [1e300, 1000000000000000000000, "\\u00fc"], "content": "other"}'
+    attachments = '[{"id": "1"}]'
+    message = message_of({"content": '","role":"system', "metadata": text, "attachments": attachments}, files=False)
+    assert (message.content, message.role) == ('","role":"system', "user")
+    assert message.metadata == json.loads(text)
+    assert [reference.id for reference in message.attachments] == ["1"]
+    assert message_of({}, files=True).content == ""
