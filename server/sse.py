@@ -34,7 +34,7 @@ async def _nothing() -> AsyncIterator[bytes]:
 
 
 class EventStream(EventSourceResponse):
-    """A response that writes a viewer's entries until its reading ends, the client leaves, or the server stops.
+    """A response that writes a viewer's entries until its reading ends, the client leaves, its key is revoked, or the server stops.
 
     A null viewer is a stream with nothing left to say: 200 and a clean end.
     """
@@ -52,7 +52,7 @@ class EventStream(EventSourceResponse):
             self._viewer.close()
             await send({"type": "http.response.body", "body": _BUSY, "more_body": True})
         elif self._viewer is not None:
-            with self._streams.open(self._viewer) as stream:
+            with self._streams.open(self._viewer, scope["key"]) as stream:
                 watcher = asyncio.create_task(_watch(receive, stream))
                 try:
                     await self._pump(stream, send)
@@ -67,7 +67,7 @@ class EventStream(EventSourceResponse):
             except StoreUnavailable:
                 await send({"type": "http.response.body", "body": _GOODBYE, "more_body": True})
                 return
-            if entries is None:
+            if entries is None or stream.revoked:
                 return
             body = b"".join([entry.sse for entry in entries])
             if stream.ping():

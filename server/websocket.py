@@ -17,12 +17,13 @@ from msgspec import Meta, Struct
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.ai_chat_service import AIChatService, IfBusy
-from server.auth import authenticated, same_origin
+from server.auth import authenticated, key_of, same_origin
 from server.bodies import MessageCreate, read
-from server.errors import MalformedBody, Unauthenticated, problem_of
+from server.errors import MalformedBody, RateLimited, Unauthenticated, problem_of
+from server.limits import RequestRate
 from server.streams import Stream, Streams
 from stores.errors import AgentNotFound, StoreUnavailable, ThreadNotFound
-from stores.models import JSONObject, Principal
+from stores.models import JSONObject
 
 NO_KEY = 4401
 FOREIGN_ORIGIN = 4403
@@ -60,20 +61,25 @@ async def serve_thread(websocket: WebSocket) -> None:
     """Follow a thread and take commands for it until either side goes."""
     offered = websocket.scope.get("subprotocols", [])
     await websocket.accept(subprotocol=_PROTOCOL if _PROTOCOL in offered else None)
-    key = next((name.removeprefix(_BEARER) for name in offered if name.startswith(_BEARER)), None)
-    service, streams = cast(AIChatService, websocket.state.service), cast(Streams, websocket.state.streams)
-    agent_id, thread_id = websocket.path_params["agent_id"], websocket.path_params["thread_id"]
-    if key is None and not same_origin(websocket):
+    bearer = next((name.removeprefix(_BEARER) for name in offered if name.startswith(_BEARER)), None)
+    if bearer is None and not same_origin(websocket):
         await websocket.close(FOREIGN_ORIGIN, "foreign origin")
         return
+    key = key_of(websocket) if bearer is None else bearer
+    service, streams = cast(AIChatService, websocket.state.service), cast(Streams, websocket.state.streams)
+    agent_id, thread_id = websocket.path_params["agent_id"], websocket.path_params["thread_id"]
     try:
-        who = await authenticated(service.store, websocket, key)
+        who = await authenticated(service.store, key)
+        cast(RequestRate, websocket.state.rate).count(who.organization_id)
         viewer = await service.watch(who, agent_id, thread_id, websocket.query_params.get("after") or None)
     except Unauthenticated:
         await websocket.close(NO_KEY, "no valid key")
         return
     except (AgentNotFound, ThreadNotFound):
         await websocket.close(NO_THREAD, "no such thread")
+        return
+    except RateLimited:
+        await websocket.close(TRY_LATER, "too many requests")
         return
     except Exception as error:
         await websocket.close(FAILED, problem_of(error).code)
@@ -82,28 +88,20 @@ async def serve_thread(websocket: WebSocket) -> None:
         viewer.close()
         await websocket.close(TRY_LATER, "too many open streams")
         return
-    with streams.open(viewer) as stream:
-        await _Socket(websocket, service, streams, stream, who, agent_id, thread_id).serve()
+    with streams.open(viewer, key) as stream:
+        await _Socket(websocket, stream).serve()
 
 
 class _Socket:
-    def __init__(
-        self,
-        websocket: WebSocket,
-        service: AIChatService,
-        streams: Streams,
-        stream: Stream,
-        who: Principal,
-        agent_id: str,
-        thread_id: str,
-    ) -> None:
+    def __init__(self, websocket: WebSocket, stream: Stream) -> None:
         self._websocket = websocket
-        self._service = service
-        self._streams = streams
         self._stream = stream
-        self._who = who
-        self._agent_id = agent_id
-        self._thread_id = thread_id
+        self._service = cast(AIChatService, websocket.state.service)
+        self._streams = cast(Streams, websocket.state.streams)
+        self._rate = cast(RequestRate, websocket.state.rate)
+        self._who = stream.viewer.who
+        self._agent_id = websocket.path_params["agent_id"]
+        self._thread_id = websocket.path_params["thread_id"]
         self._commands: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
@@ -127,6 +125,8 @@ class _Socket:
                 return TRY_LATER
             if self._stream.gone:
                 return None
+            if self._stream.revoked:
+                return NO_KEY
             if entries is None:
                 return DELETED
             for entry in entries:
@@ -146,6 +146,7 @@ class _Socket:
 
     async def _take(self, text: str | None) -> None:
         try:
+            self._rate.count(self._who.organization_id)
             if text is None:
                 raise MalformedBody("Send text frames, not binary ones.")
             command = read(text.encode(), cast(type[Struct], Command))
@@ -175,7 +176,14 @@ class _Socket:
         self._commands.add(task)
         task.add_done_callback(self._commands.discard)
 
+    async def _check_key(self) -> None:
+        """Raises: Unauthenticated, and the socket ends; StoreUnavailable."""
+        if await self._service.store.principal(self._stream.key) != self._who:
+            self._stream.revoke()
+            raise Unauthenticated
+
     async def _create(self, command: CreateMessage) -> None:
+        await self._check_key()
         post = await self._service.post_message(
             self._who,
             self._agent_id,
@@ -191,6 +199,7 @@ class _Socket:
             await self._acknowledge(command.request_id, posted.message.id, None)
 
     async def _cancel(self, command: CancelRun) -> None:
+        await self._check_key()
         message = await self._service.cancel(self._who, self._agent_id, self._thread_id, command.message_id)
         await self._acknowledge(command.request_id, message.id, (message.run or {}).get("in_reply_to"))
 
