@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from starlette.requests import HTTPConnection
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import RateLimited, Unauthenticated, problem_of
 from server.limits import RequestRate
+from server.sse import later
 from stores.contracts import Directory
 from stores.errors import StoreUnavailable
 from stores.models import Principal
@@ -33,9 +35,15 @@ class Authentication:
                 rate: RequestRate = scope["state"]["rate"]
                 rate.count(who.organization_id)
             except (Unauthenticated, RateLimited, StoreUnavailable) as error:
-                await problem_of(error).response()(scope, receive, send)
+                await _refusal(scope, error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _refusal(scope: Scope, error: Exception) -> Response:
+    """The problem; but a watcher that may come back is told so: `server.sse.later`."""
+    watching = scope["method"] == "GET" and scope["path"].endswith("/events")
+    return later() if watching and not isinstance(error, Unauthenticated) else problem_of(error).response()
 
 
 async def authenticated(directory: Directory, key: str) -> Principal:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from server.errors import RETRY_SECONDS, RateLimited
 from server.limits import Limits
 from server.viewer import Viewer
 from stores.contracts import Directory
@@ -58,9 +59,19 @@ class Streams:
     def __len__(self) -> int:
         return len(self._open)
 
-    def full(self, who: Principal) -> bool:
-        """True if the organization has as many open streams here as it may have."""
-        return self._of[who.organization_id] >= self._limit
+    def admit(self, who: Principal) -> None:
+        """Raises: RateLimited if the organization has as many open streams here as it may have."""
+        if self._of[who.organization_id] >= self._limit:
+            raise RateLimited("open streams", self._limit, RETRY_SECONDS)
+
+    def admitted(self, viewer: Viewer) -> Viewer:
+        """The viewer, closed if there is no room for it. Raises: RateLimited."""
+        try:
+            self.admit(viewer.who)
+        except RateLimited:
+            viewer.close()
+            raise
+        return viewer
 
     @contextmanager
     def open(self, viewer: Viewer, key: str) -> Iterator[Stream]:

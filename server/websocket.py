@@ -22,6 +22,7 @@ from server.bodies import MessageCreate, read
 from server.errors import MalformedBody, RateLimited, Unauthenticated, problem_of
 from server.limits import RequestRate
 from server.streams import Stream, Streams
+from server.viewer import Viewer
 from stores.errors import AgentNotFound, StoreUnavailable, ThreadNotFound
 from stores.models import JSONObject
 
@@ -66,30 +67,36 @@ async def serve_thread(websocket: WebSocket) -> None:
         await websocket.close(FOREIGN_ORIGIN, "foreign origin")
         return
     key = key_of(websocket) if bearer is None else bearer
-    service, streams = cast(AIChatService, websocket.state.service), cast(Streams, websocket.state.streams)
-    agent_id, thread_id = websocket.path_params["agent_id"], websocket.path_params["thread_id"]
     try:
-        who = await authenticated(service.store, key)
-        cast(RequestRate, websocket.state.rate).count(who.organization_id)
-        viewer = await service.watch(who, agent_id, thread_id, websocket.query_params.get("after") or None)
-    except Unauthenticated:
-        await websocket.close(NO_KEY, "no valid key")
-        return
-    except (AgentNotFound, ThreadNotFound):
-        await websocket.close(NO_THREAD, "no such thread")
-        return
-    except RateLimited:
-        await websocket.close(TRY_LATER, "too many requests")
-        return
+        viewer = await _viewer(websocket, key)
     except Exception as error:
-        await websocket.close(FAILED, problem_of(error).code)
+        await websocket.close(*_refusal(error))
         return
-    if streams.full(who):
-        viewer.close()
-        await websocket.close(TRY_LATER, "too many open streams")
-        return
-    with streams.open(viewer, key) as stream:
+    with cast(Streams, websocket.state.streams).open(viewer, key) as stream:
         await _Socket(websocket, stream).serve()
+
+
+async def _viewer(websocket: WebSocket, key: str) -> Viewer:
+    """Raises: Unauthenticated, RateLimited, AgentNotFound, ThreadNotFound, StoreUnavailable."""
+    service, path = cast(AIChatService, websocket.state.service), websocket.path_params
+    who = await authenticated(service.store, key)
+    cast(RequestRate, websocket.state.rate).count(who.organization_id)
+    after = websocket.query_params.get("after") or None
+    viewer = await service.watch(who, path["agent_id"], path["thread_id"], after)
+    return cast(Streams, websocket.state.streams).admitted(viewer)
+
+
+def _refusal(error: Exception) -> tuple[int, str]:
+    """The close code, and a word about it."""
+    match error:
+        case Unauthenticated():
+            return NO_KEY, "no valid key"
+        case AgentNotFound() | ThreadNotFound():
+            return NO_THREAD, "no such thread"
+        case RateLimited():
+            return TRY_LATER, "rate limited"
+        case _:
+            return FAILED, problem_of(error).code
 
 
 class _Socket:

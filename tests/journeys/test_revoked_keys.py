@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -15,6 +14,7 @@ from server.limits import Limits
 from stores.contracts import EventLog, Store
 from stores.models import Key
 from stores.open import Where, open_backends
+from tests.journeys.damage import without
 from tests.journeys.live import Client, Live, live_server
 from tests.journeys.shapes import is_problem
 from tests.journeys.sockets import Socket, socket
@@ -53,18 +53,6 @@ async def world(data_dir: Path, limits: Limits) -> AsyncIterator[World]:
         leaver = Client(live.url, SECRET)
         yield World(live, store, leaver, key, await live.scripted_thread())
         await leaver.http.aclose()
-
-
-@contextmanager
-def no_keys(data_dir: Path) -> Iterator[None]:
-    """The database fails whoever asks it for a key."""
-    database = sqlite3.connect(data_dir / "chat.db", timeout=10, isolation_level=None)
-    database.execute("ALTER TABLE keys RENAME TO lost")
-    try:
-        yield
-    finally:
-        database.execute("ALTER TABLE lost RENAME TO keys")
-        database.close()
 
 
 async def closed(connection: Socket) -> int | None:
@@ -132,7 +120,7 @@ async def test_a_database_that_is_away_ends_no_stream(tmp_path: Path) -> None:
     ):
         await connection.until("thread.snapshot")
         assert (await anext(watching)).event == "thread.snapshot"
-        with no_keys(tmp_path):
+        with without(tmp_path, "keys"):
             request_id = await connection.create("say lost")
             refused = (await connection.until("error"))[-1]
             assert (refused["request_id"], refused["error"]["code"]) == (request_id, "store_unavailable")
