@@ -1,15 +1,16 @@
 """The WebSocket: the same events as SSE, and commands.
 
 `…/ws?after=<position>`. One task pumps the viewer's entries out; the receiving loop reads commands and does each in a
-task of its own, so that a slow one (an interrupt) holds up neither the stream nor a ping. A bad frame gets an error
-frame and the socket lives. The socket is accepted before it is refused: closed earlier, the close code would be lost
-behind an HTTP 403.
+task of its own, so that a slow one (an interrupt) holds up neither the stream nor a ping nor a cancel. Messages are
+stored in the order in which they came: one at a time. With 16 commands under way nothing more is read until one is
+done. A bad frame gets an error frame and the socket lives. The socket is accepted before it is refused: closed earlier,
+the close code would be lost behind an HTTP 403.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Annotated, cast
 
 import msgspec
@@ -37,6 +38,8 @@ TRY_LATER = 1013
 _PROTOCOL = "chat"
 _BEARER = "bearer."
 _AT_ONCE = 16
+_WENT = (WebSocketDisconnect, RuntimeError, OSError)
+"""What writing to a client raises who has gone."""
 
 
 class CreateMessage(Struct, tag="message.create", forbid_unknown_fields=True, frozen=True):
@@ -61,19 +64,27 @@ Command = CreateMessage | CancelRun | Ping
 async def serve_thread(websocket: WebSocket) -> None:
     """Follow a thread and take commands for it until either side goes."""
     offered = websocket.scope.get("subprotocols", [])
-    await websocket.accept(subprotocol=_PROTOCOL if _PROTOCOL in offered else None)
+    with suppress(*_WENT):
+        await websocket.accept(subprotocol=_PROTOCOL if _PROTOCOL in offered else None)
     bearer = next((name.removeprefix(_BEARER) for name in offered if name.startswith(_BEARER)), None)
     if bearer is None and not same_origin(websocket):
-        await websocket.close(FOREIGN_ORIGIN, "foreign origin")
+        await _close(websocket, FOREIGN_ORIGIN, "foreign origin")
         return
     key = key_of(websocket) if bearer is None else bearer
     try:
         viewer = await _viewer(websocket, key)
     except Exception as error:
-        await websocket.close(*_refusal(error))
+        await _close(websocket, *_refusal(error))
         return
     with cast(Streams, websocket.state.streams).open(viewer, key) as stream:
-        await _Socket(websocket, stream).serve()
+        code = await _Socket(websocket, stream).serve()
+        if code is not None:
+            await _close(websocket, code)
+
+
+async def _close(websocket: WebSocket, code: int, reason: str = "") -> None:
+    with suppress(*_WENT):
+        await websocket.close(code, reason)
 
 
 async def _viewer(websocket: WebSocket, key: str) -> Viewer:
@@ -110,21 +121,19 @@ class _Socket:
         self._agent_id = websocket.path_params["agent_id"]
         self._thread_id = websocket.path_params["thread_id"]
         self._commands: set[asyncio.Task[None]] = set()
+        self._creating = asyncio.Lock()  # whoever waits for it gets it in turn
 
-    async def serve(self) -> None:
+    async def serve(self) -> int | None:
+        """Until either side goes; the code to close with, null if the client went."""
         receiving = asyncio.create_task(self._receive())
         try:
-            code = await self._pump()
-            if code is not None:
-                await self._websocket.close(code)
-        except (WebSocketDisconnect, RuntimeError):
-            pass  # it went while we wrote
+            return await self._pump()
         finally:
             receiving.cancel()
             await asyncio.wait({receiving, *self._commands})
 
     async def _pump(self) -> int | None:
-        """Write entries; the code to close with, null if the client went."""
+        """Write entries; what `serve` answers."""
         while True:
             try:
                 entries = await self._stream.viewer.next()
@@ -137,7 +146,7 @@ class _Socket:
             if entries is None:
                 return DELETED
             for entry in entries:
-                await self._websocket.send_text(entry.ws)
+                await self._write(entry.ws)
             if self._streams.closing:
                 return RESTART
 
@@ -163,25 +172,25 @@ class _Socket:
         match command:
             case Ping():
                 await self._send({"type": "pong"})
-            case CreateMessage():
-                await self._start(self._create(command), command.request_id)
-            case CancelRun():
-                await self._start(self._cancel(command), command.request_id)
+            case CreateMessage() | CancelRun():
+                await self._start(command)
 
-    async def _start(self, command: Coroutine[None, None, None], request_id: str) -> None:
-        async def run() -> None:
-            try:
-                await command
-            except (WebSocketDisconnect, RuntimeError):
-                pass  # it went before its answer
-            except Exception as error:
-                await self._refuse(error, request_id)
-
+    async def _start(self, command: CreateMessage | CancelRun) -> None:
         while len(self._commands) >= _AT_ONCE:
             await asyncio.wait(self._commands, return_when=asyncio.FIRST_COMPLETED)
-        task = asyncio.create_task(run())
+        task = asyncio.create_task(self._do(command))
         self._commands.add(task)
         task.add_done_callback(self._commands.discard)
+
+    async def _do(self, command: CreateMessage | CancelRun) -> None:
+        try:
+            if isinstance(command, CreateMessage):
+                async with self._creating:
+                    await self._create(command)
+            else:
+                await self._cancel(command)
+        except Exception as error:
+            await self._refuse(error, command.request_id)
 
     async def _check_key(self) -> None:
         """Raises: Unauthenticated, and the socket ends; StoreUnavailable."""
@@ -222,7 +231,15 @@ class _Socket:
         await self._send(frame)
 
     async def _send(self, frame: JSONObject) -> None:
-        await self._websocket.send_text(msgspec.json.encode(frame).decode())
+        await self._write(msgspec.json.encode(frame).decode())
+
+    async def _write(self, text: str) -> None:
+        """Send a frame, if the client is still there to get it."""
+        if not self._stream.gone:
+            try:
+                await self._websocket.send_text(text)
+            except _WENT:
+                self._stream.leave()
 
 
 def _request_id(text: str | None) -> str | None:

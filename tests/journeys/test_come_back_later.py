@@ -1,4 +1,4 @@
-"""Where there is no room for a watcher, or no database, it is told to come back: an EventSource takes no error status."""
+"""A watcher who finds no room, or no database, is told to come back: an EventSource takes no error status."""
 
 from __future__ import annotations
 
