@@ -14,7 +14,8 @@ from stores.errors import StoreUnavailable
 from stores.models import Principal
 
 COOKIE = "chat_key"
-_KEYED = ("/api/", "/metrics")
+KEYED = ("/api/", "/metrics")
+"""What paths begin with that need a key; all others are open."""
 
 
 class Authentication:
@@ -27,7 +28,7 @@ class Authentication:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(_KEYED):
+        if scope["type"] == "http" and scope["path"].startswith(KEYED):
             directory: Directory = scope["state"]["service"].store
             try:
                 scope["key"] = key_of(HTTPConnection(scope))
