@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -63,13 +63,12 @@ async def form_of(request: Request) -> AsyncIterator[Form]:
     """
     boundary = _boundary(request.headers["content-type"])
     folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="chat-upload-"))
-    reader = _Reader(boundary, folder)
     try:
-        async for data in request.stream():
-            await asyncio.to_thread(reader.feed, data)
-        yield await asyncio.to_thread(reader.form)
+        with closing(_Reader(boundary, folder)) as reader:
+            async for data in request.stream():
+                await asyncio.to_thread(reader.feed, data)
+            yield await asyncio.to_thread(reader.form)
     finally:
-        reader.close()
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
@@ -104,7 +103,10 @@ class _Reader:
             "on_part_end": self._part_end,
             "on_end": self._end,
         }
-        self._parser = MultipartParser(boundary, callbacks)
+        try:
+            self._parser = MultipartParser(boundary, callbacks)
+        except FormParserError as error:
+            raise MalformedBody("The multipart body's boundary is too long.") from error
 
     def feed(self, data: bytes) -> None:
         try:
@@ -143,7 +145,7 @@ class _Reader:
             raise InvalidRequest("files", f"At most {FILES} files may come at once.")
         path = self._folder / str(len(self._files))
         kind = self._headers.get(b"content-type", b"").decode("latin-1").strip() or None
-        self._files.append(Upload(clean_name(options[b"filename"].decode("utf-8", "replace")), kind, path))
+        self._files.append(Upload(_filename(options[b"filename"].decode("utf-8", "replace")), kind, path))
         self._file = (path.open("wb"), hashlib.sha256())
 
     def _data(self, data: bytes) -> None:
@@ -180,6 +182,14 @@ class _Reader:
 
     def _end(self) -> None:
         self._ended = True
+
+
+def _filename(written: str) -> str:
+    """The clean name of a file as browsers write it in a form: these three characters are escaped, and no others.
+
+    https://html.spec.whatwg.org/multipage/form-control-infrastructure.html#multipart-form-data
+    """
+    return clean_name(written.replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n"))
 
 
 def clean_name(filename: str) -> str:
