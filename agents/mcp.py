@@ -112,8 +112,10 @@ async def _transport(server: Server, ended: Callable[[], None]) -> AsyncIterator
     """Open the server's streams. Over HTTP `ended` isn't called: there a broken transport raises."""
     if server.url is not None:
         timeout = httpx2.Timeout(CONNECT_SECONDS, read=max(300.0, server.timeout + 10))
+        # A call that waits for a free connection in vain would end all the others: the SDK lets the error through.
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
         async with (
-            httpx2.AsyncClient(headers=server.headers, timeout=timeout) as http,
+            httpx2.AsyncClient(headers=server.headers, timeout=timeout, limits=limits) as http,
             streamable_http_client(server.url, http_client=http) as streams,
         ):
             yield streams
