@@ -48,15 +48,18 @@ CONNECT_SECONDS = 10.0
 PATIENCE_SECONDS = 1.0
 """How long a use waits for a server that failed last time; the attempt itself goes on behind it."""
 BACK_OFF_SECONDS = 30.0
+BRIEF_SECONDS = 5.0
+"""A connection that ends before this, and before it answered a call, failed like one that never came to be."""
 IDLE_SECONDS = 900.0
 """How long a connection that nobody uses stays."""
+PROBE_SECONDS = 5.0
+"""How long a server may take to show that it is still there, once a call was given up."""
 CLOSE_SECONDS = 8.0
 """Above what the SDK takes at most to end a process: stdin closed, 2 s, SIGTERM, 2 s, SIGKILL."""
 RESULT_BYTES = 64 * 1024
 ERROR_CHARACTERS = 4_000
 
 _PAGES = 100
-_GONE = (CONNECTION_CLOSED, INVALID_REQUEST)  # the second is what the SDK says of an HTTP session that has ended
 _log = logging.getLogger(__name__)
 
 
@@ -129,7 +132,10 @@ class _Connection:
     """One life of the connection to a server, all in the task `life`.
 
     `decided` is set when it is known whether it came to be: then `client` is there, or `failure` says why not.
-    `usable` turns false once, for good.
+    `usable` turns false once, for good. `failure` also tells of one that came to be and ended at once.
+
+    A call that was given up puts the connection in doubt: a hung server looks like a slow one, and its process is still
+    there. The owner asks for the tools again; who answers is trusted again, who doesn't gets no new calls.
     """
 
     def __init__(self, name: str, server: Server) -> None:
@@ -141,12 +147,27 @@ class _Connection:
         self.client: Client | None = None
         self.tools: dict[str, _Listed] = {}
         self._calls = 0
+        self._answered = False
+        self._since = asyncio.get_running_loop().time()
+        self._trusted = asyncio.Event()
+        self._trusted.set()
         self._stale = False
         self._closing = False
         self._wake = asyncio.Event()
         self._scope = anyio.CancelScope()
+        self._asking = anyio.CancelScope()
         # A context of its own: it outlives the run that happened to need it first.
         self.life = asyncio.create_task(self._live(), name=f"mcp {name}", context=contextvars.Context())
+
+    @property
+    def proven(self) -> bool:
+        """True once it answered a call, or has lasted."""
+        return self._answered or asyncio.get_running_loop().time() - self._since >= BRIEF_SECONDS
+
+    async def known(self) -> None:
+        """Wait until it is known whether it can be used: while it is made, and while it is in doubt."""
+        await self.decided.wait()
+        await self._trusted.wait()
 
     async def call(self, tool: str, arguments: JSONObject, progress: Callable[..., Any]) -> CallToolResult:
         """Make one call; cancelling it cancels it on the server.
@@ -158,10 +179,19 @@ class _Connection:
             raise Unreachable("It is not connected.")
         self._calls += 1
         try:
-            return await self.client.call_tool(tool, arguments, progress_callback=progress)
+            result = await self.client.call_tool(tool, arguments, progress_callback=progress)
+            self._answered = True
+            return result
         except MCPError as error:
-            if error.code in _GONE:
+            if error.code == CONNECTION_CLOSED:
+                self._ended()
+            else:
+                self._answered = True
+            if error.code == INVALID_REQUEST:  # what the SDK says of an HTTP session that has ended
                 self.retire()
+            raise
+        except asyncio.CancelledError:
+            self._doubt()
             raise
         finally:
             self._calls -= 1
@@ -171,15 +201,23 @@ class _Connection:
         """Somebody is about to use it: it isn't idle."""
         self._wake.set()
 
+    def _doubt(self) -> None:
+        if self.usable:
+            self._trusted.clear()
+            self._stale = True
+            self._wake.set()
+
     def retire(self) -> None:
         """No new calls: it leaves when the ones it has are through."""
         self.usable = False
+        self._trusted.set()
         self._wake.set()
 
     def close(self) -> None:
         """Leave now; open calls end with an error."""
         self._closing = True
         self.retire()
+        self._asking.cancel()
         if not self.decided.is_set():
             self._fail("It is being shut down.")
 
@@ -189,7 +227,7 @@ class _Connection:
         )
         try:
             with self._scope:
-                transport = _transport(self._server, self.retire)
+                transport = _transport(self._server, self._ended)
                 async with (
                     Client(transport, message_handler=self._heard, cache=None) as client,
                     anyio.create_task_group() as beside,
@@ -197,6 +235,7 @@ class _Connection:
                     self.tools = await _list_tools(client)
                     limit.cancel()
                     self.client = client
+                    self._since = asyncio.get_running_loop().time()
                     self.decided.set()
                     beside.start_soon(self._listen, client)
                     await self._stay(client)
@@ -207,14 +246,21 @@ class _Connection:
         finally:
             limit.cancel()
             self._fail("It ended before it was connected.")
+            self._ended()
 
     def _fail(self, why: str) -> None:
-        """It will not come to be, or is over. Runs before the SDK cleans up, which may take seconds."""
-        self.usable = False
+        """It will not come to be, if it hasn't yet. Runs before the SDK cleans up, which may take seconds."""
         if not self.decided.is_set():
             self.failure = why
+            self.retire()
             self.decided.set()
             self._scope.cancel()
+
+    def _ended(self) -> None:
+        """The server went, by itself. One that does so while connecting lets the SDK's error say why."""
+        if self.usable and self.decided.is_set() and not self.proven:
+            self.failure = "It ended as soon as it was connected."
+        self.retire()
 
     async def _stay(self, client: Client) -> None:
         while not self._closing and (self.usable or self._calls):
@@ -224,12 +270,26 @@ class _Connection:
                 self.retire()
             self._wake.clear()
             if self._stale and self.usable:
-                self._stale = False
-                try:
-                    with anyio.fail_after(CONNECT_SECONDS):
-                        self.tools = await _list_tools(client)
-                except Exception as error:
-                    _log.warning("MCP server %s: its tools could not be listed again: %r", self._name, error)
+                await self._list_again(client)
+
+    async def _list_again(self, client: Client) -> None:
+        """An error is an answer too: the server is there, and keeps the tools that it had."""
+        self._stale = False
+        # Leaving a request can take the SDK seconds more if the server reads nothing: the verdict doesn't wait for it.
+        late = asyncio.get_running_loop().call_later(PROBE_SECONDS, self._hung)
+        try:
+            with anyio.CancelScope() as self._asking:
+                self.tools = await _list_tools(client)
+        except Exception as error:
+            _log.warning("MCP server %s: its tools could not be listed again: %r", self._name, error)
+        finally:
+            late.cancel()
+        self._trusted.set()
+
+    def _hung(self) -> None:
+        _log.warning("MCP server %s: it does not answer, and gets no more calls", self._name)
+        self.retire()
+        self._asking.cancel()
 
     async def _heard(self, message: IncomingMessage) -> None:
         if isinstance(message, ToolListChangedNotification):
@@ -318,6 +378,21 @@ class _Slot:
         Raises:
             Unreachable: it failed, lately or now, or a server that failed last time is still not there.
         """
+        while True:
+            current = self._chosen()
+            try:
+                async with asyncio.timeout(PATIENCE_SECONDS if self._failures else None):
+                    await current.known()
+            except TimeoutError:
+                raise Unreachable(self._why) from None
+            self._settle()
+            if current.failure is not None:
+                raise Unreachable(current.failure)
+            if current.usable:
+                current.touch()
+                return current
+
+    def _chosen(self) -> _Connection:
         self._settle()
         if self._closed:
             raise Unreachable("It is being shut down.")
@@ -325,18 +400,7 @@ class _Slot:
             if asyncio.get_running_loop().time() < self._not_before:
                 raise Unreachable(self._why)
             self._current = self._connect()
-        current = self._current
-        if not current.decided.is_set():
-            try:
-                async with asyncio.timeout(PATIENCE_SECONDS if self._failures else None):
-                    await current.decided.wait()
-            except TimeoutError:
-                raise Unreachable(self._why) from None
-        self._settle()
-        if current.failure is not None:
-            raise Unreachable(current.failure)
-        current.touch()
-        return current
+        return self._current
 
     def _connect(self) -> _Connection:
         connection = _Connection(self.name, self.server)
@@ -353,9 +417,11 @@ class _Slot:
             self._current, self._why = None, current.failure
             self._not_before = asyncio.get_running_loop().time() + min(2.0**self._failures, BACK_OFF_SECONDS)
             self._failures += 1
-        else:
+            return
+        if current.proven:
             self._failures = 0
-            self._current = current if current.usable else None
+        if not current.usable:
+            self._current = None
 
     def close(self) -> None:
         self._closed = True
@@ -367,7 +433,7 @@ class Pool:
     """The connections of this process: made on first use, shared by all runs, remade after a death.
 
     A server that fails costs a turn at most CONNECT_SECONDS once, then nothing for 1 s, 2 s … 30 s, and at most
-    PATIENCE_SECONDS for each attempt after that.
+    PATIENCE_SECONDS for each attempt after that. One that hangs costs a call its limit and the next use PROBE_SECONDS.
     """
 
     def __init__(self, servers: Mapping[str, Server]) -> None:

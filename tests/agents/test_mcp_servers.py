@@ -91,7 +91,7 @@ async def test_two_agents_with_different_servers_work_at_once(
             assert added.json()["tool_calls"][0]["result"] == {"result": 42}
         asked = [{tool["name"] for tool in request["tools"]} for request in service.requests]
         assert {"convert_time", "get_current_time"} in asked
-        assert {"add", "counted", "wait", "die"} in asked
+        assert any({"add", "counted", "wait", "die"} <= names for names in asked)
         assert all(len(names & {"add", "convert_time"}) == 1 for names in asked)
     assert service.refused == []
 
@@ -135,10 +135,13 @@ async def test_a_server_killed_in_mid_call_costs_that_call_and_comes_back(
         thread = await live.thread()
         service.will(says(use("wait", {"seconds": 30}), use("get_current_time", {"timezone": "UTC"})), DONE)
         async with live.posting(thread, "Wait.") as posting:
-            stream = posting.aiter_raw()
+            stream, seen = posting.aiter_raw(), b""
             async with asyncio.timeout(10):
-                while b"tool_call.progress" not in await anext(stream):
-                    pass
+                async for data in stream:
+                    seen += data
+                    if b"tool_call.progress" in seen:
+                        break
+            assert b"tool_call.progress" in seen, seen.decode()
             await http.kill()
             rest = b"".join([data async for data in stream])
         assert b"run.completed" in rest

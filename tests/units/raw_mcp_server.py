@@ -131,6 +131,8 @@ def answer(message: JSON) -> None:
             send({"id": message["id"], "error": {"code": -32601, "message": "Method not found"}})
             return
     send({"id": message["id"], "result": result})
+    if "ends-when-listed" in sys.argv and message["method"] == "tools/list" and "nextCursor" not in result:
+        os._exit(0)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -182,6 +183,49 @@ async def test_a_server_that_never_answers_is_given_up(make_pool: MakePool, monk
     toolbox = make_pool(mute=MUTE, raw=raw()).toolbox(agent("mute", "raw"))
     assert "echo" in await names(toolbox)
     assert toolbox.missing == {"mute": "It did not answer within 0.3 s."}
+
+
+@pytest.mark.parametrize("way", ["past its limit", "cancelled"])
+async def test_a_server_that_hangs_gets_no_more_calls_once_one_was_given_up(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str
+) -> None:
+    monkeypatch.setattr(mcp, "PROBE_SECONDS", 0.3)
+    toolbox = make_pool(raw=raw(timeout=1 if way == "past its limit" else 60)).toolbox(agent("raw"))
+    first = (await result(toolbox, "pid"))["pid"]
+    parts = toolbox.call([ToolUse("1", "until_cancelled", {"file": str(tmp_path / "file")})])
+    async with asyncio.timeout(5), aclosing(parts):  # type: ignore[type-var]
+        assert isinstance(await anext(parts), ToolStarted)
+        assert isinstance(await anext(parts), ToolProgress)
+        os.kill(first, signal.SIGSTOP)
+        if way == "past its limit":
+            assert await anext(parts) == ToolCompleted("1", error="The tool did not answer within 1 s.")
+    assert (await result(toolbox, "pid"))["pid"] != first
+    os.kill(first, signal.SIGCONT)
+    await until(lambda: first not in children())
+
+
+async def test_a_call_that_takes_too_long_costs_a_living_server_nothing(make_pool: MakePool, tmp_path: Path) -> None:
+    toolbox = make_pool(raw=raw(timeout=0.5)).toolbox(agent("raw"))
+    first = (await result(toolbox, "pid"))["pid"]
+    slow = ("until_cancelled", {"file": str(tmp_path / "file")})
+    errors = [
+        part.error for part in await calls(toolbox, slow, ("meet", {"guests": 2})) if isinstance(part, ToolCompleted)
+    ]
+    assert errors == ["The tool did not answer within 0.5 s."] * 2
+    assert (await result(toolbox, "pid"))["pid"] == first
+
+
+async def test_a_server_that_ends_as_soon_as_it_is_connected_is_left_alone_for_a_while(
+    make_pool: MakePool, tmp_path: Path
+) -> None:
+    starts = tmp_path / "starts"
+    script = f"echo >> {starts}; exec {sys.executable} -S {RAW} ends-when-listed"
+    toolbox = make_pool(brief=Server(command="sh", args=["-c", script])).toolbox(agent("brief"))
+    for _ in range(8):
+        assert (await call(toolbox, "pid")).result is None
+    assert await names(toolbox) == set()
+    assert toolbox.missing == {"brief": "It ended as soon as it was connected."}
+    assert starts.read_text() == "\n"
 
 
 # --- which tools
