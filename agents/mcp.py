@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 import httpx2
 import msgspec
-from jsonschema.exceptions import SchemaError, best_match  # type: ignore[import-untyped]
+from jsonschema.exceptions import best_match  # type: ignore[import-untyped]
 from jsonschema.validators import Draft202012Validator, validator_for  # type: ignore[import-untyped]
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.client import IncomingMessage
@@ -314,25 +314,32 @@ class _Connection:
 
 
 async def _list_tools(client: Client) -> dict[str, _Listed]:
-    """All pages of the server's tools. One with a wrong schema is left out: models' APIs refuse the whole request."""
+    """All pages of the server's tools. One whose schema is none by its own dialect is left out: it checks nothing.
+
+    What a model's API accepts is less; that is seen to by the kind of agent that calls it.
+    """
     tools: dict[str, _Listed] = {}
     cursor: str | None = None
     for _ in range(_PAGES):
         page = await client.list_tools(cursor=cursor)
         for tool in page.tools:
-            kind = validator_for(tool.input_schema, default=Draft202012Validator)
             try:
-                kind.check_schema(tool.input_schema)
-            except SchemaError as error:
-                _log.warning("The schema of the MCP tool %s is none, it is left out: %s", tool.name, error.message)
+                check = _check(tool.input_schema)
+            except Exception as error:  # not only SchemaError: one nested too deep is a RecursionError
+                _log.warning("The schema of the MCP tool %s is none, it is left out: %s", tool.name, str(error)[:200])
                 continue
-            # The empty registry keeps a $ref from being fetched over the network.
-            check = kind(tool.input_schema, registry=Registry())
             tools[tool.name] = _Listed(tool.description or "", tool.input_schema, check)
         cursor = page.next_cursor
         if cursor is None:
             break
     return tools
+
+
+def _check(schema: JSONObject) -> Any:
+    """Its validator. The empty registry keeps a $ref from being fetched over the network."""
+    kind = validator_for(schema, default=Draft202012Validator)
+    kind.check_schema(schema)
+    return kind(schema, registry=Registry())
 
 
 def _root(error: BaseException) -> BaseException:

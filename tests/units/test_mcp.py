@@ -258,8 +258,8 @@ async def test_a_name_that_two_servers_share_has_the_server_before_it(make_pool:
 
 async def test_all_pages_are_listed_and_a_tool_with_a_wrong_schema_is_left_out(make_pool: MakePool) -> None:
     found = await names(make_pool(raw=raw()).toolbox(agent("raw")))
-    assert {"pid", "grow"} <= found
-    assert "wrong_schema" not in found
+    assert {"pid", "grow", "older_dialect"} <= found
+    assert found.isdisjoint({"wrong_schema", "bottomless"})
 
 
 async def test_tools_are_listed_again_when_they_change(make_pool: MakePool) -> None:
@@ -301,6 +301,11 @@ async def test_arguments_that_do_not_fit_are_an_error(make_pool: MakePool, argum
     completed = (await calls(make_pool(raw=raw()).toolbox(agent("raw")), ("echo", arguments)))[-1]
     assert isinstance(completed, ToolCompleted)
     assert words in str(completed.error)
+
+
+async def test_arguments_are_checked_by_the_dialect_that_the_schema_names(make_pool: MakePool) -> None:
+    toolbox = make_pool(raw=raw()).toolbox(agent("raw"))
+    assert "less than or equal to the minimum" in str((await call(toolbox, "older_dialect", {"n": 0})).error)
 
 
 async def test_what_a_tool_calls_an_error_is_one(make_pool: MakePool) -> None:
