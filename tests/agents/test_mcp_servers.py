@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from agents import ToolCompleted, ToolUse, mcp
+from agents import ToolCompleted, ToolUse, mcp_connection
 from agents.claude import Claude
 from agents.mcp import Pool
 from agents.mcp_config import Server
@@ -208,7 +208,7 @@ async def test_two_hundred_runs_leave_nothing_behind(tmp_path: Path, service: St
 
 
 async def test_a_connection_that_nobody_uses_is_closed_and_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mcp, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(mcp_connection, "IDLE_SECONDS", 0.2)
     before = held()
     async with pool(raw=raw()) as connections:
         toolbox = connections.toolbox(agent("raw"))
@@ -221,7 +221,7 @@ async def test_a_connection_that_nobody_uses_is_closed_and_made_again(monkeypatc
 async def test_a_call_that_takes_longer_than_a_connection_may_idle_is_not_cut(
     monkeypatch: pytest.MonkeyPatch, http: Http
 ) -> None:
-    monkeypatch.setattr(mcp, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(mcp_connection, "IDLE_SECONDS", 0.1)
     async with pool(http=http.config) as connections:
         toolbox = connections.toolbox(agent("http"))
         assert {"wait", "die"} <= await names(toolbox)

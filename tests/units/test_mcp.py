@@ -12,9 +12,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agents import Toolbox, ToolCompleted, ToolPart, ToolProgress, ToolStarted, ToolUse, mcp
+from agents import Toolbox, ToolCompleted, ToolPart, ToolProgress, ToolStarted, ToolUse, mcp_connection
 from agents.mcp import Pool
 from agents.mcp_config import BadServers, Server, read_servers
+from agents.mcp_toolbox import RESULT_BYTES
 from stores.models import Agent, JSONObject
 
 RAW = str(Path(__file__).with_name("raw_mcp_server.py"))
@@ -179,7 +180,7 @@ async def test_a_failure_is_remembered_for_a_while(make_pool: MakePool, tmp_path
 
 
 async def test_a_server_that_never_answers_is_given_up(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mcp, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(mcp_connection, "CONNECT_SECONDS", 0.3)
     toolbox = make_pool(mute=MUTE, raw=raw()).toolbox(agent("mute", "raw"))
     assert "echo" in await names(toolbox)
     assert toolbox.missing == {"mute": "It did not answer within 0.3 s."}
@@ -189,7 +190,7 @@ async def test_a_server_that_never_answers_is_given_up(make_pool: MakePool, monk
 async def test_a_server_that_hangs_gets_no_more_calls_once_one_was_given_up(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str
 ) -> None:
-    monkeypatch.setattr(mcp, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(mcp_connection, "PROBE_SECONDS", 0.3)
     toolbox = make_pool(raw=raw(timeout=1 if way == "past its limit" else 60)).toolbox(agent("raw"))
     first = (await result(toolbox, "pid"))["pid"]
     parts = toolbox.call([ToolUse("1", "until_cancelled", {"file": str(tmp_path / "file")})])
@@ -371,7 +372,7 @@ async def test_a_large_result_is_cut_and_says_so(make_pool: MakePool) -> None:
     assert cut["truncated"] is True
     assert cut["full_bytes"] > 300_000
     assert cut["text"].startswith('é"\n' * 1000)
-    assert 60_000 < len(msgspec.json.encode(cut)) <= mcp.RESULT_BYTES
+    assert 60_000 < len(msgspec.json.encode(cut)) <= RESULT_BYTES
     whole = await result(toolbox, "big", {"times": 5})
     assert whole == {"content": [{"type": "text", "text": 'é"\n' * 5}]}
 
