@@ -17,6 +17,8 @@ from starlette.types import Receive, Scope, Send
 server = MCPServer("counting")
 clients: set[object] = set()
 requests: Counter[str] = Counter()
+met = 0
+all_there = asyncio.Event()
 
 
 @server.tool()
@@ -37,6 +39,18 @@ async def wait(seconds: float, ctx: Context) -> str:
     await ctx.report_progress(1, 2, "waiting")
     await asyncio.sleep(seconds)
     return "waited"
+
+
+@server.tool()
+async def meet(guests: int) -> str:
+    """Return only when as many calls as `guests` have come."""
+    global met
+    met += 1
+    if met == guests:
+        all_there.set()
+    async with asyncio.timeout(30):
+        await all_there.wait()
+    return "met"
 
 
 @server.tool()

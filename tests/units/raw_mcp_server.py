@@ -4,6 +4,7 @@ It imports nothing but the standard library: what the SDK's own server can't be 
 of a wrong schema) is easy here. Run by tests/units/test_mcp.py over stdio.
 """
 
+import functools
 import json
 import os
 import sys
@@ -89,6 +90,7 @@ def progress(call: JSON, step: int) -> None:
 
 
 ANYTHING: JSON = {"type": "object"}
+OLDER: JSON = {"type": "object", "properties": {"n": {"type": "number", "minimum": 0, "exclusiveMinimum": True}}}
 TOOLS: dict[str, tuple[Callable[[JSON], JSON], JSON]] = {
     "pid": (pid, ANYTHING),
     "echo": (echo, {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}),
@@ -101,6 +103,8 @@ TOOLS: dict[str, tuple[Callable[[JSON], JSON], JSON]] = {
     "flood": (flood, ANYTHING),
     "grow": (grow, ANYTHING),
     "wrong_schema": (fail, {"type": "object", "properties": {"x": {"type": "nonsense"}}}),
+    "bottomless": (fail, functools.reduce(lambda inner, _: {**ANYTHING, "not": inner}, range(180), ANYTHING)),
+    "older_dialect": (echo, {"$schema": "http://json-schema.org/draft-04/schema#", **OLDER}),
 }
 
 
@@ -131,6 +135,8 @@ def answer(message: JSON) -> None:
             send({"id": message["id"], "error": {"code": -32601, "message": "Method not found"}})
             return
     send({"id": message["id"], "result": result})
+    if "ends-when-listed" in sys.argv and message["method"] == "tools/list" and "nextCursor" not in result:
+        os._exit(0)
 
 
 def main() -> None:

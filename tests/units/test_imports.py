@@ -19,7 +19,7 @@ DRIVERS = {
     "pymongo": {"stores/mongo.py"},
     "bson": {"stores/mongo.py"},
     "redis": {"stores/redis_log.py"},
-    "mcp": {"agents/mcp.py", "agents/demo_tools.py"},
+    "mcp": {"agents/mcp_connection.py", "agents/demo_tools.py"},
     "anthropic": {"agents/claude.py"},
     "sse_starlette": {"server/sse.py"},
     "obstore": {"stores/blobs.py"},
