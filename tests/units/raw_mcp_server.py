@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,11 @@ def meet(call: JSON) -> JSON:
     return text("met")
 
 
+def wait(call: JSON) -> JSON:
+    time.sleep(call["arguments"]["seconds"])
+    return text("waited")
+
+
 def until_cancelled(call: JSON) -> JSON:
     """Tells its progress once, waits to be cancelled, and writes that to a file."""
     progress(call, 1)
@@ -97,6 +103,7 @@ TOOLS: dict[str, tuple[Callable[[JSON], JSON], JSON]] = {
     "fail": (fail, ANYTHING),
     "big": (big, ANYTHING),
     "meet": (meet, ANYTHING),
+    "wait": (wait, ANYTHING),
     "until_cancelled": (until_cancelled, ANYTHING),
     "flood": (flood, ANYTHING),
     "grow": (grow, ANYTHING),
