@@ -84,7 +84,8 @@ async def asked_about(live: Live, service: StandIn, name: str, data: bytes) -> s
     assert (attachment["filename"], attachment["status"]) == (name, "ready")
     document, question = blocks(service.requests[-1])
     assert question["text"] == "What does it say?"
-    head, _, rest = document["text"].partition("\n")
+    words: str = document["text"]
+    head, _, rest = words.partition("\n")
     assert head.startswith(f"[Attachment {attachment['id']}: '{name}'")
     shown, _, end = rest.rpartition("\n")
     assert end == f"[End of attachment {attachment['id']}]"
