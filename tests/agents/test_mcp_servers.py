@@ -17,12 +17,15 @@ from agents import mcp
 from agents.claude import Claude
 from agents.mcp import Pool
 from agents.mcp_config import Server
+from tests.agents.http_tools import PICTURE
 from tests.agents.serving import claude_server
 from tests.agents.standin import StandIn, says, text, use
 from tests.units.test_mcp import agent, call, children, held, names, raw, result, until
 
 TIME = Server(command=sys.executable, args=["-m", "mcp_server_time", "--local-timezone", "UTC"])
 HTTP_TOOLS = str(Path(__file__).with_name("http_tools.py"))
+HTTP_NAMES = {"add", "counted", "wait", "look", "die"}
+LOG = {"uri": "harbour://log", "mimeType": "text/plain", "text": "417 herons at Ærø"}
 DONE = says(text("Done."))
 
 
@@ -91,8 +94,37 @@ async def test_two_agents_with_different_servers_work_at_once(
             assert added.json()["tool_calls"][0]["result"] == {"result": 42}
         asked = [{tool["name"] for tool in request["tools"]} for request in service.requests]
         assert {"convert_time", "get_current_time"} in asked
-        assert {"add", "counted", "wait", "die"} in asked
+        assert HTTP_NAMES in asked
         assert all(len(names & {"add", "convert_time"}) == 1 for names in asked)
+    assert service.refused == []
+
+
+async def test_pictures_and_resources_of_a_tool_are_kept_and_shown_to_the_model(
+    tmp_path: Path, service: StandIn, claude: Claude, http: Http
+) -> None:
+    async with claude_server(tmp_path, service, claude, {"http": http.config}) as live:
+        thread = await live.thread()
+        service.will(says(use("look", {})), DONE)
+        (call,) = (await live.say(thread, "What do you see?")).json()["tool_calls"]
+        assert (await live.get(thread))["messages"][-1]["tool_calls"] == [call]
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PICTURE}}
+    assert call["error"] is None
+    assert call["result"] == {
+        "content": [
+            {"type": "text", "text": "This is what I see."},
+            {"type": "image", "data": PICTURE, "mimeType": "image/png"},
+            {"type": "resource", "resource": LOG},
+            {"type": "resource", "resource": {"uri": "harbour://chart", "mimeType": "image/png", "blob": PICTURE}},
+        ]
+    }
+    (told,) = service.requests[-1]["messages"][-1]["content"]
+    assert (told["type"], told.get("is_error", False)) == ("tool_result", False)
+    assert told["content"] == [
+        {"type": "text", "text": "This is what I see."},
+        picture,
+        {"type": "text", "text": "harbour://log\n417 herons at Ærø"},
+        picture,
+    ]
     assert service.refused == []
 
 
@@ -221,7 +253,7 @@ async def test_a_call_that_takes_longer_than_a_connection_may_idle_is_not_cut(
     monkeypatch.setattr(mcp, "IDLE_SECONDS", 0.1)
     async with pool(http=http.config) as connections:
         toolbox = connections.toolbox(agent("http"))
-        assert await names(toolbox) == {"add", "counted", "wait", "die"}
+        assert await names(toolbox) == HTTP_NAMES
         assert (await call(toolbox, "wait", {"seconds": 0.5})).error is None
         died = await call(toolbox, "die")
         assert "http" in str(died.error)
