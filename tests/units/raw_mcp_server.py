@@ -55,6 +55,13 @@ def big(call: JSON) -> JSON:
     return text('é"\n' * call["arguments"]["times"])
 
 
+def picture(call: JSON) -> JSON:
+    data = "A" * call["arguments"]["size"]
+    file = {"uri": "harbour://map", "mimeType": "image/png", "blob": data}
+    blocks = [{"type": "image", "mimeType": "image/png", "data": data}, {"type": "resource", "resource": file}]
+    return {"content": [{"type": "text", "text": "Seen."}, *blocks]}
+
+
 def meet(call: JSON) -> JSON:
     """Returns only when as many calls as `guests` are in it at the same time."""
     guests = call["arguments"]["guests"]
@@ -102,6 +109,7 @@ TOOLS: dict[str, tuple[Callable[[JSON], JSON], JSON]] = {
     "die": (die, ANYTHING),
     "fail": (fail, ANYTHING),
     "big": (big, ANYTHING),
+    "picture": (picture, ANYTHING),
     "meet": (meet, ANYTHING),
     "wait": (wait, ANYTHING),
     "until_cancelled": (until_cancelled, ANYTHING),
