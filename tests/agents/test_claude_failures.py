@@ -79,8 +79,8 @@ AFTER_THE_FIRST: dict[str, Row] = {
 async def live(tmp_path_factory: pytest.TempPathFactory, started: StandIn, claude: Claude) -> AsyncIterator[Live]:
     """Beside the default agent's kind there are others.
 
-    `hasty`: half a second of silence is a stall, for streams that stall on purpose. `nowhere`: its service doesn't
-    exist. `pictures`: shows a broken one.
+    `hasty`: a third of a second of silence is a stall; for streams that stall on purpose. `nowhere`: its service is
+    not there. `pictures`: shows a broken one.
     """
 
     async def pictures(run: Run) -> AsyncIterator[Part]:
@@ -92,7 +92,7 @@ async def live(tmp_path_factory: pytest.TempPathFactory, started: StandIn, claud
             async for part in claude.reply(run):
                 yield part
 
-    hasty, nowhere = quick(started, stall_seconds=0.5), Claude("a-key", "http://127.0.0.1:9", retry_seconds=0.01)
+    hasty, nowhere = quick(started, stall_seconds=0.3), Claude("a-key", "http://127.0.0.1:9", retry_seconds=0.01)
     kinds = {"hasty": Kind(hasty.reply), "nowhere": Kind(nowhere.reply), "pictures": Kind(pictures)}
     async with claude_server(tmp_path_factory.mktemp("live"), started, claude, {"raw": raw()}, kinds) as live:
         yield live
