@@ -176,7 +176,7 @@ def _completed(call_id: str, answer: Answer) -> ToolCompleted:
     """The result as it is kept: structured content as it is, else the blocks; past 64 KB of JSON what is left of it.
 
     A cut result is `{"truncated": true, "full_bytes": size of the whole as JSON, "text": the beginning}`; the text is
-    that of the blocks, else the JSON of the result.
+    that of the blocks, in which a picture or a file is only named (half of one is no use), else the JSON of the result.
     """
     structured = answer.structured
     if answer.is_error:
@@ -185,8 +185,21 @@ def _completed(call_id: str, answer: Answer) -> ToolCompleted:
     kept: JSONObject = structured if isinstance(structured, dict) else {"content": answer.blocks}
     whole = msgspec.json.encode(kept)
     if len(whole) > RESULT_BYTES:
-        kept = _shortened(answer.text or whole.decode(), len(whole))
+        named = "\n".join(_named(block) for block in answer.blocks)
+        kept = _shortened((answer.text if structured else named) or whole.decode(), len(whole))
     return ToolCompleted(call_id, result=kept)
+
+
+def _named(block: JSONObject) -> str:
+    """A block in words: its text, or what it is and how large."""
+    match block:
+        case {"type": "text", "text": str(text)} | {"resource": {"text": str(text)}}:
+            return text
+        case {"resource": {"uri": str(uri), "blob": str(data)}}:
+            return f"[{uri}: a file of {len(data)} base64 characters, left out]"
+        case {"type": str(kind), "mimeType": str(mime), "data": str(data)}:
+            return f"[{kind}, {mime}: {len(data)} base64 characters, left out]"
+    return msgspec.json.encode(block).decode()
 
 
 def _shortened(text: str, full_bytes: int) -> JSONObject:

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,13 @@ def big(call: JSON) -> JSON:
     return text('é"\n' * call["arguments"]["times"])
 
 
+def picture(call: JSON) -> JSON:
+    data = "A" * call["arguments"]["size"]
+    file = {"uri": "harbour://map", "mimeType": "image/png", "blob": data}
+    blocks = [{"type": "image", "mimeType": "image/png", "data": data}, {"type": "resource", "resource": file}]
+    return {"content": [{"type": "text", "text": "Seen."}, *blocks]}
+
+
 def meet(call: JSON) -> JSON:
     """Returns only when as many calls as `guests` are in it at the same time."""
     guests = call["arguments"]["guests"]
@@ -62,6 +70,11 @@ def meet(call: JSON) -> JSON:
         barrier = meetings.setdefault(guests, threading.Barrier(guests))
     barrier.wait(timeout=5)
     return text("met")
+
+
+def wait(call: JSON) -> JSON:
+    time.sleep(call["arguments"]["seconds"])
+    return text("waited")
 
 
 def until_cancelled(call: JSON) -> JSON:
@@ -98,7 +111,9 @@ TOOLS: dict[str, tuple[Callable[[JSON], JSON], JSON]] = {
     "die": (die, ANYTHING),
     "fail": (fail, ANYTHING),
     "big": (big, ANYTHING),
+    "picture": (picture, ANYTHING),
     "meet": (meet, ANYTHING),
+    "wait": (wait, ANYTHING),
     "until_cancelled": (until_cancelled, ANYTHING),
     "flood": (flood, ANYTHING),
     "grow": (grow, ANYTHING),

@@ -377,6 +377,19 @@ async def test_a_large_result_is_cut_and_says_so(make_pool: MakePool) -> None:
     assert whole == {"content": [{"type": "text", "text": 'é"\n' * 5}]}
 
 
+async def test_a_picture_that_is_too_large_is_named_and_not_cut_in_half(make_pool: MakePool) -> None:
+    toolbox = make_pool(raw=raw()).toolbox(agent("raw"))
+    cut = await result(toolbox, "picture", {"size": 40_000})
+    assert cut["full_bytes"] > 80_000
+    assert cut["text"].split("\n") == [
+        "Seen.",
+        "[image, image/png: 40000 base64 characters, left out]",
+        "[harbour://map: a file of 40000 base64 characters, left out]",
+    ]
+    whole = await result(toolbox, "picture", {"size": 4000})
+    assert [block["type"] for block in whole["content"]] == ["text", "image", "resource"]
+
+
 async def test_the_bundled_server_tells_its_progress(make_pool: MakePool) -> None:
     pool = make_pool(**read_servers(None, {}))
     toolbox = pool.toolbox(agent("demo"))
