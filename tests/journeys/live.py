@@ -166,7 +166,8 @@ class Process(Client):
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        super().__init__(f"http://127.0.0.1:{self.port}", KEY)
+        self.url = f"http://127.0.0.1:{self.port}"
+        super().__init__(self.url, KEY)
         self.environment = {"CHAT_DATA_DIR": str(data_dir), "CHAT_API_KEY": KEY, "PORT": str(self.port), **environment}
         self.process: asyncio.subprocess.Process | None = None
 
@@ -188,6 +189,11 @@ class Process(Client):
         assert self.process is not None
         if self.process.returncode is None:
             self.process.send_signal(how)
+        return await self.ended()
+
+    async def ended(self) -> int:
+        """Wait for its end; the exit code."""
+        assert self.process is not None
         async with asyncio.timeout(40):
             return await self.process.wait()
 

@@ -34,6 +34,12 @@ class Socket:
             found.append(await self.receive())
         return found
 
+    async def close_code(self) -> int | None:
+        """What the server closes it with, waiting for that."""
+        async with asyncio.timeout(20):
+            await self.connection.wait_closed()
+        return self.connection.close_code
+
     async def create(self, content: str, **fields: object) -> str:
         """Send a user's message; the request_id."""
         self._requests += 1

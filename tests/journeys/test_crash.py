@@ -1,12 +1,10 @@
-"""`kill -9` and gentle stops of real server processes: nothing acknowledged is lost, nothing is stuck."""
+"""`kill -9` of real server processes: nothing acknowledged is lost, nothing is stuck."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -179,49 +177,6 @@ async def test_killed_again_and_again_at_different_points_it_loses_nothing_that_
             await ledger.holds(server)
         for thread in ledger.titles:
             assert (await server.say(thread, "say fine")).json()["content"] == "fine"
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-async def test_a_gentle_stop_answers_everybody_and_ends_in_time(tmp_path: Path, how: signal.Signals) -> None:
-    async with server_process(tmp_path, CHAT_DRAIN_SECONDS="1") as server:
-        agent = (await server.agent())["id"]
-        short, endless, idle = [await server.thread(agent) for _ in range(3)]
-        key = {"Idempotency-Key": "k"}
-        async with (
-            server.posting(endless, "say never\nhold for ever", **key) as interrupted,
-            server.http.stream("GET", f"{endless}/events") as watching,
-            server.http.stream("GET", f"{idle}/events") as nothing,
-            server.posting(short, "say soon\ncount 20 10") as completing,
-        ):
-            begun = frames(interrupted)
-            while (await anext(begun)).event != "message.delta":
-                pass
-            waiting = asyncio.create_task(server.say(endless, "say never\nhold for ever", **key))
-            assert server.process is not None
-            server.process.send_signal(how)
-            asked = time.monotonic()
-            refused = await refusal(server, idle)
-            assert (refused.status_code, refused.json()["code"]) == (503, "draining")
-            assert "retry-after" in refused.headers
-            assert [frame async for frame in frames(completing)][-1].event == "run.completed"
-            answer = await waiting
-            assert (answer.status_code, answer.json()["code"]) == (503, "interrupted")
-            assert [frame.event async for frame in begun] == ["run.failed"]
-            for stream, last in ((watching, b"event: run.failed\n"), (nothing, b"event: thread.snapshot\n")):
-                told = b"".join([data async for data in stream.aiter_raw()])
-                assert last in told.split(b"\n\n")[-3] + b"\n"
-                assert told.endswith(b"\n\nretry: 1000\n\n")
-            async with asyncio.timeout(10):
-                assert await server.process.wait() == 0
-            assert time.monotonic() - asked < 1 + 3
-
-
-async def refusal(server: Process, thread: str) -> httpx.Response:
-    """What a post is answered once the server drains; until the signal has arrived it is answered as ever."""
-    async with asyncio.timeout(5):
-        while (answer := await server.say(thread, "say hello")).status_code == 201:
-            pass
-    return answer
 
 
 async def test_a_second_server_on_the_same_data_folder_exits_with_2_and_one_line(tmp_path: Path) -> None:
