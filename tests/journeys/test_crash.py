@@ -111,9 +111,21 @@ class Ledger:
         self.titles: dict[str, str] = {}
         self.messages: dict[str, dict[str, dict[str, Any]]] = {}
         self.texts: dict[str, str] = {}
+        self.kept: dict[str, dict[str, Any]] = {}
+        self.interrupted = 0
 
     def message(self, thread: str, message: dict[str, Any]) -> None:
         self.messages[thread][message["id"]] = message
+
+    def partial(self, now: dict[str, Any]) -> None:
+        """The run was cut off: a beginning of what was said is there, with all that a checkpoint had kept."""
+        said, kept = self.texts.get(now["id"], ""), self.kept.get(now["id"])
+        assert said.startswith(now["content"]) or now["content"].startswith(said)
+        if kept is not None:
+            assert kept["content"].startswith("one ")
+            assert now["content"].startswith(kept["content"])
+            assert [call["tool_name"] for call in now["tool_calls"]] == ["tool"]
+            self.interrupted += 1
 
     async def holds(self, server: Process) -> None:
         for thread, title in self.titles.items():
@@ -124,8 +136,7 @@ class Ledger:
                 now = kept[message_id]
                 if status(message) == "in_progress":
                     assert status(now) in ("completed", "failed")
-                    said = self.texts.get(message_id, "")
-                    assert said.startswith(now["content"]) or now["content"].startswith(said)
+                    self.partial(now)
                 else:
                     assert now == message
             assert not [message for message in kept.values() if status(message) == "in_progress"]
@@ -145,13 +156,16 @@ async def talk(server: Process, ledger: Ledger, stop_after: int, dead: asyncio.E
     ledger.titles[thread], ledger.messages[thread] = "new", {}
     count()
     for turn in range(3):
-        async with server.posting(thread, "say one \nopen tool\nsay two \ncount 20 1") as posting:
+        async with server.posting(thread, "say one \nopen tool\nsay two \ncount 20 5") as posting:
             async for frame in frames(posting):
                 if message := frame.data.get("message"):
                     ledger.message(thread, message)
                 if frame.event == "message.delta":
                     run = frame.data["message_id"]
                     ledger.texts[run] = ledger.texts.get(run, "") + frame.data["text"]
+                if frame.event == "tool_call.started":
+                    ledger.kept[run] = await until_kept(server, f"{thread}/messages/{run}")
+                    count()
                 count()
         patched = await server.http.patch(thread, json={"title": f"turn {turn}"})
         ledger.titles[thread] = patched.json()["title"]
@@ -175,6 +189,7 @@ async def test_killed_again_and_again_at_different_points_it_loses_nothing_that_
                     await each
             await server.start()
             await ledger.holds(server)
+        assert ledger.interrupted, "a run was cut off behind a checkpoint"
         for thread in ledger.titles:
             assert (await server.say(thread, "say fine")).json()["content"] == "fine"
 
