@@ -66,7 +66,12 @@ class Client:
     """An API client of one organization."""
 
     def __init__(self, url: str, key: str) -> None:
-        self.http = httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30)
+        self.http = httpx.AsyncClient(
+            base_url=url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=30,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
+        )
 
     async def agent(self, **fields: object) -> dict[str, Any]:
         answer = await self.http.post("/api/v1/agents", json={"name": "Scripted", "kind": "scripted", **fields})

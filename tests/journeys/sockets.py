@@ -24,8 +24,12 @@ class Socket:
         await self.connection.send(json.dumps(frame))
 
     async def receive(self) -> dict[str, Any]:
+        return dict(json.loads(await self.text()))
+
+    async def text(self) -> str:
+        """The next frame as it came."""
         async with asyncio.timeout(20):
-            return dict(json.loads(await self.connection.recv()))
+            return str(await self.connection.recv())
 
     async def until(self, *types: str) -> list[dict[str, Any]]:
         """Everything up to and including the first frame of one of the types."""

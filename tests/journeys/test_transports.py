@@ -117,17 +117,6 @@ async def test_a_cancelled_run_ends_everywhere_with_the_same_message(live: Live)
     assert answer["content"] == "partial"
 
 
-async def test_a_socket_resumes_at_every_position(live: Live) -> None:
-    thread = await live.scripted_thread()
-    async with socket(live.url, thread) as connection:
-        first = await connection.receive()
-        await connection.create("count 40\nsay end")
-        whole = [frame for frame in await connection.until(*TERMINAL) if frame["type"] != "ack"]
-    for index, position in enumerate([first["position"], *(frame["position"] for frame in whole[:-1])]):
-        async with socket(live.url, thread, after=position) as connection:
-            assert await connection.until(*TERMINAL) == whole[index:]
-
-
 async def test_positions_are_the_same_on_every_channel(live: Live) -> None:
     thread = await live.scripted_thread()
     whole = await live.streamed(thread, "count 10")
