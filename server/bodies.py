@@ -122,9 +122,20 @@ def message_of(fields: dict[str, str], *, files: bool) -> MessageCreate:
     """A message that came as form fields: `metadata` and `attachments` are JSON. Raises: as `read`."""
     members = [] if "content" in fields or not files else [b'"content":""']
     for name, text in fields.items():
-        value = text.encode() if name in ("metadata", "attachments") else msgspec.json.encode(text)
+        value = _json_of(name, text) if name in ("metadata", "attachments") else msgspec.json.encode(text)
         members.append(msgspec.json.encode(name) + b":" + value)
     return read(b"{" + b",".join(members) + b"}", MessageCreate, files=files)
+
+
+def _json_of(name: str, text: str) -> bytes:
+    """A form field that must be one JSON value: what is broken in it is told of this field, and gets into no other."""
+    try:
+        msgspec.json.decode(text)
+    except RecursionError as error:
+        raise InvalidRequest(name, f"{name} is nested deeper than {NESTING} levels.") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(name, f"{name} must be JSON: {error}") from error
+    return text.encode()
 
 
 def fingerprint(body: Struct, *more: str) -> str:
