@@ -140,7 +140,7 @@ class _Reader:
                 raise InvalidRequest(self._name, f"A form may have at most {_FIELDS} fields.")
             return
         if self._name != "files":
-            raise InvalidRequest(self._name, "Files go into the field `files`.")
+            raise InvalidRequest(self._name or "body", "Files go into the field `files`.")
         if len(self._files) >= FILES:
             raise InvalidRequest("files", f"At most {FILES} files may come at once.")
         path = self._folder / str(len(self._files))
