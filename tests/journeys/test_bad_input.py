@@ -361,6 +361,8 @@ NAMED: list[tuple[str, list[tuple[str, bytes]]]] = [
     ("content", [('; name="content"; filename="a.txt"', b"x")]),
     ("body", [CONTENT, ("", b"x")]),
     ("body", [CONTENT, ("; name", b"x")]),
+    ("body", [CONTENT, ('; filename="a.txt"', b"x")]),
+    ("body", [CONTENT, ("", b"x"), ("", b"x")]),
     ("f50", [field(f"f{number}", "x") for number in range(51)]),
 ]
 
