@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from server.limits import Limits
 from server.serving import Server, listening_socket
 from server.settings import Settings
 from stores.open import open_backends
+from tests.journeys.nursery import Fork, fork
 from tests.journeys.scripted import Scripted
 
 KEY = "test-key-of-the-first-organization"
@@ -174,19 +174,12 @@ class Process(Client):
         self.url = f"http://127.0.0.1:{self.port}"
         super().__init__(self.url, KEY)
         self.environment = {"CHAT_DATA_DIR": str(data_dir), "CHAT_API_KEY": KEY, "PORT": str(self.port), **environment}
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: Fork | None = None
 
     async def start(self) -> None:
         """Start it, and wait until it says that it listens."""
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "tests.journeys.serve",
-            env={**os.environ, **self.environment},
-            stdout=asyncio.subprocess.PIPE,
-        )
-        assert self.process.stdout is not None
         async with asyncio.timeout(20):
+            self.process = await fork({**os.environ, **self.environment})
             assert b"Listening" in await self.process.stdout.readline()
 
     async def stop(self, how: signal.Signals = signal.SIGKILL) -> int:

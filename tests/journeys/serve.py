@@ -11,7 +11,13 @@ from server import app
 from server.__main__ import main
 from tests.journeys.scripted import FolderGates, Scripted
 
-if __name__ == "__main__":
+
+def serve() -> None:
+    """Read the command line and serve until a signal ends it."""
     folder = os.environ.get("CHAT_TEST_GATES")
     app.KINDS["scripted"] = Kind(Scripted(FolderGates(Path(folder)) if folder else None))
     main(prog_name="serve")
+
+
+if __name__ == "__main__":
+    serve()
