@@ -48,7 +48,7 @@ def parse(raw: bytes) -> Frame:
     return Frame(raw, body["type"], body, position.removeprefix("id: "))
 
 
-async def frames(response: httpx.Response, *, seconds: float = 20) -> AsyncIterator[Frame]:
+async def frames(response: httpx.Response, *, seconds: float = 40) -> AsyncIterator[Frame]:
     """The frames of an event stream, comments and `retry:` lines left out."""
     pending = b""
     async with asyncio.timeout(seconds):

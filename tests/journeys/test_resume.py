@@ -25,8 +25,10 @@ think hm
 count 120
 tool roll_dice {}
 say done"""
-GROUPS = [f'say 🎈\ntool calculate {{"expression": "6*{n}"}}\ncount 10\nhold {n}' for n in range(17)]
-GROUP_CHARS = len("🎈0 1 2 3 4 5 6 7 8 9 ")
+WORDS = "all that is said in one breath comes at once"
+SAID = "\n".join(f"say {word}" for word in WORDS.split())
+GROUPS = [f'say 🎈\ntool calculate {{"expression": "6*{n}"}}\n{SAID}\nhold {n}' for n in range(16)]
+GROUP_CHARS = len("🎈" + WORDS.replace(" ", ""))
 
 
 def folded(stream: list[Frame]) -> Message:
@@ -109,7 +111,7 @@ async def joined_everywhere(live: Live, thread: str, first: Watcher) -> dict[str
     """Run GROUPS; where each holds, join at each position so far, and without one; all that came, by position."""
     joined: defaultdict[str | None, list[Joined]] = defaultdict(list)
     past, said = View(), 0
-    async with asyncio.timeout(20), asyncio.TaskGroup() as reading:
+    async with asyncio.timeout(40), asyncio.TaskGroup() as reading:
 
         async def join(view: View, after: str | None) -> None:
             joined[after].append(Joined(view))
