@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 FILE_BYTES = 25 * 2**20
 FILES = 10
 _FIELDS = 50
+_BOUNDARY_BYTES = 200
+"""RFC 2046 allows 70; the parser raises above 256."""
 
 
 class Upload(msgspec.Struct):
@@ -59,7 +61,7 @@ async def form_of(request: Request) -> AsyncIterator[Form]:
     Raises:
         MalformedBody: it isn't multipart/form-data as the header says.
         TooLarge: a file is over 25 MB, or the fields over 2 MB.
-        InvalidRequest: more than 10 files, or a field twice; a part for files not named `files`.
+        InvalidRequest: more than 10 files, a field twice or not in UTF-8; a part for files not named `files`.
     """
     boundary = _boundary(request.headers["content-type"])
     folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="chat-upload-"))
@@ -74,8 +76,8 @@ async def form_of(request: Request) -> AsyncIterator[Form]:
 
 def _boundary(content_type: str) -> bytes:
     boundary = parse_options_header(content_type)[1].get(b"boundary")
-    if not boundary:
-        raise MalformedBody("The multipart body has no boundary.")
+    if not boundary or len(boundary) > _BOUNDARY_BYTES:
+        raise MalformedBody("The multipart body has no boundary, or one that is too long.")
     return boundary
 
 
@@ -140,7 +142,7 @@ class _Reader:
                 raise InvalidRequest(self._name, f"A form may have at most {_FIELDS} fields.")
             return
         if self._name != "files":
-            raise InvalidRequest(self._name, "Files go into the field `files`.")
+            raise InvalidRequest(self._name or "body", "Files go into the field `files`.")
         if len(self._files) >= FILES:
             raise InvalidRequest("files", f"At most {FILES} files may come at once.")
         path = self._folder / str(len(self._files))
@@ -167,11 +169,11 @@ class _Reader:
             self.close()
             return
         if self._name in self._fields:
-            raise InvalidRequest(self._name, f"The field {self._name} came twice.")
+            raise InvalidRequest(self._name or "body", f"The field {self._name} came twice.")
         try:
             self._fields[self._name] = self._text.decode()
         except UnicodeDecodeError as error:
-            raise MalformedBody(f"The field {self._name} is not UTF-8.") from error
+            raise InvalidRequest(self._name or "body", f"The field {self._name} is not UTF-8.") from error
 
     def close(self) -> None:
         """Close the file that is being written, if there is one."""
