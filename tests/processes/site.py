@@ -139,8 +139,14 @@ class Server(Client):
     async def comes_to(self, metric: str, value: float) -> None:
         """Wait until one of its metrics has that value."""
         async with asyncio.timeout(10):
-            while await self.number(metric) != value:
+            while await self.number(metric) != value:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
+
+    async def drains(self) -> None:
+        """Wait until it says that it is stopping."""
+        async with asyncio.timeout(10):
+            while not (await self.http.get("/readyz")).json()["draining"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
     async def left(self) -> dict[str, int]:
         """Its tasks beside those that it always has. Asked, it lets go of logs that nobody reads."""
@@ -237,7 +243,7 @@ class Site:
         """How many processes have subscribed to each channel."""
         async with Redis.from_url(self.redis_url, decode_responses=True) as client:
             channels = await client.pubsub_channels("chat:*")
-            return dict(await client.pubsub_numsub(*channels)) if channels else {}
+            return {str(name): count for name, count in await client.pubsub_numsub(*channels)} if channels else {}
 
     async def reached(self, gate: str) -> None:
         """Wait until a script holds there."""
