@@ -328,20 +328,23 @@ async def test_a_process_that_dies_at_any_command_loses_and_doubles_nothing(
     mongo_url: str, who: Principal, verb: Verb, answer_lost: bool
 ) -> None:
     """At each command of the verb in turn, its moving included; the next write of another process continues."""
-    async with opened(mongo_url, limits=SMALL) as other, opened(mongo_url) as hoarding:
+    commands = Commands()
+    async with (
+        opened(mongo_url, limits=SMALL) as other,
+        opened(mongo_url) as hoarding,
+        opened(mongo_url, limits=SMALL, commands=commands) as dying,
+    ):
         died_at: list[str] = []
         while True:
             thread, _ = await loaded(other, who, ["told"] * 5)
             running = await started_run(hoarding, who, thread.id)
             before = (await other.get(who, thread.id)).messages
-            commands = Commands()
-            commands.dies_at, commands.answer_lost = len(died_at), answer_lost
+            commands.names, commands.dies_at, commands.answer_lost = [], len(died_at), answer_lost
             acknowledged = True
-            async with opened(mongo_url, limits=SMALL, commands=commands) as dying:
-                try:
-                    await verb(dying, who, running)
-                except StoreUnavailable:
-                    acknowledged = False
+            try:
+                await verb(dying, who, running)
+            except StoreUnavailable:
+                acknowledged = False
             seen = await every_message(other, who, thread.id)
             assert ids(seen)[: len(before)] == ids(before)
             if acknowledged and verb is not finish:

@@ -3,6 +3,7 @@
 CHAT_TEST_GATES     a folder: `hold NAME` writes NAME.reached there and waits for NAME.released
 CHAT_TEST_LEASE     seconds that a lease lasts; all else that is measured by it shrinks as much
 CHAT_TEST_CHECKPOINT    seconds between two checkpoints, whatever a lease lasts
+CHAT_TEST_PATIENCE  seconds that a client waits for a database that is away, whatever a lease lasts
 CHAT_TEST_REFILL    seconds after which a log is read again, whatever pub/sub brought
 CHAT_TEST_HOLDS     a gate where the process holds once its database and log are open
 CHAT_TEST_DIES      "before VERB" or "after VERB": the process is killed at that verb of its store, as by `kill -9`
@@ -135,6 +136,7 @@ def serve() -> None:
     runner.LEASE_SECONDS *= shrunk  # type: ignore[attr-defined]
     ai_chat_service.STORE_SECONDS *= shrunk
     ai_chat_service._POLL_SECONDS *= shrunk
+    ai_chat_service.STORE_SECONDS = float(os.environ.get("CHAT_TEST_PATIENCE", ai_chat_service.STORE_SECONDS))
     runner.CHECKPOINT_SECONDS = float(os.environ.get("CHAT_TEST_CHECKPOINT", runner.CHECKPOINT_SECONDS))
     redis_log._REFILL_SECONDS = float(os.environ.get("CHAT_TEST_REFILL", redis_log._REFILL_SECONDS))
     redis_log._TICK_SECONDS = 0.05
