@@ -8,7 +8,8 @@ CHAT_TEST_REFILL    seconds after which a log is read again, whatever pub/sub br
 CHAT_TEST_HOLDS     a gate where the process holds once its database and log are open
 CHAT_TEST_DIES      "before VERB" or "after VERB": the process is killed at that verb of its store, as by `kill -9`
 
-GET /left tells what is at work in it beside what was when it began to listen (`Left`).
+GET /left tells what is at work in it beside what was when it began to listen (`Left`). On SIGUSR1 it lets go at once
+of logs that nobody reads.
 """
 
 from __future__ import annotations
@@ -108,8 +109,7 @@ class Left:
         self._always = _tasks() | Counter(["log messages", "log channels"])
 
     async def tell(self, request: Request) -> JSONResponse:
-        """How many tasks are left, by name. From the first question on a log that nobody reads is let go at once."""
-        redis_log._LINGER_SECONDS = 0.0
+        """How many tasks are left, by name."""
         left = _tasks() - self._always - Counter(["RequestResponseCycle.run_asgi"])
         return JSONResponse({name: count for name, count in left.items() if not (_of_mcp(name) and count == 1)})
 
@@ -128,6 +128,10 @@ def _name(task: asyncio.Task[Any]) -> str:
     return getattr(task.get_coro(), "__qualname__", "?") if task.get_name().startswith("Task-") else task.get_name()
 
 
+def _let_go(*_: object) -> None:
+    redis_log._LINGER_SECONDS = 0.0
+
+
 def serve() -> None:
     """Serve until a signal ends it."""
     shrunk = _lease() / LEASE_SECONDS
@@ -140,6 +144,7 @@ def serve() -> None:
     runner.CHECKPOINT_SECONDS = float(os.environ.get("CHAT_TEST_CHECKPOINT", runner.CHECKPOINT_SECONDS))
     redis_log._REFILL_SECONDS = float(os.environ.get("CHAT_TEST_REFILL", redis_log._REFILL_SECONDS))
     redis_log._TICK_SECONDS = 0.05
+    signal.signal(signal.SIGUSR1, _let_go)
     settings = load()
     app = create_app(settings, kinds={"scripted": Kind(Scripted(_gates()))}, backends=backends)
     left = Left()

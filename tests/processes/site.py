@@ -149,7 +149,7 @@ class Server(Client):
                 await asyncio.sleep(0.01)
 
     async def left(self) -> dict[str, int]:
-        """Its tasks beside those that it always has. Asked, it lets go of logs that nobody reads."""
+        """Its tasks beside those that it always has."""
         return dict(await self.get("/left"))
 
     async def post(self, thread: str, content: str, *, query: str = "", **headers: str) -> httpx.Response:
@@ -232,6 +232,8 @@ class Site:
     async def at_rest(self) -> None:
         """Wait until no living server has a run, a stream, a task or a subscription of anybody left."""
         living = [server for server in self.servers if server.alive]
+        for server in living:
+            server.signal(signal.SIGUSR1)
         for server in living:
             await _comes(server.left, {})
             assert await server.number("chat_streams_open") == 0
