@@ -35,6 +35,8 @@ new MutationObserver(() => {
 """
 """What the last answer showed while it was written, each time it changed."""
 
+PATIENCE = 20.0
+"""Seconds for whatever is awaited: generous, for a machine that has much else to do."""
 CUT = re.compile(r"net::ERR_|Failed to fetch")
 
 
@@ -53,7 +55,7 @@ async def comes_to(locator: Locator, true: str) -> None:
       const look = () => (({true})(each) ? resolve() : requestAnimationFrame(look));
       look();
     }})"""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         await locator.evaluate(look)
 
 
@@ -71,7 +73,7 @@ class Visit:
     async def tab(self) -> Page:
         """One more tab."""
         page = await self.context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(PATIENCE * 1000)
         page.on("console", self._said)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         return page

@@ -11,8 +11,6 @@ from tests.foreign.proxy import cutting_proxy
 from tests.journeys.live import Live
 from tests.web.browser import CUT, Desk
 
-pytestmark = pytest.mark.timeout(40)
-
 SCRIPT = "say Ünï🎈 \ncount 150 2\nsay end"
 CUTS = [600, 150, 4000, 1, 2500]
 """In the first frame, in the head of an answer, in the text; some 30,000 bytes come in all."""

@@ -17,15 +17,13 @@ from tests.web.browser import CUT, Desk, Visit, comes_to, reads, text_of
 if TYPE_CHECKING:
     from playwright.async_api import Page
 
-pytestmark = pytest.mark.timeout(40)
-
 
 def held(*gates: str) -> str:
     """A script of counting that waits at these gates."""
     script = ["say 🎈😀 "]
     for gate in gates:
-        script += ["count 40 4", f"say before {gate} ", f"hold {gate}"]
-    return "\n".join([*script, "count 40 4"])
+        script += ["count 40 2", f"say before {gate} ", f"hold {gate}"]
+    return "\n".join([*script, "count 40 2"])
 
 
 async def exact(visit: Visit, page: Page | None = None) -> None:
@@ -55,8 +53,9 @@ async def test_a_question_is_answered_with_a_tool_and_gets_a_title(visit: Visit)
 
 
 async def test_a_slow_tool_shows_its_progress_and_escape_stops_the_run(visit: Visit) -> None:
-    page = await visit.enter()
-    await page.get_by_text("Show me something slow").click()
+    page = visit.page
+    await visit.choose(mcp_servers=["demo"])
+    await visit.say('tool slow_task {"seconds": 100, "steps": 500}')
     await page.locator(".tool[data-status=running] progress[value]").wait_for()
     await page.locator("#stop").wait_for()
     await page.keyboard.press("Escape")
@@ -120,13 +119,14 @@ async def test_a_browser_that_says_it_is_offline_and_back_heals_at_once(visit: V
     await exact(visit)
 
 
+@pytest.mark.timeout(120)  # two processes start, and the page waits longer after each failure
 async def test_a_server_killed_in_mid_answer_heals_and_the_answer_can_be_tried_again(
     desk: Desk, tmp_path: Path
 ) -> None:
     async with server_process(tmp_path) as server, desk.visit(server) as visit:
         visit.expected = [CUT.pattern]
         await visit.choose()
-        await visit.say("count 40 4\nhold the kill")  # nobody lets it go on: it is there until the server dies
+        await visit.say("count 40 2\nhold the kill")  # nobody lets it go on: it is there until the server dies
         await reads(visit.answer("in_progress"), "20 21")
         await server.stop()
         await reads(visit.page.locator("#light"), "Reconnecting")
@@ -180,7 +180,7 @@ async def test_a_thread_is_renamed_archived_brought_back_and_deleted(visit: Visi
     await reads(page.locator("#threads li"), "A better name")
     await menu(page, "archive")
     await page.locator("#no-threads", has_text="No threads yet.").wait_for()
-    assert await page.locator("#input").is_disabled()
+    await page.locator("#input:disabled").wait_for()
     await page.locator("#show-archived").click()
     await reads(page.locator("#threads li"), "A better name")
     await menu(page, "archive")
