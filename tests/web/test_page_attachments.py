@@ -8,11 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pytest
-
 from tests.web.browser import Visit, reads
-
-pytestmark = pytest.mark.timeout(40)
 
 CSV = b"berth,depth\n" + b"7,12.5\n" * 100_000
 DROP = """
@@ -36,11 +32,11 @@ async def bring(visit: Visit, event: str, name: str, content_type: str, data: by
 
 @asynccontextmanager
 async def slow_line(visit: Visit) -> AsyncIterator[None]:
-    """Uploads go at 300 KB a second until the context is left."""
+    """Uploads go at 50 KB a second until the context is left."""
     devtools = await visit.context.new_cdp_session(visit.page)
     line = {"offline": False, "latency": 0, "downloadThroughput": -1}
     await devtools.send("Network.enable")
-    await devtools.send("Network.emulateNetworkConditions", {**line, "uploadThroughput": 300_000})
+    await devtools.send("Network.emulateNetworkConditions", {**line, "uploadThroughput": 50_000})
     try:
         yield
     finally:
