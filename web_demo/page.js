@@ -24,6 +24,7 @@ const chat = new ChatClient();
 const list = new MessageList($("messages"), {
   onRetry: (message) => retry(message),
   urlOf: (attachment) => `${pathIn(open)}/attachments/${attachment.id}`,
+  nameOf: ({ role }) => ({ user: "You", system: "System" })[role] ?? agent()?.name ?? "Agent",
 });
 
 let agents = [];
