@@ -1,7 +1,7 @@
 // From messages to the page: one element a message, its text, its tool calls in their places, and how its run went.
 //
 // While an answer is written its Markdown is rendered in the page; once it is complete the server's HTML, sanitized
-// there, takes its place. A message that hasn't changed (reducers make new objects only for what changed) isn't touched.
+// there, takes its place. A message that hasn't changed (a reducer makes no new objects then) isn't touched.
 
 import { fileList } from "/attachments.js";
 import { arrange, h } from "/elements.js";
@@ -98,7 +98,8 @@ class AnswerView {
       this.cards[index] ??= new ToolCard();
       this.cards[index].show(call, told[index] ?? {});
     });
-    const offsets = message.tool_calls.map((_, index) => told[index]?.offset ?? run.tool_calls?.[index]?.offset ?? Infinity);
+    const known = (index) => told[index]?.offset ?? run.tool_calls?.[index]?.offset ?? Infinity;
+    const offsets = message.tool_calls.map((_, index) => known(index));
     if (message.content_html) this.showRendered(message, offsets);
     else this.showWriting(message, offsets);
     this.showEnding(run);
@@ -119,8 +120,8 @@ class AnswerView {
       const piece = (this.texts[index] ??= new GrowingText());
       piece.show(text);
       piece.element.classList.toggle("writing", running && last);
-      piece.element.hidden = !text.trim() && !(running && last);
-      nodes.push(piece.element, ...(last ? [] : [this.cards[index].element]));
+      if (text.trim() || (running && last)) nodes.push(piece.element);
+      if (!last) nodes.push(this.cards[index].element);
     });
     arrange(this.body, nodes);
   }
