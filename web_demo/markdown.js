@@ -101,7 +101,7 @@ function item(take) {
   const end = taken.findLastIndex((line) => line.trim()) + 1;
   const indent = (line, index) => (index ? Math.min(width, line.search(/\S|$/)) : width);
   const inner = taken.slice(0, end).map((line, index) => line.slice(indent(line, index)));
-  const gap = inner.some((line) => !line.trim()) ? "within" : end < taken.length && "after";
+  const gap = inner.slice(1).some((line) => !line.trim()) ? "within" : end < taken.length && "after";
   return { inner, gap };
 }
 

@@ -44,18 +44,19 @@ GROWN = """
 async (markdown) => {
   const { GrowingText } = await import("/growing_text.js");
   const [grown, once] = [new GrowingText(), new GrowingText()];
-  const seen = [];
+  const [seen, items] = [[], new Set()];
   let text = "";
   for (const letter of markdown) {
     grown.show((text += letter));
     seen.push(grown.element.textContent);
+    items.add(grown.element.querySelector("li strong")?.firstChild);
   }
   once.show(text);
   const kept = grown.element.firstChild;
   grown.show(text + "!");
   const html = (each) => each.element.innerHTML.replaceAll(/ class="[^"]*"/g, "");
   const same = html(grown) === html(once).replace("end", "end!");
-  return { html: html(once), same, kept: kept === grown.element.firstChild, seen };
+  return { html: html(once), same, kept: kept === grown.element.firstChild && items.size === 2, seen };
 }
 """
 
