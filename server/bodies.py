@@ -14,12 +14,11 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from server.errors import InvalidRequest, MalformedBody, TooLarge
-from stores.models import JSONObject, Role
+from stores.models import NESTING, JSONObject, Role
 
 BODY_BYTES = 2 * 2**20
 CONTENT_BYTES = 2**20
 METADATA_BYTES = 16 * 2**10
-NESTING = 64
 
 Title = Annotated[str, Meta(max_length=500)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]

@@ -12,6 +12,7 @@ import pytest
 
 from server.organizations import KEY_FILE, _kept_secret, first_start
 from stores.contracts import Store
+from stores.models import Agent
 from stores.sqlite import open_sqlite
 
 
@@ -71,3 +72,19 @@ def test_those_who_start_together_have_one_key(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         made = [threads.submit(_kept_secret, tmp_path / KEY_FILE, ()) for _ in range(8)]
     assert len({future.result() for future in made}) == 1
+
+
+async def test_the_demo_agent_becomes_a_real_one_once_there_is_a_key_unless_somebody_changed_it(
+    store: Store, tmp_path: Path
+) -> None:
+    async def restart(kind: str, model: str | None = None) -> list[Agent]:
+        key = await first_start(store, tmp_path, "a-key", kind=kind, model=model, servers=["tools"])
+        who = await store.principal(key)
+        assert who is not None
+        return await store.agents(who)
+
+    (demo,) = await restart("demo")
+    (real,) = await restart("claude", "m")
+    assert (real.id, real.is_default, real.mcp_servers) == (demo.id, True, ["tools"])
+    assert (real.name, real.kind, real.model) == ("Assistant", "claude", "m")
+    assert await restart("demo") == [real]
