@@ -47,6 +47,7 @@ IDLE_SECONDS = 900.0
 """How long a connection that nobody uses stays."""
 LISTEN_AGAIN_SECONDS = 30.0
 
+_AT_ONCE = "It ended as soon as it was connected."
 _PAGES = 100
 _log = logging.getLogger(__name__)
 
@@ -236,6 +237,9 @@ class Connection:
                     anyio.create_task_group() as beside,
                 ):
                     self.tools = await _list_tools(client)
+                    if not self.usable:  # the end of its output came together with the list
+                        self._fail(_AT_ONCE)
+                        return
                     limit.cancel()
                     self.client = client
                     self._since = asyncio.get_running_loop().time()
@@ -262,7 +266,7 @@ class Connection:
     def _ended(self) -> None:
         """The server went, by itself. One that does so while connecting lets the SDK's error say why."""
         if self.usable and self.decided.is_set() and not self.proven:
-            self.failure = "It ended as soon as it was connected."
+            self.failure = _AT_ONCE
         self.retire()
 
     async def _stay(self, client: Client) -> None:

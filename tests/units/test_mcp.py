@@ -205,6 +205,24 @@ async def test_a_server_that_hangs_gets_no_more_calls_once_one_was_given_up(
     await until(lambda: first not in children())
 
 
+async def test_the_calls_that_a_hanging_server_has_are_not_cut(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(mcp_connection, "PROBE_SECONDS", 0.5)
+    toolbox = make_pool(raw=raw()).toolbox(agent("raw"))
+    first = (await result(toolbox, "pid"))["pid"]
+    async with asyncio.timeout(8):
+        async with aclosing(toolbox.call([ToolUse("1", "until_cancelled", {"file": str(tmp_path / "file")})])) as parts:  # type: ignore[type-var]
+            assert isinstance(await anext(parts), ToolStarted)
+            assert isinstance(await anext(parts), ToolProgress)
+            os.kill(first, signal.SIGSTOP)
+            waiting = asyncio.create_task(result(toolbox, "pid"))
+            await asyncio.sleep(0)
+        assert (await result(toolbox, "pid"))["pid"] != first
+        os.kill(first, signal.SIGCONT)
+        assert (await waiting)["pid"] == first
+
+
 async def test_a_call_that_takes_too_long_costs_a_living_server_nothing(make_pool: MakePool, tmp_path: Path) -> None:
     toolbox = make_pool(raw=raw(timeout=0.5)).toolbox(agent("raw"))
     first = (await result(toolbox, "pid"))["pid"]
