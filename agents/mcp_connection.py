@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 import httpx2
 import msgspec
+from jsonschema.exceptions import SchemaError  # type: ignore[import-untyped]
 from jsonschema.validators import Draft202012Validator, validator_for  # type: ignore[import-untyped]
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.client import IncomingMessage
@@ -333,7 +334,8 @@ async def _list_tools(client: Client) -> dict[str, Listed]:
             try:
                 check = _check(tool.input_schema)
             except Exception as error:  # not only SchemaError: one nested too deep is a RecursionError
-                _log.warning("The schema of the MCP tool %s is none, it is left out: %s", tool.name, str(error)[:200])
+                why = error.message if isinstance(error, SchemaError) else error
+                _log.warning("The schema of the MCP tool %s is none, it is left out: %s", tool.name, why)
                 continue
             tools[tool.name] = Listed(tool.description or "", tool.input_schema, check)
         cursor = page.next_cursor
