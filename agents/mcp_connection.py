@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 import httpx2
 import msgspec
+from jsonschema.exceptions import SchemaError  # type: ignore[import-untyped]
 from jsonschema.validators import Draft202012Validator, validator_for  # type: ignore[import-untyped]
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.client import IncomingMessage
@@ -47,6 +48,7 @@ IDLE_SECONDS = 900.0
 """How long a connection that nobody uses stays."""
 LISTEN_AGAIN_SECONDS = 30.0
 
+_AT_ONCE = "It ended as soon as it was connected."
 _PAGES = 100
 _log = logging.getLogger(__name__)
 
@@ -236,6 +238,9 @@ class Connection:
                     anyio.create_task_group() as beside,
                 ):
                     self.tools = await _list_tools(client)
+                    if not self.usable:  # the end of its output came together with the list
+                        self._fail(_AT_ONCE)
+                        return
                     limit.cancel()
                     self.client = client
                     self._since = asyncio.get_running_loop().time()
@@ -262,7 +267,7 @@ class Connection:
     def _ended(self) -> None:
         """The server went, by itself. One that does so while connecting lets the SDK's error say why."""
         if self.usable and self.decided.is_set() and not self.proven:
-            self.failure = "It ended as soon as it was connected."
+            self.failure = _AT_ONCE
         self.retire()
 
     async def _stay(self, client: Client) -> None:
@@ -329,7 +334,8 @@ async def _list_tools(client: Client) -> dict[str, Listed]:
             try:
                 check = _check(tool.input_schema)
             except Exception as error:  # not only SchemaError: one nested too deep is a RecursionError
-                _log.warning("The schema of the MCP tool %s is none, it is left out: %s", tool.name, str(error)[:200])
+                why = error.message if isinstance(error, SchemaError) else error
+                _log.warning("The schema of the MCP tool %s is none, it is left out: %s", tool.name, why)
                 continue
             tools[tool.name] = Listed(tool.description or "", tool.input_schema, check)
         cursor = page.next_cursor
