@@ -26,8 +26,7 @@ DRIVERS = {
     "kreuzberg": {"server/reading.py"},
     "pypdfium2": {"server/reading.py"},
 }
-ENVIRONMENT = {"server/settings.py", "agents/mcp.py"}
-"""agents/mcp.py fills in the `${NAME}` of the operator's file."""
+ENVIRONMENT = {"server/settings.py"}
 
 TOP = {"server", "agents", "stores", "tests", "web_demo", "pyproject.toml", "Procfile", "README.md"}
 BESIDE = {"LICENSE", "*.lock"}
