@@ -38,6 +38,9 @@ const messages = new MessageList($("messages"), {
   nameOf: ({ role }) => ({ user: "You", system: "System" })[role] ?? agent()?.name ?? "Agent",
 });
 
+const strange = new URLSearchParams(location.search).has("key"); // the server takes a known one out of it
+if (strange) history.replaceState(null, "", `/${location.hash}`);
+
 let agents = null; // until the server has told them
 let trouble = ""; // why it hasn't
 let agentId = null;
@@ -78,6 +81,7 @@ const isLocked = () => !$("locked").hidden;
 function lock() {
   open.close();
   if (isLocked()) return;
+  if (strange) $("locked").querySelector("h1").textContent = "This key is not known here";
   $("locked-url").textContent = `${location.origin}/?key=…`;
   for (const each of document.querySelectorAll("dialog[open]")) each.close("");
   for (const each of [$("sidebar"), document.querySelector("main")]) each.inert = true;
@@ -106,6 +110,7 @@ async function loadAgents() {
     return drawSoon();
   }
   drawAgents();
+  if (first && strange) toast("The key in the address is not known here. You are signed in with another one.");
   if (first && !agentId) follow();
   drawSoon();
 }
@@ -308,6 +313,7 @@ function draw() {
 
   const busy = Boolean(open.running);
   const [why, placeholder] = closed();
+  if (!busy && document.activeElement === $("stop")) $("input").focus();
   $("stop").hidden = !busy;
   $("send").hidden = busy;
   $("send").disabled = !sendable() || open.pending.length > 0;

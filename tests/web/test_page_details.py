@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.journeys.live import KEY, Live
-from tests.web.browser import Desk, Visit, reads
+from tests.web.browser import Visit, reads
 from tests.web.node import required
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ async def test_markdown_is_rendered_while_it_is_written(visit: Visit, server: Li
 
 
 async def test_markdown_that_grows_letter_by_letter_becomes_what_it_is_at_once(visit: Visit) -> None:
-    found = await visit.page.evaluate(GROWN, MARKDOWN)
+    found = await (await visit.enter()).evaluate(GROWN, MARKDOWN)
     assert found["same"]
     assert found["kept"]
     for part in (
@@ -163,19 +163,18 @@ async def test_markdown_that_grows_letter_by_letter_becomes_what_it_is_at_once(v
     assert all(after.startswith(before) for before, after in pairwise(seen) if len(before) <= len(after))
 
 
-async def test_agents_that_cannot_be_loaded_at_first_are_asked_for_again(desk: Desk, server: Live) -> None:
-    async with desk.visit(server) as visit:
-        visit.expected = ["status of 503"]
-        await visit.page.route("**/api/v1/agents", lambda route: route.fulfill(status=503, body="{}"))
-        await visit.page.goto("about:blank")
-        await visit.page.goto("/")
-        await reads(visit.page.locator("#welcome"), "Trying again")
-        assert await visit.page.locator("#starters").is_hidden()
-        assert "Make an agent" not in await visit.page.locator("body").inner_text()
-        await visit.page.unroute("**/api/v1/agents")
-        await visit.page.evaluate("() => { dispatchEvent(new Event('online')) }")
-        await visit.page.locator("#attach:enabled").wait_for()
-        await visit.page.locator("#starters button").first.wait_for()
+async def test_agents_that_cannot_be_loaded_at_first_are_asked_for_again(visit: Visit) -> None:
+    page = visit.page
+    visit.expected = ["status of 503"]
+    await page.route("**/api/v1/agents", lambda route: route.fulfill(status=503, body="{}"))
+    await page.goto(f"/?key={KEY}")
+    await reads(page.locator("#welcome"), "Trying again")
+    assert await page.locator("#starters").is_hidden()
+    assert "Make an agent" not in await page.locator("body").inner_text()
+    await page.unroute("**/api/v1/agents")
+    await page.evaluate("() => { dispatchEvent(new Event('online')) }")
+    await page.locator("#attach:enabled").wait_for()
+    await page.locator("#starters button").first.wait_for()
 
 
 async def test_a_half_written_text_stays_with_its_thread(visit: Visit) -> None:
@@ -258,6 +257,7 @@ async def test_an_answer_costs_no_request_for_the_list(visit: Visit) -> None:
 
 async def test_a_new_agent_is_offered_the_tools_of_the_one_that_is_shown(visit: Visit) -> None:
     page, dialog = visit.page, visit.page.locator("#agent-dialog")
+    await visit.enter()
     await reads(page.locator("#welcome-text"), "real tools")
     await page.locator("#new-agent").click()
     assert await dialog.locator("[name=mcp_servers]").input_value() == "demo"
@@ -269,12 +269,14 @@ async def test_a_new_agent_is_offered_the_tools_of_the_one_that_is_shown(visit: 
     await reads(page.locator("#welcome-text"), "no tools")
 
 
-async def test_without_a_key_nothing_behind_the_notice_takes_the_focus(desk: Desk, server: Live) -> None:
-    async with desk.visit(server, signed_in=False) as visit:
-        visit.expected = ["status of 401"]
-        await visit.page.locator("#locked").wait_for()
-        assert await focused(visit.page) == "Not signed in"
-        assert await visit.page.locator("aside[inert], main[inert]").count() == 2
+@pytest.mark.parametrize(("place", "notice"), [("/", "Not signed in"), ("/?key=wrong", "This key is not known here")])
+async def test_without_a_key_nothing_behind_the_notice_takes_the_focus(visit: Visit, place: str, notice: str) -> None:
+    visit.expected = ["status of 401"]
+    await visit.page.goto(place)
+    await visit.page.locator("#locked").wait_for()
+    assert await focused(visit.page) == notice
+    assert await visit.page.locator("aside[inert], main[inert]").count() == 2
+    assert "wrong" not in visit.page.url
 
 
 async def test_a_deleted_agents_thread_can_be_read_but_not_written_in(visit: Visit, server: Live) -> None:
