@@ -133,23 +133,23 @@ class Toolbox(Protocol):
 class Files(Protocol):
     """The attachments of one run's thread."""
 
-    async def text(self, attachment: Attachment) -> str:
-        """The text that was extracted from it; "" for a picture, or where nothing could be read."""
+    async def text(self, attachment: Attachment) -> str | None:
+        """The text that was extracted from it; "" for a picture, or where nothing could be read; null: it is lost."""
         ...
 
-    async def data(self, attachment: Attachment) -> bytes:
-        """Its bytes, whole: for pictures."""
+    async def picture(self, attachment: Attachment) -> bytes | None:
+        """A picture's bytes, of a size that models take; null: they are lost."""
         ...
 
 
 class NoFiles:
     """The Files of a thread without attachments."""
 
-    async def text(self, attachment: Attachment) -> str:
-        return ""
+    async def text(self, attachment: Attachment) -> str | None:
+        return None
 
-    async def data(self, attachment: Attachment) -> bytes:
-        return b""
+    async def picture(self, attachment: Attachment) -> bytes | None:
+        return None
 
 
 class Run(msgspec.Struct, frozen=True):

@@ -12,15 +12,20 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncGenerator, Sequence
+import re
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from functools import lru_cache
 
 import anthropic
 import httpx2
 import msgspec
+from jsonschema import Draft202012Validator, SchemaError  # type: ignore[import-untyped]
 
 from agents import AgentError, Ended, Part, Reasoning, Run, Text, Tool, ToolCompleted, ToolStarted, ToolUse, titles
-from agents.context import Turn, attached, has_tools, history, merged, model_name, turns_of, without_images
+from agents.attached import Attached, attached
+from agents.blocks import text_block
+from agents.context import Turn, has_tools, history, merged, model_name, turns_of, without_images
 from agents.messages_api import Answer, Failure, Use, failure_of_status
 from stores.models import Agent, JSONObject, Message, ToolCall
 
@@ -39,6 +44,7 @@ PATIENCE_SECONDS = 5.0
 _LINGER_SECONDS = 0.5
 _UNPACKED = {"Accept-Encoding": "identity"}
 _SHRINK = 3
+_PROPERTY = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _CALLING = ("tool_use", "end_turn")
 """Stop reasons with which calls are complete; some local servers say the second."""
 _TITLE = (
@@ -99,13 +105,19 @@ class Claude:
     async def reply(self, run: Run) -> AsyncGenerator[Part, None]:
         """Speak, call tools, speak on, for at most 16 rounds of tools."""
         tools = await run.tools.available() if run.agent.mcp_servers else []
+        tools = [tool for tool in tools if _acceptable(msgspec.json.encode(tool.parameters))]
         names = {model_name(tool.name): tool.name for tool in tools}
-        told = _Told(run, self._request(run.agent, tools), self._budget(run.agent), await attached(run))
+        budget = self._budget(run.agent)
+        told = _Told(run, self._request(run, tools), budget, await attached(run, budget))
         for number in range(MAX_ROUNDS + 1):
             last = number == MAX_ROUNDS
             try:
                 async with aclosing(self._spoken(told, last=last)) as parts:
+                    begun = False
                     async for part in parts:
+                        if not begun:
+                            begun = True
+                            yield told.ended()  # should the run be cancelled, it still tells what it cost
                         told.add(part)
                         yield part
             except AgentError:
@@ -126,8 +138,13 @@ class Claude:
         wanted = agent.metadata.get("context_tokens")
         return wanted if isinstance(wanted, int) and wanted > 0 else self._context_tokens
 
-    def _request(self, agent: Agent, tools: Sequence[Tool]) -> JSONObject:
-        """The request without its messages: the stable prefix is marked, and so, by the API itself, is the end."""
+    def _request(self, run: Run, tools: Sequence[Tool]) -> JSONObject:
+        """The request without its messages: the stable prefix is marked, and so, by the API itself, is the end.
+
+        What tools are not there now is said behind the instructions. In the messages, where nothing of it is stored,
+        it would change what the next run sends before its own question.
+        """
+        agent = run.agent
         request: JSONObject = {
             "model": agent.model or self._model,
             "max_tokens": agent.max_tokens or MAX_TOKENS,
@@ -137,9 +154,11 @@ class Claude:
         if tools:
             request["tools"] = stable = [_described(tool) for tool in sorted(tools, key=lambda tool: tool.name)]
         if agent.instructions.strip():
-            request["system"] = stable = [{"type": "text", "text": agent.instructions}]
+            request["system"] = stable = [text_block(agent.instructions)]
         if stable:
             stable[-1] = {**stable[-1], "cache_control": {"type": "ephemeral"}}
+        if run.tools.missing:
+            request["system"] = [*request.get("system", []), text_block(_unreachable(run.tools.missing))]
         if isinstance(thinking := agent.metadata.get("thinking"), dict):
             request["thinking"] = thinking
         return request
@@ -148,7 +167,7 @@ class Claude:
         """One answer's text as it comes, asked for again as long as nothing of it was shown. Raises: AgentError."""
         attempt = 1
         while True:
-            told.answer = answer = Answer()
+            answer = told.begin()
             try:
                 async with aclosing(self._streamed(told.request(last=last), answer)) as parts:
                     async for part in parts:
@@ -202,6 +221,8 @@ class Claude:
     async def title(self, run: Run) -> str:
         """A title by the model; the first words of the thread if that fails."""
         said = [f"{message.role}: {message.content[:2000]}" for message in run.messages[:6] if message.content.strip()]
+        if not said:
+            return await titles.from_first_message(run)
         try:
             async with asyncio.timeout(20):
                 answer = await self._client.messages.create(
@@ -223,7 +244,7 @@ class _Told:
     One function makes the turns of both, so that the prefix a provider has cached stays the same.
     """
 
-    def __init__(self, run: Run, request: JSONObject, budget: int, files: dict[str, JSONObject]) -> None:
+    def __init__(self, run: Run, request: JSONObject, budget: int, files: Attached) -> None:
         self.run = run
         self._files = files
         self.answer = Answer()
@@ -238,6 +259,7 @@ class _Told:
         self._indexes: dict[str, int] = {}
         self._thinking: dict[int, list[JSONObject]] = {}
         self._usage: JSONObject = {}
+        self._counted = True
         self._model: str | None = None
 
     def request(self, *, last: bool) -> JSONObject:
@@ -262,7 +284,7 @@ class _Told:
                 self._history = self._before()
                 if self._history != before:
                     return True
-        if failure.refused and self._images:
+        if (failure.refused or failure.too_long) and self._images:
             self._images = False
             turns = [*self._history, *self._turns()]
             return without_images(turns) != turns
@@ -285,19 +307,26 @@ class _Told:
         """Keep a round's thinking: the API wants it back, signed, while the answer goes on."""
         self._thinking[number] = blocks
 
+    def begin(self) -> Answer:
+        """Expect an answer, or another attempt at one."""
+        self.answer, self._counted = Answer(), False
+        return self.answer
+
     def count(self, answer: Answer) -> None:
         """Sum up what the service counted."""
         self._model = answer.model or self._model
-        for name, count in answer.usage.items():
-            self._usage[name] = self._usage.get(name, 0) + count
+        self._counted = True
+        _add(self._usage, answer.usage)
 
     def ended(self, stop_reason: str | None = None) -> Ended:
-        """What is known so far."""
-        return Ended(stop_reason=stop_reason, model=self._model, usage=dict(self._usage) or None)
+        """What is known so far, of the answer that is coming in too."""
+        usage = dict(self._usage)
+        if not self._counted:
+            _add(usage, self.answer.usage)
+        return Ended(stop_reason=stop_reason, model=self.answer.model or self._model, usage=usage or None)
 
     def _before(self) -> list[Turn]:
-        turns = history(self.run.messages, self._budget, earlier=self.run.earlier, files=self._files)
-        return merged([*turns, *_unreachable(self.run)])
+        return history(self.run.messages, self._budget, earlier=self.run.earlier, files=self._files)
 
     def _turns(self) -> list[Turn]:
         """This run's own; there is one of the assistant's for each round."""
@@ -333,14 +362,36 @@ async def _called(
 
 def _described(tool: Tool) -> JSONObject:
     """A tool as the API takes it: its schema is of an object, and alternatives may not stand at the top."""
-    schema = {key: value for key, value in tool.parameters.items() if key not in ("oneOf", "anyOf", "allOf")}
+    unwanted = ("$schema", "oneOf", "anyOf", "allOf")
+    schema = {key: value for key, value in tool.parameters.items() if key not in unwanted}
     schema["type"] = "object"
     return {"name": model_name(tool.name), "description": tool.description, "input_schema": schema}
 
 
-def _unreachable(run: Run) -> list[Turn]:
+def _unreachable(missing: Mapping[str, str]) -> str:
     """What the model is told of tools that it can't have now."""
-    if not run.tools.missing:
-        return []
-    lines = [f"[The tools of {server} are not there now. {why}]" for server, why in run.tools.missing.items()]
-    return [{"role": "user", "content": [{"type": "text", "text": "\n".join(lines)}]}]
+    return "\n".join(f"[The tools of {server} are not there now. {why}]" for server, why in missing.items())
+
+
+def _add(usage: JSONObject, counts: Mapping[str, int]) -> None:
+    for name, count in counts.items():
+        usage[name] = usage.get(name, 0) + count
+
+
+@lru_cache(4096)
+def _acceptable(schema: bytes) -> bool:
+    """Whether the API takes this schema, and not only its server's own dialect: else it refuses the whole request.
+
+    https://platform.claude.com/docs/en/agents-and-tools/tool-use/implement-tool-use
+    """
+    parameters = {name: value for name, value in msgspec.json.decode(schema).items() if name != "$schema"}
+    try:
+        Draft202012Validator.check_schema(parameters)
+    except SchemaError as error:
+        logger.warning("a tool is left out, its schema is none of draft 2020-12: %s", error.message)
+        return False
+    for name in parameters.get("properties", {}):
+        if not _PROPERTY.fullmatch(name):
+            logger.warning("a tool is left out, it has a parameter with a name that the API refuses: %r", name)
+            return False
+    return True

@@ -160,7 +160,7 @@ async def _seen(run: Run, attachment: Attachment) -> str:
         return f"- {about}: {attachment.error or attachment.status}"
     if attachment.is_image:
         return f"- {about}: a picture, which a model with eyes would be shown"
-    beginning = " ".join((await run.files.text(attachment))[:400].split())
+    beginning = " ".join(((await run.files.text(attachment)) or "")[:400].split())
     cut = ", cut" if attachment.truncated else ""
     return f"- {about}, {attachment.text_chars:,} characters of text{cut}, which begins: “{beginning[:200]}”"
 

@@ -19,21 +19,21 @@ from stores.models import JSONObject
 
 
 class _Delta(msgspec.Struct):
-    type: str = ""
-    text: str = ""
-    thinking: str = ""
-    signature: str = ""
-    partial_json: str = ""
+    type: str | None = ""
+    text: str | None = ""
+    thinking: str | None = ""
+    signature: str | None = ""
+    partial_json: str | None = ""
     stop_reason: str | None = None
 
 
 class _Block(msgspec.Struct):
-    type: str = ""
-    name: str = ""
-    text: str = ""
-    thinking: str = ""
-    signature: str = ""
-    data: str = ""
+    type: str | None = ""
+    name: str | None = ""
+    text: str | None = ""
+    thinking: str | None = ""
+    signature: str | None = ""
+    data: str | None = ""
     input: Any = None
 
 
@@ -115,7 +115,7 @@ class Answer:
         *lines, self._rest = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
         shown: list[Text | Reasoning] = []
         for line in lines:
-            if not line.startswith(b"data:"):
+            if not line.startswith(b"data:") or not line[5:].strip():
                 continue
             try:
                 part = self._take(_decoder.decode(line[5:]))
@@ -137,14 +137,14 @@ class Answer:
             case "content_block_start" if event.content_block is not None:
                 block = event.content_block
                 self._open[event.index] = (block, [], [])
-                return Text(block.text) if block.type == "text" else Reasoning(block.thinking)
+                return Text(block.text or "") if block.type == "text" else Reasoning(block.thinking or "")
             case "content_block_stop":
                 self._close(event.index)
             case "message_start" if event.message is not None:
                 self.model = event.message.model
                 self._count(event.message.usage)
             case "message_delta":
-                self.stop_reason = event.delta.stop_reason if event.delta else None
+                self.stop_reason = (event.delta and event.delta.stop_reason) or self.stop_reason
                 self._count(event.usage)
             case "message_stop":
                 self.ended = True
@@ -154,16 +154,16 @@ class Answer:
 
     def _take_delta(self, index: int, delta: _Delta) -> Text | Reasoning | None:
         if delta.type == "text_delta":
-            return Text(delta.text)
+            return Text(delta.text or "")
         _, parts, signatures = self._open.setdefault(index, (_Block(), [], []))
         match delta.type:
             case "input_json_delta":
-                parts.append(delta.partial_json)
+                parts.append(delta.partial_json or "")
             case "thinking_delta":
-                parts.append(delta.thinking)
-                return Reasoning(delta.thinking)
+                parts.append(delta.thinking or "")
+                return Reasoning(parts[-1])
             case "signature_delta":
-                signatures.append(delta.signature)
+                signatures.append(delta.signature or "")
         return None
 
     def _close(self, index: int) -> None:
@@ -172,11 +172,11 @@ class Answer:
             case "tool_use":
                 self.uses.append(_use(block, "".join(parts)))
             case "thinking":
-                thinking = block.thinking + "".join(parts)
-                signature = block.signature + "".join(signatures)
+                thinking = (block.thinking or "") + "".join(parts)
+                signature = (block.signature or "") + "".join(signatures)
                 self.thinking.append({"type": "thinking", "thinking": thinking, "signature": signature})
             case "redacted_thinking":
-                self.thinking.append({"type": "redacted_thinking", "data": block.data})
+                self.thinking.append({"type": "redacted_thinking", "data": block.data or ""})
 
     def _count(self, usage: dict[str, Any] | None) -> None:
         """Take the counts; they are cumulative within one answer."""
@@ -192,8 +192,8 @@ def _use(block: _Block, text: str) -> Use:
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         found = None
     if isinstance(found, dict):
-        return Use(block.name, found)
-    return Use(block.name, {"unreadable": text[:4_000] or str(block.input)[:4_000]}, unreadable=True)
+        return Use(block.name or "", found)
+    return Use(block.name or "", {"unreadable": text[:4_000] or str(block.input)[:4_000]}, unreadable=True)
 
 
 def failure_of_event(error: object) -> Failure:

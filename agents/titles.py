@@ -28,10 +28,13 @@ _MARKDOWN = (
 
 
 async def from_first_message(run: Run) -> str:
-    """A plain title of at most 60 characters from the first user's message: its words, else its first file's name."""
-    first = next((message for message in run.messages if message.role == "user"), None)
-    if first is None:
+    """A plain title of at most 60 characters from the first user's message: its words, else its first file's name.
+
+    A thread without one is named after its first message.
+    """
+    if not run.messages:
         return FALLBACK
+    first = next((message for message in run.messages if message.role == "user"), run.messages[0])
     filename = first.attachments[0].filename if first.attachments else None
     return _shortened(_plain(first.content)) or _shortened(" ".join(str(filename or "").split())) or FALLBACK
 

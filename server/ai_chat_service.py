@@ -1,4 +1,4 @@
-"""The chat service: what every route, the WebSocket and the CLI call. It knows no HTTP.
+"""The chat service: what every route and the WebSocket call. It knows no HTTP.
 
 A user's message becomes a run, the run writes the thread's log, and every answer is a reading of that log: this
 module claims threads, starts runs, says facts and hands out viewers. `ai_chat_service.md` beside it tells how a
@@ -225,15 +225,15 @@ class AIChatService:
         """Delete it with all its messages; a run that has it stops. Raises: AgentNotFound, ThreadNotFound."""
         await self._thread(who, agent_ref, thread_id)
         running = await self.store.delete(who, thread_id)
-        await self.attachments.forget(who, thread_id)
         self._say(thread_id, ThreadDeleted(thread_id))
         if running:
             await self.log.signal(running)
+        await self.attachments.forget(who, thread_id)
 
     async def generate_title(self, who: Principal, agent_ref: str, thread_id: str) -> Thread:
         """Raises: AgentNotFound, ThreadNotFound, ThreadEmpty, AgentDeleted."""
         thread = await self._thread(who, agent_ref, thread_id, message_limit=50)
-        if not any(message.role == "user" for message in thread.messages):
+        if not thread.messages:
             raise ThreadEmpty(thread_id)
         agent = await self._living_agent(who, thread)
         kind = self._registry.kind(agent.kind)

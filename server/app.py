@@ -95,7 +95,7 @@ def create_app(
                 app.state.failure = error
                 raise
             service = _service(stack, settings, store, log, {**KINDS, **(kinds or {})}, servers, blobs, limits)
-            streams = Streams(limits.streams)
+            streams = Streams(limits)
             app.state.key = await first_start(
                 store,
                 settings.data_dir,
@@ -111,7 +111,11 @@ def create_app(
 
             app.state.drain = drain
             await service.runner.sweep()  # the first request finds no run of a process that died
-            for forever in (service.runner.sweep_forever(), streams.ping_forever()):
+            for forever in (
+                service.runner.sweep_forever(),
+                streams.ping_forever(),
+                streams.check_keys_forever(store),
+            ):
                 task = asyncio.create_task(forever)
                 stack.callback(task.cancel)
             yield {

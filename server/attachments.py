@@ -11,14 +11,17 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 
 from server.errors import InvalidRequest, StorageFull
-from server.extraction import Extractor
+from server.extraction import Extractor, small_of
 from server.uploads import FILES, Upload
 from stores.blobs import Blobs
 from stores.contracts import ThreadStore
-from stores.errors import AttachmentNotFound, BlobUnavailable, StoreUnavailable, ThreadNotFound
+from stores.errors import AttachmentNotFound, BlobNotFound, BlobUnavailable, StoreUnavailable, ThreadNotFound
 from stores.models import Attachment, Clock, KeptFile, Principal, is_id, new_id, timestamp
 
 logger = logging.getLogger(__name__)
+
+_SMALL = "-small"
+"""Behind the key of a large picture: its smaller copy, for models."""
 
 
 class Attachments:
@@ -62,7 +65,7 @@ class Attachments:
         for attachment in attachments:
             with contextlib.suppress(StoreUnavailable, ThreadNotFound, BlobUnavailable):
                 await self._store.remove_file(who, thread_id, attachment.id)
-                await self._blobs.delete(_key(who, thread_id, attachment.id))
+                await self._delete(_key(who, thread_id, attachment.id))
 
     async def _add(self, who: Principal, thread_id: str, upload: Upload) -> Attachment:
         found = await self._extractor.extract(upload.path, upload.filename, upload.content_type)
@@ -79,14 +82,20 @@ class Attachments:
             created_at=timestamp(self._clock()),
         )
         key = _key(who, thread_id, attachment.id)
-        await self._blobs.put(key, upload.path)
         try:
-            await self._store.add_file(who, KeptFile(attachment, thread_id, found.text))
+            await self._blobs.put(key, upload.path)
+            if found.small:
+                await self._blobs.put(key + _SMALL, small_of(upload.path))
+            await self._store.add_file(who, KeptFile(attachment, thread_id, found.text, found.small))
         except BaseException:
             with contextlib.suppress(BlobUnavailable):
-                await self._blobs.delete(key)
+                await self._delete(key)
             raise
         return attachment
+
+    async def _delete(self, key: str) -> None:
+        await self._blobs.delete(key)
+        await self._blobs.delete(key + _SMALL)
 
     async def named(self, who: Principal, thread_id: str, ids: Sequence[str]) -> list[Attachment]:
         """The attachments that a message's body names. Raises: InvalidRequest for one that isn't in the thread."""
@@ -114,6 +123,16 @@ class Attachments:
         """The bytes from `start` to before `end`, in pieces. Raises: BlobUnavailable."""
         return await self._blobs.read(_key(who, thread_id, attachment.id), start, end)
 
+    async def picture(self, who: Principal, file: KeptFile) -> bytes | None:
+        """A picture as a model is shown it: smaller, if it was large; null if it is lost. Raises: BlobUnavailable."""
+        key = _key(who, file.thread_id, file.attachment.id)
+        try:
+            pieces = await self._blobs.read(key + _SMALL if file.small else key)
+            return b"".join([piece async for piece in pieces])
+        except BlobNotFound:
+            logger.warning("the picture %s is lost", key)
+            return None
+
     async def forget(self, who: Principal, thread_id: str) -> None:
         """Delete a deleted thread's blobs."""
         try:
@@ -135,12 +154,18 @@ class ThreadFiles:
         self._who = who
         self._thread_id = thread_id
 
-    async def text(self, attachment: Attachment) -> str:
-        return (await self._store.file(self._who, self._thread_id, attachment.id)).text
+    async def text(self, attachment: Attachment) -> str | None:
+        file = await self._file(attachment)
+        return file.text if file else None
 
-    async def data(self, attachment: Attachment) -> bytes:
-        pieces = await self._attachments.read(self._who, self._thread_id, attachment, 0, attachment.size)
-        return b"".join([piece async for piece in pieces])
+    async def picture(self, attachment: Attachment) -> bytes | None:
+        file = await self._file(attachment)
+        return await self._attachments.picture(self._who, file) if file else None
+
+    async def _file(self, attachment: Attachment) -> KeptFile | None:
+        with contextlib.suppress(AttachmentNotFound):
+            return await self._store.file(self._who, self._thread_id, attachment.id)
+        return None
 
 
 def _prefix(who: Principal, thread_id: str) -> str:

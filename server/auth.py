@@ -3,57 +3,69 @@
 from __future__ import annotations
 
 from starlette.requests import HTTPConnection
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import RateLimited, Unauthenticated, problem_of
 from server.limits import RequestRate
+from server.sse import later
 from stores.contracts import Directory
 from stores.errors import StoreUnavailable
 from stores.models import Principal
 
 COOKIE = "chat_key"
-_KEYED = ("/api/", "/metrics")
+KEYED = ("/api/", "/metrics")
+"""What paths begin with that need a key; all others are open."""
 
 
 class Authentication:
-    """Pure ASGI middleware: a path under /api/, or /metrics, needs a valid key and gets `scope["principal"]`."""
+    """Pure ASGI middleware: a path under /api/, or /metrics, needs a valid key.
+
+    It gets `scope["principal"]`, and `scope["key"]` for what stays open longer than the key may be valid.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(_KEYED):
+        if scope["type"] == "http" and scope["path"].startswith(KEYED):
             directory: Directory = scope["state"]["service"].store
             try:
-                scope["principal"] = who = await authenticated(directory, HTTPConnection(scope))
+                scope["key"] = key_of(HTTPConnection(scope))
+                scope["principal"] = who = await authenticated(directory, scope["key"])
                 rate: RequestRate = scope["state"]["rate"]
                 rate.count(who.organization_id)
             except (Unauthenticated, RateLimited, StoreUnavailable) as error:
-                await problem_of(error).response()(scope, receive, send)
+                await _refusal(scope, error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-async def authenticated(directory: Directory, connection: HTTPConnection, key: str | None = None) -> Principal:
-    """The Principal of `key` if one is given, else of `Authorization: Bearer <key>`, else of the login cookie.
+def _refusal(scope: Scope, error: Exception) -> Response:
+    """The problem; but a watcher that may come back is told so: `server.sse.later`."""
+    watching = scope["method"] == "GET" and scope["path"].endswith("/events")
+    return later() if watching and not isinstance(error, Unauthenticated) else problem_of(error).response()
 
-    The cookie is SameSite=Strict, but another port of the same host counts as the same site: a browser's request
-    that says it comes from another origin is refused.
 
-    Raises: Unauthenticated.
-    """
-    header = connection.headers.get("authorization")
-    if key is not None:
-        pass
-    elif header is not None:
-        scheme, _, key = header.partition(" ")
-        key = key.strip() if scheme.lower() == "bearer" else ""
-    else:
-        key = connection.cookies.get(COOKIE, "") if same_origin(connection) else ""
+async def authenticated(directory: Directory, key: str) -> Principal:
+    """The Principal of the key. Raises: Unauthenticated, StoreUnavailable."""
     principal = await directory.principal(key) if key else None
     if principal is None:
         raise Unauthenticated
     return principal
+
+
+def key_of(connection: HTTPConnection) -> str:
+    """The key of `Authorization: Bearer <key>`, else of the login cookie; empty if there is none.
+
+    The cookie is SameSite=Strict, but another port of the same host counts as the same site: a browser's request
+    that says it comes from another origin is refused.
+    """
+    header = connection.headers.get("authorization")
+    if header is None:
+        return connection.cookies.get(COOKIE, "") if same_origin(connection) else ""
+    scheme, _, key = header.partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def same_origin(connection: HTTPConnection) -> bool:

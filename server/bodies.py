@@ -1,28 +1,29 @@
 """The bodies that clients send, and how they are read: the types that validate are the types of the API.
 
 Every refusal names the field. msgspec does the types; what it can't say (bytes, nesting, NUL, the server's own
-metadata key) is checked here.
+metadata key) is checked here, the sizes first: what is walked afterwards is small.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from server.errors import InvalidRequest, MalformedBody, TooLarge
-from stores.models import JSONObject, Role
+from stores.models import NESTING, JSONObject, Role
 
 BODY_BYTES = 2 * 2**20
 CONTENT_BYTES = 2**20
 METADATA_BYTES = 16 * 2**10
-NESTING = 64
 
 Title = Annotated[str, Meta(max_length=500)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
+ServerNames = Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=100)]
+ToolNames = Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=1000)]
 B = TypeVar("B", bound=Struct)
 
 
@@ -46,7 +47,7 @@ class MessageCreate(Struct, forbid_unknown_fields=True, frozen=True):
     content_html: str | UnsetType = UNSET
     role: Role = "user"
     metadata: JSONObject | UnsetType = UNSET
-    attachments: list[AttachmentRef] = []
+    attachments: Annotated[list[AttachmentRef], Meta(max_length=100)] = []
 
 
 class AgentCreate(Struct, forbid_unknown_fields=True, frozen=True):
@@ -56,8 +57,8 @@ class AgentCreate(Struct, forbid_unknown_fields=True, frozen=True):
     kind: str | UnsetType = UNSET
     model: Name | None = None
     instructions: Annotated[str, Meta(max_length=200_000)] = ""
-    mcp_servers: list[str] = []
-    tools: list[str] | None = None
+    mcp_servers: ServerNames = []
+    tools: ToolNames | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     is_default: bool = False
     metadata: JSONObject | UnsetType = UNSET
@@ -68,9 +69,9 @@ class AgentUpdate(Struct, forbid_unknown_fields=True, frozen=True):
     kind: str | UnsetType = UNSET
     model: Name | UnsetType | None = UNSET
     instructions: Annotated[str, Meta(max_length=200_000)] | UnsetType = UNSET
-    mcp_servers: list[str] | UnsetType = UNSET
-    tools: list[str] | UnsetType | None = UNSET
-    max_tokens: Annotated[int, Meta(ge=1, le=1000000)] | UnsetType | None = UNSET
+    mcp_servers: ServerNames | UnsetType = UNSET
+    tools: ToolNames | UnsetType | None = UNSET
+    max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | UnsetType | None = UNSET
     is_default: bool | UnsetType = UNSET
     metadata: JSONObject | UnsetType = UNSET
 
@@ -84,47 +85,61 @@ def read(data: bytes, type: type[B], *, files: bool = False) -> B:
         TooLarge: the content or the metadata is.
     """
     try:
-        body = msgspec.json.decode(data, type=type)
+        return checked(msgspec.json.decode(data, type=type), files=files)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MalformedBody(f"The body is not valid JSON: {error}") from error
     except RecursionError as error:
         raise InvalidRequest("body", f"The body is nested deeper than {NESTING} levels.") from error
-    return checked(body, files=files)
 
 
 def checked(body: B, path: str = "", *, files: bool = False) -> B:
     """The checks that types can't express; `path` goes before the fields' names. `files`: some came with the body.
 
-    Raises: InvalidRequest, TooLarge.
+    Raises: InvalidRequest, TooLarge; RecursionError for metadata nested very deep.
     """
+    _check_sizes(body, path)
     for name in body.__struct_fields__:
         value = getattr(body, name)
-        if value is not UNSET:
+        if isinstance(value, MessageCreate):
+            checked(value, f"{path}{name}.")
+        elif value is not UNSET:
             _walk(value, path + name)
+    if isinstance(body, MessageCreate):
+        if body.metadata is not UNSET and "run" in body.metadata:
+            raise InvalidRequest(f"{path}metadata.run", "The metadata key `run` is the server's.")
+        if not (body.content or body.attachments or files):
+            raise InvalidRequest(f"{path}content", "The content may be empty only with an attachment.")
+    return body
+
+
+def _check_sizes(body: Struct, path: str) -> None:
     for name in ("content", "content_html"):
         text = getattr(body, name, UNSET)
         if isinstance(text, str) and len(text.encode()) > CONTENT_BYTES:
             raise TooLarge(path + name, CONTENT_BYTES)
     metadata = getattr(body, "metadata", UNSET)
-    if isinstance(metadata, dict):
-        if len(msgspec.json.encode(metadata)) > METADATA_BYTES:
-            raise TooLarge(f"{path}metadata", METADATA_BYTES)
-        if isinstance(body, MessageCreate) and "run" in metadata:
-            raise InvalidRequest(f"{path}metadata.run", "The metadata key `run` is the server's.")
-    if isinstance(body, MessageCreate) and not (body.content or body.attachments or files):
-        raise InvalidRequest(f"{path}content", "The content may be empty only with an attachment.")
-    return body
+    if metadata is not UNSET and len(msgspec.json.encode(metadata)) > METADATA_BYTES:
+        raise TooLarge(f"{path}metadata", METADATA_BYTES)
 
 
 def message_of(fields: dict[str, str], *, files: bool) -> MessageCreate:
     """A message that came as form fields: `metadata` and `attachments` are JSON. Raises: as `read`."""
-    members = [] if "content" in fields or not files else [b'"content":""']
+    members: dict[str, Any] = {"content": ""} if files else {}
     for name, text in fields.items():
-        value = text.encode() if name in ("metadata", "attachments") else msgspec.json.encode(text)
-        members.append(msgspec.json.encode(name) + b":" + value)
-    return read(b"{" + b",".join(members) + b"}", MessageCreate, files=files)
+        members[name] = _json_of(name, text) if name in ("metadata", "attachments") else text
+    return read(msgspec.json.encode(members), MessageCreate, files=files)
+
+
+def _json_of(field: str, text: str) -> msgspec.Raw:
+    """One JSON value, and nothing behind it, as it stands. Raises: InvalidRequest."""
+    try:
+        return msgspec.json.decode(text, type=msgspec.Raw)
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(field, f"The field {field} is not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise InvalidRequest(field, f"{field} is nested deeper than {NESTING} levels.") from error
 
 
 def fingerprint(body: Struct, *more: str) -> str:
@@ -141,20 +156,35 @@ def _invalid(sentence: str) -> InvalidRequest:
     return InvalidRequest(field or "body", sentence)
 
 
+class _Place(NamedTuple):
+    """Where a value stands: its parent's place and its step from there. A text only once it must be said."""
+
+    parent: _Place | None
+    step: str | int
+
+    def __str__(self) -> str:
+        steps: list[str] = []
+        place: _Place | None = self
+        while place is not None:
+            steps.append(f"[{place.step}]" if isinstance(place.step, int) else f".{place.step}")
+            place = place.parent
+        return "".join(reversed(steps)).removeprefix(".")
+
+
 def _walk(value: Any, field: str) -> None:
     """Refuse NULs (BSON keys can't hold them) and deep nesting, without recursion."""
-    pending = [(value, field, 1)]
+    pending: list[tuple[Any, _Place, int]] = [(value, _Place(None, field), 1)]
     while pending:
-        value, path, depth = pending.pop()
+        value, place, depth = pending.pop()
         if isinstance(value, str):
             if "\0" in value:
-                raise InvalidRequest(path, "Text may not hold NUL characters.")
+                raise InvalidRequest(str(place), "Text may not hold NUL characters.")
         elif depth > NESTING:
             raise InvalidRequest(field, f"{field} is nested deeper than {NESTING} levels.")
         elif isinstance(value, dict):
-            pending += [(key, path, depth) for key in value]
-            pending += [(inner, f"{path}.{key}", depth + 1) for key, inner in value.items()]
+            pending += [(key, place, depth) for key in value]
+            pending += [(inner, _Place(place, key), depth + 1) for key, inner in value.items()]
         elif isinstance(value, list):
-            pending += [(inner, f"{path}[{index}]", depth + 1) for index, inner in enumerate(value)]
+            pending += [(inner, _Place(place, index), depth + 1) for index, inner in enumerate(value)]
         elif isinstance(value, Struct):
-            pending += [(getattr(value, name), f"{path}.{name}", depth + 1) for name in value.__struct_fields__]
+            pending += [(getattr(value, name), _Place(place, name), depth + 1) for name in value.__struct_fields__]

@@ -10,8 +10,9 @@ runs out. So a queue, a slow start or a busy machine costs a text nothing, and a
 too: idle at the end of its stdin, busy when its time is over.
 
 Raw HTML in Markdown is shown as text: people write `Vec<T>`, and nh3 would drop the `<T>`. Relative URLs go, since
-nobody knows on which page a message is shown. Images may be http or https only. NULs become U+FFFD, as CommonMark
-has it, and lone surrogates "?", so that every result is valid UTF-8.
+nobody knows on which page a message is shown. An image in Markdown becomes a link: shown, every reader's browser would
+fetch it unasked, and whoever talked a model into naming it (a document can) would read in its URL what the model put
+there. NULs become U+FFFD, as CommonMark has it, and lone surrogates "?", so that every result is valid UTF-8.
 """
 
 from __future__ import annotations
@@ -25,9 +26,13 @@ import re
 import signal
 import struct
 import sys
+from collections.abc import Sequence
 
 import nh3
 from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from markdown_it.utils import EnvType, OptionsDict
 
 SMALL_BYTES = 16 * 2**10
 WORK_SECONDS = 2.0
@@ -52,6 +57,17 @@ _ATTRIBUTES = {
 }
 _LANGUAGE = re.compile(r"language-[\w+#.-]{1,40}")
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+
+
+def _linked(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
+    """An image as a link with its text."""
+    token = tokens[index]
+    source = str(token.attrGet("src") or "")
+    words = renderer.renderInlineAsText(token.children, options, env).strip() or source
+    return f'<a href="{html.escape(source)}">{html.escape(words, quote=False)}</a>'
+
+
+_MARKDOWN.add_render_rule("image", _linked)
 _CLEANER = nh3.Cleaner(
     tags=nh3.ALLOWED_TAGS - {"area", "map"},
     attributes=_ATTRIBUTES,

@@ -158,6 +158,7 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     stores.ThreadNotFound: (404, "thread_not_found"),
     stores.MessageNotFound: (404, "message_not_found"),
     stores.AttachmentNotFound: (404, "attachment_not_found"),
+    stores.BlobNotFound: (404, "attachment_not_found"),
     stores.ThreadBusy: (409, "thread_busy"),
     stores.ThreadArchived: (409, "thread_archived"),
     ThreadEmpty: (409, "thread_empty"),

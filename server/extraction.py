@@ -27,8 +27,8 @@ from server.settings import environment
 
 logger = logging.getLogger(__name__)
 
-TEXT_CHARS = 400_000
-"""The most of a text that is kept."""
+TEXT_CHARS = 200_000
+"""The most of a text that is kept, and that a model is given (agents/attached.py)."""
 _READER = Path(__file__).with_name("reading.py")
 _REPLY_BYTES = 8 * 2**20
 """Above any reply: a character takes twelve bytes at most."""
@@ -42,10 +42,10 @@ _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "LANG", "
 class Extracted(msgspec.Struct, frozen=True):
     """What was found. `content_type` is decided by the content, then by the name, then by what was declared.
 
-    ready: `text` is what the file says, cut after 400,000 characters where `truncated`; an image has none, but a
-    `width` and a `height` in pixels. failed: a kind of file that is read, but this one could not be. unsupported: a
-    kind that isn't. `error` tells a client why. An empty file is a ready and empty text, if its name isn't one of a
-    kind (pdf, png, …) that can't be empty: then it has failed.
+    ready: `text` is what the file says, cut after 200,000 characters where `truncated`; an image has none, but if it is
+    large a smaller copy for models lies beside the file (`small_of`). failed: a kind of file that is read, but this one
+    could not be. unsupported: a kind that isn't. `error` tells a client why. An empty file is a ready and empty text,
+    if its name isn't one of a kind (pdf, png, …) that can't be empty: then it has failed.
     """
 
     content_type: str
@@ -53,8 +53,12 @@ class Extracted(msgspec.Struct, frozen=True):
     text: str = ""
     truncated: bool = False
     error: str | None = None
-    width: int | None = None
-    height: int | None = None
+    small: bool = False
+
+
+def small_of(path: Path) -> Path:
+    """Where the reader puts the smaller copy of a large picture."""
+    return path.with_name(path.name + ".small")
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -188,6 +192,8 @@ async def _send(worker: asyncio.subprocess.Process, request: list[str | None]) -
 async def _frame(worker: asyncio.subprocess.Process) -> bytes:
     assert worker.stdout is not None
     (size,) = _SIZE.unpack(await worker.stdout.readexactly(_SIZE.size))
+    if size > _REPLY_BYTES:
+        raise EOFError(f"a reply of {size} bytes is none")
     return await worker.stdout.readexactly(size)
 
 

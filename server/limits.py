@@ -16,16 +16,20 @@ from server.errors import RateLimited
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Per organization and process: requests a minute, runs and open streams at once; in all: bytes of attachments."""
+    """Per organization and process: requests a minute, runs and open streams at once; in all: bytes of attachments.
+
+    `ping_seconds`: how often an open stream is pinged, and how long it may outlive its key.
+    """
 
     requests: int = 6000
     runs: int = 200
     streams: int = 2000
     kept_bytes: int = 10 * 2**30
+    ping_seconds: float = 15.0
 
 
 class RequestRate:
-    """Counts the requests of each organization in the current minute."""
+    """Counts the requests of each organization in the current minute; a WebSocket's frames are requests too."""
 
     def __init__(self, limits: Limits) -> None:
         self._item = RateLimitItemPerMinute(limits.requests)

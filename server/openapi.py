@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from starlette.routing import BaseRoute, Route
 
+from server.auth import KEYED
 from server.bodies import AgentCreate, AgentUpdate, MessageCreate, ThreadCreate, ThreadUpdate
 from server.routes import agents, attachments, events, health, messages, threads
 from stores.models import Agent, Attachment, JSONObject, Message, Role, Thread
@@ -161,6 +162,8 @@ def _operation(route: Route, operation: Operation, schemas: dict[str, JSONObject
         "parameters": [*in_path, *in_query, *in_header],
         "responses": _responses(operation, schemas),
     }
+    if not route.path.startswith(KEYED):
+        found["security"] = []
     content = _json(schemas[repr(operation.body)]) if operation.body is not None else {}
     if operation.form is not None:
         content["multipart/form-data"] = {"schema": schemas[repr(operation.form)]}

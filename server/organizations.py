@@ -8,11 +8,14 @@ import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from stores.contracts import Store
 from stores.models import Agent, Organization, Principal, User, hash_of, new_id, timestamp, utcnow
 
 FIRST = "default"
 KEY_FILE = "key"
+_DEMO = "Demo"
 
 
 def new_secret() -> str:
@@ -23,16 +26,21 @@ def new_secret() -> str:
 async def member(
     store: Store, organization: str, user: str, *, kind: str, model: str | None, servers: Collection[str]
 ) -> tuple[Organization, User]:
-    """Find or make the organization (by id or name), its user and, if it has no agent, its default agent."""
+    """Find or make the organization (by id or name), its user and, if it has no agent, its default agent.
+
+    The demo agent that was made so, and that nobody has changed, becomes one of `kind` once there is a better kind.
+    """
     found = await store.find_organization(organization) or await store.create_organization(organization)
     owner = await store.find_user(found.id, user) or await store.create_user(found.id, user)
     who = Principal(found.id, owner.id)
-    if not await store.agents(who):
-        now = timestamp(utcnow())
+    name = _DEMO if kind == "demo" else "Assistant"
+    now = timestamp(utcnow())
+    agents = await store.agents(who)
+    if not agents:
         agent = Agent(
             id=new_id(),
             organization_id=found.id,
-            name="Assistant" if kind != "demo" else "Demo",
+            name=name,
             kind=kind,
             model=model,
             instructions="",
@@ -47,7 +55,13 @@ async def member(
         made = await store.create_agent(who, agent)
         if not made.is_default:  # another process, started at the same moment, made the default just now
             await store.delete_agent(who, made.id)
+    elif kind != "demo" and len(agents) == 1 and _is_untouched_demo(agents[0]):
+        await store.update_agent(who, replace(agents[0], name=name, kind=kind, model=model, updated_at=now))
     return found, owner
+
+
+def _is_untouched_demo(agent: Agent) -> bool:
+    return agent.kind == "demo" and agent.name == _DEMO and agent.updated_at == agent.created_at
 
 
 async def first_start(

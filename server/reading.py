@@ -14,6 +14,7 @@ from __future__ import annotations
 import codecs
 import email
 import email.policy
+import io
 import json
 import os
 import re
@@ -34,8 +35,17 @@ Found = dict[str, Any]
 HEAD_BYTES = 64 * 2**10
 DETECT_BYTES = 256 * 2**10
 MAIL_BYTES = 25 * 2**20
+PAGES = 1_000
+"""Of a PDF. The other formats have no pages until somebody lays them out."""
 PIXELS = 100_000_000
-"""More than any model takes; larger ones are not decoded."""
+"""Larger pictures are not decoded."""
+LONG_EDGE = 1568
+"""In pixels; what is larger is shrunk to that by the Messages API itself, and over 8,000 refused.
+
+https://platform.claude.com/docs/en/build-with-claude/vision
+"""
+PICTURE_BYTES = 2**20
+"""So that the twenty pictures of a request fit into its 32 MB, as base64."""
 
 PDF = "application/pdf"
 HTML = "text/html"
@@ -85,7 +95,7 @@ _BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _CONTROLS = re.compile(r"[\x00-\x06\x0e-\x1a\x1c-\x1f\x7f\ufffe\uffff]")
-_HTML = re.compile(r"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html)\b", re.IGNORECASE | re.DOTALL)
+_HTML = re.compile(r"\s*(<\?xml[^>]*>\s*)?(?>(?:<!--.*?-->\s*)*)<(!doctype\s+html|html)\b", re.IGNORECASE | re.DOTALL)
 _HEAD = re.compile(r"<head\b.*?(</head\s*>|(?=<body\b))", re.IGNORECASE | re.DOTALL)
 _CHARSET = re.compile(rb"<meta[^>]{1,200}?charset\s*=\s*[\"']?([\w.:-]{1,40})", re.IGNORECASE)
 _MAIL = re.compile(r"(?:[!-9;-~]+:[^\n]*\n(?:[ \t][^\n]*\n)*){2,}\r?\n")
@@ -132,19 +142,21 @@ def read(path: Path, filename: str, declared: str | None, chars: int, tell: Call
 def document(path: Path, content_type: str, chars: int) -> Found | None:
     """Read what needs more than decoding; null for a kind that isn't read. Raises: Unreadable."""
     if content_type in IMAGES.values():
-        width, height = image_size(path)
-        return {"content_type": content_type, "status": "ready", "width": width, "height": height}
+        return {"content_type": content_type, "status": "ready", "small": shrunk(path)}
+    cut = False
     if content_type == HTML:
         text = html_text(html_source(path))
     elif content_type == EML:
         text = mail_text(path)
+    elif content_type == PDF:
+        text, cut = pdf_text(path)
     elif content_type in DOCUMENTS.values():
         text = document_text(path, content_type)
     else:
         return None
     if not text.strip():  # a scan, most often; or more deeply nested than kreuzberg follows
         raise Unreadable("No text was found in the file.")
-    return ready(content_type, text, chars)
+    return ready(content_type, text, chars, cut)
 
 
 def ready(content_type: str, text: str, chars: int, cut: bool = False) -> Found:
@@ -227,6 +239,8 @@ def decoded(head: bytes, file: BinaryIO, chars: int) -> tuple[str | None, bool]:
         text = attempt(data, "utf-8", cut)
     if text is None and (detected := chardet.detect(evidence(data)).get("encoding")):
         text = attempt(data, detected, cut)
+    if text is None and cut:  # its only odd bytes may be the few that were read of its last line
+        text = attempt(data.rpartition(b"\n")[0], "utf-8", cut)
     return text, cut
 
 
@@ -271,8 +285,11 @@ def looks_like_mail(text: str) -> bool:
     return found is not None and len(set(map(str.lower, _MAIL_HEADERS.findall(found[0])))) >= 2
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Decode it whole: an image that a model refuses would spoil every later turn of its thread."""
+def shrunk(path: Path) -> bool:
+    """Decode a picture whole: one that a model refuses would spoil every later turn of its thread.
+
+    True if it is larger than models take or look at; a smaller copy then lies beside it, upright, as PNG or JPEG.
+    """
     import warnings
 
     from PIL import Image
@@ -283,10 +300,38 @@ def image_size(path: Path) -> tuple[int, int]:
         with Image.open(path, formats=("PNG", "JPEG", "GIF", "WEBP")) as image:
             if image.width * image.height > PIXELS:
                 raise Unreadable(f"The image is too large: {image.width} by {image.height} pixels.")
+            large = max(image.size) > LONG_EDGE or path.stat().st_size > PICTURE_BYTES
             image.load()
-            return image.width, image.height
+            if large:
+                path.with_name(path.name + ".small").write_bytes(smaller(image))
+            return large
     except (OSError, SyntaxError, ValueError, struct.error, EOFError) as error:
         raise Unreadable("The image is damaged.") from error
+
+
+def smaller(image: Any) -> bytes:
+    """The picture in at most 1568 pixels a side and 1 MB: with what is see-through, if there is such."""
+    from PIL import Image, ImageOps
+
+    kept = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    kept.thumbnail((LONG_EDGE, LONG_EDGE))
+    kept.info["exif"] = image.info.get("exif", b"")
+    kept = ImageOps.exif_transpose(kept)
+    if kept.mode == "RGBA":
+        if len(data := encoded(kept, "PNG")) <= PICTURE_BYTES:
+            return data
+        white = Image.new("RGBA", kept.size, "white")
+        kept = Image.alpha_composite(white, kept).convert("RGB")
+    for quality in (85, 70, 50):
+        if len(data := encoded(kept, "JPEG", quality=quality)) <= PICTURE_BYTES:
+            break
+    return data
+
+
+def encoded(image: Any, kind: str, **options: int) -> bytes:
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return data.getvalue()
 
 
 def html_source(path: Path) -> str:
@@ -344,6 +389,23 @@ def part_text(part: Any) -> str:
             except (LookupError, UnicodeError):
                 pass
     return str(data.decode(errors="replace"))
+
+
+def pdf_text(path: Path) -> tuple[str, bool]:
+    """The text of the first 1,000 pages, and whether there are more."""
+    import pypdfium2  # type: ignore[import-untyped]
+
+    data = io.BytesIO()
+    try:
+        with pypdfium2.PdfDocument(path) as whole, pypdfium2.PdfDocument.new() as part:
+            if len(whole) > PAGES:
+                part.import_pages(whole, list(range(PAGES)))
+                part.save(data)
+    except (pypdfium2.PdfiumError, OSError):
+        pass  # kreuzberg will say what is wrong with it
+    if first := data.getvalue():
+        return kreuzberg_text(first, PDF), True
+    return kreuzberg_text(path, PDF), False
 
 
 def document_text(path: Path, content_type: str) -> str:

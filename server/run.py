@@ -27,7 +27,7 @@ from stores.events import (
     ToolCallStarted,
 )
 from stores.fold import Fold
-from stores.models import MESSAGE_BYTES, Agent, Clock, JSONObject, Message, Principal, Status, timestamp
+from stores.models import MESSAGE_BYTES, NESTING, Agent, Clock, JSONObject, Message, Principal, Status, depth, timestamp
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -107,7 +107,9 @@ class LiveRun:
                 }
 
     def _take_tool_part(self, part: ToolStarted | ToolProgress | ToolCompleted) -> None:
-        self._grow(len(msgspec.json.encode(part)))
+        if not isinstance(part, ToolProgress):
+            part = _shallow(part)
+            self._grow(len(msgspec.json.encode(part)))
         index = self._index(part.id)
         match part:
             case ToolStarted():
@@ -148,6 +150,16 @@ def _clean(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-8", "replace").decode()
     return text
+
+
+def _shallow(part: ToolStarted | ToolCompleted) -> ToolStarted | ToolCompleted:
+    """The same part; arguments or a result that no store could read back, for they nest too deep, become words."""
+    match part:
+        case ToolStarted() if depth(part.arguments) > NESTING:
+            return msgspec.structs.replace(part, arguments={"unreadable": f"Nested deeper than {NESTING} levels."})
+        case ToolCompleted(result=result) if result is not None and depth(result) > NESTING:
+            return ToolCompleted(part.id, error=f"The result was nested deeper than {NESTING} levels.")
+    return part
 
 
 def finished(partial: Message, ending: Ending, now: str) -> tuple[Message, list[ToolCallCompleted]]:

@@ -22,7 +22,7 @@ from agents import AgentError, Files, NoFiles, Run, Toolbox
 from agents.registry import Registry
 from server.run import CANCELLED, COMPLETED, INTERRUPTED, Ending, LiveRun, TooLong, finished
 from stores.contracts import LEASE_SECONDS, EventLog, Finished, LogWriter, Posted, Store
-from stores.errors import Gap, LogDeleted, LogUnavailable, NotFound, StoreUnavailable
+from stores.errors import BlobUnavailable, Gap, LogDeleted, LogUnavailable, NotFound, StoreUnavailable, ThreadNotFound
 from stores.events import Event, MessageCreated, RunError, Terminal, ToolCallCompleted, terminal
 from stores.fold import fold
 from stores.models import Agent, Clock, Message, Principal, RunRecord, new_id, timestamp, utcnow
@@ -166,12 +166,12 @@ class Runner:
             run.end(COMPLETED)
         except AgentError as error:
             run.end(Ending("failed", RunError(error.code, error.detail, error.retryable, error.retry_after)))
-        except (LogDeleted, NotFound):
+        except (LogDeleted, ThreadNotFound):
             run.end(None)
         except TooLong:
             run.end(Ending("failed", RunError("agent_failed", "The answer grew larger than a message may be.", False)))
-        except StoreUnavailable:
-            run.end(Ending("failed", RunError("store_unavailable", "The database did not answer.", retryable=True)))
+        except (StoreUnavailable, BlobUnavailable):
+            run.end(Ending("failed", RunError("store_unavailable", "The storage did not answer.", retryable=True)))
         except Exception:
             logger.exception("run %s: its agent raised", run.id)
             run.end(Ending("failed", RunError("agent_failed", "The agent failed.", retryable=False)))
@@ -179,10 +179,10 @@ class Runner:
     async def _prepare(self, run: LiveRun) -> Run:
         stored = await self._until_answered(
             f"the history of run {run.id} could not be read yet",
-            lambda: self._store.messages(run.who, run.thread_id, before=None, limit=HISTORY),
+            lambda: self._store.messages(run.who, run.thread_id, before=None, limit=HISTORY + 1),
         )
-        asked = [message for message in stored if message.created_at <= run.question.created_at]
-        return self.prepared(run.who, run.agent, run.id, asked, earlier=len(stored) == HISTORY)
+        asked = [message for message in stored[-HISTORY:] if message.created_at <= run.question.created_at]
+        return self.prepared(run.who, run.agent, run.id, asked, earlier=len(stored) > HISTORY)
 
     async def _keep(self, run: LiveRun) -> None:
         """Checkpoint every two seconds and at each tool boundary; learn there whether the run may go on."""

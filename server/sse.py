@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.streams import Stream, Streams
@@ -19,13 +20,21 @@ from server.viewer import Viewer
 from stores.errors import StoreUnavailable
 
 RETRY_MS = 1000
-BUSY_MS = 10_000
-"""Where an organization has too many streams: any status but 200 would close an EventSource for good."""
+LATER_MS = 10_000
 _PING = b":\n"
 _GOODBYE = b"retry: %d\n\n" % RETRY_MS
-_BUSY = b"retry: %d\n\n" % BUSY_MS
+
+_HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
 
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
+
+
+def later() -> Response:
+    """What a watcher gets for whom there is no room now, or no database: come back. It tells nothing, so anybody may.
+
+    Any status but 200 would close an EventSource for good.
+    """
+    return Response(b"retry: %d\n\n" % LATER_MS, headers=_HEADERS, media_type="text/event-stream")
 
 
 async def _nothing() -> AsyncIterator[bytes]:
@@ -36,11 +45,12 @@ async def _nothing() -> AsyncIterator[bytes]:
 class EventStream(EventSourceResponse):
     """A response that writes a viewer's entries until its reading ends, the client leaves, or the server stops.
 
-    A null viewer is a stream with nothing left to say: 200 and a clean end.
+    A key that was revoked ends it too: what its client asks next gets the 401. A null viewer is a stream with nothing
+    left to say: 200 and a clean end.
     """
 
     def __init__(self, streams: Streams, viewer: Viewer | None, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(_nothing(), sep="\n", headers={"Cache-Control": "no-cache, no-transform", **(headers or {})})
+        super().__init__(_nothing(), sep="\n", headers={**_HEADERS, **(headers or {})})
         self._streams = streams
         self._viewer = viewer
 
@@ -48,11 +58,8 @@ class EventStream(EventSourceResponse):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         if self._viewer is not None and scope["method"] == "HEAD":
             self._viewer.close()
-        elif self._viewer is not None and self._streams.full(self._viewer.who):
-            self._viewer.close()
-            await send({"type": "http.response.body", "body": _BUSY, "more_body": True})
         elif self._viewer is not None:
-            with self._streams.open(self._viewer) as stream:
+            with self._streams.open(self._viewer, scope["key"]) as stream:
                 watcher = asyncio.create_task(_watch(receive, stream))
                 try:
                     await self._pump(stream, send)
@@ -67,7 +74,7 @@ class EventStream(EventSourceResponse):
             except StoreUnavailable:
                 await send({"type": "http.response.body", "body": _GOODBYE, "more_body": True})
                 return
-            if entries is None:
+            if entries is None or stream.revoked:
                 return
             body = b"".join([entry.sse for entry in entries])
             if stream.ping():

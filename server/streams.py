@@ -1,7 +1,8 @@
 """The open event streams of this process, SSE and WebSocket alike: one ping wheel, one place to close them all.
 
 A stream is never written to from outside: it is woken, and its own pump sees what is due. A timer per stream was
-refused: with thousands of idle viewers it is most of what the process does.
+refused: with thousands of idle viewers it is most of what the process does. At every turn of the wheel the keys of
+the open streams are looked at again, so that a revoked one stops reading.
 """
 
 from __future__ import annotations
@@ -9,25 +10,34 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from server.errors import RETRY_SECONDS, RateLimited
+from server.limits import Limits
 from server.viewer import Viewer
+from stores.contracts import Directory
+from stores.errors import StoreUnavailable
 from stores.models import Principal
-
-PING_SECONDS = 15.0
 
 
 class Stream:
-    """One open stream. Its pump looks at `ping_due`, `gone` and `Streams.closing` whenever it wakes."""
+    """One open stream. Its pump looks at `ping_due`, `gone`, `revoked` and `Streams.closing` whenever it wakes."""
 
-    def __init__(self, viewer: Viewer) -> None:
+    def __init__(self, viewer: Viewer, key: str) -> None:
         self.viewer = viewer
+        self.key = key
         self.ping_due = False
         self.gone = False
+        self.revoked = False
 
     def leave(self) -> None:
         """The client went away."""
         self.gone = True
+        self.viewer.wake()
+
+    def revoke(self) -> None:
+        """Its key is valid no more."""
+        self.revoked = True
         self.viewer.wake()
 
     def ping(self) -> bool:
@@ -37,29 +47,36 @@ class Stream:
 
 
 class Streams:
-    """Every open stream.
+    """Every open stream, and how many of them one organization may have here."""
 
-    Args:
-        limit: how many one organization may have open here.
-    """
-
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limits: Limits) -> None:
         self.closing = False
-        self._limit = limit
+        self._limit = limits.streams
+        self._ping_seconds = limits.ping_seconds
         self._open: set[Stream] = set()
         self._of: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def full(self, who: Principal) -> bool:
-        """True if the organization has as many open streams here as it may have."""
-        return self._of[who.organization_id] >= self._limit
+    def admit(self, who: Principal) -> None:
+        """Raises: RateLimited if the organization has as many open streams here as it may have."""
+        if self._of[who.organization_id] >= self._limit:
+            raise RateLimited("open streams", self._limit, RETRY_SECONDS)
+
+    def admitted(self, viewer: Viewer) -> Viewer:
+        """The viewer, closed if there is no room for it. Raises: RateLimited."""
+        try:
+            self.admit(viewer.who)
+        except RateLimited:
+            viewer.close()
+            raise
+        return viewer
 
     @contextmanager
-    def open(self, viewer: Viewer) -> Iterator[Stream]:
-        """Count a stream for as long as it is open, then close its viewer."""
-        stream = Stream(viewer)
+    def open(self, viewer: Viewer, key: str) -> Iterator[Stream]:
+        """Count a stream for as long as it is open, then close its viewer. `key`: what it was opened with."""
+        stream = Stream(viewer, key)
         self._open.add(stream)
         self._of[viewer.who.organization_id] += 1
         if self.closing:
@@ -79,7 +96,21 @@ class Streams:
 
     async def ping_forever(self) -> None:
         while True:
-            await asyncio.sleep(PING_SECONDS)
+            await asyncio.sleep(self._ping_seconds)
             for stream in self._open:
                 stream.ping_due = True
                 stream.viewer.wake()
+
+    async def check_keys_forever(self, directory: Directory) -> None:
+        """End the streams whose key was revoked. Beside the pings: a database that is slow holds those up no more."""
+        while True:
+            await asyncio.sleep(self._ping_seconds)
+            with suppress(StoreUnavailable):  # that ends nobody's stream
+                await self._check_keys(directory)
+
+    async def _check_keys(self, directory: Directory) -> None:
+        for key, who in {(stream.key, stream.viewer.who) for stream in self._open}:
+            if await directory.principal(key) != who:
+                for stream in self._open:
+                    if stream.key == key:
+                        stream.revoke()

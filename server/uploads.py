@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 FILE_BYTES = 25 * 2**20
 FILES = 10
 _FIELDS = 50
+_BOUNDARY_BYTES = 200
+"""RFC 2046 allows 70; the parser raises above 256."""
 
 
 class Upload(msgspec.Struct):
@@ -59,24 +61,23 @@ async def form_of(request: Request) -> AsyncIterator[Form]:
     Raises:
         MalformedBody: it isn't multipart/form-data as the header says.
         TooLarge: a file is over 25 MB, or the fields over 2 MB.
-        InvalidRequest: more than 10 files, or a field twice; a part for files not named `files`.
+        InvalidRequest: more than 10 files, a field twice or not in UTF-8; a part for files not named `files`.
     """
     boundary = _boundary(request.headers["content-type"])
     folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="chat-upload-"))
-    reader = _Reader(boundary, folder)
     try:
-        async for data in request.stream():
-            await asyncio.to_thread(reader.feed, data)
-        yield await asyncio.to_thread(reader.form)
+        with closing(_Reader(boundary, folder)) as reader:
+            async for data in request.stream():
+                await asyncio.to_thread(reader.feed, data)
+            yield await asyncio.to_thread(reader.form)
     finally:
-        reader.close()
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 def _boundary(content_type: str) -> bytes:
     boundary = parse_options_header(content_type)[1].get(b"boundary")
-    if not boundary:
-        raise MalformedBody("The multipart body has no boundary.")
+    if not boundary or len(boundary) > _BOUNDARY_BYTES:
+        raise MalformedBody("The multipart body has no boundary, or one that is too long.")
     return boundary
 
 
@@ -104,7 +105,10 @@ class _Reader:
             "on_part_end": self._part_end,
             "on_end": self._end,
         }
-        self._parser = MultipartParser(boundary, callbacks)
+        try:
+            self._parser = MultipartParser(boundary, callbacks)
+        except FormParserError as error:
+            raise MalformedBody("The multipart body's boundary is too long.") from error
 
     def feed(self, data: bytes) -> None:
         try:
@@ -138,12 +142,12 @@ class _Reader:
                 raise InvalidRequest(self._name, f"A form may have at most {_FIELDS} fields.")
             return
         if self._name != "files":
-            raise InvalidRequest(self._name, "Files go into the field `files`.")
+            raise InvalidRequest(self._name or "body", "Files go into the field `files`.")
         if len(self._files) >= FILES:
             raise InvalidRequest("files", f"At most {FILES} files may come at once.")
         path = self._folder / str(len(self._files))
         kind = self._headers.get(b"content-type", b"").decode("latin-1").strip() or None
-        self._files.append(Upload(clean_name(options[b"filename"].decode("utf-8", "replace")), kind, path))
+        self._files.append(Upload(_filename(options[b"filename"].decode("utf-8", "replace")), kind, path))
         self._file = (path.open("wb"), hashlib.sha256())
 
     def _data(self, data: bytes) -> None:
@@ -165,11 +169,11 @@ class _Reader:
             self.close()
             return
         if self._name in self._fields:
-            raise InvalidRequest(self._name, f"The field {self._name} came twice.")
+            raise InvalidRequest(self._name or "body", f"The field {self._name} came twice.")
         try:
             self._fields[self._name] = self._text.decode()
         except UnicodeDecodeError as error:
-            raise MalformedBody(f"The field {self._name} is not UTF-8.") from error
+            raise InvalidRequest(self._name or "body", f"The field {self._name} is not UTF-8.") from error
 
     def close(self) -> None:
         """Close the file that is being written, if there is one."""
@@ -180,6 +184,14 @@ class _Reader:
 
     def _end(self) -> None:
         self._ended = True
+
+
+def _filename(written: str) -> str:
+    """The clean name of a file as browsers write it in a form: these three characters are escaped, and no others.
+
+    https://html.spec.whatwg.org/multipage/form-control-infrastructure.html#multipart-form-data
+    """
+    return clean_name(written.replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n"))
 
 
 def clean_name(filename: str) -> str:

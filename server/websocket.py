@@ -1,15 +1,16 @@
 """The WebSocket: the same events as SSE, and commands.
 
 `…/ws?after=<position>`. One task pumps the viewer's entries out; the receiving loop reads commands and does each in a
-task of its own, so that a slow one (an interrupt) holds up neither the stream nor a ping. A bad frame gets an error
-frame and the socket lives. The socket is accepted before it is refused: closed earlier, the close code would be lost
-behind an HTTP 403.
+task of its own, so that a slow one (an interrupt) holds up neither the stream nor a ping nor a cancel. Messages are
+stored in the order in which they came: one at a time. With 16 commands under way nothing more is read until one is
+done. A bad frame gets an error frame and the socket lives. The socket is accepted before it is refused: closed earlier,
+the close code would be lost behind an HTTP 403.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Annotated, cast
 
 import msgspec
@@ -17,12 +18,14 @@ from msgspec import Meta, Struct
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.ai_chat_service import AIChatService, IfBusy
-from server.auth import authenticated, same_origin
-from server.bodies import MessageCreate, checked, read
-from server.errors import MalformedBody, Unauthenticated, problem_of
+from server.auth import authenticated, key_of, same_origin
+from server.bodies import MessageCreate, read
+from server.errors import MalformedBody, RateLimited, Unauthenticated, problem_of
+from server.limits import RequestRate
 from server.streams import Stream, Streams
+from server.viewer import Viewer
 from stores.errors import AgentNotFound, StoreUnavailable, ThreadNotFound
-from stores.models import JSONObject, Principal
+from stores.models import JSONObject
 
 NO_KEY = 4401
 FOREIGN_ORIGIN = 4403
@@ -35,6 +38,8 @@ TRY_LATER = 1013
 _PROTOCOL = "chat"
 _BEARER = "bearer."
 _AT_ONCE = 16
+_WENT = (WebSocketDisconnect, RuntimeError, OSError)
+"""What writing to a client raises who has gone."""
 
 
 class CreateMessage(Struct, tag="message.create", forbid_unknown_fields=True, frozen=True):
@@ -59,67 +64,76 @@ Command = CreateMessage | CancelRun | Ping
 async def serve_thread(websocket: WebSocket) -> None:
     """Follow a thread and take commands for it until either side goes."""
     offered = websocket.scope.get("subprotocols", [])
-    await websocket.accept(subprotocol=_PROTOCOL if _PROTOCOL in offered else None)
-    key = next((name.removeprefix(_BEARER) for name in offered if name.startswith(_BEARER)), None)
-    service, streams = cast(AIChatService, websocket.state.service), cast(Streams, websocket.state.streams)
-    agent_id, thread_id = websocket.path_params["agent_id"], websocket.path_params["thread_id"]
-    if key is None and not same_origin(websocket):
-        await websocket.close(FOREIGN_ORIGIN, "foreign origin")
+    with suppress(*_WENT):
+        await websocket.accept(subprotocol=_PROTOCOL if _PROTOCOL in offered else None)
+    bearer = next((name.removeprefix(_BEARER) for name in offered if name.startswith(_BEARER)), None)
+    if bearer is None and not same_origin(websocket):
+        await _close(websocket, FOREIGN_ORIGIN, "foreign origin")
         return
+    key = key_of(websocket) if bearer is None else bearer
     try:
-        who = await authenticated(service.store, websocket, key)
-        viewer = await service.watch(who, agent_id, thread_id, websocket.query_params.get("after") or None)
-    except Unauthenticated:
-        await websocket.close(NO_KEY, "no valid key")
-        return
-    except (AgentNotFound, ThreadNotFound):
-        await websocket.close(NO_THREAD, "no such thread")
-        return
+        viewer = await _viewer(websocket, key)
     except Exception as error:
-        await websocket.close(FAILED, problem_of(error).code)
+        await _close(websocket, *_refusal(error))
         return
-    if streams.full(who):
-        viewer.close()
-        await websocket.close(TRY_LATER, "too many open streams")
-        return
-    with streams.open(viewer) as stream:
-        await _Socket(websocket, service, streams, stream, who, agent_id, thread_id).serve()
+    with cast(Streams, websocket.state.streams).open(viewer, key) as stream:
+        code = await _Socket(websocket, stream).serve()
+        if code is not None:
+            await _close(websocket, code)
+
+
+async def _close(websocket: WebSocket, code: int, reason: str = "") -> None:
+    with suppress(*_WENT):
+        await websocket.close(code, reason)
+
+
+async def _viewer(websocket: WebSocket, key: str) -> Viewer:
+    """Raises: Unauthenticated, RateLimited, AgentNotFound, ThreadNotFound, StoreUnavailable."""
+    service, path = cast(AIChatService, websocket.state.service), websocket.path_params
+    who = await authenticated(service.store, key)
+    cast(RequestRate, websocket.state.rate).count(who.organization_id)
+    after = websocket.query_params.get("after") or None
+    viewer = await service.watch(who, path["agent_id"], path["thread_id"], after)
+    return cast(Streams, websocket.state.streams).admitted(viewer)
+
+
+def _refusal(error: Exception) -> tuple[int, str]:
+    """The close code, and a word about it."""
+    match error:
+        case Unauthenticated():
+            return NO_KEY, "no valid key"
+        case AgentNotFound() | ThreadNotFound():
+            return NO_THREAD, "no such thread"
+        case RateLimited():
+            return TRY_LATER, "rate limited"
+        case _:
+            return FAILED, problem_of(error).code
 
 
 class _Socket:
-    def __init__(
-        self,
-        websocket: WebSocket,
-        service: AIChatService,
-        streams: Streams,
-        stream: Stream,
-        who: Principal,
-        agent_id: str,
-        thread_id: str,
-    ) -> None:
+    def __init__(self, websocket: WebSocket, stream: Stream) -> None:
         self._websocket = websocket
-        self._service = service
-        self._streams = streams
         self._stream = stream
-        self._who = who
-        self._agent_id = agent_id
-        self._thread_id = thread_id
+        self._service = cast(AIChatService, websocket.state.service)
+        self._streams = cast(Streams, websocket.state.streams)
+        self._rate = cast(RequestRate, websocket.state.rate)
+        self._who = stream.viewer.who
+        self._agent_id = websocket.path_params["agent_id"]
+        self._thread_id = websocket.path_params["thread_id"]
         self._commands: set[asyncio.Task[None]] = set()
+        self._creating = asyncio.Lock()  # whoever waits for it gets it in turn
 
-    async def serve(self) -> None:
+    async def serve(self) -> int | None:
+        """Until either side goes; the code to close with, null if the client went."""
         receiving = asyncio.create_task(self._receive())
         try:
-            code = await self._pump()
-            if code is not None:
-                await self._websocket.close(code)
-        except (WebSocketDisconnect, RuntimeError):
-            pass  # it went while we wrote
+            return await self._pump()
         finally:
             receiving.cancel()
             await asyncio.wait({receiving, *self._commands})
 
     async def _pump(self) -> int | None:
-        """Write entries; the code to close with, null if the client went."""
+        """Write entries; what `serve` answers."""
         while True:
             try:
                 entries = await self._stream.viewer.next()
@@ -127,10 +141,12 @@ class _Socket:
                 return TRY_LATER
             if self._stream.gone:
                 return None
+            if self._stream.revoked:
+                return NO_KEY
             if entries is None:
                 return DELETED
             for entry in entries:
-                await self._websocket.send_text(entry.ws)
+                await self._write(entry.ws)
             if self._streams.closing:
                 return RESTART
 
@@ -146,38 +162,44 @@ class _Socket:
 
     async def _take(self, text: str | None) -> None:
         try:
+            self._rate.count(self._who.organization_id)
             if text is None:
                 raise MalformedBody("Send text frames, not binary ones.")
             command = read(text.encode(), cast(type[Struct], Command))
-            if isinstance(command, CreateMessage):
-                checked(command.message, "message.")
         except Exception as error:
             await self._refuse(error, _request_id(text))
             return
         match command:
             case Ping():
                 await self._send({"type": "pong"})
-            case CreateMessage():
-                await self._start(self._create(command), command.request_id)
-            case CancelRun():
-                await self._start(self._cancel(command), command.request_id)
+            case CreateMessage() | CancelRun():
+                await self._start(command)
 
-    async def _start(self, command: Coroutine[None, None, None], request_id: str) -> None:
-        async def run() -> None:
-            try:
-                await command
-            except (WebSocketDisconnect, RuntimeError):
-                pass  # it went before its answer
-            except Exception as error:
-                await self._refuse(error, request_id)
-
+    async def _start(self, command: CreateMessage | CancelRun) -> None:
         while len(self._commands) >= _AT_ONCE:
             await asyncio.wait(self._commands, return_when=asyncio.FIRST_COMPLETED)
-        task = asyncio.create_task(run())
+        task = asyncio.create_task(self._do(command))
         self._commands.add(task)
         task.add_done_callback(self._commands.discard)
 
+    async def _do(self, command: CreateMessage | CancelRun) -> None:
+        try:
+            if isinstance(command, CreateMessage):
+                async with self._creating:
+                    await self._create(command)
+            else:
+                await self._cancel(command)
+        except Exception as error:
+            await self._refuse(error, command.request_id)
+
+    async def _check_key(self) -> None:
+        """Raises: Unauthenticated, and the socket ends; StoreUnavailable."""
+        if await self._service.store.principal(self._stream.key) != self._who:
+            self._stream.revoke()
+            raise Unauthenticated
+
     async def _create(self, command: CreateMessage) -> None:
+        await self._check_key()
         post = await self._service.post_message(
             self._who,
             self._agent_id,
@@ -193,6 +215,7 @@ class _Socket:
             await self._acknowledge(command.request_id, posted.message.id, None)
 
     async def _cancel(self, command: CancelRun) -> None:
+        await self._check_key()
         message = await self._service.cancel(self._who, self._agent_id, self._thread_id, command.message_id)
         await self._acknowledge(command.request_id, message.id, (message.run or {}).get("in_reply_to"))
 
@@ -208,7 +231,15 @@ class _Socket:
         await self._send(frame)
 
     async def _send(self, frame: JSONObject) -> None:
-        await self._websocket.send_text(msgspec.json.encode(frame).decode())
+        await self._write(msgspec.json.encode(frame).decode())
+
+    async def _write(self, text: str) -> None:
+        """Send a frame, if the client is still there to get it."""
+        if not self._stream.gone:
+            try:
+                await self._websocket.send_text(text)
+            except _WENT:
+                self._stream.leave()
 
 
 def _request_id(text: str | None) -> str | None:

@@ -24,6 +24,8 @@ Role = Literal["user", "assistant", "system"]
 Status = Literal["in_progress", "completed", "failed", "cancelled"]
 JSONObject = dict[str, Any]
 
+NESTING = 64
+"""How deep JSON from outside may be nested: in a body, in a tool's arguments and results."""
 MESSAGE_BYTES = 8 * 2**20
 """What one message may take in all, its tool calls included."""
 
@@ -150,11 +152,12 @@ class Attachment(msgspec.Struct, frozen=True):
 
 
 class KeptFile(msgspec.Struct, frozen=True):
-    """An attachment with its thread and its extracted text."""
+    """An attachment with its thread and its extracted text. `small`: a picture that has a smaller copy, for models."""
 
     attachment: Attachment
     thread_id: str
     text: str
+    small: bool = False
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -239,3 +242,16 @@ class RunRecord(msgspec.Struct, frozen=True):
     @property
     def who(self) -> Principal:
         return Principal(self.organization_id, self.user_id)
+
+
+def depth(value: object) -> int:
+    """How deep JSON is nested: a number or a text is 0 deep, a list of them 1. Without recursion."""
+    deepest, pending = 0, [(value, 0)]
+    while pending:
+        inner, level = pending.pop()
+        deepest = max(deepest, level)
+        if isinstance(inner, dict):
+            pending += [(each, level + 1) for each in inner.values()]
+        elif isinstance(inner, list):
+            pending += [(each, level + 1) for each in inner]
+    return deepest

@@ -40,6 +40,7 @@ _ANSWER_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
 _REFILL_SECONDS = 15.0
 _LINGER_SECONDS = 5.0
+_TICK_SECONDS = 1.0
 _PING_SECONDS = 10.0
 _SILENCE_SECONDS = 25.0
 _SOUND_SECONDS = 5.0
@@ -365,7 +366,7 @@ class RedisLog:
     async def _tick_forever(self) -> None:
         """Refill every feed now and then, whatever pub/sub brought; forget those that nobody reads any more."""
         while True:
-            await asyncio.sleep(1)
+            await asyncio.sleep(_TICK_SECONDS)
             now = time.monotonic()
             for channel, feed in list(self._feeds.items()):
                 if not feed.readers and now - feed.idle_since > _LINGER_SECONDS:

@@ -1,9 +1,11 @@
 // A client of the chat server, whole: post, watch, cancel, and the reducer that turns events into a thread.
 // It runs in browsers, where the login cookie is enough, and in Node 20, with a base URL and a key:
 //     const chat = new ChatClient({ base: "http://localhost:8000", key: "…" });
-//     const watching = chat.watch(thread, { onState: (state) => show(state.messages) });
-//     const answer = await chat.post(thread, { content: "Hello" }); // thread is its path: /api/v1/chat/…/threads/…
-//     await chat.cancel(thread, answer.id);
+//     const { id } = await (await chat.request("POST", "/api/v1/chat/default/threads")).json();
+//     const thread = `/api/v1/chat/default/threads/${id}`;
+//     const watching = chat.watch(thread, { onState: ({ messages }) => console.log(messages.at(-1)?.content) });
+//     const answer = await chat.post(thread, { content: "Tell me about this server" });
+//     setTimeout(() => chat.cancel(thread, answer.id).then(watching.close), 2000); // enough; whoever waits sees it all
 //
 // The one idea: posting and watching are separate. A post only says what is wanted; what becomes of it, here and in
 // every other window, comes over the stream that watches the thread: server-sent events, read with fetch, because
@@ -12,11 +14,11 @@
 const FINAL = [401, 404, 410]; // no key, no such thread, gone: coming back won't help. All else heals.
 const SILENCE_MS = 45_000; // the server says something every 15 s: after this long the line is dead
 
-/** What the server refused: `status`, the stable `code`, a sentence. https://www.rfc-editor.org/rfc/rfc9457 */
+/** What was refused: `status`, stable `code`, a sentence, seconds to wait. https://www.rfc-editor.org/rfc/rfc9457 */
 export class ChatError extends Error {
-  constructor(status, problem) {
+  constructor(status, problem, retryAfter = 0) {
     super(problem.detail ?? `The server answered ${status}.`);
-    Object.assign(this, { status, code: problem.code ?? "http_error" });
+    Object.assign(this, { status, code: problem.code ?? "http_error", retryAfter });
   }
 }
 
@@ -30,8 +32,9 @@ export class ChatClient {
   async request(method, path, { body, headers = {}, signal } = {}) {
     const all = { ...this.auth, ...(body && { "Content-Type": "application/json" }), ...headers };
     const response = await fetch(this.base + path, { method, headers: all, signal, body: JSON.stringify(body) });
-    if (!response.ok) throw new ChatError(response.status, await response.json().catch(() => ({})));
-    return response;
+    if (response.ok) return response;
+    const problem = await response.json().catch(() => ({}));
+    throw new ChatError(response.status, problem, Number(response.headers.get("Retry-After")) || 0);
   }
 
   /**
@@ -45,7 +48,7 @@ export class ChatClient {
         return await (await this.request("POST", `${thread}/messages`, { body: message, headers })).json();
       } catch (error) {
         if ((error.status && error.status !== 503) || failures === attempts) throw error;
-        await new Promise((resolve) => setTimeout(resolve, backOff(failures)));
+        await new Promise((resolve) => setTimeout(resolve, backOff(failures, error.retryAfter)));
       }
     }
   }
@@ -66,7 +69,7 @@ export class ChatClient {
     let position = "";
     let failures = 0;
     let connection = new AbortController();
-    let proceed = () => {}; // ends the present waiting
+    let [timer, proceed] = [0, () => {}]; // of the present waiting
     const closed = new AbortController();
     const read = async () => {
       connection = new AbortController();
@@ -75,40 +78,38 @@ export class ChatClient {
       try {
         const path = `${thread}/events${position && `?after=${encodeURIComponent(position)}`}`;
         const response = await this.request("GET", path, { signal: connection.signal });
-        onStatus("live");
+        tell(onStatus, "live");
         for await (const { event, id } of eventStream(response.body)) {
           heard = Date.now();
           failures = 0;
           if (!event || closed.signal.aborted) continue;
           state = reduce(state, event);
           position = state.hole ? "" : id; // without a position, the server begins with a snapshot
-          onState(state, event);
+          tell(onState, state, event);
           if (state.deleted) end();
           if (state.hole) return;
         }
       } catch (error) {
         if (FINAL.includes(error.status)) end(error); // anything else was the network: come back
+        return error.retryAfter; // seconds
       } finally {
         clearInterval(watchdog);
         connection.abort();
       }
     };
-    const wait = (ms) => new Promise((resolve) => setTimeout((proceed = resolve), ms));
+    const wait = (ms) => new Promise((resolve) => (timer = setTimeout((proceed = resolve), ms)));
     const keepReading = async () => {
       while (!closed.signal.aborted) {
-        await read();
-        if (!closed.signal.aborted) onStatus(globalThis.navigator?.onLine === false ? "offline" : "reconnecting");
-        await wait(backOff(++failures));
+        const least = await read();
+        if (!closed.signal.aborted) tell(onStatus, globalThis.navigator?.onLine === false ? "offline" : "reconnecting");
+        if (!closed.signal.aborted) await wait(backOff(++failures, least));
         while (globalThis.document?.hidden && !closed.signal.aborted) await wait(60_000); // a site gets six connections
       }
     };
-    const look = () => {
-      failures = 0; // the network came or went, the tab was shown or hidden: drop the old connection, begin anew
-      connection.abort();
-      proceed();
-    };
-    const close = () => [closed, connection].forEach((each) => each.abort());
-    const end = (error) => [close(), onStatus("ended", error)];
+    const look = () => [(failures = 0), connection.abort(), proceed()]; // begin anew
+    const close = () => [closed.abort(), connection.abort(), clearTimeout(timer), proceed()];
+    const end = (error) => [close(), tell(onStatus, "ended", error)];
+    // The network came or went, the tab was shown or hidden: the old connection is worth nothing.
     for (const [source, type] of [["window", "online"], ["window", "offline"], ["document", "visibilitychange"]]) {
       globalThis[source]?.addEventListener(type, look, { signal: closed.signal });
     }
@@ -125,7 +126,7 @@ export const EMPTY = { thread: null, messages: [], reasoning: {}, calls: {}, hol
  * A `hole` means that something was missed: ask for a snapshot.
  */
 export function reduce(state, event) {
-  const { type, message, message_id: id, index } = event;
+  const { type, message, thread, message_id: id, index, tool_name, arguments: given, start_time } = event;
   const found = state.messages.find((each) => each.id === (id ?? message?.id));
   const running = found?.metadata.run?.status === "in_progress";
   const put = (changed, more) => {
@@ -133,10 +134,8 @@ export function reduce(state, event) {
     return { ...state, messages: found ? others : [...others, changed], ...more };
   };
   switch (type) {
-    case "thread.snapshot":
-      return { ...state, thread: event.thread, messages: event.thread.messages, hole: false };
-    case "thread.updated":
-      return state.thread?.updated_at > event.thread.updated_at ? state : { ...state, thread: event.thread };
+    case "thread.snapshot": return { ...state, thread, messages: thread.messages, hole: false };
+    case "thread.updated": return state.thread?.updated_at > thread.updated_at ? state : { ...state, thread };
     case "thread.deleted": return { ...state, deleted: true };
     case "run.started": case "message.snapshot": return found && !running ? state : put(message);
     case "message.created": case "run.completed": case "run.failed": case "run.cancelled": return put(message);
@@ -156,12 +155,10 @@ export function reduce(state, event) {
     }
     case "tool_call.started": {
       if (index !== calls.length) return index < calls.length ? state : { ...state, hole: true };
-      const { tool_name, arguments: given, start_time } = event;
       const call = { tool_name, arguments: given, result: null, error: null, start_time, end_time: null };
       return put({ ...found, tool_calls: [...calls, call] }, aside({ offset: lengthOf(content) }));
     }
-    case "tool_call.progress":
-      return { ...state, ...aside({ progress: event.progress, total: event.total, message }) };
+    case "tool_call.progress": return { ...state, ...aside({ progress: event.progress, total: event.total, message }) };
     case "tool_call.completed":
       if (index >= calls.length) return { ...state, hole: true };
       return calls[index].end_time ? state : put({ ...found, tool_calls: calls.with(index, event.tool_call) });
@@ -174,7 +171,10 @@ const lengthOf = (text) => text.length - (text.match(/[\ud800-\udbff][\udc00-\ud
 const skip = (text, count) => (count > 0 ? Array.from(text).slice(count).join("") : text);
 
 /** Milliseconds to wait: doubling, with a limit, and with jitter, so that a thousand clients don't return as one. */
-const backOff = (failures) => Math.min(20_000, 500 * 2 ** failures) * (0.5 + Math.random() / 2);
+const backOff = (failed, least = 0) => least * 1000 + Math.min(20_000, 500 * 2 ** failed) * (0.5 + Math.random() / 2);
+
+/** Call what the caller gave: what that throws is reported (as an unhandled rejection), and the watching goes on. */
+const tell = async (callback, ...told) => callback(...told);
 
 /** Not crypto.randomUUID, which is missing on pages that came over plain http. */
 export const randomKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");

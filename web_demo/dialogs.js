@@ -30,21 +30,21 @@ export async function confirmDialog(title, text) {
 
 /**
  * Make (`agent` null) or edit an agent: what `save(fields)` gave, "delete", or null. It stays open, saying why, for as
- * long as the server refuses.
+ * long as the server refuses. `kinds` are suggested, as are, for a new agent, the MCP servers `servers`.
  */
-export async function agentDialog(agent, kinds, save) {
+export async function agentDialog(agent, { kinds, servers }, save) {
   const dialog = $("agent-dialog");
   const form = dialog.querySelector("form");
   const problem = form.querySelector(".problem");
   const { name, kind, model, instructions, mcp_servers, is_default } = form.elements;
   $("agent-title").textContent = agent ? "Edit agent" : "New agent";
   $("delete-agent").hidden = !agent;
-  $("kinds").replaceChildren(...kinds.map((each) => new Option(each, each)));
+  $("kinds").replaceChildren(...[...kinds].map((each) => new Option(each, each)));
   name.value = agent?.name ?? "";
   kind.value = agent?.kind ?? "";
   model.value = agent?.model ?? "";
   instructions.value = agent?.instructions ?? "";
-  mcp_servers.value = agent?.mcp_servers.join(", ") ?? "";
+  mcp_servers.value = (agent?.mcp_servers ?? servers).join(", ");
   is_default.checked = is_default.disabled = agent?.is_default ?? false; // another one takes over; none can't be chosen
   problem.hidden = true;
 

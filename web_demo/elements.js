@@ -18,11 +18,13 @@ export function icon(name) {
   return svg;
 }
 
-/** Make `nodes` the children, moving none that is in its place: an open card stays open, a selection stays. */
+/** Make `nodes` the children, moving none that is in its place: an open card stays open, a selection and focus stay. */
 export function arrange(parent, nodes) {
   const wanted = new Set(nodes);
+  const focused = document.activeElement;
   for (const child of [...parent.childNodes]) if (!wanted.has(child)) child.remove();
   nodes.forEach((node, index) => {
     if (parent.childNodes[index] !== node) parent.insertBefore(node, parent.childNodes[index] ?? null);
   });
+  if (focused !== document.activeElement && parent.contains(focused)) focused.focus({ preventScroll: true });
 }

@@ -1,16 +1,22 @@
 // From messages to the page: one element a message, its text, its tool calls in their places, and how its run went.
 //
-// While an answer is written its text is shown as it came; once it is complete the server's HTML, sanitized there, takes
-// its place. A message that hasn't changed (reducers make new objects only for what changed) isn't touched.
+// While an answer is written its Markdown is rendered in the page; once it is complete the server's HTML, sanitized
+// there, takes its place. A message that hasn't changed (a reducer makes no new objects then) isn't touched.
 
 import { fileList } from "/attachments.js";
 import { arrange, h } from "/elements.js";
+import { GrowingText } from "/growing_text.js";
+import { ToolCard } from "/tool_card.js";
 
 /** The messages of a thread, kept in step with a container's children. */
 export class MessageList {
-  /** `onRetry(message)`: the person wants a failed answer tried again. `urlOf(attachment)`: where it is. */
-  constructor(container, { onRetry, urlOf }) {
-    Object.assign(this, { container, onRetry, urlOf });
+  /**
+   *   onRetry(message)     the person wants a failed answer tried again
+   *   urlOf(attachment)    where it is
+   *   nameOf(message)      who says it
+   */
+  constructor(container, { onRetry, urlOf, nameOf }) {
+    Object.assign(this, { container, onRetry, urlOf, nameOf });
     this.views = new Map();
     setInterval(() => this.tick(), 200);
   }
@@ -23,6 +29,8 @@ export class MessageList {
       const old = this.views.get(message.id);
       const view = old instanceof View ? old : new View(message);
       view.show(message, state, this.urlOf);
+      const name = this.nameOf(message);
+      if (view.element.ariaLabel !== name) view.element.ariaLabel = name;
       view.last?.(index === messages.length - 1, () => this.onRetry(message));
       kept.set(message.id, view);
       if (view.element === place) place = place.nextSibling;
@@ -49,7 +57,8 @@ class TextView {
     if (message === this.message) return;
     this.message = message;
     this.element.classList.toggle("pending", Boolean(message.pending));
-    if (message.content_html) this.body.replaceChildren(rendered(message.content_html));
+    const html = message.role === "user" ? "" : message.content_html; // people's own words are no Markdown
+    if (html) this.body.replaceChildren(rendered(html));
     else this.body.replaceChildren(...(message.content ? [h("p", {}, message.content)] : []));
     this.body.hidden = !this.body.firstChild;
     const files = fileList(message.attachments, urlOf);
@@ -89,38 +98,31 @@ class AnswerView {
       this.cards[index] ??= new ToolCard();
       this.cards[index].show(call, told[index] ?? {});
     });
-    const offsets = message.tool_calls.map((_, index) => told[index]?.offset ?? run.tool_calls?.[index]?.offset ?? Infinity);
+    const known = (index) => told[index]?.offset ?? run.tool_calls?.[index]?.offset ?? Infinity;
+    const offsets = message.tool_calls.map((_, index) => known(index));
     if (message.content_html) this.showRendered(message, offsets);
-    else this.showPlain(message, offsets);
+    else this.showWriting(message, offsets);
     this.showEnding(run);
     const files = this.files ? null : fileList(message.attachments, urlOf); // it may have been posted with some
     if (files) this.ending.before((this.files = files));
   }
 
-  /** Text pieces and cards by turns. Pieces only ever grow, so that a selection in them survives. */
-  showPlain(message, offsets) {
+  /** Text pieces and cards by turns. */
+  showWriting(message, offsets) {
     const characters = offsets.length ? Array.from(message.content) : null;
+    const running = message.metadata.run?.status === "in_progress";
     const nodes = [];
     let begin = 0;
-    const piece = (end) => {
+    [...offsets, undefined].forEach((end, index) => {
       const text = characters ? characters.slice(begin, end).join("") : message.content;
+      const last = end === undefined;
       begin = end;
-      const node = (this.texts[nodes.length] ??= h("div.plain", {}, ""));
-      const shown = nodes.length ? text.replace(/^\n+/, "") : text;
-      if (node.firstChild?.data !== shown) node.replaceChildren(shown);
-      node.classList.remove("writing");
-      node.hidden = !shown.trim() && end !== undefined;
-      nodes.push(node);
-    };
-    offsets.forEach((offset, index) => {
-      piece(offset);
-      nodes.push(this.cards[index].element);
+      const piece = (this.texts[index] ??= new GrowingText());
+      piece.show(text);
+      piece.element.classList.toggle("writing", running && last);
+      if (text.trim() || (running && last)) nodes.push(piece.element);
+      if (!last) nodes.push(this.cards[index].element);
     });
-    piece(undefined);
-    const last = nodes.at(-1);
-    const running = message.metadata.run?.status === "in_progress";
-    last.classList.toggle("writing", running);
-    last.hidden = !running && !last.textContent.trim();
     arrange(this.body, nodes);
   }
 
@@ -163,60 +165,6 @@ class AnswerView {
   }
 }
 
-/** One tool call: name, arguments in a line, progress, result or error, how long it took; all of it on demand. */
-class ToolCard {
-  constructor() {
-    this.name = h("span.name");
-    this.brief = h("span.brief");
-    this.time = h("span.time");
-    this.progress = h("progress");
-    this.note = h("span.note");
-    this.track = h("div.track", { hidden: true }, this.progress, this.note);
-    this.outcome = h("div.outcome", { hidden: true });
-    this.given = h("pre");
-    this.got = h("pre");
-    this.gotLabel = h("h4");
-    this.element = h(
-      "details.tool",
-      {},
-      h("summary", {}, h("span.state"), this.name, this.brief, this.time, this.track, this.outcome),
-      h("h4", {}, "Arguments"),
-      this.given,
-      this.gotLabel,
-      this.got,
-    );
-  }
-
-  show(call, told) {
-    if (call === this.call && told === this.told) return;
-    this.call = call;
-    this.told = told;
-    const open = !call.end_time;
-    this.element.dataset.status = open ? "running" : call.error != null ? "failed" : "done";
-    this.name.textContent = call.tool_name;
-    this.brief.textContent = Object.entries(call.arguments).map(([key, value]) => `${key}: ${brief(value)}`).join(", ");
-    this.given.textContent = JSON.stringify(call.arguments, null, 2);
-    this.track.hidden = !open || told.progress === undefined;
-    if (told.total) Object.assign(this.progress, { max: told.total, value: told.progress });
-    else this.progress.removeAttribute("value");
-    this.note.textContent = told.message ?? (told.progress === undefined ? "" : String(told.progress));
-    const text = call.error ?? resultText(call.result);
-    this.outcome.textContent = open ? "" : call.error ?? brief(call.result);
-    this.outcome.hidden = open || !this.outcome.textContent;
-    this.gotLabel.textContent = call.error != null ? "Error" : "Result";
-    this.gotLabel.hidden = this.got.hidden = open;
-    this.got.textContent = open ? "" : text;
-    this.tick();
-  }
-
-  tick() {
-    const { start_time: start, end_time: end } = this.call;
-    const seconds = Math.max(0, (end ? Date.parse(end) : Date.now()) - Date.parse(start)) / 1000;
-    const text = end && seconds < 1 ? `${Math.round(seconds * 1000)} ms` : `${seconds.toFixed(1)} s`;
-    if (this.time.textContent !== text) this.time.textContent = text;
-  }
-}
-
 /** The server's HTML as nodes, links opening elsewhere, wide tables able to scroll. */
 function rendered(html) {
   const template = document.createElement("template");
@@ -235,24 +183,4 @@ function rendered(html) {
 
 function letters(text) {
   return text.match(/\p{L}/gu)?.length ?? 0;
-}
-
-function brief(value) {
-  if (typeof value === "string") return value;
-  if (value && typeof value === "object" && !Array.isArray(value)) {
-    if (isBlocks(value)) return resultText(value);
-    return Object.entries(value).map(([key, inner]) => `${key}: ${brief(inner)}`).join(", ");
-  }
-  return JSON.stringify(value) ?? "";
-}
-
-/** Plain words where a result is only text, else JSON. */
-function resultText(result) {
-  if (isBlocks(result)) return result.content.map((block) => block.text).join("\n");
-  return JSON.stringify(result, null, 2) ?? "";
-}
-
-function isBlocks(result) {
-  const blocks = result?.content;
-  return Array.isArray(blocks) && blocks.length > 0 && blocks.every((block) => block?.type === "text");
 }

@@ -41,6 +41,7 @@ async def download(request: Request) -> Response:
     attachment = await service.get_attachment(who, path["agent_id"], path["thread_id"], path["attachment_id"])
     start, end = byte_range(request.headers.get("range"), attachment.size)
     headers = {
+        "Content-Type": _media_type(attachment),
         "Content-Disposition": disposition(attachment.filename),
         "Content-Length": str(end - start),
         "X-Content-Type-Options": "nosniff",
@@ -52,11 +53,10 @@ async def download(request: Request) -> Response:
     partial = (start, end) != (0, attachment.size)
     if partial:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{attachment.size}"
-    media_type = _media_type(attachment)
     if request.method == "HEAD":
-        return Response(status_code=206 if partial else 200, headers=headers, media_type=media_type)
+        return Response(status_code=206 if partial else 200, headers=headers)
     pieces = await service.read_attachment(who, path["thread_id"], attachment, start, end)
-    return StreamingResponse(pieces, 206 if partial else 200, headers, media_type)
+    return StreamingResponse(pieces, 206 if partial else 200, headers)
 
 
 def _media_type(attachment: Attachment) -> str:

@@ -7,21 +7,26 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from server.auth import principal_of
+from server.errors import RateLimited
 from server.requests import last_event_id, service_of, streams_of
 from server.routes.threads import THREAD
-from server.sse import EventStream
+from server.sse import EventStream, later
 from server.websocket import serve_thread
+from stores.errors import StoreUnavailable
 
 
 async def watch(request: Request) -> Response:
     """Watch a thread as server-sent events; `Last-Event-ID` or `?after=` resumes."""
-    viewer = await service_of(request).watch(
-        principal_of(request),
-        request.path_params["agent_id"],
-        request.path_params["thread_id"],
-        last_event_id(request),
-    )
-    return EventStream(streams_of(request), viewer)
+    streams, path = streams_of(request), request.path_params
+    try:
+        viewer = streams.admitted(
+            await service_of(request).watch(
+                principal_of(request), path["agent_id"], path["thread_id"], last_event_id(request)
+            )
+        )
+    except (RateLimited, StoreUnavailable):
+        return later()
+    return EventStream(streams, viewer)
 
 
 ROUTES: list[BaseRoute] = [

@@ -35,8 +35,11 @@ async def post_message(request: Request) -> Response:
     who, service = principal_of(request), service_of(request)
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
     if (position := request.headers.get("last-event-id")) is not None:
+        streams_of(request).admit(who)
         return EventStream(streams_of(request), await service.resume(who, agent_id, thread_id, position))
     stream, key, busy = wants_stream(request), idempotency_key(request), if_busy(request)
+    if stream:
+        streams_of(request).admit(who)
     if is_multipart(request):
         await service.find_thread(who, agent_id, thread_id)
         async with form_of(request) as form:

@@ -18,7 +18,7 @@ from server.requests import service_of
 DEMO = Path(__file__).parent.parent.parent / "web_demo"
 _HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'self'; img-src 'self' https: http: data:; frame-ancestors 'none'; form-action 'self'"
+        "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; form-action 'self'"
     ),
     "Cache-Control": "no-cache",
     "Referrer-Policy": "no-referrer",
@@ -35,7 +35,7 @@ async def index(request: Request) -> Response:
     if request.headers.get("sec-fetch-dest", "document") != "document":
         return problem_of(Unauthenticated()).response()  # an image in a message must not log its reader in
     if await service_of(request).store.principal(key) is None:
-        return problem_of(Unauthenticated()).response()
+        return FileResponse(DEMO / "index.html", 401, _HEADERS)  # the page says how to sign in
     response = RedirectResponse("/", 303, headers=_HEADERS)
     secure = request.url.scheme == "https"
     response.set_cookie(COOKIE, key, max_age=_YEAR, httponly=True, samesite="strict", secure=secure)

@@ -7,16 +7,29 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 from collections import Counter
 
 import uvicorn
 from mcp.server.mcpserver import Context, MCPServer
+from mcp.types import (
+    BlobResourceContents,
+    ContentBlock,
+    EmbeddedResource,
+    ImageContent,
+    TextContent,
+    TextResourceContents,
+)
 from starlette.types import Receive, Scope, Send
 
 server = MCPServer("counting")
 clients: set[object] = set()
 requests: Counter[str] = Counter()
+PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+"""A red dot."""
+met = 0
+all_there = asyncio.Event()
 
 
 @server.tool()
@@ -40,6 +53,31 @@ async def wait(seconds: float, ctx: Context) -> str:
 
 
 @server.tool()
+async def meet(guests: int) -> str:
+    """Return only when as many calls as `guests` have come."""
+    global met
+    met += 1
+    if met == guests:
+        all_there.set()
+    async with asyncio.timeout(30):
+        await all_there.wait()
+    return "met"
+
+
+@server.tool()
+def look() -> list[ContentBlock]:
+    """A picture, a text and a file, as MCP has them."""
+    log = TextResourceContents(uri="harbour://log", mime_type="text/plain", text="417 herons at Ærø")
+    chart = BlobResourceContents(uri="harbour://chart", mime_type="image/png", blob=PICTURE)
+    return [
+        TextContent(type="text", text="This is what I see."),
+        ImageContent(type="image", data=PICTURE, mime_type="image/png"),
+        EmbeddedResource(type="resource", resource=log),
+        EmbeddedResource(type="resource", resource=chart),
+    ]
+
+
+@server.tool()
 def die() -> str:
     """End the process at once."""
     os._exit(3)
@@ -55,15 +93,12 @@ async def counting(scope: Scope, receive: Receive, send: Send) -> None:
 app = server.streamable_http_app()
 
 
-async def main(port: int) -> None:
-    config = uvicorn.Config(counting, port=port, log_level="critical", access_log=False, timeout_graceful_shutdown=1)
-    running = uvicorn.Server(config)
-    serving = asyncio.create_task(running.serve())
-    while not running.started:  # noqa: ASYNC110
-        await asyncio.sleep(0.005)
-    print(running.servers[0].sockets[0].getsockname()[1], flush=True)  # noqa: T201
-    await serving
+def main(port: int) -> None:
+    sock = socket.create_server(("127.0.0.1", port))  # whoever comes before the server runs waits in its backlog
+    print(sock.getsockname()[1], flush=True)  # noqa: T201
+    config = uvicorn.Config(counting, log_level="critical", access_log=False, timeout_graceful_shutdown=1)
+    uvicorn.Server(config).run([sock])
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1])))
+    main(int(sys.argv[1]))

@@ -27,20 +27,30 @@ def quick(service: StandIn, *, stall_seconds: float = 5.0) -> Claude:
     )
 
 
-@asynccontextmanager
-async def claude_server(
-    folder: Path, service: StandIn, claude: Claude, servers: Mapping[str, Server]
-) -> AsyncIterator[Live]:
-    config = folder / "mcp.json"
+def mcp_file(folder: Path, servers: Mapping[str, Server]) -> Path:
+    """Write the operator's file that names these servers."""
     entries = {
         name: {key: value for key, value in msgspec.to_builtins(server).items() if value}
         for name, server in servers.items()
     }
-    config.write_bytes(msgspec.json.encode({"mcpServers": entries}))
+    file = folder / "mcp.json"
+    file.write_bytes(msgspec.json.encode({"mcpServers": entries}))
+    return file
+
+
+@asynccontextmanager
+async def claude_server(
+    folder: Path,
+    service: StandIn,
+    claude: Claude,
+    servers: Mapping[str, Server],
+    kinds: Mapping[str, Kind] | None = None,
+) -> AsyncIterator[Live]:
+    """`kinds` are further ones, beside `claude` and `scripted`."""
     async with live_server(
         folder,
-        kinds={"claude": Kind(claude.reply, claude.title)},
-        mcp_config=config,
+        kinds={"claude": Kind(claude.reply, claude.title), **(kinds or {})},
+        mcp_config=mcp_file(folder, servers),
         anthropic_api_key=service.key,
         anthropic_base_url=service.url,
     ) as live:

@@ -1,15 +1,16 @@
 """A stand-in for the Anthropic Messages API, live on a port, speaking the real wire format.
 
 It answers each request with the next reply of `replies`, else with `otherwise`. It keeps every request that it got,
-and refuses the wrong ones as the API does. A reply can go wrong in every way that is known.
+in its bytes too, and refuses the wrong ones as the API does. A reply can go wrong in every way that is known.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -139,6 +140,7 @@ class StandIn:
         self.otherwise: Callable[[JSON], Reply] = lambda request: says(text("Fine."))
         self.title: Reply | str = '"A Fine Title."'
         self.requests: list[JSON] = []
+        self.bodies: list[bytes] = []
         self.titles: list[JSON] = []
         self.refused: list[str] = []
         self.abandoned = asyncio.Semaphore(0)
@@ -152,8 +154,9 @@ class StandIn:
             return
         request = Request(scope, receive)
         self.connections.add(scope["client"])
-        body = await request.json()
-        reply = self._reply(request, body)
+        raw = await request.body()
+        body = json.loads(raw)
+        reply = self._reply(request, body, raw)
         match reply:
             case Stream():
                 await self._stream(reply, receive, send)
@@ -166,7 +169,7 @@ class StandIn:
                 error = {"type": "error", "error": {"type": reply.kind, "message": reply.message}}
                 await JSONResponse(error, reply.status, reply.headers)(scope, receive, send)
 
-    def _reply(self, request: Request, body: JSON) -> Reply | str:
+    def _reply(self, request: Request, body: JSON, raw: bytes) -> Reply | str:
         if request.url.path != "/v1/messages":
             return Refusal(404, "not_found_error")
         headers = request.headers
@@ -176,6 +179,7 @@ class StandIn:
             self.titles.append(body)
             return self.title
         self.requests.append(body)
+        self.bodies.append(raw)
         if wrong := faults(body):
             self.refused += wrong
             return Refusal(400, "invalid_request_error", wrong[0])
@@ -227,17 +231,28 @@ class StandIn:
         self.abandoned.release()
 
 
+class _Server(uvicorn.Server):
+    """Tells when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+
 @asynccontextmanager
 async def serving(app: Any, *, lifespan: Literal["on", "off"] = "off") -> AsyncIterator[str]:
     """A uvicorn on port 0 in this event loop; its URL."""
     sock = listening_socket("127.0.0.1", 0)
     config = uvicorn.Config(app, log_level="critical", access_log=False, lifespan=lifespan, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
+    server = _Server(config)
     running = asyncio.create_task(server._serve([sock]))
     try:
         async with asyncio.timeout(10):
-            while not server.started:  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
+            await server.listening.wait()
         yield f"http://127.0.0.1:{sock.getsockname()[1]}"
     finally:
         server.should_exit = True
@@ -252,7 +267,6 @@ async def stand_in() -> AsyncIterator[StandIn]:
         yield service
 
 
-def turns(request: JSON) -> Iterator[bytes]:
-    """The messages of a request, each as bytes, to be compared."""
-    for turn in request["messages"]:
-        yield json.dumps(turn).encode()
+def parts(body: bytes) -> dict[str, bytes]:
+    """The members of a request as they came over the wire, to be compared byte for byte."""
+    return {name: bytes(raw) for name, raw in msgspec.json.decode(body, type=dict[str, msgspec.Raw]).items()}

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agents import Part, Run, ToolCompleted, ToolStarted
 from agents.claude import ATTEMPTS, Claude
 from agents.registry import Kind
-from tests.agents.serving import quick
+from tests.agents.serving import claude_server, mcp_file, quick
 from tests.agents.standin import Gate, Refusal, Reply, StandIn, Stream, says, text, thinking, use
 from tests.agents.test_context import png
 from tests.agents.valid import BROKEN
 from tests.journeys.live import Live, live_server
 from tests.journeys.shapes import is_message, is_problem
+from tests.units.test_mcp import raw
 
 HALF = says(text("Half ", "of it", " is here"))
 BEFORE, AFTER = 3, 5
 """How many events come before the first delta, and up to the second one."""
 
+JSON = dict[str, Any]
 Row = tuple[Reply, int, str, bool, str | None]
 OVERLOADED = Refusal(529, "overloaded_error")
 LIMITED = Refusal(429, "rate_limit_error", headers={"retry-after": "17"})
@@ -73,18 +76,42 @@ AFTER_THE_FIRST: dict[str, Row] = {
 
 
 @pytest.fixture(scope="module")
-async def claude(started: StandIn) -> AsyncIterator[Claude]:
-    """One for whom half a second of silence is a stall: here streams stall on purpose."""
-    claude = quick(started, stall_seconds=0.5)
-    yield claude
-    await claude.close()
+async def live(tmp_path_factory: pytest.TempPathFactory, started: StandIn, claude: Claude) -> AsyncIterator[Live]:
+    """Beside the default agent's kind there are others.
+
+    `hasty`: a third of a second of silence is a stall; for streams that stall on purpose. `nowhere`: its service is
+    not there. `pictures`: shows a broken one.
+    """
+
+    async def pictures(run: Run) -> AsyncIterator[Part]:
+        if run.messages[-1].content == "show":
+            block = {"type": "image", "data": png(BROKEN), "mimeType": "image/png"}
+            yield ToolStarted("1", "show", {})
+            yield ToolCompleted("1", {"content": [block]})
+        else:
+            async for part in claude.reply(run):
+                yield part
+
+    hasty, nowhere = quick(started, stall_seconds=0.3), Claude("a-key", "http://127.0.0.1:9", retry_seconds=0.01)
+    kinds = {"hasty": Kind(hasty.reply), "nowhere": Kind(nowhere.reply), "pictures": Kind(pictures)}
+    async with claude_server(tmp_path_factory.mktemp("live"), started, claude, {"raw": raw()}, kinds) as live:
+        yield live
+    await nowhere.close()
+    await hasty.close()
+
+
+async def _thread(live: Live, reply: Reply) -> str:
+    """A thread with an agent that has patience, unless the reply stalls."""
+    if isinstance(reply, Stream) and reply.ending == "stall":
+        return await live.thread((await live.agent(kind="hasty", mcp_servers=["raw"]))["id"])
+    return await live.thread()
 
 
 async def _fails(live: Live, service: StandIn, row: Row, kept: str, attempts: int) -> None:
     """Post twice, as JSON and as a stream; both are told the same, all is kept, and the thread goes on."""
     reply, status, code, retryable, retry_after = row
     service.otherwise = lambda request: reply
-    thread = await live.thread()
+    thread = await _thread(live, reply)
 
     answer = await live.say(thread, "Hello?")
     problem = is_problem(answer, status, code, "thread_id", "message_id", "retryable")
@@ -132,8 +159,9 @@ async def test_a_failure_after_the_first_token_keeps_what_was_said(live: Live, s
 async def test_a_failure_before_the_first_token_that_passes_is_not_seen(
     live: Live, service: StandIn, name: str
 ) -> None:
-    service.will(BEFORE_THE_FIRST[name][0], BEFORE_THE_FIRST[name][0], says(text("Whole.")))
-    stream = await live.streamed(await live.thread(), "Hello?")
+    reply = BEFORE_THE_FIRST[name][0]
+    service.will(reply, reply, says(text("Whole.")))
+    stream = await live.streamed(await _thread(live, reply), "Hello?")
     assert [frame.event for frame in stream].count("message.delta") == 1
     assert stream[-1].event == "run.completed"
     assert stream[-1].data["message"]["content"] == "Whole."
@@ -163,18 +191,16 @@ async def test_text_and_the_error_behind_it_in_one_piece_of_the_wire_are_both_to
     assert (await live.get(thread))["messages"][-1]["content"] == "Half of it"
 
 
-async def test_a_service_that_is_not_there_is_told(tmp_path: Path) -> None:
-    nowhere = Claude("a-key", "http://127.0.0.1:9", retry_seconds=0.01)
-    async with live_server(tmp_path, kinds={"nowhere": Kind(nowhere.reply)}) as live:
-        thread = await live.thread((await live.agent(kind="nowhere"))["id"])
-        answer = await live.say(thread, "Hello?")
-        problem = is_problem(answer, 502, "agent_failed", "thread_id", "message_id", "retryable")
-        assert problem["retryable"]
-    await nowhere.close()
+async def test_a_service_that_is_not_there_is_told(live: Live) -> None:
+    thread = await live.thread((await live.agent(kind="nowhere"))["id"])
+    answer = await live.say(thread, "Hello?")
+    assert is_problem(answer, 502, "agent_failed", "thread_id", "message_id", "retryable")["retryable"]
 
 
 async def test_a_wrong_key_and_a_wrong_address_are_told_by_the_real_check(tmp_path: Path, service: StandIn) -> None:
-    async with live_server(tmp_path, anthropic_api_key="wrong", anthropic_base_url=service.url) as live:
+    no_tools = mcp_file(tmp_path, {})
+    where = service.url
+    async with live_server(tmp_path, anthropic_api_key="wrong", anthropic_base_url=where, mcp_config=no_tools) as live:
         answer = await live.say(await live.thread(), "Hello?")
         assert is_problem(answer, 502, "agent_failed", "thread_id", "message_id", "retryable")["detail"] == (
             "The model's service refused this server's key."
@@ -245,64 +271,86 @@ EVENTFUL = says(thinking("Let me ", "see."), text("I ", "look. "), use("echo", {
 CLOSING = says(text("That ", "was it."))
 
 
-def _eventful() -> list[Reply]:
-    return [EVENTFUL, CLOSING]
+ANSWER = (EVENTFUL, CLOSING)
+EVENTS = [(round_, at) for round_, reply in enumerate(ANSWER) for at in range(len(reply.events))]
+"""Every place where the answer, a round with tools and the closing one, may be interrupted."""
+TOGETHER = 3
+"""So many interruptions one thread has to bear; the threads go side by side, for most of the time is waiting."""
+
+Interrupt = Callable[[int, int], Reply]
+
+
+def _interrupted(by: Interrupt) -> Callable[[JSON], Reply]:
+    """What the service says to each request; where it is interrupted is written in the question."""
+
+    def reply(request: JSON) -> Reply:
+        asked = [turn["content"][-1] for turn in request["messages"] if turn["role"] == "user"]
+        *_, question = (block["text"] for block in asked if block["type"] == "text")
+        if question == "Go on.":
+            return says(text("Fine."))
+        round_, at = map(int, question.split())
+        before = round_ > 0 and asked[-1]["type"] == "text"
+        return EVENTFUL if before else by(round_, at)
+
+    return reply
+
+
+async def _goes_on(live: Live, thread: str) -> None:
+    answer = await live.say(thread, "Go on.")
+    assert (answer.status_code, answer.json()["content"]) == (201, "Fine.")
+
+
+async def _side_by_side(live: Live, by: Interrupt, interrupt: Callable[[str, int, int], Awaitable[None]]) -> None:
+    async def bears(events: Sequence[tuple[int, int]]) -> None:
+        thread = await _thread(live, by(0, 0))
+        for round_, at in events:
+            await interrupt(thread, round_, at)
+            await _goes_on(live, thread)
+
+    async with asyncio.timeout(50), asyncio.TaskGroup() as threads:
+        for start in range(0, len(EVENTS), TOGETHER):
+            threads.create_task(bears(EVENTS[start : start + TOGETHER]))
 
 
 @pytest.mark.parametrize("ending", ["cut", "end", "stall", "garbage", "overloaded_error"])
 async def test_a_stream_that_breaks_at_any_event_leaves_a_thread_that_goes_on(
-    live: Live, service: StandIn, claude: Claude, ending: str
+    live: Live, service: StandIn, ending: str
 ) -> None:
-    thread = await live.thread()
-    for round_, reply in enumerate((EVENTFUL, CLOSING)):
-        for after in range(len(reply.events)):
-            if ending == "stall" and after % 6:
-                continue  # each takes a while
-            service.will(*([EVENTFUL] * round_), *([reply.ends(ending, after)] * ATTEMPTS))
-            await live.say(thread, f"{ending} after {after}")
-            service.replies.clear()
-            answer = await live.say(thread, "Go on.")
-            assert (answer.status_code, answer.json()["content"]) == (201, "Fine."), (round_, after)
-            if after % 6 == 5:
-                thread = await live.thread()
+    def by(round_: int, at: int) -> Reply:
+        return ANSWER[round_].ends(ending, at)
+
+    async def breaks(thread: str, round_: int, at: int) -> None:
+        assert (await live.say(thread, f"{round_} {at}")).status_code >= 502
+
+    service.otherwise = _interrupted(by)
+    await _side_by_side(live, by, breaks)
     assert service.refused == []
 
 
 async def test_a_run_that_is_cancelled_at_any_event_leaves_a_thread_that_goes_on(live: Live, service: StandIn) -> None:
-    thread = await live.thread()
-    for round_, reply in enumerate((EVENTFUL, CLOSING)):
-        for at in range(len(reply.events)):
-            gate = Gate()
-            service.will(*([EVENTFUL] * round_), reply.waits(at, gate))
-            asking = asyncio.create_task(live.say(thread, f"cancel at {at}"))
-            async with asyncio.timeout(5):
-                await gate.reached.wait()
-                running = (await live.get(thread))["messages"][-1]
-                stopped = await live.http.post(f"{thread}/messages/{running['id']}/cancel")
-                assert is_message(stopped.json())["metadata"]["run"]["status"] == "cancelled"
-                await asking
-            answer = await live.say(thread, "Go on.")
-            assert (answer.status_code, answer.json()["content"]) == (201, "Fine."), (round_, at)
-            if at % 6 == 5:
-                thread = await live.thread()
+    gates = {event: Gate() for event in EVENTS}
+
+    def by(round_: int, at: int) -> Reply:
+        return ANSWER[round_].waits(at, gates[round_, at])
+
+    async def is_cancelled(thread: str, round_: int, at: int) -> None:
+        asking = asyncio.create_task(live.say(thread, f"{round_} {at}"))
+        await gates[round_, at].reached.wait()
+        running = (await live.get(thread))["messages"][-1]
+        stopped = await live.http.post(f"{thread}/messages/{running['id']}/cancel")
+        assert is_message(stopped.json())["metadata"]["run"]["status"] == "cancelled"
+        assert (await asking).json() == stopped.json()
+
+    service.otherwise = _interrupted(by)
+    await _side_by_side(live, by, is_cancelled)
     assert service.refused == []
 
 
 async def test_a_picture_that_the_service_cannot_read_is_refused_once_and_then_left_out(
-    tmp_path: Path, service: StandIn, claude: Claude
+    live: Live, service: StandIn
 ) -> None:
-    async def pictures(run: Run) -> AsyncIterator[Part]:
-        if run.messages[-1].content == "show":
-            block = {"type": "image", "data": png(BROKEN), "mimeType": "image/png"}
-            yield ToolStarted("1", "show", {})
-            yield ToolCompleted("1", {"content": [block]})
-        else:
-            async for part in claude.reply(run):
-                yield part
-
-    async with live_server(tmp_path, kinds={"pictures": Kind(pictures)}) as live:
-        thread = await live.thread((await live.agent(kind="pictures"))["id"])
-        assert (await live.say(thread, "show")).status_code == 201
-        for _ in range(2):
-            assert (await live.say(thread, "Nice.")).json()["content"] == "Fine."
-    assert set(map(str, service.refused)) == {"messages.2: Could not process image"}
+    thread = await live.thread((await live.agent(kind="pictures"))["id"])
+    assert (await live.say(thread, "show")).status_code == 201
+    for _ in range(2):
+        assert (await live.say(thread, "Nice.")).json()["content"] == "Fine."
+    assert set(service.refused) == {"messages.2: Could not process image"}

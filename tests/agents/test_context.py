@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agents import Run, Text, Tool, ToolCompleted, ToolPart, ToolStarted
+from agents.attached import Attached
 from agents.claude import _Told
 from agents.context import LEFT_OUT, history, model_name, turns_of, without_images
 from stores.models import Agent, Message, Principal, ToolCall, new_id
@@ -124,7 +125,7 @@ class Tools:
 
 def told_of(messages: list[Message], *, budget: int = 160_000) -> _Told:
     run = Run(new_id(), Principal("o", "u"), AGENT, messages, Tools())
-    return _Told(run, {"model": "m", "max_tokens": 1}, budget, {})
+    return _Told(run, {"model": "m", "max_tokens": 1}, budget, Attached())
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -1,15 +1,24 @@
-"""What the server adds to the first token, with a warm pool; tests/bench/first_token.py measures it properly."""
+"""What the server adds to the first token, with a warm pool: the model, the server and the client, each a process."""
 
 import statistics
+from pathlib import Path
 
-from tests.agents.standin import StandIn
-from tests.bench.first_token import first_tokens
-from tests.journeys.live import Live
+from tests.agents.serving import mcp_file
+from tests.bench.first_token import first_tokens, serving
+from tests.units.test_mcp import raw
 
-BOUND_MS = 75
-"""Client, server and stand-in share one loop here, and the machine may be busy; alone the server adds about 10 ms."""
+BOUND_MS = 15
+POSTS = 20
+TRIES = 3
+"""The best of three medians counts: what other processes do on the machine can only add to it."""
 
 
-async def test_the_server_adds_little_to_the_first_token(live: Live, service: StandIn) -> None:
-    through, direct = await first_tokens(live, service.url, 30)
-    assert statistics.median(through) - statistics.median(direct) < BOUND_MS
+async def test_the_server_adds_less_than_fifteen_milliseconds_to_the_first_token(tmp_path: Path) -> None:
+    added = []
+    async with serving(tmp_path, CHAT_MCP_CONFIG=str(mcp_file(tmp_path, {"raw": raw()}))) as (server, model_url):
+        (agent,) = await server.get("/api/v1/agents")
+        assert (agent["kind"], agent["mcp_servers"]) == ("claude", ["raw"])
+        for _ in range(TRIES):
+            through, direct = await first_tokens(server, model_url, POSTS)
+            added.append(statistics.median(through) - statistics.median(direct))
+    assert min(added) < BOUND_MS, added

@@ -13,16 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from agents import mcp
+from agents import ToolCompleted, ToolUse, mcp_connection, mcp_slot
 from agents.claude import Claude
 from agents.mcp import Pool
 from agents.mcp_config import Server
+from tests.agents.http_tools import PICTURE
 from tests.agents.serving import claude_server
 from tests.agents.standin import StandIn, says, text, use
 from tests.units.test_mcp import agent, call, children, held, names, raw, result, until
 
 TIME = Server(command=sys.executable, args=["-m", "mcp_server_time", "--local-timezone", "UTC"])
 HTTP_TOOLS = str(Path(__file__).with_name("http_tools.py"))
+HTTP_NAMES = {"add", "counted", "wait", "meet", "look", "die"}
+LOG = {"uri": "harbour://log", "mimeType": "text/plain", "text": "417 herons at Ærø"}
 DONE = says(text("Done."))
 
 
@@ -49,15 +52,29 @@ class Http:
         assert self.process is not None
         if self.process.returncode is None:
             self.process.kill()
-        await self.process.wait()
+        await self.ended()
+
+    async def ended(self) -> None:
+        assert self.process is not None
+        async with asyncio.timeout(5):
+            await self.process.wait()
 
 
-@pytest.fixture
-async def http() -> AsyncIterator[Http]:
+@pytest.fixture(scope="module")
+async def started_http() -> AsyncIterator[Http]:
     http = Http()
     await http.start()
     yield http
     await http.kill()
+
+
+@pytest.fixture
+async def http(started_http: Http) -> Http:
+    """One for all tests, for its start takes a second or two; whoever ended it is followed by another."""
+    assert started_http.process is not None
+    if started_http.process.returncode is not None:
+        await started_http.start()
+    return started_http
 
 
 @asynccontextmanager
@@ -91,8 +108,37 @@ async def test_two_agents_with_different_servers_work_at_once(
             assert added.json()["tool_calls"][0]["result"] == {"result": 42}
         asked = [{tool["name"] for tool in request["tools"]} for request in service.requests]
         assert {"convert_time", "get_current_time"} in asked
-        assert {"add", "counted", "wait", "die"} in asked
+        assert HTTP_NAMES in asked
         assert all(len(names & {"add", "convert_time"}) == 1 for names in asked)
+    assert service.refused == []
+
+
+async def test_pictures_and_resources_of_a_tool_are_kept_and_shown_to_the_model(
+    tmp_path: Path, service: StandIn, claude: Claude, http: Http
+) -> None:
+    async with claude_server(tmp_path, service, claude, {"http": http.config}) as live:
+        thread = await live.thread()
+        service.will(says(use("look", {})), DONE)
+        (call,) = (await live.say(thread, "What do you see?")).json()["tool_calls"]
+        assert (await live.get(thread))["messages"][-1]["tool_calls"] == [call]
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PICTURE}}
+    assert call["error"] is None
+    assert call["result"] == {
+        "content": [
+            {"type": "text", "text": "This is what I see."},
+            {"type": "image", "data": PICTURE, "mimeType": "image/png"},
+            {"type": "resource", "resource": LOG},
+            {"type": "resource", "resource": {"uri": "harbour://chart", "mimeType": "image/png", "blob": PICTURE}},
+        ]
+    }
+    (told,) = service.requests[-1]["messages"][-1]["content"]
+    assert (told["type"], told.get("is_error", False)) == ("tool_result", False)
+    assert told["content"] == [
+        {"type": "text", "text": "This is what I see."},
+        picture,
+        {"type": "text", "text": "harbour://log\n417 herons at Ærø"},
+        picture,
+    ]
     assert service.refused == []
 
 
@@ -129,16 +175,21 @@ async def test_fifty_runs_at_once_share_one_pooled_server(tmp_path: Path, servic
 
 
 async def test_a_server_killed_in_mid_call_costs_that_call_and_comes_back(
-    tmp_path: Path, service: StandIn, claude: Claude, http: Http
+    tmp_path: Path, service: StandIn, claude: Claude, http: Http, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(mcp_slot, "BACK_OFF_SECONDS", 0.01)
+    monkeypatch.setattr(mcp_slot, "PATIENCE_SECONDS", 10.0)
     async with claude_server(tmp_path, service, claude, {"http": http.config, "time": TIME}) as live:
         thread = await live.thread()
         service.will(says(use("wait", {"seconds": 30}), use("get_current_time", {"timezone": "UTC"})), DONE)
         async with live.posting(thread, "Wait.") as posting:
-            stream = posting.aiter_raw()
+            stream, seen = posting.aiter_raw(), b""
             async with asyncio.timeout(10):
-                while b"tool_call.progress" not in await anext(stream):
-                    pass
+                async for data in stream:
+                    seen += data
+                    if b"tool_call.progress" in seen:
+                        break
+            assert b"tool_call.progress" in seen, seen.decode()
             await http.kill()
             rest = b"".join([data async for data in stream])
         assert b"run.completed" in rest
@@ -148,16 +199,11 @@ async def test_a_server_killed_in_mid_call_costs_that_call_and_comes_back(
 
         service.will(says(use("get_current_time", {"timezone": "UTC"})), DONE)
         assert (await live.say(thread, "And now?")).json()["tool_calls"][0]["error"] is None
-        assert "The tools of http are not there now." in str(service.requests[-1]["messages"])
+        assert "The tools of http are not there now." in str(service.requests[-1]["system"])
 
         await http.start()
-        async with asyncio.timeout(10):
-            while True:
-                service.replies.clear()
-                service.will(says(use("add", {"a": 1, "b": 2})), DONE)
-                if (await live.say(thread, "And now?")).json()["tool_calls"][0]["result"] == {"result": 3}:
-                    break
-                await asyncio.sleep(0.1)
+        service.will(says(use("add", {"a": 1, "b": 2})), DONE)
+        assert (await live.say(thread, "And now?")).json()["tool_calls"][0]["result"] == {"result": 3}
     assert service.refused == []
 
 
@@ -205,7 +251,7 @@ async def test_two_hundred_runs_leave_nothing_behind(tmp_path: Path, service: St
 
 
 async def test_a_connection_that_nobody_uses_is_closed_and_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mcp, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(mcp_connection, "IDLE_SECONDS", 0.2)
     before = held()
     async with pool(raw=raw()) as connections:
         toolbox = connections.toolbox(agent("raw"))
@@ -218,10 +264,18 @@ async def test_a_connection_that_nobody_uses_is_closed_and_made_again(monkeypatc
 async def test_a_call_that_takes_longer_than_a_connection_may_idle_is_not_cut(
     monkeypatch: pytest.MonkeyPatch, http: Http
 ) -> None:
-    monkeypatch.setattr(mcp, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(mcp_connection, "IDLE_SECONDS", 0.1)
     async with pool(http=http.config) as connections:
         toolbox = connections.toolbox(agent("http"))
-        assert await names(toolbox) == {"add", "counted", "wait", "die"}
+        assert await names(toolbox) == HTTP_NAMES
         assert (await call(toolbox, "wait", {"seconds": 0.5})).error is None
         died = await call(toolbox, "die")
         assert "http" in str(died.error)
+        await http.ended()
+
+
+async def test_more_than_a_hundred_calls_at_once_reach_one_http_server(http: Http) -> None:
+    uses = [ToolUse(str(number), "meet", {"guests": 120}) for number in range(120)]
+    async with pool(http=http.config) as connections, asyncio.timeout(30):
+        parts = [part async for part in connections.toolbox(agent("http")).call(uses)]
+    assert [part.error for part in parts if isinstance(part, ToolCompleted)] == [None] * 120

@@ -11,7 +11,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from jsonschema import Draft202012Validator, SchemaError  # type: ignore[import-untyped]
+
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+PROPERTY = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 MAGIC = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff", "image/gif": b"GIF8", "image/webp": b"RIFF"}
 BROKEN = b"not really a picture"
 """Whoever sends a picture with these bytes in it is told that it could not be processed."""
@@ -40,6 +43,12 @@ def _outside(request: Any) -> Iterator[str]:
             yield f"tools.{index}.custom.name: String should match pattern"
         if schema.get("type") != "object":
             yield f"tools.{index}.custom.input_schema.type: Input should be 'object'"
+        if not all(PROPERTY.fullmatch(name) for name in schema.get("properties", {})):
+            yield f"tools.{index}.custom.input_schema.properties: Property keys should match pattern"
+        try:
+            Draft202012Validator.check_schema(schema)
+        except SchemaError:
+            yield f"tools.{index}.custom.input_schema: JSON schema is invalid. It must match JSON Schema draft 2020-12"
         if {"oneOf", "anyOf", "allOf"} & set(schema):
             yield "tools: input_schema does not support oneOf, allOf, or anyOf at the top level"
     if "tool_choice" in request and not tools:

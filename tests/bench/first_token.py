@@ -18,7 +18,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import anthropic
 import httpx
 import uvicorn
 from starlette.applications import Starlette
@@ -29,12 +28,13 @@ from starlette.types import ASGIApp
 
 from server.serving import listening_socket
 from tests.agents.standin import StandIn, Stream, says, text
-from tests.journeys.live import Client, server_process
+from tests.journeys.live import Client, Process, server_process
 
 STREAMS = 50
 TOKENS = 200
 PACE = 0.02
-POSTS = 60
+POSTS = 55
+WARM_UP = 5
 
 
 def model() -> StandIn:
@@ -49,6 +49,8 @@ def model() -> StandIn:
 
 def relay(url: str, aiohttp: bool) -> ASGIApp:
     """The least that a server with the SDK can do."""
+    import anthropic  # takes a second or two: the model's process does without
+
     http = anthropic.DefaultAioHttpClient() if aiohttp else None
     client = anthropic.AsyncAnthropic(api_key="a-key", base_url=url, http_client=http)
 
@@ -108,7 +110,7 @@ async def first(client: httpx.AsyncClient, url: str, body: object, sign: bytes, 
 
 
 async def first_tokens(client: Client, model_url: str, posts: int = POSTS) -> tuple[list[float], list[float]]:
-    """How long each post's first delta took, through the server and from the model itself."""
+    """How long each post's first delta took, through the server and from the model itself, once all is warm."""
     thread = await client.thread()
     through, direct = [], []
     question = {
@@ -117,7 +119,7 @@ async def first_tokens(client: Client, model_url: str, posts: int = POSTS) -> tu
         "stream": True,
         "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
     }
-    for _ in range(posts):
+    for _ in range(WARM_UP + posts):
         posted = await first(
             client.http,
             f"{thread}/messages",
@@ -128,7 +130,17 @@ async def first_tokens(client: Client, model_url: str, posts: int = POSTS) -> tu
         through.append(posted)
         sign = b"event: content_block_delta"
         direct.append(await first(client.http, f"{model_url}/v1/messages", question, sign, **{"x-api-key": "a-key"}))
-    return through[5:], direct[5:]
+    return through[WARM_UP:], direct[WARM_UP:]
+
+
+@asynccontextmanager
+async def serving(folder: Path, **environment: str) -> AsyncIterator[tuple[Process, str]]:
+    """A server whose default agent asks the stand-in, each in a process of its own; the server, and the model's URL."""
+    async with (
+        process("model") as (model_url, _),
+        server_process(folder, ANTHROPIC_BASE_URL=model_url, ANTHROPIC_API_KEY="a-key", **environment) as server,
+    ):
+        yield server, model_url
 
 
 def cpu_seconds(pid: int) -> float:
@@ -159,8 +171,7 @@ async def main() -> None:
     limits = httpx.Limits(max_connections=None)
     with tempfile.TemporaryDirectory() as folder:
         async with (
-            process("model") as (model_url, _),
-            server_process(Path(folder), ANTHROPIC_BASE_URL=model_url, ANTHROPIC_API_KEY="a-key") as server,
+            serving(Path(folder)) as (server, model_url),
             httpx.AsyncClient(timeout=60, limits=limits) as client,
         ):
             through, direct = await first_tokens(server, model_url)

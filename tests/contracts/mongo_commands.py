@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import bson
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
@@ -123,29 +122,49 @@ async def stored(store: MongoStore, thread_id: str) -> tuple[Document, list[Docu
     return thread, await store.db.pages.many({"thread_id": thread_id}, sort=[("first", 1)])
 
 
-async def loaded(store: MongoStore, who: Principal, contents: list[str]) -> tuple[Thread, list[Message]]:
+async def loaded(
+    store: MongoStore, who: Principal, contents: list[str], *, onto: Thread | None = None
+) -> tuple[Thread, list[Message]]:
     """A new thread with a message of each content, in the very documents that as many appends leave, but written whole.
 
-    100,000 appends would take a quarter of an hour on SecantusDB: this writes pages of 50 and the newest 100 embedded.
+    100,000 appends would take a quarter of an hour on SecantusDB. `onto`: put them behind what that thread has; all of
+    them stay in its document.
     """
-    thread = await started_thread(store, who)
-    messages: list[Message] = []
-    for content in contents:
-        messages.append(new_message(thread.id, content, "system"))
-    first = millis(messages[0].created_at)
+    thread = onto or await started_thread(store, who)
+    messages = [new_message(thread.id, content, "system") for content in contents]
+    document = (await store.db.threads.one({"_id": thread.id}, {"total": 1, "pushed": 1})) or {}
+    n, at = document["total"], max(millis(messages[0].created_at), document["pushed"][-1] + 1)
     packed = [await pack(message) for message in messages]
-    entries = [entry_of(one, n, first + n) for n, one in enumerate(packed)]
-    split = max(0, len(entries) - 100)
-
-    async def insert_page(start: int) -> None:
-        page = entries[start : min(start + 50, split)]
-        head = {"_id": f"{thread.id}/{start}", "thread_id": thread.id, "keys": []}
-        await store.db.pages.insert({**head, "first": start, "last": page[-1]["n"], "messages": page})
-
-    await asyncio.gather(*[insert_page(start) for start in range(0, split, 50)])
-    changes = {"messages": entries[split:], "total": len(entries), "pushed": [first + len(entries) - 1]}
+    entries = [entry_of(one, n + index, at + index) for index, one in enumerate(packed)]
+    size = store.limits.slack + 1
+    pages = 0 if onto else max(0, (len(entries) - store.limits.keep) // size)
+    await _put_pages(store, thread.id, [entries[page * size : (page + 1) * size] for page in range(pages)])
+    changes = {
+        "messages": {"$concatArrays": ["$messages", entries[pages * size :]]},
+        "total": n + len(entries),
+        "pushed": [entries[-1]["at"]],
+        "fence": {"$add": ["$fence", pages]},
+    }
     await store.db.threads.change({"_id": thread.id}, [{"$set": changes}, *MEASURE], {"_id": 1})
     return thread, messages
+
+
+async def _put_pages(store: MongoStore, thread_id: str, pages: list[list[Document]]) -> None:
+    """A hundred to a command: most of the time is the commands'."""
+    documents: list[Document] = [
+        {
+            "_id": f"{thread_id}/{page[0]['n']}",
+            "thread_id": thread_id,
+            "first": page[0]["n"],
+            "last": page[-1]["n"],
+            "messages": page,
+            "keys": [],
+        }
+        for page in pages
+    ]
+    database = cast(MotorCollections, store.db)._database
+    for start in range(0, len(documents), 100):
+        await database["pages"].insert_many(documents[start : start + 100], ordered=False)
 
 
 async def every_message(store: MongoStore, who: Principal, thread_id: str, limit: int = 3) -> list[Message]:

@@ -7,13 +7,14 @@ import base64
 import os
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
+from typing import NamedTuple
 
 import pytest
 
 from stores.errors import MessageNotFound, StoreUnavailable, ThreadNotFound
 from stores.models import Message, Principal, new_id
 from stores.mongo import MongoStore
-from stores.mongo_documents import DOCUMENT_BYTES, Limits
+from stores.mongo_documents import DOCUMENT_BYTES, Document, Limits, unpack_body
 from tests.contracts.mongo_commands import Commands, Read, every_message, loaded, opened, stored
 from tests.contracts.samples import (
     WORKER,
@@ -64,34 +65,57 @@ async def whole(store: MongoStore, who: Principal, thread_id: str) -> list[Messa
 # large threads
 
 
+class Cost(NamedTuple):
+    commands: list[str]
+    documents: int
+    bytes: int
+
+
+async def latest(store: MongoStore, who: Principal, thread_id: str) -> None:
+    """Read a thread's latest messages in each way that there is."""
+    messages = (await store.get(who, thread_id)).messages
+    assert len(messages) == 50
+    assert await store.messages(who, thread_id, before=None, limit=50) == messages
+    page = await store.page(who, "agent", limit=9, offset=0, archived=None, message_limit=50, max_bytes=8 * 2**20)
+    assert [thread.messages for thread in page.threads] == [messages]
+    assert page.cut is False
+
+
+async def verbs(store: MongoStore, who: Principal, thread_id: str) -> None:
+    """Read the latest, and write in each way that there is."""
+    await latest(store, who, thread_id)
+    await store.append_message(who, new_message(thread_id, role="system"))
+    question, answer = turn(thread_id)
+    await store.claim(who, question, answer, worker=WORKER)
+    await store.finish(who, completed(answer))
+    assert (await store.update(who, thread_id, title="x")).title == "x"
+
+
+async def cost(read: Read, doing: Awaitable[None]) -> Cost:
+    read.clear()
+    await doing
+    return Cost(read.commands, read.documents, read.bytes)
+
+
+def costs_the_same(large: Cost, small: Cost) -> None:
+    assert (large.commands, large.documents) == (small.commands, small.documents)
+    assert large.bytes < small.bytes * 1.02
+
+
 @pytest.mark.timeout(180)
 async def test_a_thread_of_100_000_messages_works_and_its_latest_cost_what_they_cost_in_a_small_one(
     mongo_url: str, who: Principal
 ) -> None:
     """Loaded by `loaded`, not by 100,000 appends."""
-    read = Read()
+    read, other = Read(), principal()
     async with opened(mongo_url, read=read) as store:
-        small, _ = await loaded(store, who, [f"message {n:06}" for n in range(100)])
+        small, _ = await loaded(store, other, [f"message {n:06}" for n in range(142)])
         large, told = await loaded(store, who, [f"message {n:06}" for n in range(100_000)])
-        costs: list[tuple[list[str], int]] = []
-        bytes_read: list[int] = []
-        for thread in (small, large):
-            read.clear()
-            assert len((await store.get(who, thread.id)).messages) == 50
-            await store.messages(who, thread.id, before=None, limit=50)
-            await store.append_message(who, new_message(thread.id, role="system"))
-            question, answer = turn(thread.id)
-            await store.claim(who, question, answer, worker=WORKER)
-            await store.finish(who, completed(answer))
-            await store.update(who, thread.id, title="x")
-            costs.append((read.commands, read.documents))
-            bytes_read.append(read.bytes)
-        assert costs[0] == costs[1]
-        assert bytes_read[1] < bytes_read[0] * 1.02
-        page = await store.page(who, "agent", limit=10, offset=0, archived=None, message_limit=50, max_bytes=8 * 2**20)
-        assert [len(thread.messages) for thread in page.threads] == [50, 50]
-        assert (page.cut, page.threads[0].title) == (False, "x")
-        for n in (0, 1, 49, 50, 777, 50_000, 99_899, 99_900, 99_999):
+        document, pages = await stored(store, large.id)
+        assert (len(document["messages"]), len(pages)) == (142, 1958)
+        of_small = await cost(read, verbs(store, other, small.id))
+        costs_the_same(await cost(read, verbs(store, who, large.id)), of_small)
+        for n in (0, 1, 50, 51, 777, 50_000, 99_857, 99_858, 99_999):
             read.clear()
             assert (await store.message(who, large.id, told[n].id)).content == told[n].content
             older = await store.messages(who, large.id, before=told[n].id, limit=50)
@@ -104,12 +128,42 @@ async def test_a_thread_of_100_000_messages_works_and_its_latest_cost_what_they_
         with pytest.raises(ThreadNotFound):
             await store.get(who, large.id)
         assert await store.db.pages.many({"thread_id": large.id}, {"_id": 1}) == []
-        assert len((await store.get(who, small.id)).messages) == 50
+        assert len((await store.get(other, small.id)).messages) == 50
+
+
+async def test_messages_that_were_appended_lie_in_the_documents_that_loaded_ones_lie_in(
+    mongo_url: str, who: Principal
+) -> None:
+    contents = [f"message {n:03}" for n in range(160)]
+    async with opened(mongo_url) as store:
+        thread, _ = await loaded(store, who, contents)
+        appended = await started_thread(store, who)
+        for content in contents:
+            await note(store, who, appended.id, content)
+        document, pages = await stored(store, appended.id)
+        assert (len(document["messages"]), len(pages)) == (109, 1)
+        left = [anonymous(each, appended.id) for each in (document, *pages)]
+        document, pages = await stored(store, thread.id)
+        assert left == [anonymous(each, thread.id) for each in (document, *pages)]
+
+
+def anonymous(document: Document, thread_id: str) -> Document:
+    """A thread's document or page, all of it but ids and times; its `bytes` tell whether types differ."""
+    unlike = ("created_at", "updated_at", "pushed", "thread_id")
+    messages = [
+        (sorted(entry), entry["n"], entry["size"], unpack_body(entry["body"]).content) for entry in document["messages"]
+    ]
+    return {
+        **{name: value for name, value in document.items() if name not in unlike},
+        "_id": document["_id"].removeprefix(thread_id),
+        "messages": messages,
+    }
 
 
 @pytest.mark.timeout(120)
 async def test_a_thread_of_40_mb_is_written_read_and_deleted(mongo_url: str, who: Principal) -> None:
-    async with opened(mongo_url) as store:
+    read, other = Read(), principal()
+    async with opened(mongo_url, read=read) as store:
         thread = await started_thread(store, who)
         for n in range(20):
             await note(store, who, thread.id, f"{n} {noise(2 * 2**20)}")
@@ -125,6 +179,11 @@ async def test_a_thread_of_40_mb_is_written_read_and_deleted(mongo_url: str, who
         page = await store.page(who, "agent", limit=9, offset=0, archived=None, message_limit=50, max_bytes=2**23)
         assert page.cut is True
         assert ids(page.threads[0].messages)[-1] == answer.id
+        await loaded(store, who, ["small"] * 50, onto=thread)
+        small, _ = await loaded(store, other, ["small"] * (50 + len(document["messages"]) + 2))
+        assert (await store.update(other, small.id, title="x")).title == "x"
+        of_small = await cost(read, latest(store, other, small.id))
+        costs_the_same(await cost(read, latest(store, who, thread.id)), of_small)
         await store.delete(who, thread.id)
         assert await store.db.pages.many({"thread_id": thread.id}, {"_id": 1}) == []
 
@@ -269,20 +328,23 @@ async def test_a_process_that_dies_at_any_command_loses_and_doubles_nothing(
     mongo_url: str, who: Principal, verb: Verb, answer_lost: bool
 ) -> None:
     """At each command of the verb in turn, its moving included; the next write of another process continues."""
-    async with opened(mongo_url, limits=SMALL) as other, opened(mongo_url) as hoarding:
+    commands = Commands()
+    async with (
+        opened(mongo_url, limits=SMALL) as other,
+        opened(mongo_url) as hoarding,
+        opened(mongo_url, limits=SMALL, commands=commands) as dying,
+    ):
         died_at: list[str] = []
         while True:
             thread, _ = await loaded(other, who, ["told"] * 5)
             running = await started_run(hoarding, who, thread.id)
             before = (await other.get(who, thread.id)).messages
-            commands = Commands()
-            commands.dies_at, commands.answer_lost = len(died_at), answer_lost
+            commands.names, commands.dies_at, commands.answer_lost = [], len(died_at), answer_lost
             acknowledged = True
-            async with opened(mongo_url, limits=SMALL, commands=commands) as dying:
-                try:
-                    await verb(dying, who, running)
-                except StoreUnavailable:
-                    acknowledged = False
+            try:
+                await verb(dying, who, running)
+            except StoreUnavailable:
+                acknowledged = False
             seen = await every_message(other, who, thread.id)
             assert ids(seen)[: len(before)] == ids(before)
             if acknowledged and verb is not finish:

@@ -7,15 +7,13 @@ const source = new EventSource(url, {
 })
 let text = ''
 let opened = 0
-source.addEventListener('open', () => { opened += 1; console.error('open') })
-const done = message => {
-  console.log(JSON.stringify({ text, final: message.content, opened }))
-  source.close()
-}
+let snapshots = 0
+source.addEventListener('open', () => { opened += 1 })
 source.addEventListener('thread.snapshot', event => {
-  const message = JSON.parse(event.data).thread.messages.at(-1)
-  text = message.content
-  if (message.metadata.run.status === 'completed') done(message)
+  const { messages } = JSON.parse(event.data).thread
+  text = messages.at(-1)?.content ?? ''
+  snapshots += 1
+  console.error('watching')
 })
 source.addEventListener('message.delta', event => {
   const { offset, text: more } = JSON.parse(event.data)
@@ -23,4 +21,7 @@ source.addEventListener('message.delta', event => {
   if (offset !== characters.length) { console.log(JSON.stringify({ hole: [offset, characters.length] })); process.exit(1) }
   text += more
 })
-source.addEventListener('run.completed', event => done(JSON.parse(event.data).message))
+source.addEventListener('run.completed', event => {
+  console.log(JSON.stringify({ text, final: JSON.parse(event.data).message.content, opened, snapshots }))
+  source.close()
+})

@@ -7,6 +7,7 @@ const [url, key, content] = process.argv.slice(2)
 let text = ''
 let opened = 0
 let final = null
+let snapshots = 0
 const read = message => {
   if (!message.event) return
   const event = JSON.parse(message.data)
@@ -14,6 +15,7 @@ const read = message => {
     if (event.offset !== [...text].length) throw new Error(`hole: ${event.offset} after ${[...text].length}`)
     text += event.text
   }
+  if (event.type.endsWith('.snapshot')) snapshots += 1
   if (event.type === 'run.completed') final = event.message.content
 }
 await fetchEventSource(url, {
@@ -21,8 +23,8 @@ await fetchEventSource(url, {
   headers: { Authorization: `Bearer ${key}`, 'Content-Type': 'application/json', Accept: 'text/event-stream', 'Idempotency-Key': 'once' },
   body: JSON.stringify({ content }),
   openWhenHidden: true,
-  onopen: async () => { opened += 1; console.error('open') },
+  onopen: async () => { opened += 1 },
   onmessage: read,
   onerror: () => 20
 })
-console.log(JSON.stringify({ text, final, opened }))
+console.log(JSON.stringify({ text, final, opened, snapshots }))

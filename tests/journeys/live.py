@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from server.limits import Limits
 from server.serving import Server, listening_socket
 from server.settings import Settings
 from stores.open import open_backends
+from tests.journeys.nursery import Fork, fork
 from tests.journeys.scripted import Scripted
 
 KEY = "test-key-of-the-first-organization"
@@ -48,7 +48,7 @@ def parse(raw: bytes) -> Frame:
     return Frame(raw, body["type"], body, position.removeprefix("id: "))
 
 
-async def frames(response: httpx.Response, *, seconds: float = 20) -> AsyncIterator[Frame]:
+async def frames(response: httpx.Response, *, seconds: float = 40) -> AsyncIterator[Frame]:
     """The frames of an event stream, comments and `retry:` lines left out."""
     pending = b""
     async with asyncio.timeout(seconds):
@@ -66,7 +66,12 @@ class Client:
     """An API client of one organization."""
 
     def __init__(self, url: str, key: str) -> None:
-        self.http = httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30)
+        self.http = httpx.AsyncClient(
+            base_url=url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=30,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
+        )
 
     async def agent(self, **fields: object) -> dict[str, Any]:
         answer = await self.http.post("/api/v1/agents", json={"name": "Scripted", "kind": "scripted", **fields})
@@ -166,21 +171,15 @@ class Process(Client):
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        super().__init__(f"http://127.0.0.1:{self.port}", KEY)
+        self.url = f"http://127.0.0.1:{self.port}"
+        super().__init__(self.url, KEY)
         self.environment = {"CHAT_DATA_DIR": str(data_dir), "CHAT_API_KEY": KEY, "PORT": str(self.port), **environment}
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: Fork | None = None
 
     async def start(self) -> None:
         """Start it, and wait until it says that it listens."""
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "tests.journeys.serve",
-            env={**os.environ, **self.environment},
-            stdout=asyncio.subprocess.PIPE,
-        )
-        assert self.process.stdout is not None
         async with asyncio.timeout(20):
+            self.process = await fork({**os.environ, **self.environment})
             assert b"Listening" in await self.process.stdout.readline()
 
     async def stop(self, how: signal.Signals = signal.SIGKILL) -> int:
@@ -188,6 +187,11 @@ class Process(Client):
         assert self.process is not None
         if self.process.returncode is None:
             self.process.send_signal(how)
+        return await self.ended()
+
+    async def ended(self) -> int:
+        """Wait for its end; the exit code."""
+        assert self.process is not None
         async with asyncio.timeout(40):
             return await self.process.wait()
 

@@ -15,6 +15,7 @@ import asyncio
 import json
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from agents import AgentError, Part, Reasoning, Run, Text, ToolStarted, ToolUse
 
@@ -36,6 +37,27 @@ class Gates:
     async def hold(self, name: str) -> None:
         self._reached[name].set()
         await self._released[name].wait()
+
+
+class FolderGates(Gates):
+    """Gates that another process sees and opens: files `NAME.reached` and `NAME.released` in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    async def reached(self, name: str) -> None:
+        async with asyncio.timeout(10):
+            while not (self._folder / f"{name}.reached").exists():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    def release(self, name: str) -> None:
+        (self._folder / f"{name}.released").touch()
+
+    async def hold(self, name: str) -> None:
+        (self._folder / f"{name}.reached").touch()
+        while not (self._folder / f"{name}.released").exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 class Scripted:

@@ -24,8 +24,12 @@ class Socket:
         await self.connection.send(json.dumps(frame))
 
     async def receive(self) -> dict[str, Any]:
+        return dict(json.loads(await self.text()))
+
+    async def text(self) -> str:
+        """The next frame as it came."""
         async with asyncio.timeout(20):
-            return dict(json.loads(await self.connection.recv()))
+            return str(await self.connection.recv())
 
     async def until(self, *types: str) -> list[dict[str, Any]]:
         """Everything up to and including the first frame of one of the types."""
@@ -33,6 +37,12 @@ class Socket:
         while found[-1]["type"] not in types:
             found.append(await self.receive())
         return found
+
+    async def close_code(self) -> int | None:
+        """What the server closes it with, waiting for that."""
+        async with asyncio.timeout(20):
+            await self.connection.wait_closed()
+        return self.connection.close_code
 
     async def create(self, content: str, **fields: object) -> str:
         """Send a user's message; the request_id."""

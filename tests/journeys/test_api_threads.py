@@ -278,6 +278,12 @@ async def test_a_title_is_made_from_the_messages_and_kept(live: Live) -> None:
     assert await live.get(thread) == titled
 
 
+async def test_a_thread_in_which_only_the_assistant_spoke_gets_a_title_too(live: Live) -> None:
+    thread = await live.scripted_thread()
+    await live.http.post(f"{thread}/messages", json={"role": "assistant", "content": "Welcome aboard"})
+    assert (await live.http.post(f"{thread}/generate_title")).json()["title"] == "Welcome aboard"
+
+
 async def test_nobody_else_changes_a_title(live: Live) -> None:
     thread = await live.thread((await live.agent())["id"], title="Mine")
     await live.say(thread, "say hello")

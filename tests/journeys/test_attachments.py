@@ -156,6 +156,14 @@ async def test_a_retried_form_with_its_key_stores_nothing_twice(live: Live) -> N
     assert len((await live.get(thread))["messages"]) == 2
 
 
+async def test_a_download_claims_no_charset(live: Live) -> None:
+    thread = await demo_thread(live)
+    (table,) = await upload(live, thread, ("a.csv", "bird\nJägare\n".encode("latin-1")))
+    for method in ("GET", "HEAD"):
+        answer = await live.http.request(method, f"{thread}/attachments/{table['id']}")
+        assert answer.headers["Content-Type"] == "text/csv"
+
+
 async def test_the_files_of_a_refused_message_are_taken_back(live: Live) -> None:
     thread = await live.scripted_thread()
     (kept,) = await upload(live, thread, ("kept.txt", b"k"))

@@ -22,6 +22,7 @@ from tests.journeys.shapes import PROBLEM_KEYS, is_invalid, is_problem
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
 MEGABYTE = 2**20
+FORM = {"Content-Type": "multipart/form-data; boundary=b"}
 AGENTS, AGENT, THREADS, THREAD, MESSAGES = "agents", "agent", "threads", "thread", "messages"
 
 
@@ -306,6 +307,113 @@ async def test_another_content_type_is_refused(world: World, name: str, kind: st
 async def test_json_by_another_name_is_taken(world: World, name: str, kind: str) -> None:
     answer = await world.send(name, json.dumps(PLACES[name].good).encode(), **{"Content-Type": kind})
     assert answer.is_success, answer.text
+
+
+def form(*parts: tuple[str, bytes]) -> bytes:
+    """A multipart body with the boundary `b`, of parts whose Content-Disposition goes on like that."""
+    body = b"".join(
+        b"--b\r\nContent-Disposition: form-data" + disposition.encode() + b"\r\n\r\n" + data + b"\r\n"
+        for disposition, data in parts
+    )
+    return body + b"--b--\r\n"
+
+
+def field(name: str, data: bytes | str) -> tuple[str, bytes]:
+    return f'; name="{name}"', data.encode() if isinstance(data, str) else data
+
+
+CONTENT = field("content", "x")
+NAMED: list[tuple[str, list[tuple[str, bytes]]]] = [
+    *[
+        ("metadata", [CONTENT, field("metadata", data)])
+        for data in (
+            *(
+                '{"a":',
+                "",
+                "{'a': 1}",
+                "nonsense",
+                '{"a": NaN}',
+                "{} {}",
+                '{}, "role": "system"',
+                "\0",
+                b'{"a": "\xff"}',
+            ),
+            *("null", "[]", '"x"', "1", '{"a":' * 100_000, "[" * 100_000),
+        )
+    ],
+    *[
+        ("attachments", [CONTENT, field("attachments", data)])
+        for data in ("nonsense", "", "{}", '"x"', "null", "[", '[], "role": "system"', f'[{{"id": "{NOBODY}"}}')
+    ],
+    ("metadata.run", [CONTENT, field("metadata", '{"run": {}}')]),
+    ("metadata.a", [CONTENT, field("metadata", '{"a": "\\u0000"}')]),
+    ("attachments[0]", [CONTENT, field("attachments", "[1]")]),
+    ("attachments[0].id", [CONTENT, field("attachments", "[{}]")]),
+    ("attachments[0].id", [CONTENT, field("attachments", '[{"id": "nonsense"}]')]),
+    ("attachments[0].x", [CONTENT, field("attachments", f'[{{"id": "{NOBODY}", "x": 1}}]')]),
+    *[("role", [CONTENT, field("role", role)]) for role in ("tool", "", "true", "User")],
+    ("content", [field("role", "system")]),
+    *[("content", [field("content", data)]) for data in ("", "a\0b", b"\xff", b"\xed\xa0\x80")],
+    ("content_html", [CONTENT, field("content_html", "a\0b")]),
+    *[(name, [CONTENT, field(name, "1")]) for name in ("unknown", "id", "größe", "run", "files", "message", "a`b")],
+    *[(name, [CONTENT, field(name, "{}"), field(name, "{}")]) for name in ("content", "metadata", "unknown")][1:],
+    ("content", [CONTENT, CONTENT]),
+    ("content", [('; name="content"; filename="a.txt"', b"x")]),
+    ("body", [CONTENT, ("", b"x")]),
+    ("body", [CONTENT, ("; name", b"x")]),
+    ("body", [CONTENT, ('; filename="a.txt"', b"x")]),
+    ("body", [CONTENT, ("", b"x"), ("", b"x")]),
+    ("f50", [field(f"f{number}", "x") for number in range(51)]),
+]
+
+
+@pytest.mark.parametrize(("name", "parts"), NAMED, ids=lambda given: given if isinstance(given, str) else "form")
+async def test_what_is_wrong_in_a_form_is_named_by_its_field(
+    world: World, name: str, parts: list[tuple[str, bytes]]
+) -> None:
+    answer = await world.send(MESSAGES, form(*parts), **FORM)
+    is_invalid(answer, name)
+
+
+@pytest.mark.parametrize(("name", "size"), [("metadata", 16 * 1024), ("content", MEGABYTE), ("content", 3 * MEGABYTE)])
+async def test_a_field_of_a_form_that_is_too_large_is_named(world: World, name: str, size: int) -> None:
+    text = json.dumps({"a": "x" * size}) if name == "metadata" else "x" * (size + 1)
+    parts = [CONTENT, field(name, text)] if name == "metadata" else [field(name, text)]
+    answer = await world.send(MESSAGES, form(*parts), **FORM)
+    assert is_problem(answer, 413, "too_large", "field")["field"] == name
+
+
+GOOD_FORM = form(field("content", "x"), field("role", "system"), field("metadata", '{"a": 1}'))
+
+
+@pytest.mark.parametrize(
+    ("content", "boundary"),
+    [
+        (GOOD_FORM, ""),
+        (GOOD_FORM, "; boundary="),
+        (GOOD_FORM, "; boundary=another"),
+        (GOOD_FORM, "; boundary=" + "b" * 300),
+        (b"", "; boundary=b"),
+        (b"nonsense", "; boundary=b"),
+        (json.dumps({"content": "x"}).encode(), "; boundary=b"),
+        (b"--b\r\nno header\r\n\r\nx\r\n--b--\r\n", "; boundary=b"),
+        (b"--b\r\n" + b"X: y\r\n" * 1_000 + b"\r\nx\r\n--b--\r\n", "; boundary=b"),
+        (b"--b\r\nX: " + b"y" * 100_000 + b"\r\n\r\nx\r\n--b--\r\n", "; boundary=b"),
+    ],
+)
+async def test_what_is_no_form_is_malformed(world: World, content: bytes, boundary: str) -> None:
+    answer = await world.send(MESSAGES, content, **{"Content-Type": f"multipart/form-data{boundary}"})
+    is_problem(answer, 400, "malformed_body")
+
+
+async def test_a_form_that_is_torn_anywhere_is_malformed_and_stores_nothing(world: World) -> None:
+    thread = await world.live.thread(world.ids["agent_id"])
+    for length in range(0, len(GOOD_FORM) - 4, 5):
+        answer = await world.live.http.post(f"{thread}/messages", content=GOOD_FORM[:length], headers=FORM)
+        is_problem(answer, 400, "malformed_body")
+    assert (await world.live.get(thread))["messages"] == []
+    whole = await world.live.http.post(f"{thread}/messages", content=GOOD_FORM, headers=FORM)
+    assert (whole.status_code, whole.json()["metadata"]) == (201, {"a": 1})
 
 
 @pytest.mark.parametrize(

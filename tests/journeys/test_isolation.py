@@ -5,6 +5,7 @@ A route that is new fails here until it has a case.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,7 +22,8 @@ from server.organizations import member
 from stores.contracts import EventLog, Store
 from stores.open import Where, open_backends
 from tests.journeys.live import KEY, Client, Live, live_server
-from tests.journeys.shapes import is_problem
+from tests.journeys.shapes import is_invalid, is_problem
+from tests.journeys.sockets import socket
 
 AGENTS = "/api/v1/agents"
 THREADS = "/api/v1/chat/{agent_id}/threads"
@@ -155,9 +157,9 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
 async def close_code(url: str, key: str | None) -> int:
     """What a WebSocket is closed with."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    async with connect(url.replace("http://", "ws://"), additional_headers=headers, open_timeout=10) as socket:
+    async with connect(url.replace("http://", "ws://"), additional_headers=headers, open_timeout=10) as opened:
         try:
-            raise AssertionError(f"the socket said {await socket.recv()!r}")
+            raise AssertionError(f"the socket said {await opened.recv()!r}")
         except ConnectionClosed as closed:
             return closed.rcvd.code if closed.rcvd else 0
 
@@ -221,13 +223,44 @@ async def test_a_strangers_message_id_is_no_place_to_page_from(world: World) -> 
     is_problem(await world.stranger.http.post(f"{path}/cancel"), 404, "message_not_found")
 
 
-async def test_a_strangers_thread_takes_no_attachment_of_ours(world: World) -> None:
-    thread = await world.stranger.thread()
-    body = {"content": "say x", "attachments": [{"id": world.ids["attachment_id"]}]}
-    answer = await world.stranger.http.post(f"{thread}/messages", json=body)
-    assert is_problem(answer, 422, "invalid_request", "field")["field"] == "attachments[0].id"
-    answer = await world.stranger.http.get(f"{thread}/attachments/{world.ids['attachment_id']}")
+@pytest.mark.parametrize("door", ["json", "form", "socket"])
+@pytest.mark.parametrize("whose", ["stranger", "live"], ids=["another organization", "another thread"])
+async def test_an_attachment_is_of_one_thread_and_no_message_elsewhere_takes_it(
+    world: World, whose: str, door: str
+) -> None:
+    client: Client = getattr(world, whose)
+    thread = await client.thread()
+    blobs = set(world.live.data_dir.rglob("*"))
+    named = [{"id": world.ids["attachment_id"]}]
+    match door:
+        case "json":
+            body = {"content": "say x", "attachments": named}
+            is_invalid(await client.http.post(f"{thread}/messages", json=body), "attachments[0].id")
+        case "form":
+            fields = {"content": "say x", "attachments": json.dumps(named)}
+            answer = await client.http.post(f"{thread}/messages", data=fields, files=[("files", ("b.txt", b"b"))])
+            is_invalid(answer, "attachments[0].id")
+        case _:
+            key = client.http.headers["Authorization"].removeprefix("Bearer ")
+            async with socket(world.live.url, thread, key=key) as connection:
+                message = {"content": "say x", "attachments": named}
+                await connection.send(type="message.create", request_id="r", message=message)
+                refused = (await connection.until("error"))[-1]
+                error = refused["error"]
+                assert (refused["request_id"], error["status"], error["code"]) == ("r", 422, "invalid_request")
+                assert error["field"].endswith("attachments[0].id")
+    answer = await client.http.get(f"{thread}/attachments/{world.ids['attachment_id']}")
     is_problem(answer, 404, "attachment_not_found")
+    assert (await client.get(thread))["messages"] == []
+    assert set(world.live.data_dir.rglob("*")) == blobs
+    assert (await client.http.delete(thread)).status_code == 204
+
+
+async def test_metrics_want_a_key(world: World) -> None:
+    async with httpx.AsyncClient(base_url=world.live.url) as nobody:
+        is_problem(await nobody.get("/metrics"), 401, "unauthenticated")
+    answer = await world.live.http.get("/metrics")
+    assert (answer.status_code, "chat_runs_in_progress" in answer.text) == (200, True)
 
 
 async def test_a_position_of_another_log_tells_nothing(world: World) -> None:

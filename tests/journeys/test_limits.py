@@ -7,6 +7,7 @@ from pathlib import Path
 
 from server.limits import Limits
 from tests.journeys.live import live_server
+from tests.journeys.shapes import is_problem
 from tests.journeys.sockets import socket
 
 
@@ -45,3 +46,18 @@ async def test_a_stream_too_many_is_ended_politely(tmp_path: Path) -> None:
             async with socket(live.url, thread) as connection, asyncio.timeout(10):
                 await connection.connection.wait_closed()
             assert connection.connection.close_code == 1013
+
+
+async def test_files_above_what_an_organization_may_keep_are_refused_until_it_makes_room(tmp_path: Path) -> None:
+    async with live_server(tmp_path, limits=Limits(kept_bytes=10)) as live:
+        agent = (await live.agent())["id"]
+        first, second = await live.thread(agent), await live.thread(agent)
+        six, four = [("files", ("six.txt", b"123456"))], [("files", ("four.txt", b"1234"))]
+        assert (await live.http.post(f"{first}/attachments", files=six)).status_code == 201
+        for path, data in (("attachments", None), ("messages", {"content": "say x"})):
+            answer = await live.http.post(f"{second}/{path}", data=data, files=six)
+            assert is_problem(answer, 413, "too_large", "field")["field"] == "files"
+        assert (await live.get(second))["messages"] == []
+        assert (await live.http.post(f"{second}/attachments", files=four)).status_code == 201
+        assert (await live.http.delete(first)).status_code == 204
+        assert (await live.http.post(f"{second}/attachments", files=six)).status_code == 201

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
 import msgspec
 
 from stores.events import TERMINAL_TYPES, decode
 from stores.fold import fold
 from stores.models import Message
+from tests.journeys.gates import Watcher, watcher
 from tests.journeys.live import Frame, Live, frames
+from tests.journeys.sockets import socket
+from tests.journeys.viewing import View, status
 
 SCRIPT = """say # Title 🎈
 count 120
@@ -16,6 +25,10 @@ think hm
 count 120
 tool roll_dice {}
 say done"""
+WORDS = "all that is said in one breath comes at once"
+SAID = "\n".join(f"say {word}" for word in WORDS.split())
+GROUPS = [f'say 🎈\ntool calculate {{"expression": "6*{n}"}}\n{SAID}\nhold {n}' for n in range(16)]
+GROUP_CHARS = len("🎈" + WORDS.replace(" ", ""))
 
 
 def folded(stream: list[Frame]) -> Message:
@@ -39,38 +52,101 @@ async def test_resuming_at_every_event_gives_exactly_the_missing_frames_byte_for
             assert [rest.raw async for rest in frames(response)] == [rest.raw for rest in whole[index + 1 :]]
 
 
-async def test_the_fold_of_the_stream_is_the_stored_message_and_the_json_answer(live: Live) -> None:
+async def test_a_socket_resumed_at_every_event_gets_exactly_the_missing_frames(live: Live) -> None:
     thread = await live.scripted_thread(mcp_servers=["demo"])
-    whole = await live.streamed(thread, SCRIPT)
+    async with socket(live.url, thread) as connection:
+        whole = [await connection.text()]
+        await live.say(thread, SCRIPT)
+        while '"run.completed"' not in whole[-1]:
+            whole.append(await connection.text())
+    assert len(whole) >= 200
+    for index, frame in enumerate(whole[:-1], 1):
+        async with socket(live.url, thread, after=json.loads(frame)["position"]) as connection:
+            assert [await connection.text() for _ in whole[index:]] == whole[index:]
+
+
+async def test_the_fold_of_the_stream_is_the_stored_message_and_the_json_answer_of_the_same_run(live: Live) -> None:
+    thread = await live.scripted_thread(mcp_servers=["demo"])
+    script, key = f"{SCRIPT}\nhold here\nsay end", {"Idempotency-Key": "k"}
+    streaming = asyncio.create_task(live.streamed(thread, script, **key))
+    await live.gates.reached("here")
+    joining = asyncio.create_task(live.say(thread, script, **key))
+    live.gates.release("here")
+    whole = await streaming
     message = folded(whole)
-    stored = (await live.get(thread))["messages"][-1]
-    assert whole[-1].data["message"] == stored
-    assert message.content == stored["content"]
+    for answer in (await joining, await live.say(thread, script, **key)):
+        assert (answer.status_code, answer.headers["idempotency-replayed"]) == (201, "true")
+        assert answer.json() == whole[-1].data["message"]
+    asked, stored = (await live.get(thread))["messages"]
+    assert (asked["content"], answer.json()) == (script, stored)
+    assert (message.id, message.content) == (stored["id"], stored["content"])
     assert msgspec.to_builtins(message.tool_calls) == stored["tool_calls"]
     assert [call["result"] is not None for call in stored["tool_calls"]] == [True, True]
-    answer = await live.say(thread, SCRIPT)
-    assert answer.status_code == 201
-    assert answer.json()["content"] == stored["content"]
 
 
-async def test_a_watcher_who_joins_anywhere_ends_with_the_stored_thread(live: Live) -> None:
+def ends_at(length: int) -> Callable[[dict[str, Any]], bool]:
+    """True for the delta with which the text has come that far."""
+    return lambda data: data["offset"] + len(data["text"]) == length
+
+
+class Joined:
+    """A watcher who joined in mid-run. `view`: what they knew of the thread then."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.frames: list[Frame] = []
+        self.there = asyncio.Event()
+
+    async def read(self, live: Live, thread: str, after: str | None) -> None:
+        async with live.watching(thread, after) as stream:
+            self.there.set()
+            async for frame in stream:
+                self.frames.append(frame)
+                self.view.apply(frame)
+                if frame.event in TERMINAL_TYPES:
+                    return
+
+
+async def joined_everywhere(live: Live, thread: str, first: Watcher) -> dict[str | None, list[Joined]]:
+    """Run GROUPS; where each holds, join at each position so far, and without one; all that came, by position."""
+    joined: defaultdict[str | None, list[Joined]] = defaultdict(list)
+    past, said = View(), 0
+    async with asyncio.timeout(40), asyncio.TaskGroup() as reading:
+
+        async def join(view: View, after: str | None) -> None:
+            joined[after].append(Joined(view))
+            reading.create_task(joined[after][-1].read(live, thread, after))
+            await joined[after][-1].there.wait()
+
+        await live.say(thread, "\n".join(GROUPS), Prefer="respond-async")
+        for number in range(len(GROUPS)):
+            await live.gates.reached(str(number))
+            await first.sees("message.delta", ends_at(GROUP_CHARS * (number + 1)))
+            for frame in first.frames[said:]:
+                past.apply(frame)
+                await join(past.copy(), frame.id)
+            await join(View(), None)
+            said = len(first.frames)
+            live.gates.release(str(number))
+    await first.sees("run.completed")
+    return joined
+
+
+async def test_whoever_joins_at_any_event_of_a_run_gets_the_rest_byte_for_byte_and_sees_the_stored_thread(
+    live: Live,
+) -> None:
     thread = await live.scripted_thread(mcp_servers=["demo"])
-    async with live.posting(thread, "count 60\nhold here\ncount 60") as posting:
-        stream = frames(posting)
-        positions = [(await anext(stream)).id for _ in range(50)]
-        await live.gates.reached("here")
-        watched: list[list[Frame]] = []
-        for after in [None, *positions]:
-            async with live.watching(thread, after) as watcher:
-                watched.append([await anext(watcher)])
-        live.gates.release("here")
-        _ = [frame async for frame in stream]
-    stored = (await live.get(thread))["messages"][-1]
-    for after in [None, *positions]:
-        async with live.watching(thread, after) as watcher:
-            async for frame in watcher:
-                last = frame
-                if frame.event in TERMINAL_TYPES or frame.event == "thread.snapshot":
-                    break
-        final = last.data["message"] if "message" in last.data else last.data["thread"]["messages"][-1]
-        assert final == stored
+    async with watcher(live, thread) as first:
+        joined = await joined_everywhere(live, thread, first)
+    stored = await live.get(thread)
+    rest = {frame.id: [later.raw for later in first.frames[index:]] for index, frame in enumerate(first.frames, 1)}
+    assert len(joined.keys() & rest.keys()) >= 200
+    for each in joined.pop(None):
+        snapshot, *frames = each.frames
+        assert snapshot.event == "thread.snapshot"
+        assert status(snapshot.data["thread"]["messages"][-1]) == "in_progress"
+        assert [frame.raw for frame in frames] == rest[snapshot.id]
+        assert each.view.shows(stored)
+    for position, (each,) in joined.items():
+        assert [frame.raw for frame in each.frames] == rest[str(position)]
+        assert each.view.shows(stored)

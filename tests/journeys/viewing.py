@@ -24,6 +24,12 @@ class View:
         self.ends: Counter[str] = Counter()
         self.deleted = False
 
+    def copy(self) -> View:
+        """Another viewer who has seen the same."""
+        view = View()
+        view.thread, view.messages, view.ends = self.thread, dict(self.messages), self.ends.copy()
+        return view
+
     def apply(self, frame: Frame) -> None:
         data = frame.data
         match frame.event:

@@ -2,8 +2,14 @@
 
 CHAT_TEST_GATES     a folder: `hold NAME` writes NAME.reached there and waits for NAME.released
 CHAT_TEST_LEASE     seconds that a lease lasts; all else that is measured by it shrinks as much
+CHAT_TEST_CHECKPOINT    seconds between two checkpoints, whatever a lease lasts
+CHAT_TEST_PATIENCE  seconds that a client waits for a database that is away, whatever a lease lasts
+CHAT_TEST_REFILL    seconds after which a log is read again, whatever pub/sub brought
 CHAT_TEST_HOLDS     a gate where the process holds once its database and log are open
 CHAT_TEST_DIES      "before VERB" or "after VERB": the process is killed at that verb of its store, as by `kill -9`
+
+GET /left tells what is at work in it beside what was when it began to listen (`Left`). On SIGUSR1 it lets go at once
+of logs that nobody reads.
 """
 
 from __future__ import annotations
@@ -11,16 +17,22 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from agents.registry import Kind
 from server import ai_chat_service, runner
 from server.app import create_app
 from server.serving import Server, listening_socket
 from server.settings import load
+from stores import redis_log
 from stores.contracts import LEASE_SECONDS, EventLog, Store
 from stores.mongo import open_mongo
 from stores.open import Where
@@ -86,6 +98,40 @@ def _gates() -> FolderGates:
     return FolderGates(Path(os.environ["CHAT_TEST_GATES"]))
 
 
+class Left:
+    """The tasks of this process that nobody may need any more."""
+
+    def __init__(self) -> None:
+        self._always: Counter[str] = Counter()
+
+    def listening(self) -> None:
+        """Take what is at work by now for what always is; so are the two of the log's subscription, and connections."""
+        self._always = _tasks() | Counter(["log messages", "log channels"])
+
+    async def tell(self, request: Request) -> JSONResponse:
+        """How many tasks are left, by name."""
+        left = _tasks() - self._always - Counter(["RequestResponseCycle.run_asgi"])
+        return JSONResponse({name: count for name, count in left.items() if not (_of_mcp(name) and count == 1)})
+
+
+def _of_mcp(name: str) -> bool:
+    """True for the tasks of a connection to an MCP server: they outlive the run that opened it."""
+    return name.startswith(("mcp ", "mcp.", "agents.mcp."))
+
+
+def _tasks() -> Counter[str]:
+    return Counter(map(_name, asyncio.all_tasks()))
+
+
+def _name(task: asyncio.Task[Any]) -> str:
+    """The name that the task was given, else its function's."""
+    return getattr(task.get_coro(), "__qualname__", "?") if task.get_name().startswith("Task-") else task.get_name()
+
+
+def _let_go(*_: object) -> None:
+    redis_log._LINGER_SECONDS = 0.0
+
+
 def serve() -> None:
     """Serve until a signal ends it."""
     shrunk = _lease() / LEASE_SECONDS
@@ -94,7 +140,19 @@ def serve() -> None:
     runner.LEASE_SECONDS *= shrunk  # type: ignore[attr-defined]
     ai_chat_service.STORE_SECONDS *= shrunk
     ai_chat_service._POLL_SECONDS *= shrunk
+    ai_chat_service.STORE_SECONDS = float(os.environ.get("CHAT_TEST_PATIENCE", ai_chat_service.STORE_SECONDS))
+    runner.CHECKPOINT_SECONDS = float(os.environ.get("CHAT_TEST_CHECKPOINT", runner.CHECKPOINT_SECONDS))
+    redis_log._REFILL_SECONDS = float(os.environ.get("CHAT_TEST_REFILL", redis_log._REFILL_SECONDS))
+    redis_log._TICK_SECONDS = 0.05
+    signal.signal(signal.SIGUSR1, _let_go)
     settings = load()
     app = create_app(settings, kinds={"scripted": Kind(Scripted(_gates()))}, backends=backends)
+    left = Left()
+    app.router.routes.insert(0, Route("/left", left.tell))
     sock = listening_socket(settings.host, settings.port, reuse_port=settings.reuse_port)
-    Server(app, lambda: print("Listening", flush=True)).run(sockets=[sock])  # noqa: T201
+
+    def announce() -> None:
+        left.listening()
+        print("Listening", flush=True)  # noqa: T201
+
+    Server(app, announce).run(sockets=[sock])

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -136,6 +136,22 @@ class Server(Client):
         lines = (await self.http.get("/metrics")).text.splitlines()
         return float(next((line.rpartition(" ")[2] for line in lines if line.startswith(f"{metric} ")), 0))
 
+    async def comes_to(self, metric: str, value: float) -> None:
+        """Wait until one of its metrics has that value."""
+        async with asyncio.timeout(10):
+            while await self.number(metric) != value:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    async def drains(self) -> None:
+        """Wait until it says that it is stopping."""
+        async with asyncio.timeout(10):
+            while not (await self.http.get("/readyz")).json()["draining"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    async def left(self) -> dict[str, int]:
+        """Its tasks beside those that it always has."""
+        return dict(await self.get("/left"))
+
     async def post(self, thread: str, content: str, *, query: str = "", **headers: str) -> httpx.Response:
         return await self.http.post(f"{thread}/messages{query}", json={"content": content}, headers=headers)
 
@@ -175,6 +191,7 @@ class Site:
         self._environment = environment
         self.gates = folder / "gates"
         self.gates.mkdir()
+        self._mongo = MongoClient[dict[str, Any]](mongo_url)
 
     async def server(self, *, start: bool = True, **environment: str) -> Server:
         """One more server, with a data folder and a port of its own."""
@@ -210,6 +227,25 @@ class Site:
         for server in self.servers:
             await server.http.aclose()
             await server.kill()
+        self._mongo.close()
+
+    async def at_rest(self) -> None:
+        """Wait until no living server has a run, a stream, a task or a subscription of anybody left."""
+        living = [server for server in self.servers if server.alive]
+        for server in living:
+            server.signal(signal.SIGUSR1)
+        for server in living:
+            await _comes(server.left, {})
+            assert await server.number("chat_streams_open") == 0
+            assert await server.number("chat_runs_in_progress") == 0
+        subscribed = {"chat:signals": len(living)} if living else {}
+        await _comes(self._subscribers, subscribed)
+
+    async def _subscribers(self) -> dict[str, int]:
+        """How many processes have subscribed to each channel."""
+        async with Redis.from_url(self.redis_url, decode_responses=True) as client:
+            channels = await client.pubsub_channels("chat:*")
+            return {str(name): count for name, count in await client.pubsub_numsub(*channels)} if channels else {}
 
     async def reached(self, gate: str) -> None:
         """Wait until a script holds there."""
@@ -229,8 +265,7 @@ class Site:
 
     def records(self) -> list[dict[str, Any]]:
         """The records of runs in progress, of every thread."""
-        with MongoClient[dict[str, Any]](self.mongo_url) as client:
-            return list(client.get_default_database().runs.find({}, {"partial": 0}))
+        return list(self._mongo.get_default_database().runs.find({}, {"partial": 0}))
 
     async def over(self, thread: str, *viewers: Viewer, lost: bool = False) -> list[dict[str, Any]]:
         """Check all that must be so when everything is over; the stored messages before the last, which this posts.
@@ -267,6 +302,14 @@ class Site:
                 await asyncio.sleep(0.05)
 
 
+async def _comes(ask: Callable[[], Awaitable[dict[str, int]]], what: dict[str, int]) -> None:
+    """Ask until that is the answer, ten seconds long."""
+    until = asyncio.get_running_loop().time() + 10
+    while (answer := await ask()) != what:
+        assert asyncio.get_running_loop().time() < until, answer
+        await asyncio.sleep(0.02)
+
+
 def _once_and_in_order(viewer: Viewer, log: Sequence[str], lost: bool) -> None:
     """Every stretch that the viewer was told is what the log holds behind the stretch's beginning."""
     order = {position: n for n, position in enumerate(log)}
@@ -286,5 +329,6 @@ async def opened_site(
     site = Site(folder, nursery, mongo_url, redis_url, **environment)
     try:
         yield site
+        await site.at_rest()
     finally:
         await site.close()

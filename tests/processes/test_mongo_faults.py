@@ -1,13 +1,15 @@
 """MongoDB goes and comes back: runs go on, nothing is said that is not stored, and nobody is mistaken for dead.
 
-Leases last two seconds here and the driver waits for one, not twenty and five: the shorter stays the shorter.
+Leases last two seconds here and the driver waits for one, not twenty and five: the shorter stays the shorter. Several
+scenes share an outage: each yields when it is begun, and again when it has seen what there is to see in the outage.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Literal
 
@@ -55,32 +57,61 @@ async def come(mongo: MongoServer, outage: Outage) -> None:
         mongo.resume()
 
 
+Scene = AsyncGenerator[None, None]
+
+
+async def next_act(scenes: list[Scene]) -> None:
+    async def act(scene: Scene) -> None:
+        await anext(scene, None)
+
+    async with asyncio.TaskGroup() as group:
+        for scene in scenes:
+            group.create_task(act(scene))
+
+
 @pytest.mark.parametrize("outage", OUTAGES)
-async def test_a_run_outlives_an_outage_that_outlasts_its_lease(site: Site, mongo: MongoServer, outage: Outage) -> None:
-    a, b = await site.pair()
-    thread = await a.scripted_thread()
+async def test_through_an_outage_that_outlasts_the_leases_only_the_dead_are_ended_and_what_is_said_is_stored(
+    site: Site, mongo: MongoServer, outage: Outage
+) -> None:
+    servers = [await site.server(start=False, **of) for of in ({}, {"CHAT_TEST_PATIENCE": "30"}, {})]
+    await asyncio.gather(*[server.start() for server in servers])
+    agent = (await servers[0].agent())["id"]
+    async with AsyncExitStack() as stack:
+        scenes: list[Scene] = []
+        for scene in (a_run_goes_on, an_end_is_not_said_before_it_is_stored, a_client_is_told_where_to_look, one_dies):
+            scenes.append(scene(site, await servers[0].thread(agent)))
+            await stack.enter_async_context(aclosing(scenes[-1]))
+        await next_act(scenes)
+        await go(mongo, outage)
+        try:
+            gone = time.monotonic()
+            await next_act(scenes)
+            await asyncio.sleep(gone + LEASE_SECONDS * 1.5 - time.monotonic())
+        finally:
+            await come(mongo, outage)
+        await next_act(scenes)
+
+
+async def a_run_goes_on(site: Site, thread: str) -> Scene:
+    a, b, _ = site.servers
     viewers = [Viewer([server], thread, door) for server in (a, b) for door in DOORS]
     async with viewing(*viewers):
         run = await a.begin(thread, "say begun\nhold on\nsay on\nopen oven\ncount 20 10\nhold off\nsay done")
         for viewer in viewers:
             await viewer.reads(run, "begun")
-        await go(mongo, outage)
-        try:
-            gone = time.monotonic()
-            site.release("on")
-            for viewer in viewers:
-                await viewer.reads(run, "18 19")  # it goes on, and they see it
-            refused = await asyncio.gather(
-                b.http.get(thread), b.post(thread, "say no"), b.http.post(f"{thread}/messages/{run}/cancel")
-            )
-            for answer in refused:
-                is_problem(answer, 503, "store_unavailable")
-                assert answer.headers["retry-after"]
-            ready = await a.http.get("/readyz")
-            assert (ready.status_code, ready.json()["database"]) == (503, False)
-            await asyncio.sleep(gone + LEASE_SECONDS * 1.5 - time.monotonic())
-        finally:
-            await come(mongo, outage)
+        yield
+        site.release("on")
+        for viewer in viewers:
+            await viewer.reads(run, "18 19")  # it goes on, and they see it
+        refused = await asyncio.gather(
+            b.http.get(thread), b.post(thread, "say no"), b.http.post(f"{thread}/messages/{run}/cancel")
+        )
+        for answer in refused:
+            is_problem(answer, 503, "store_unavailable")
+            assert answer.headers["retry-after"]
+        ready = await a.http.get("/readyz")
+        assert (ready.status_code, ready.json()["database"]) == (503, False)
+        yield
         site.release("off")
         for viewer in viewers:
             assert (await viewer.sees("run.completed")).data["message"]["content"].endswith("done")
@@ -88,74 +119,54 @@ async def test_a_run_outlives_an_outage_that_outlasts_its_lease(site: Site, mong
     assert [status(message) for message in messages] == [None, "completed"]
 
 
-@pytest.mark.parametrize("outage", OUTAGES)
-async def test_an_end_that_can_not_be_stored_yet_is_not_said_yet(
-    site: Site, mongo: MongoServer, outage: Outage
-) -> None:
-    a, b = await site.pair()
-    thread = await a.scripted_thread()
+async def an_end_is_not_said_before_it_is_stored(site: Site, thread: str) -> Scene:
+    """The client waits at a server that is patient."""
+    a, b, _ = site.servers
     viewers = [Viewer([server], thread, door) for server in (a, b) for door in DOORS]
-    script, key = "say begun\nhold on\nsay done", {"Idempotency-Key": "k"}
     async with viewing(*viewers):
-        waiting = asyncio.create_task(a.post(thread, script, **key))
+        waiting = asyncio.create_task(b.post(thread, "say begun\nhold end\nsay done"))
         run = (await viewers[0].sees("run.started")).data["message"]["id"]
         for viewer in viewers:
             await viewer.reads(run, "begun")
-        await go(mongo, outage)
-        try:
-            site.release("on")
-            for viewer in viewers:
-                await viewer.reads(run, "done")
-            ended = [asyncio.create_task(viewer.ends(run)) for viewer in viewers]
-            done, _ = await asyncio.wait(ended, timeout=LEASE_SECONDS)
-            assert not done
-        finally:
-            await come(mongo, outage)
+        yield
+        site.release("end")
+        for viewer in viewers:
+            await viewer.reads(run, "done")
+        ended = [asyncio.create_task(viewer.ends(run)) for viewer in viewers]
+        done, _ = await asyncio.wait(ended, timeout=LEASE_SECONDS)
+        assert not done
+        yield
         await asyncio.gather(*ended)
         messages = await site.over(thread, *viewers)
     assert (messages[-1]["content"], status(messages[-1])) == ("begundone", "completed")
     assert (await waiting).json() == messages[-1]
 
 
-async def test_a_client_that_waits_is_told_where_to_look_when_the_database_stays_away(
-    site: Site, mongo: MongoServer
-) -> None:
-    a, b = await site.pair()
-    thread = await a.scripted_thread()
-    script, key = "say begun\nhold on\nsay done", {"Idempotency-Key": "k"}
+async def a_client_is_told_where_to_look(site: Site, thread: str) -> Scene:
+    a, b, _ = site.servers
+    script, key = "say begun\nhold told\nsay done", {"Idempotency-Key": "k"}
     waiting = asyncio.create_task(a.post(thread, script, **key))
-    await site.reached("on")
-    await go(mongo, "killed")
-    try:
-        site.release("on")
-        told = is_problem(await waiting, 503, "store_unavailable", "thread_id", "message_id", "retryable")
-        assert told["thread_id"] == thread.rpartition("/")[2]
-    finally:
-        await come(mongo, "killed")
+    await site.reached("told")
+    yield
+    site.release("told")
+    told = is_problem(await waiting, 503, "store_unavailable", "thread_id", "message_id", "retryable")
+    assert told["thread_id"] == thread.rpartition("/")[2]
+    yield
     kept = await b.finished(thread, told["message_id"])
     assert (kept["content"], status(kept)) == ("begundone", "completed")
     assert (await b.post(thread, script, **key)).json() == kept
     await site.over(thread)
 
 
-async def test_after_an_outage_the_dead_are_ended_and_the_living_are_not(site: Site, mongo: MongoServer) -> None:
-    a, b = await site.pair()
-    c = await site.server()
-    agent = (await a.agent())["id"]
-    dead, living = await a.thread(agent), await a.thread(agent)
-    viewers = [Viewer([c], dead, "sse"), Viewer([c], living, "ws")]
-    async with viewing(*viewers):
-        runs = [await a.begin(dead, "say half\nhold never"), await b.begin(living, "say half\nhold on\nsay whole")]
-        for viewer, run in zip(viewers, runs, strict=True):
-            await viewer.reads(run, "half")
-        await a.kill()
-        await go(mongo, "paused")
-        try:
-            await asyncio.sleep(LEASE_SECONDS * 1.5)
-        finally:
-            await come(mongo, "paused")
-        await viewers[0].sees("run.failed")
-        site.release("on")
-        await viewers[1].sees("run.completed")
-        for viewer, thread in zip(viewers, (dead, living), strict=True):
-            await site.over(thread, viewer)
+async def one_dies(site: Site, thread: str) -> Scene:
+    _, b, c = site.servers
+    viewer = Viewer([b], thread, "sse")
+    async with viewing(viewer):
+        run = await c.begin(thread, "say half\nhold never")
+        await viewer.reads(run, "half")
+        await c.kill()
+        yield
+        yield
+        ending = await viewer.sees("run.failed")
+        assert ending.data["error"]["code"] == "interrupted"
+        await site.over(thread, viewer)

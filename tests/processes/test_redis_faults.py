@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.journeys.viewing import status
+from tests.processes.pushes import pushes_through
 from tests.processes.site import Nursery, Site, opened_site
 from tests.processes.viewers import DOORS, Viewer, viewing
 from tests.services import RedisServer, redis_process
@@ -106,3 +108,30 @@ async def test_while_redis_is_down_runs_are_answered_and_afterwards_viewers_have
             await site.over(other, watching, lost=lost)
     assert messages[-1]["content"] == WHOLE
     await site.quiet(thread, other, third)
+
+
+async def test_messages_of_pubsub_that_are_dropped_and_doubled_reach_every_viewer_once_and_in_order(
+    tmp_path: Path, nursery: Nursery, mongo_url: str, redis: RedisServer
+) -> None:
+    """No connection breaks: a message is missed by what follows it, the last one by the next look at the stream."""
+    async with pushes_through(redis.port, random.Random(1)) as pushes:
+        site_of = {"CHAT_EVENTS_URL": pushes.url, "CHAT_TEST_REFILL": "0.5"}
+        async with opened_site(tmp_path, nursery, mongo_url, redis.url, **site_of) as site:
+            a, b = await site.pair()
+            agent = (await a.agent())["id"]
+            threads = [await a.thread(agent) for _ in range(3)]
+            viewers = {
+                thread: [Viewer([server], thread, door) for server in (a, b) for door in DOORS] for thread in threads
+            }
+            async with viewing(*[viewer for some in viewers.values() for viewer in some]):
+                pushes.chance = 0.3
+                posts = [server.post(thread, SCRIPT) for server, thread in zip((a, b, a), threads, strict=True)]
+                answered = asyncio.gather(*posts)
+                await site.reached("on")
+                site.release("on")
+                assert [answer.json()["content"] for answer in await answered] == [WHOLE] * 3
+                for thread, some in viewers.items():
+                    messages = await site.over(thread, *some)
+                    assert (messages[-1]["content"], status(messages[-1])) == (WHOLE, "completed")
+                    assert [viewer.snapshots for viewer in some] == [1] * len(some)
+    assert min(pushes.passed, pushes.dropped, pushes.doubled) > 10

@@ -4,10 +4,12 @@ It imports nothing but the standard library: what the SDK's own server can't be 
 of a wrong schema) is easy here. Run by tests/units/test_mcp.py over stdio.
 """
 
+import functools
 import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,13 @@ def big(call: JSON) -> JSON:
     return text('é"\n' * call["arguments"]["times"])
 
 
+def picture(call: JSON) -> JSON:
+    data = "A" * call["arguments"]["size"]
+    file = {"uri": "harbour://map", "mimeType": "image/png", "blob": data}
+    blocks = [{"type": "image", "mimeType": "image/png", "data": data}, {"type": "resource", "resource": file}]
+    return {"content": [{"type": "text", "text": "Seen."}, *blocks]}
+
+
 def meet(call: JSON) -> JSON:
     """Returns only when as many calls as `guests` are in it at the same time."""
     guests = call["arguments"]["guests"]
@@ -61,6 +70,11 @@ def meet(call: JSON) -> JSON:
         barrier = meetings.setdefault(guests, threading.Barrier(guests))
     barrier.wait(timeout=5)
     return text("met")
+
+
+def wait(call: JSON) -> JSON:
+    time.sleep(call["arguments"]["seconds"])
+    return text("waited")
 
 
 def until_cancelled(call: JSON) -> JSON:
@@ -89,6 +103,7 @@ def progress(call: JSON, step: int) -> None:
 
 
 ANYTHING: JSON = {"type": "object"}
+OLDER: JSON = {"type": "object", "properties": {"n": {"type": "number", "minimum": 0, "exclusiveMinimum": True}}}
 TOOLS: dict[str, tuple[Callable[[JSON], JSON], JSON]] = {
     "pid": (pid, ANYTHING),
     "echo": (echo, {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}),
@@ -96,11 +111,15 @@ TOOLS: dict[str, tuple[Callable[[JSON], JSON], JSON]] = {
     "die": (die, ANYTHING),
     "fail": (fail, ANYTHING),
     "big": (big, ANYTHING),
+    "picture": (picture, ANYTHING),
     "meet": (meet, ANYTHING),
+    "wait": (wait, ANYTHING),
     "until_cancelled": (until_cancelled, ANYTHING),
     "flood": (flood, ANYTHING),
     "grow": (grow, ANYTHING),
     "wrong_schema": (fail, {"type": "object", "properties": {"x": {"type": "nonsense"}}}),
+    "bottomless": (fail, functools.reduce(lambda inner, _: {**ANYTHING, "not": inner}, range(180), ANYTHING)),
+    "older_dialect": (echo, {"$schema": "http://json-schema.org/draft-04/schema#", **OLDER}),
 }
 
 
@@ -131,6 +150,8 @@ def answer(message: JSON) -> None:
             send({"id": message["id"], "error": {"code": -32601, "message": "Method not found"}})
             return
     send({"id": message["id"], "result": result})
+    if "ends-when-listed" in sys.argv and message["method"] == "tools/list" and "nextCursor" not in result:
+        os._exit(0)
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import resource
 import signal
 import sys
 import time
@@ -25,12 +24,17 @@ from PIL import Image
 
 from server.extraction import TEXT_CHARS, Extracted, Extractor, Limits
 from server.reading import BINARY, DOCX, EML, EPUB, ODT, OLE, PDF, PPTX, XLSX
+from tests.peak import Peak
+from tests.units.gaps import gaps
 
 FILES = Path(__file__).parents[1] / "files"
 DANISH = "Fyrmesteren på Ærøskøbing talte 417 hejrer ved caféen.\n\n    indrykket\tlinje\n"
 CSV = "Berth,Boat,Length\n7,Marigold,12.5\n8,Østerlund,9.0\n"
 CODE = "def berth(n: int) -> str:\n    if n == 7:\n        return 'Ærø'\n\n    return 'café'\n"
 HTML = (FILES / "report.html").read_text()
+
+CPU_SECONDS = 0.2
+"""A seventh of what the heavy document takes here, and some hundred times what a small text does."""
 
 SERVER = """
 import asyncio, os, sys
@@ -240,7 +244,7 @@ async def test_an_image_is_known_by_its_content_whatever_its_name(
     shared: Extractor, make: Make, kind: str, content_type: str, name: str
 ) -> None:
     found = await shared.extract(make(name, image(kind)), name, "application/pdf")
-    assert found == Extracted(f"image/{content_type}", "ready", width=40, height=30)
+    assert found == Extracted(f"image/{content_type}", "ready")
 
 
 @pytest.mark.parametrize(
@@ -386,9 +390,9 @@ async def test_a_csv_of_25_megabytes_is_cut_in_little_time_and_memory(shared: Ex
     path = tmp_path / "large.csv"
     path.write_text(CSV * (25 * 2**20 // len(CSV.encode())))
     await shared.extract(FILES / "report.html", "a.html", None)  # a worker is there
-    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    peak, begun = Peak(), time.monotonic()
     found = await shared.extract(path, "large.csv", None)
-    seconds, grown = time.monotonic() - begun, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    seconds, grown = time.monotonic() - begun, peak.grown() / 2**20
     print(f"25 MB csv: {seconds:.2f} s, the parent grew by {grown:.0f} MB")  # noqa: T201
     assert (found.status, found.truncated, len(found.text)) == ("ready", True, TEXT_CHARS)
     assert found.text + (CSV * 10_000)[TEXT_CHARS:] == CSV * 10_000
@@ -412,7 +416,7 @@ async def test_a_document_that_takes_too_much_memory_fails_alone(heavy: Path) ->
 
 
 async def test_a_document_that_takes_too_much_cpu_fails_alone(heavy: Path) -> None:
-    extractor = Extractor(workers=1, limits=Limits(cpu_seconds=0.7))
+    extractor = Extractor(workers=1, limits=Limits(cpu_seconds=CPU_SECONDS))
     found = await extractor.extract(heavy, "heavy.docx", None)
     assert found == Extracted(DOCX, "failed", error="Reading the file took too long.")
     assert (await extractor.extract(FILES / "report.md", "a.md", None)).status == "failed"  # there is no such file
@@ -494,22 +498,13 @@ async def test_a_worker_that_has_done_enough_is_replaced(limits: Limits) -> None
 async def test_the_event_loop_hardly_notices(extractor: Extractor, heavy: Path, tmp_path: Path) -> None:
     large = tmp_path / "large.csv"
     large.write_text(CSV * (25 * 2**20 // len(CSV.encode())))
-    gaps: list[float] = []
-
-    async def tick() -> None:
-        while True:
-            before = time.monotonic()
-            await asyncio.sleep(0.005)
-            gaps.append(time.monotonic() - before - 0.005)
-
-    ticking = asyncio.create_task(tick())
     paths = [heavy, large, FILES / "pages.pdf", FILES / "report.docx", large]
-    async with asyncio.timeout(50):
+    async with asyncio.timeout(50), gaps() as late:
         found = await asyncio.gather(*(extractor.extract(path, path.name, None) for path in paths))
-    ticking.cancel()
-    print(f"the loop's largest gap: {max(gaps) * 1000:.0f} ms in {sum(gaps) + 0.005 * len(gaps):.1f} s")  # noqa: T201
+    print(f"the loop was late by {max(late) * 1000:.0f} ms at most")  # noqa: T201
     assert {one.status for one in found} == {"ready"}
-    assert max(gaps) < 0.5
+    assert len(late) > 100
+    assert max(late) < 0.1
 
 
 async def test_a_worker_gives_way_to_the_server_and_knows_no_secret(

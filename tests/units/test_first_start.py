@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from server.organizations import KEY_FILE, _kept_secret, first_start
 from stores.contracts import Store
+from stores.models import Agent, Principal
 from stores.sqlite import open_sqlite
 
 
@@ -71,3 +73,25 @@ def test_those_who_start_together_have_one_key(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         made = [threads.submit(_kept_secret, tmp_path / KEY_FILE, ()) for _ in range(8)]
     assert len({future.result() for future in made}) == 1
+
+
+async def agents_after(store: Store, folder: Path, kind: str, model: str | None = None) -> list[Agent]:
+    key = await first_start(store, folder, "a-key", kind=kind, model=model, servers=["tools"])
+    who = await store.principal(key)
+    assert who is not None
+    return await store.agents(who)
+
+
+async def test_the_demo_agent_becomes_a_real_one_once_there_is_a_key(store: Store, tmp_path: Path) -> None:
+    (demo,) = await agents_after(store, tmp_path, "demo")
+    (real,) = await agents_after(store, tmp_path, "claude", "m")
+    assert (real.id, real.is_default, real.mcp_servers) == (demo.id, True, ["tools"])
+    assert (real.name, real.kind, real.model) == ("Assistant", "claude", "m")
+    assert await agents_after(store, tmp_path, "demo") == [real]
+
+
+async def test_a_demo_agent_that_somebody_changed_stays_as_it_is(store: Store, tmp_path: Path) -> None:
+    (demo,) = await agents_after(store, tmp_path, "demo")
+    who = Principal(demo.organization_id, "")
+    changed = await store.update_agent(who, replace(demo, instructions="Be brief.", updated_at="2100"))
+    assert await agents_after(store, tmp_path, "claude") == [changed]

@@ -19,14 +19,14 @@ DRIVERS = {
     "pymongo": {"stores/mongo.py"},
     "bson": {"stores/mongo.py"},
     "redis": {"stores/redis_log.py"},
-    "mcp": {"agents/mcp.py", "agents/demo_tools.py"},
+    "mcp": {"agents/mcp_connection.py", "agents/demo_tools.py"},
     "anthropic": {"agents/claude.py"},
     "sse_starlette": {"server/sse.py"},
     "obstore": {"stores/blobs.py"},
     "kreuzberg": {"server/reading.py"},
+    "pypdfium2": {"server/reading.py"},
 }
-ENVIRONMENT = {"server/settings.py", "agents/mcp.py"}
-"""agents/mcp.py fills in the `${NAME}` of the operator's file."""
+ENVIRONMENT = {"server/settings.py"}
 
 TOP = {"server", "agents", "stores", "tests", "web_demo", "pyproject.toml", "Procfile", "README.md"}
 BESIDE = {"LICENSE", "*.lock"}

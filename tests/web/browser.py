@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 from collections.abc import AsyncIterator
@@ -34,6 +35,8 @@ new MutationObserver(() => {
 """
 """What the last answer showed while it was written, each time it changed."""
 
+PATIENCE = 20.0
+"""Seconds for whatever is awaited: generous, for a machine that has much else to do."""
 CUT = re.compile(r"net::ERR_|Failed to fetch")
 
 
@@ -46,24 +49,40 @@ async def reads(locator: Locator, text: str | re.Pattern[str]) -> None:
     await locator.filter(has_text=text).first.wait_for()
 
 
+async def comes_to(locator: Locator, true: str) -> None:
+    """Wait until a JavaScript function of the element is true; it is asked at each frame that is drawn."""
+    look = f"""each => new Promise(resolve => {{
+      const look = () => (({true})(each) ? resolve() : requestAnimationFrame(look));
+      look();
+    }})"""
+    async with asyncio.timeout(PATIENCE):
+        await locator.evaluate(look)
+
+
 class Visit:
-    """A signed-in browser context with a page, and what its console said."""
+    """A browser context with a page, which has been nowhere yet, and what its console said."""
+
+    page: Page
 
     def __init__(self, context: BrowserContext, server: Client) -> None:
         self.context = context
         self.server = server
-        self.page: Page
         self.errors: list[str] = []
         self.expected: list[str] = []
 
-    async def open(self, path: str = "/") -> Page:
+    async def tab(self) -> Page:
         """One more tab."""
         page = await self.context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(PATIENCE * 1000)
         page.on("console", self._said)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        await page.goto(path)
         return page
+
+    async def enter(self, place: str = "") -> Page:
+        """Open the URL that the server prints, which signs in; the page is ready for a message then."""
+        await self.page.goto(f"/?key={KEY}{place}")
+        await self.page.locator("#attach:enabled").wait_for()
+        return self.page
 
     def _said(self, message: ConsoleMessage) -> None:
         if message.type == "error":
@@ -74,13 +93,10 @@ class Visit:
         return [error for error in self.errors if not any(re.search(each, error) for each in self.expected)]
 
     async def choose(self, **fields: object) -> dict[str, Any]:
-        """Make an agent of kind `scripted` and choose it; the page is ready for a message then."""
-        agent = await self.server.http.post("/api/v1/agents", json={"name": "Scripted", "kind": "scripted", **fields})
-        assert agent.status_code == 201, agent.text
-        await self.page.goto(f"/#/{agent.json()['id']}")
-        await self.page.reload()
-        await self.page.locator("#attach:enabled").wait_for()
-        return dict(agent.json())
+        """Make an agent of kind `scripted` and enter the page at it."""
+        agent = await self.server.agent(**fields)
+        await self.enter(f"#/{agent['id']}")
+        return agent
 
     async def say(self, text: str) -> None:
         await self.page.locator("#input").fill(text)
@@ -105,13 +121,14 @@ class Desk:
         self._browser = browser
 
     @asynccontextmanager
-    async def visit(self, server: Client, *, signed_in: bool = True, **options: Any) -> AsyncIterator[Visit]:
-        """Open the page as somebody new; at the end, fail on what their console said against it."""
-        context = await self._browser.new_context(base_url=str(server.http.base_url), **options)
+    async def visit(self, server: Client, **options: Any) -> AsyncIterator[Visit]:
+        """Come as somebody new; at the end, fail on what their console said against the page."""
+        options = {"base_url": str(server.http.base_url), "reduced_motion": "reduce", **options}
+        context = await self._browser.new_context(**options)
         await context.add_init_script(SAMPLES)
         try:
             visit = Visit(context, server)
-            visit.page = await visit.open(f"/?key={KEY}" if signed_in else "/")
+            visit.page = await visit.tab()
             yield visit
             assert not visit.unexpected(), visit.unexpected()
         finally:

@@ -1,4 +1,4 @@
-"""The browser's own EventSource and WebSocket: stream, break off, resume by position, exact text."""
+"""The browser's own EventSource and WebSocket over a network that cuts: every character once, and one snapshot."""
 
 from __future__ import annotations
 
@@ -7,51 +7,52 @@ from typing import Any
 
 import pytest
 
-from tests.web.browser import Visit
+from tests.foreign.proxy import cutting_proxy
+from tests.journeys.live import Live
+from tests.web.browser import CUT, Desk
 
-pytestmark = pytest.mark.timeout(40)
-
-SCRIPT = "say Ünï🎈 \ncount 150 5\nsay end"
+SCRIPT = "say Ünï🎈 \ncount 150 2\nsay end"
+CUTS = [600, 150, 4000, 1, 2500]
+"""In the first frame, in the head of an answer, in the text; some 30,000 bytes come in all."""
 READ = """
 async ({ thread, door }) => {
-  let text = null, position = null, final = null, opened = 0
+  const read = { text: null, final: null, snapshots: 0 }
   const take = event => {
-    if (event.position) position = event.position
     if (event.type === 'thread.snapshot') {
-      text = event.thread.messages.at(-1)?.content ?? ''
+      read.text = event.thread.messages.at(-1).content
+      read.snapshots += 1
       dispatchEvent(new Event('watching'))
     }
     if (event.type === 'message.delta') {
-      if (event.offset !== [...text].length) throw new Error(`hole at ${event.offset}`)
-      text += event.text
+      if (event.offset !== [...read.text].length) throw new Error(`hole at ${event.offset} behind ${read.text}`)
+      read.text += event.text
     }
-    if (event.type === 'run.completed') final = event.message.content
+    if (event.type === 'run.completed') read.final = event.message.content
+    return read.final !== null
   }
   addEventListener('watching', () => { window.watching = true })
-  const query = () => position ? `?after=${position}` : ''
-  const connect = limit => new Promise((resolve, reject) => {
-    let seen = 0
+  await new Promise((resolve, reject) => {
     const told = (event, close) => {
-      try { take(event) } catch (error) { close(); reject(error) }
-      if (final !== null || (limit && ++seen >= limit)) { close(); resolve() }
+      try { if (take(event)) { close(); resolve() } } catch (error) { close(); reject(error) }
     }
-    opened += 1
-    if (door === 'websocket') {
-      const socket = new WebSocket(`${location.origin.replace('http', 'ws')}${thread}/ws${query()}`)
-      socket.onmessage = message => told(JSON.parse(message.data), () => { socket.onmessage = null; socket.close() })
-      return
+    const eventsource = () => { // it comes back by itself
+      const source = new EventSource(`${thread}/events`)
+      const types = ['thread.snapshot', 'message.created', 'run.started', 'message.delta', 'run.completed']
+      types.forEach(type => source.addEventListener(type, ({ data }) => told(JSON.parse(data), () => source.close())))
     }
-    const source = new EventSource(`${thread}/events${query()}`)
-    let open = true
-    const listen = type => source.addEventListener(type, message => {
-      if (!open) return
-      told({ ...JSON.parse(message.data), position: message.lastEventId }, () => { open = false; source.close() })
-    })
-    const types = ['thread.snapshot', 'message.created', 'run.started', 'message.delta', 'run.completed']
-    types.forEach(listen)
+    const websocket = position => {
+      const base = `${location.origin.replace('http', 'ws')}${thread}/ws`
+      const socket = new WebSocket(base + (position ? `?after=${position}` : ''))
+      socket.onclose = () => { setTimeout(websocket, 20, position) }
+      socket.onmessage = ({ data }) => {
+        const event = JSON.parse(data)
+        position = event.position
+        told(event, () => { socket.onclose = null; socket.close() })
+      }
+    }
+    ({ eventsource, websocket })[door]()
   })
-  for (const limit of [1, 7, 20, 1, 40, 3, 0]) if (final === null) await connect(limit)
-  return { text, final, opened }
+  return read
 }
 """
 WATCHING = (
@@ -59,18 +60,27 @@ WATCHING = (
 )
 
 
-@pytest.mark.parametrize("door", ["eventsource", "websocket"])
-async def test_the_browsers_own_client_breaks_off_again_and_again_and_has_every_character_once(
-    visit: Visit, door: str
+@pytest.mark.parametrize(("door", "position"), [("eventsource", "last-event-id: "), ("websocket", "/ws?after=")])
+async def test_the_browsers_own_client_is_cut_again_and_again_and_has_every_character_once(
+    desk: Desk, server: Live, door: str, position: str
 ) -> None:
-    agent = await visit.choose(kind="scripted")
-    thread = await visit.server.thread(agent["id"])
-    reading = asyncio.create_task(visit.page.evaluate(READ, {"thread": thread, "door": door}))
-    async with asyncio.timeout(10):
+    thread = await server.scripted_thread()
+    asking = asyncio.create_task(server.say(thread, f"hold for {door}\n{SCRIPT}"))
+    await server.gates.reached(f"for {door}")
+    async with (
+        cutting_proxy(server.url, CUTS, retry_ms=20) as proxy,
+        desk.visit(server, base_url=proxy.url) as visit,
+        asyncio.timeout(30),
+    ):
+        visit.expected = [CUT.pattern, "WebSocket connection to"]
+        await visit.enter()
+        reading = asyncio.create_task(visit.page.evaluate(READ, {"thread": thread, "door": door}))
         await visit.page.evaluate(WATCHING)
-    answer = (await visit.server.say(thread, SCRIPT)).json()
-    async with asyncio.timeout(30):
+        server.gates.release(f"for {door}")
         found: dict[str, Any] = await reading
-    assert found["final"] == answer["content"]
-    assert found["text"] == answer["content"]
-    assert found["opened"] > 2
+        assert proxy.cut == len(CUTS)
+        assert position not in proxy.streams[0].lower()
+        assert position in proxy.streams[-1].lower()
+        assert door == "websocket" or not any("after=" in head for head in proxy.streams)
+    assert found["final"] == found["text"] == (await asking).json()["content"]
+    assert found["snapshots"] == 1

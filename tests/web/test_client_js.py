@@ -150,6 +150,7 @@ async def test_no_character_is_lost_or_doubled_over_a_network_that_keeps_breakin
     assert seen["before"]["content"] == stored["content"]
     assert seen["before"]["tool_calls"] == stored["tool_calls"]
     assert network.cuts >= 2
+    assert seen["snapshots"] == 1
     assert {"live", "reconnecting"} <= set(seen["statuses"])
     assert len((await server.get(thread))["messages"]) == 2
 
@@ -182,4 +183,5 @@ async def test_a_break_is_resumed_at_its_position_and_a_hole_asks_for_a_snapshot
         seen = await node("watch.mjs", url, KEY, "/thread")
     assert asked == ["/thread/events", "/thread/events?after=2", "/thread/events", "/thread/events?after=5"]
     assert seen["before"]["content"] == "Hello, world!"
+    assert seen["snapshots"] == 2
     assert (seen["statuses"][-1], seen["error"]) == ("live", None)

@@ -10,21 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.foreign.proxy import cutting_proxy
 from tests.journeys.live import Live, server_process
-from tests.web.browser import CUT, Desk, Visit, reads, text_of
+from tests.web.browser import CUT, Desk, Visit, comes_to, reads, text_of
 
 if TYPE_CHECKING:
     from playwright.async_api import Page
-
-pytestmark = pytest.mark.timeout(40)
 
 
 def held(*gates: str) -> str:
     """A script of counting that waits at these gates."""
     script = ["say 🎈😀 "]
     for gate in gates:
-        script += ["count 40 4", f"say before {gate} ", f"hold {gate}"]
-    return "\n".join([*script, "count 40 4"])
+        script += ["count 40 2", f"say before {gate} ", f"hold {gate}"]
+    return "\n".join([*script, "count 40 2"])
 
 
 async def exact(visit: Visit, page: Page | None = None) -> None:
@@ -38,7 +37,7 @@ async def exact(visit: Visit, page: Page | None = None) -> None:
 
 
 async def test_a_question_is_answered_with_a_tool_and_gets_a_title(visit: Visit) -> None:
-    page = visit.page
+    page = await visit.enter()
     await page.get_by_text("What time is it in Tokyo?").click()
     await visit.answer("completed").wait_for()
     card = page.locator(".tool[data-status=done]")
@@ -55,7 +54,8 @@ async def test_a_question_is_answered_with_a_tool_and_gets_a_title(visit: Visit)
 
 async def test_a_slow_tool_shows_its_progress_and_escape_stops_the_run(visit: Visit) -> None:
     page = visit.page
-    await page.get_by_text("Show me something slow").click()
+    await visit.choose(mcp_servers=["demo"])
+    await visit.say('tool slow_task {"seconds": 100, "steps": 500}')
     await page.locator(".tool[data-status=running] progress[value]").wait_for()
     await page.locator("#stop").wait_for()
     await page.keyboard.press("Escape")
@@ -87,32 +87,46 @@ async def test_a_reload_in_mid_answer_shows_all_of_it(visit: Visit, server: Live
     await exact(visit)
 
 
-async def test_a_lost_network_in_mid_answer_heals_without_a_lost_or_doubled_character(
-    visit: Visit, server: Live
-) -> None:
+async def test_a_cut_network_in_mid_answer_heals_without_a_lost_or_doubled_character(desk: Desk, server: Live) -> None:
+    async with cutting_proxy(server.url, [2500]) as proxy, desk.visit(server, base_url=proxy.url) as visit:
+        visit.expected = [CUT.pattern]
+        await visit.choose()
+        await visit.say(held("cut", "return"))
+        await reads(visit.answer("in_progress"), "before cut")
+        assert proxy.cut == 1
+        async with proxy.down():
+            await reads(visit.page.locator("#light"), "Reconnecting")
+            server.gates.release("cut")
+            await server.gates.reached("return")
+        await reads(visit.page.locator("#light"), "Live")
+        await reads(visit.answer("in_progress"), "before return")
+        server.gates.release("return")
+        await visit.answer("completed").wait_for()
+        await exact(visit)
+        assert ["?after=" in head for head in proxy.streams] == [False, *[True] * (len(proxy.streams) - 1)]
+
+
+async def test_a_browser_that_says_it_is_offline_and_back_heals_at_once(visit: Visit, server: Live) -> None:
     visit.expected = [CUT.pattern]
     await visit.choose()
-    await visit.say(held("cut", "return"))
-    await reads(visit.answer("in_progress"), "before cut")
+    await visit.say(held("offline"))
+    await reads(visit.answer("in_progress"), "before offline")
     await visit.context.set_offline(True)
     await reads(visit.page.locator("#light"), "Offline")
-    server.gates.release("cut")
-    await server.gates.reached("return")
+    server.gates.release("offline")
     await visit.context.set_offline(False)
-    await reads(visit.page.locator("#light"), "Live")
-    await reads(visit.answer("in_progress"), "before return")
-    server.gates.release("return")
     await visit.answer("completed").wait_for()
     await exact(visit)
 
 
+@pytest.mark.timeout(120)  # two processes start, and the page waits longer after each failure
 async def test_a_server_killed_in_mid_answer_heals_and_the_answer_can_be_tried_again(
     desk: Desk, tmp_path: Path
 ) -> None:
     async with server_process(tmp_path) as server, desk.visit(server) as visit:
         visit.expected = [CUT.pattern]
         await visit.choose()
-        await visit.say("count 40 4\nhold the kill")  # nobody lets it go on: it is there until the server dies
+        await visit.say("count 40 2\nhold the kill")  # nobody lets it go on: it is there until the server dies
         await reads(visit.answer("in_progress"), "20 21")
         await server.stop()
         await reads(visit.page.locator("#light"), "Reconnecting")
@@ -135,7 +149,8 @@ async def test_two_tabs_show_the_same(visit: Visit, server: Live) -> None:
     await visit.choose()
     await visit.say(held("tab"))
     await reads(visit.answer("in_progress"), "before tab")
-    second = await visit.open(visit.page.url)
+    second = await visit.tab()
+    await second.goto(visit.page.url)
     await reads(visit.answer("in_progress", second), "before tab")
     server.gates.release("tab")
     await asyncio.gather(visit.answer("completed").wait_for(), visit.answer("completed", second).wait_for())
@@ -165,13 +180,14 @@ async def test_a_thread_is_renamed_archived_brought_back_and_deleted(visit: Visi
     await reads(page.locator("#threads li"), "A better name")
     await menu(page, "archive")
     await page.locator("#no-threads", has_text="No threads yet.").wait_for()
-    assert await page.locator("#input").is_disabled()
+    await page.locator("#input:disabled").wait_for()
     await page.locator("#show-archived").click()
     await reads(page.locator("#threads li"), "A better name")
     await menu(page, "archive")
     await page.locator("#show-active").click()
     await reads(page.locator("#threads li"), "A better name")
-    second = await visit.open(page.url)
+    second = await visit.tab()
+    await second.goto(page.url)
     await reads(second.locator("#light"), "Live")
     await menu(page, "delete")
     await page.locator("#confirm-dialog .primary").click()
@@ -183,7 +199,7 @@ async def test_a_thread_is_renamed_archived_brought_back_and_deleted(visit: Visi
 
 
 async def test_an_agent_is_made_edited_and_deleted(visit: Visit) -> None:
-    page, dialog = visit.page, visit.page.locator("#agent-dialog")
+    page, dialog = await visit.enter(), visit.page.locator("#agent-dialog")
     visit.expected = ["status of 422"]
     await page.locator("#new-agent").click()
     await dialog.locator("[name=name]").fill("Helper")
@@ -221,32 +237,32 @@ async def test_reasoning_can_be_opened_and_markdown_is_rendered(visit: Visit, se
 
 
 async def test_the_text_is_followed_unless_the_reader_goes_up(visit: Visit, server: Live) -> None:
-    page = visit.page
-    at_end = (
-        "() => { const s = document.getElementById('scroll'); return s.scrollHeight - s.scrollTop - s.clientHeight }"
-    )
+    page, scroll = visit.page, visit.page.locator("#scroll")
+    below = "scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight"
+    at_end, left_behind = f"scroll => {below} < 60", f"scroll => {below} > 600"
     await page.set_viewport_size({"width": 600, "height": 400})
     await visit.choose()
     await visit.say("count 800 0\nhold going up\ncount 800 0\nsay said below\nhold coming back\ncount 800 0")
     await reads(visit.answer("in_progress"), "798 799")
-    assert await page.evaluate(at_end) < 60
+    await comes_to(scroll, at_end)
     await page.mouse.move(300, 200)
     await page.mouse.wheel(0, -200)
     await page.locator("#latest").wait_for()
     server.gates.release("going up")
     await reads(visit.answer("in_progress"), "said below")
-    assert await page.evaluate(at_end) > 150
+    await comes_to(scroll, left_behind)
     await page.locator("#latest").click()
     await page.locator("#latest").wait_for(state="hidden")
-    assert await page.evaluate(at_end) < 60
+    await comes_to(scroll, at_end)
     server.gates.release("coming back")
     await visit.answer("completed").wait_for()
-    assert await page.evaluate(at_end) < 60
+    await comes_to(scroll, at_end)
 
 
 async def test_without_a_key_the_page_says_where_to_get_in(desk: Desk, server: Live) -> None:
-    async with desk.visit(server, signed_in=False) as visit:
+    async with desk.visit(server) as visit:
         visit.expected = ["status of 401"]
+        await visit.page.goto("/")
         await reads(visit.page.locator("#locked"), "Open the URL that the server printed")
 
 
@@ -256,9 +272,10 @@ async def test_it_fits_a_phone(desk: Desk, server: Live) -> None:
         "has_touch": True,
         "is_mobile": True,
         "color_scheme": "dark",
+        "reduced_motion": "no-preference",
     }
     async with desk.visit(server, **phone) as visit:
-        page = visit.page
+        page = await visit.enter()
         await visit.say("What time is it in Tokyo?\nx")
         await page.locator("#send").click()
         await page.locator(".tool[data-status=done]").wait_for()

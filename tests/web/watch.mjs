@@ -1,4 +1,4 @@
-// Watches a thread through web_demo/client.js, posts into it, and prints what it had just before each terminal event.
+// Watches a thread through web_demo/client.js, posts into it, and prints what it had just before the terminal event.
 //
 //     node watch.mjs BASE KEY THREAD_PATH CONTENT [cancel]
 import { ChatClient } from "../../web_demo/client.js";
@@ -12,9 +12,11 @@ const [base, key, thread, content, cancel] = process.argv.slice(2);
 const chat = new ChatClient({ base, key });
 const statuses = [];
 let before = null;
+let snapshots = 0;
 const done = new Promise((resolve) => {
   const watching = chat.watch(thread, {
     onState(state, event) {
+      if (event.type === "thread.snapshot") snapshots += 1;
       const final = /^run\.(completed|failed|cancelled)$/.test(event.type);
       const answer = state.messages.at(-1);
       if (final) resolve(watching);
@@ -32,4 +34,4 @@ if (content) {
 }
 const outcome = await done;
 outcome?.close?.();
-process.stdout.write(JSON.stringify({ before, statuses, error: outcome?.code ?? null }));
+process.stdout.write(JSON.stringify({ before, snapshots, statuses, error: outcome?.code ?? null }));

@@ -1,0 +1,42 @@
+"""One tool whose schema a model's service refuses must not cost an agent its answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agents import Ended, Run, Text, Tool
+from agents.claude import Claude
+from stores.models import Principal, new_id
+from tests.agents.standin import StandIn
+from tests.agents.test_context import AGENT, Tools, message
+
+GOOD = {"type": "object", "properties": {"a.b-c_1": {"type": "integer", "exclusiveMinimum": 0}}}
+BAD: dict[str, dict[str, Any]] = {
+    "a number of draft 4": {"type": "object", "properties": {"a": {"exclusiveMinimum": True}}},
+    "a tuple of draft 7": {"type": "object", "properties": {"a": {"items": [{"type": "string"}]}}},
+    "a bracket in a name": {"type": "object", "properties": {"filter[id]": {}}},
+    "a dollar in a name": {"type": "object", "properties": {"$top": {}}},
+    "a long name": {"type": "object", "properties": {"x" * 65: {}}},
+}
+
+
+class Two(Tools):
+    """A good tool and a bad one, as an author's own toolbox may offer them."""
+
+    def __init__(self, bad: dict[str, Any]) -> None:
+        draft = {"$schema": "http://json-schema.org/draft-04/schema#"}
+        self._tools = [Tool("good", "", {**GOOD, **draft}), Tool("bad", "", {**bad, **draft})]
+
+    async def available(self) -> list[Tool]:
+        return self._tools
+
+
+@pytest.mark.parametrize("why", BAD)
+async def test_a_tool_that_the_service_would_refuse_is_left_out(service: StandIn, claude: Claude, why: str) -> None:
+    run = Run(new_id(), Principal("o", "u"), AGENT, [message("user", "Hello")], Two(BAD[why]))
+    parts = [part async for part in claude.reply(run) if not isinstance(part, Ended)]
+    assert parts == [Text("Fine.")]
+    assert service.refused == []
+    assert [tool["name"] for tool in service.requests[-1]["tools"]] == ["good"]

@@ -1,0 +1,63 @@
+"""A watcher who finds no room, or no database, is told to come back: an EventSource takes no error status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.limits import Limits
+from tests.journeys.damage import without
+from tests.journeys.live import Live, live_server
+from tests.journeys.shapes import is_problem
+
+NOBODY = "00000000-0000-4000-8000-000000000000"
+
+
+def is_later(answer: httpx.Response) -> None:
+    assert (answer.status_code, answer.content) == (200, b"retry: 10000\n\n")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert "no-cache" in answer.headers["cache-control"]
+
+
+@pytest.mark.parametrize("table", ["keys", "threads"])
+async def test_a_watcher_without_a_database_is_told_to_come_back(live: Live, table: str) -> None:
+    thread = await live.scripted_thread()
+    with without(live.data_dir, table):
+        is_later(await live.http.get(f"{thread}/events", headers={"Last-Event-ID": "1-0"}))
+        is_problem(await live.http.get(thread), 503, "store_unavailable")
+    async with live.watching(thread) as events:
+        assert (await anext(events)).event == "thread.snapshot"
+
+
+async def test_a_watcher_with_too_many_requests_is_told_to_come_back(tmp_path: Path) -> None:
+    async with live_server(tmp_path, limits=Limits(requests=4)) as live:
+        thread = await live.scripted_thread()
+        others = [await live.http.get(thread) for _ in range(9)]
+        assert {answer.status_code for answer in others} >= {429}
+        is_later(await live.http.get(f"{thread}/events"))
+
+
+async def test_whoever_has_no_key_or_no_thread_is_told_so(live: Live) -> None:
+    thread = await live.scripted_thread()
+    no_key = {"Authorization": "Bearer nonsense"}
+    is_problem(await live.http.get(f"{thread}/events", headers=no_key), 401, "unauthenticated")
+    other = thread.rpartition("/")[0] + f"/{NOBODY}/events"
+    is_problem(await live.http.get(other), 404, "thread_not_found")
+
+
+@pytest.mark.parametrize("form", [False, True])
+async def test_a_post_that_can_not_be_streamed_is_refused_before_it_is_stored(tmp_path: Path, form: bool) -> None:
+    async with live_server(tmp_path, limits=Limits(streams=1)) as live:
+        thread = await live.scripted_thread()
+        async with live.watching(thread) as events:
+            assert (await anext(events)).event == "thread.snapshot"
+            files = {"files": ("a.txt", b"x")} if form else None
+            body = {"data" if form else "json": {"content": "say hello"}}
+            refused = await live.http.post(f"{thread}/messages?stream=true", files=files, **body)  # type: ignore[arg-type]
+            assert "open streams" in is_problem(refused, 429, "rate_limited")["detail"]
+            resumed = await live.http.post(f"{thread}/messages", headers={"Last-Event-ID": "1-0"})
+            is_problem(resumed, 429, "rate_limited")
+            assert (await live.get(thread))["messages"] == []
+            assert (await live.say(thread, "say hello")).status_code == 201

@@ -1,0 +1,69 @@
+"""The commands of one socket: stored in their order, and no noise when its client goes before they are done."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from tests.journeys.live import Live
+from tests.journeys.sockets import Socket, socket
+
+
+async def acknowledged(connection: Socket, count: int) -> list[str]:
+    """The request_ids of the next acknowledgements."""
+    return [(await connection.until("ack"))[-1]["request_id"] for _ in range(count)]
+
+
+async def test_messages_of_a_socket_are_stored_in_their_order(live: Live) -> None:
+    thread = await live.scripted_thread()
+    slow = "x *y* " * 4_000  # long enough to be rendered elsewhere
+    contents = [f"{number} {slow if number % 3 == 0 else ''}" for number in range(12)]
+    async with socket(live.url, thread) as connection:
+        for number, content in enumerate(contents):
+            message = {"content": content, "role": "system"}
+            await connection.send(type="message.create", request_id=str(number), message=message)
+        assert await acknowledged(connection, 12) == [str(number) for number in range(12)]
+    stored = (await live.get(thread))["messages"]
+    assert [message["content"] for message in stored] == contents
+
+
+async def test_a_message_that_waits_for_another_holds_up_neither_a_cancel_nor_a_ping(live: Live) -> None:
+    thread = await live.scripted_thread()
+    async with socket(live.url, thread) as connection:
+        await connection.create("hold it\nsay done")
+        await live.gates.reached("it")
+        run_id = (await connection.until("ack"))[-1]["message_id"]
+        refused = await connection.create("say next")
+        last = await connection.create("say last", if_busy="interrupt")
+        await connection.send(type="ping")
+        await connection.send(type="run.cancel", request_id="c", message_id=run_id)
+        frames = await connection.until("run.completed")
+        answers = [frame.get("request_id", "ping") for frame in frames if frame["type"] in ("ack", "error", "pong")]
+        assert sorted(answers) == sorted([refused, last, "ping", "c"])
+
+
+async def test_a_client_that_leaves_with_commands_pending_is_no_error(
+    live: Live, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = asyncio.get_running_loop()
+    unhandled: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _, context: unhandled.append(context))
+    for name in ("uvicorn", "uvicorn.error"):
+        logging.getLogger(name).addHandler(caplog.handler)
+    thread = await live.scripted_thread()
+    await live.http.patch(thread, json={"archived": True})
+    streams = live.server.server_state.tasks
+    for _ in range(10):
+        async with socket(live.url, thread) as connection:
+            for number in range(20):
+                await connection.create(f"{number}" + "x" * 3_000)
+                await connection.send(type="ping")
+                await connection.connection.send("{")
+            connection.connection.transport.abort()
+    async with asyncio.timeout(10):
+        while len(streams):
+            await asyncio.wait(set(streams))
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+    assert unhandled == []

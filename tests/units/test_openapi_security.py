@@ -1,0 +1,15 @@
+"""The OpenAPI document asks for a key where the server does, and nowhere else."""
+
+from __future__ import annotations
+
+from server.app import ROUTES
+from server.openapi import document
+
+
+def test_only_the_open_paths_are_without_a_key() -> None:
+    api = document(ROUTES)
+    assert api["security"] == [{"key": []}]
+    operations = [(path, each) for path, methods in api["paths"].items() for each in methods.values()]
+    without = {path for path, operation in operations if operation.get("security", api["security"]) == []}
+    assert without == {"/healthz", "/readyz"}
+    assert {path for path, _ in operations if path.startswith(("/api/", "/metrics"))}.isdisjoint(without)

@@ -1,0 +1,150 @@
+// The list of an agent's threads at the side.
+//
+// It is fetched when it is first shown, every now and then, and when the page comes back; in between, what the watched
+// thread's events tell is put into its row. A row is made once for each thread and stays, and so does the focus in it.
+
+import { arrange, h, icon } from "/elements.js";
+import { opensMenu } from "/menu.js";
+
+const $ = (id) => document.getElementById(id);
+const PAGE = 50;
+const PATIENCE_MS = 20_000;
+
+export const nameOf = (thread) => thread.title || "New thread";
+
+export class ThreadList {
+  /** `onError(error)`; `onLost()`: there is no such agent. */
+  constructor(chat, { onError, onLost }) {
+    Object.assign(this, { chat, onError, onLost, agentId: null, current: null, archived: false });
+    this.rows = new Map();
+    $("more-threads").onclick = () => {
+      this.pages += 1;
+      this.load();
+    };
+    for (const button of [$("show-active"), $("show-archived")]) {
+      button.onclick = () => this.show(this.agentId, button.id === "show-archived");
+    }
+    this.clear();
+  }
+
+  /** Show the threads of an agent, or, with null, nothing. */
+  show(agentId, archived = this.archived) {
+    if (agentId === this.agentId && archived === this.archived) return;
+    Object.assign(this, { agentId, archived });
+    $("show-active").ariaPressed = String(!archived);
+    $("show-archived").ariaPressed = String(archived);
+    this.clear();
+    this.load();
+  }
+
+  clear() {
+    this.connection?.abort();
+    Object.assign(this, { threads: null, more: false, pages: 1, failed: false });
+    this.draw();
+  }
+
+  /** Mark the thread that is open. */
+  mark(id) {
+    this.current = id;
+    this.draw();
+  }
+
+  /** Fetch it. However many ask for that while it is being fetched, it is fetched once more for all of them. */
+  async load() {
+    this.wanted = true;
+    if (this.busy) return;
+    this.busy = true;
+    while (this.wanted) {
+      this.wanted = false;
+      if (this.agentId) await this.fetch();
+    }
+    this.busy = false;
+  }
+
+  async fetch() {
+    this.connection = new AbortController();
+    const signal = AbortSignal.any([this.connection.signal, AbortSignal.timeout(PATIENCE_MS)]);
+    const found = [];
+    let more = true;
+    try {
+      for (let page = 0; page < this.pages && more; page++) {
+        const query = `?limit=${PAGE}&offset=${page * PAGE}&message_limit=0&archived=${this.archived}`;
+        const response = await this.chat.request("GET", `/api/v1/chat/${this.agentId}/threads${query}`, { signal });
+        found.push(...(await response.json()));
+        more = response.headers.has("Link");
+        if (signal.aborted) return;
+      }
+      Object.assign(this, { threads: found, more, failed: false });
+    } catch (error) {
+      if (this.connection.signal.aborted) return;
+      this.failed = true;
+      if (error.code === "agent_not_found") this.onLost();
+      else if (error.status) this.onError(error); // of the network the light tells
+    }
+    this.draw();
+  }
+
+  /** Put in what is known of a thread now. */
+  patch(thread) {
+    if (!this.threads || thread.agent_id !== this.agentId) return;
+    if (this.busy) this.wanted = true; // what is on its way may be older
+    const others = this.threads.filter(({ id }) => id !== thread.id);
+    const reached = !this.more || others.length < this.threads.length || thread.updated_at > others.at(-1)?.updated_at;
+    const changed = thread.archived === this.archived && reached ? [...others, thread] : others;
+    this.threads = changed.sort((one, other) => (one.updated_at < other.updated_at ? 1 : -1));
+    this.draw();
+  }
+
+  remove(id) {
+    if (this.busy) this.wanted = true;
+    this.threads = this.threads?.filter((thread) => thread.id !== id) ?? null;
+    this.draw();
+  }
+
+  draw() {
+    const kept = new Map();
+    for (const thread of this.threads ?? []) {
+      const row = this.rows.get(thread.id) ?? new Row();
+      row.show(thread, thread.id === this.current);
+      kept.set(thread.id, row);
+    }
+    this.rows = kept;
+    arrange($("threads"), [...kept.values()].map(({ element }) => element));
+    const none = this.archived ? "Nothing is archived." : "No threads yet.";
+    const waiting = this.failed ? "Not loaded. Trying again…" : "Loading…";
+    $("no-threads").hidden = !this.agentId || kept.size > 0;
+    $("no-threads").textContent = this.threads ? none : waiting;
+    $("no-threads").classList.toggle("late", !this.threads && !this.failed);
+    $("more-threads").hidden = !this.more;
+  }
+}
+
+class Row {
+  constructor() {
+    this.name = h("span.name");
+    this.when = h("span.when");
+    this.link = h("a", {}, this.name, this.when);
+    this.button = h("button.icon", {}, icon("more"));
+    this.element = h("li", {}, this.link, this.button);
+    opensMenu(this.button, () => this.thread);
+  }
+
+  show(thread, current) {
+    this.thread = thread;
+    const name = nameOf(thread);
+    this.name.textContent = name;
+    this.when.textContent = ago(thread.updated_at);
+    Object.assign(this.link, { href: `#/${thread.agent_id}/${thread.id}`, title: name });
+    this.link.ariaCurrent = current ? "page" : null;
+    this.button.ariaLabel = `What to do with ${name}`;
+    this.element.dataset.id = thread.id;
+  }
+}
+
+function ago(time) {
+  const minutes = (Date.now() - Date.parse(time)) / 60_000;
+  if (minutes < 1) return "now";
+  if (minutes < 60) return `${Math.floor(minutes)} min`;
+  if (minutes < 24 * 60) return `${Math.floor(minutes / 60)} h`;
+  return new Date(time).toLocaleDateString(undefined, { month: "short", day: "numeric" });
+}
