@@ -50,10 +50,8 @@ def serve() -> None:
         pass
     except SystemExit:
         failure = getattr(app.state, "failure", None)
-        if isinstance(failure, DataFolderInUse | DataFolderUnusable | StoreUnavailable):
+        if isinstance(failure, DataFolderInUse | DataFolderUnusable | StoreUnavailable | ValueError):
             _stop(str(failure))
-        if isinstance(failure, ValueError):
-            _stop(f"CHAT_DATABASE_URL or CHAT_EVENTS_URL: {failure}")
         raise failure or SystemExit(1) from None
 
 
@@ -115,10 +113,8 @@ def _in_store(work: Callable[[Store], Awaitable[R]]) -> R:
 
     try:
         return asyncio.run(run())
-    except (BadSetting, BadServers, StoreError) as error:
+    except (BadSetting, BadServers, StoreError, ValueError) as error:
         _stop(str(error))
-    except ValueError as error:
-        _stop(f"CHAT_DATABASE_URL: {error}")
 
 
 def _stop(line: str) -> NoReturn:

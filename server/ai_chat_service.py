@@ -151,7 +151,8 @@ class AIChatService:
         agent = await self._agent(who, agent_ref)
         given = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
         changed = replace(agent, **given, updated_at=timestamp(self._clock()))
-        return await self.store.update_agent(who, self._fitting(changed))
+        is_default = None if body.is_default is UNSET else body.is_default
+        return await self.store.update_agent(who, self._fitting(changed), is_default=is_default)
 
     async def delete_agent(self, who: Principal, agent_ref: str) -> None:
         """Raises: AgentNotFound."""

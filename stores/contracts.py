@@ -113,8 +113,10 @@ class Directory(Protocol):
         """
         ...
 
-    async def update_agent(self, who: Principal, agent: Agent) -> Agent:
+    async def update_agent(self, who: Principal, agent: Agent, *, is_default: bool | None = None) -> Agent:
         """Replace it. `is_default` true makes it the default; false on the default leaves the organization without.
+
+        Null leaves the default as it is now: what `agent` says of it may have changed since it was read.
 
         Raises: AgentNotFound.
         """

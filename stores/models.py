@@ -58,7 +58,10 @@ def is_id(text: str) -> bool:
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """Who is asking. The first argument of every store call, so that no query can forget the organization."""
+    """Who is asking. The first argument of every store call, so that no query can forget the organization.
+
+    `scopes`: what they may do there. Keys leave it empty and may do everything; it is for JWTs, which come later.
+    """
 
     organization_id: str
     user_id: str

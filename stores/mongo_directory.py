@@ -122,14 +122,14 @@ class MongoDirectory(Database):
             raise AgentNotFound(wanted)
         return _agent(document, default)
 
-    async def update_agent(self, who: Principal, agent: Agent) -> Agent:
+    async def update_agent(self, who: Principal, agent: Agent, *, is_default: bool | None = None) -> Agent:
         query = {"_id": agent.id, "organization_id": who.organization_id, "deleted": False}
         body = msgspec.json.encode(agent)
         if await self.db.agents.change(query, {"$set": {"body": body}}, {"_id": 1}) is None:
             raise AgentNotFound(agent.id)
-        if agent.is_default:
+        if is_default:
             await self._set_default(who, agent.id)
-        else:
+        elif is_default is False:
             await self._unset_default(who, agent.id)
         return await self.agent(who, agent.id)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -36,13 +36,14 @@ async def open_store(where: Where, *, serving: bool = True) -> Store:
         DataFolderInUse: another server serves from the data folder.
         DataFolderUnusable: it can't be made, or written to.
         StoreUnavailable: the database does not answer.
-        ValueError: its URL is wrong.
+        ValueError: its URL is wrong; the text names the setting.
     """
     await asyncio.to_thread(make_folder, where.data_dir)
     if where.database_url is not None:
         from stores.mongo import open_mongo
 
-        return await open_mongo(where.database_url)
+        with _named("CHAT_DATABASE_URL"):
+            return await open_mongo(where.database_url)
     return await open_sqlite(where.data_dir / "chat.db", serving=serving)
 
 
@@ -65,4 +66,14 @@ async def _open_log(events_url: str | None) -> EventLog:
         return MemoryLog()
     from stores.redis_log import open_redis_log
 
-    return await open_redis_log(events_url)
+    with _named("CHAT_EVENTS_URL"):
+        return await open_redis_log(events_url)
+
+
+@contextmanager
+def _named(setting: str) -> Iterator[None]:
+    """Say which setting has the URL that can't be used."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from error

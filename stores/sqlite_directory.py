@@ -124,12 +124,14 @@ class SQLiteDirectory(Database):
         return self._find(db, who, agent_id, deleted=deleted)
 
     @writing
-    def update_agent(self, db: sqlite3.Connection, who: Principal, agent: Agent) -> Agent:
+    def update_agent(
+        self, db: sqlite3.Connection, who: Principal, agent: Agent, *, is_default: bool | None = None
+    ) -> Agent:
         was = self._find(db, who, agent.id)
         db.execute("UPDATE agents SET body = ? WHERE id = ?", (msgspec.json.encode(agent), agent.id))
-        if agent.is_default:
+        if is_default:
             self._set_default(db, who, agent.id)
-        elif was.is_default:
+        elif is_default is False and was.is_default:
             self._set_default(db, who, None)
         return self._find(db, who, agent.id)
 

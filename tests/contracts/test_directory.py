@@ -211,14 +211,25 @@ async def test_update_replaces_an_agent(store: Store, who: Principal) -> None:
 async def test_update_makes_and_unmakes_the_default(store: Store, who: Principal) -> None:
     first = await store.create_agent(who, new_agent(who))
     second = await store.create_agent(who, new_agent(who))
-    assert (await store.update_agent(who, replace(second, is_default=True))).is_default is True
+    assert (await store.update_agent(who, second, is_default=True)).is_default is True
     assert await default_of(store, who) == second.id
-    assert (await store.update_agent(who, replace(first, is_default=False))).is_default is False
+    assert (await store.update_agent(who, first, is_default=False)).is_default is False
     assert await default_of(store, who) == second.id
-    assert (await store.update_agent(who, replace(second, is_default=False))).is_default is False
+    assert (await store.update_agent(who, second, is_default=False)).is_default is False
     assert await default_of(store, who) is None
     third = await store.create_agent(who, new_agent(who))
     assert await default_of(store, who) == third.id
+
+
+async def test_an_update_leaves_the_default_alone_whatever_it_was_when_the_agent_was_read(
+    store: Store, who: Principal
+) -> None:
+    first, second = [await store.create_agent(who, new_agent(who)) for _ in range(2)]
+    await store.update_agent(who, second, is_default=True)
+    assert first.is_default is True
+    assert (await store.update_agent(who, replace(first, name="Renamed"))).is_default is False
+    assert (await store.update_agent(who, replace(second, name="Renamed"))).is_default is True
+    assert await default_of(store, who) == second.id
 
 
 async def test_a_deleted_agent_is_hidden_but_found_by_who_asks_for_it(store: Store, who: Principal) -> None:
@@ -228,7 +239,7 @@ async def test_a_deleted_agent_is_hidden_but_found_by_who_asks_for_it(store: Sto
     assert await store.agents(who) == [kept]
     for call in (
         store.agent(who, agent.id),
-        store.update_agent(who, replace(agent, name="x", is_default=True)),
+        store.update_agent(who, replace(agent, name="x"), is_default=True),
         store.delete_agent(who, agent.id),
     ):
         with pytest.raises(AgentNotFound):

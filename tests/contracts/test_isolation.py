@@ -108,7 +108,7 @@ CASES: dict[str, tuple[Case, Outcome]] = {
     "agent deleted": (lambda store, who, world: store.agent(who, world.agent.id, deleted=True), AgentNotFound),
     "agent default": (lambda store, who, world: store.agent(who, None), AgentNotFound),
     "update_agent": (
-        lambda store, who, world: store.update_agent(who, replace(world.agent, name="Mallory", is_default=False)),
+        lambda store, who, world: store.update_agent(who, replace(world.agent, name="Mallory"), is_default=False),
         AgentNotFound,
     ),
     "update_agent of theirs": (

@@ -285,7 +285,7 @@ async def test_every_query_has_an_index(mongo_url: str, mongo_server: str, who: 
         owner = Principal(user.organization_id, user.id)
         agent = await store.create_agent(owner, new_agent(owner))
         await store.agents(owner)
-        await store.update_agent(owner, agent)
+        await store.update_agent(owner, agent, is_default=True)
         await store.delete_agent(owner, agent.id)
         thread = (await store.create(who, new_thread(who), idempotent())).thread
         await store.create(who, new_thread(who), idempotent())
