@@ -333,6 +333,13 @@ class AIChatService:
         await self.attachments.remove(who, thread_id, brought_before)
         return Post(posted, after)
 
+    def check_room(self, who: Principal) -> None:
+        """Raises: Draining or RateLimited if no run of this organization can start here now."""
+        if self.runner.draining:
+            raise Draining
+        if self.runner.count_of(who.organization_id) >= self._limits.runs:
+            raise RateLimited("runs at once", self._limits.runs, RETRY_SECONDS)
+
     async def _stored(
         self, who: Principal, agent: Agent, message: Message, idempotency: Idempotency | None, if_busy: IfBusy
     ) -> Posted:
@@ -347,10 +354,7 @@ class AIChatService:
     async def _claim(
         self, who: Principal, agent: Agent, question: Message, idempotency: Idempotency | None, if_busy: IfBusy
     ) -> Posted:
-        if self.runner.draining:
-            raise Draining
-        if self.runner.count_of(who.organization_id) >= self._limits.runs:
-            raise RateLimited("runs at once", self._limits.runs, RETRY_SECONDS)
+        self.check_room(who)
         answer = new_answer(question.thread_id, question.id, agent.model, question.created_at)
 
         def claim() -> Awaitable[Posted]:

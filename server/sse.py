@@ -21,6 +21,8 @@ from stores.errors import StoreUnavailable
 
 RETRY_MS = 1000
 LATER_MS = 10_000
+_PIECE = 256 * 2**10
+"""At most so much is written at once: what the connection can't take it copies and keeps."""
 _PING = b":\n"
 _GOODBYE = b"retry: %d\n\n" % RETRY_MS
 
@@ -77,12 +79,15 @@ class EventStream(EventSourceResponse):
             if entries is None or stream.revoked:
                 return
             body = b"".join([entry.sse for entry in entries])
+            del entries  # a snapshot is megabytes, and its reader may have stopped
             if stream.ping():
                 body += _PING
             if self._streams.closing:
                 body += _GOODBYE
-            if body and not stream.gone:
-                await send({"type": "http.response.body", "body": body, "more_body": True})
+            for start in range(0, len(body), _PIECE):
+                if not stream.gone:
+                    piece = body[start : start + _PIECE]
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
             if self._streams.closing:
                 return
 

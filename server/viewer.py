@@ -2,6 +2,9 @@
 
 It hands on batches of encoded entries, puts a thread.snapshot where contiguity can't be proven, and knows where its
 reading ends. A transport pulls `next()` and writes; it decides nothing.
+
+A snapshot has the thread's latest 50 messages; past 8 MB it is fewer: readers who stop are many, and each holds its
+own.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import asyncio
 import re
 from typing import Literal
 
+import msgspec
 from msgspec.structs import replace
 
 from stores.contracts import EventLog, ThreadStore
@@ -28,6 +32,9 @@ from stores.events import (
 from stores.feed import Cursor, Entry
 from stores.fold import fold
 from stores.models import Message, Principal, Thread
+
+SHOWN_BYTES = 8 * 2**20
+"""What the messages of one thread may take where it is shown whole."""
 
 _POSITION = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 _ENDS = TERMINAL_TYPES | {"message.created"}
@@ -133,7 +140,7 @@ class Viewer:
             self._ended = True
             return [Entry(await self._log.tail(self._thread_id), encode(ThreadDeleted(self._thread_id)))]
         self._begin = None
-        entries = [Entry(position, encode(ThreadSnapshot(thread)))]
+        entries = [Entry(position, encode(ThreadSnapshot(shortened(thread))))]
         if ending is not None:
             self._ended = True
             entries.append(Entry(position, encode(ending)))
@@ -172,6 +179,17 @@ class Viewer:
 
 def _running(thread: Thread) -> Message | None:
     return next((message for message in reversed(thread.messages) if message.in_progress), None)
+
+
+def shortened(thread: Thread, max_bytes: int = SHOWN_BYTES) -> Thread:
+    """The thread with the latest of its messages, as many as fit; the very latest and a running one in any case."""
+    kept: list[Message] = []
+    for message in reversed(thread.messages):
+        if max_bytes >= 0:
+            max_bytes -= len(msgspec.json.encode(message))
+        if max_bytes >= 0 or not kept or message.in_progress:
+            kept.append(message)
+    return replace(thread, messages=kept[::-1])
 
 
 def _with(thread: Thread, message: Message) -> Thread:

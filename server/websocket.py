@@ -145,8 +145,9 @@ class _Socket:
                 return NO_KEY
             if entries is None:
                 return DELETED
-            for entry in entries:
-                await self._write(entry.ws)
+            entries.reverse()
+            while entries:  # what is written is not kept: a snapshot is megabytes, and its reader may have stopped
+                await self._write(entries.pop().ws)
             if self._streams.closing:
                 return RESTART
 

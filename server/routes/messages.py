@@ -42,6 +42,8 @@ async def post_message(request: Request) -> Response:
         streams_of(request).admit(who)
     if is_multipart(request):
         await service.find_thread(who, agent_id, thread_id)
+        if key is None:  # what comes again starts no run; a form's role isn't known yet, a user's as a rule
+            service.check_room(who)
         async with form_of(request) as form:
             body = message_of(form.fields, files=bool(form.files))
             post = await service.post_message(

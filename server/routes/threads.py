@@ -10,9 +10,12 @@ from server.auth import principal_of
 from server.bodies import ThreadCreate, ThreadUpdate
 from server.errors import Gone
 from server.requests import as_json, body_of, boolean, idempotency_key, integer, service_of
+from server.viewer import shortened
+from stores.models import Thread
 
 THREADS = "/api/v1/chat/{agent_id}/threads"
 THREAD = THREADS + "/{thread_id}"
+_CUT = "X-Messages-Cut"
 
 
 async def create_thread(request: Request) -> Response:
@@ -24,7 +27,7 @@ async def create_thread(request: Request) -> Response:
     headers = {"Location": f"/api/v1/chat/{made.thread.agent_id}/threads/{made.thread.id}"}
     if made.replayed:
         headers["Idempotency-Replayed"] = "true"
-    return as_json(made.thread, 201, headers)
+    return _answer(made.thread, 201, headers)
 
 
 async def list_threads(request: Request) -> Response:
@@ -43,7 +46,7 @@ async def list_threads(request: Request) -> Response:
         following = request.url.include_query_params(limit=limit, offset=offset + limit)
         headers["Link"] = f'<{following.path}?{following.query}>; rel="next"'
     if page.cut:
-        headers["X-Messages-Cut"] = "true"
+        headers[_CUT] = "true"
     return as_json(page.threads, 200, headers)
 
 
@@ -52,14 +55,14 @@ async def get_thread(request: Request) -> Response:
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
     limit = integer(request, "message_limit", 50, 1, 100)
     service = service_of(request)
-    return as_json(await service.get_thread(principal_of(request), agent_id, thread_id, message_limit=limit))
+    return _answer(await service.get_thread(principal_of(request), agent_id, thread_id, message_limit=limit))
 
 
 async def update_thread(request: Request) -> Response:
     """Rename, archive or un-archive a thread."""
     body = await body_of(request, ThreadUpdate)
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
-    return as_json(await service_of(request).update_thread(principal_of(request), agent_id, thread_id, body))
+    return _answer(await service_of(request).update_thread(principal_of(request), agent_id, thread_id, body))
 
 
 async def delete_thread(request: Request) -> Response:
@@ -72,7 +75,14 @@ async def delete_thread(request: Request) -> Response:
 async def generate_title(request: Request) -> Response:
     """Have the agent's model make a title from the messages, and keep it."""
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
-    return as_json(await service_of(request).generate_title(principal_of(request), agent_id, thread_id))
+    return _answer(await service_of(request).generate_title(principal_of(request), agent_id, thread_id))
+
+
+def _answer(thread: Thread, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """The thread with as many of its messages as 8 MB hold."""
+    fitting = shortened(thread)
+    cut = {_CUT: "true"} if len(fitting.messages) < len(thread.messages) else {}
+    return as_json(fitting, status, {**(headers or {}), **cut})
 
 
 async def gone(request: Request) -> Response:

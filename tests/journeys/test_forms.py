@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.journeys.live import Live
+from server.limits import Limits
+from tests.journeys.live import KEY, Live, live_server
 from tests.journeys.shapes import is_problem
 
 _PART = b'Content-Disposition: form-data; name="files"; filename="%b"\r\n\r\nhello\r\n'
@@ -57,3 +60,36 @@ async def test_a_form_field_that_breaks_out_of_its_json_is_refused(live: Live) -
     answer = await live.http.post(f"{thread}/messages", data=fields, files={"files": ("a.txt", b"x")})
     assert is_problem(answer, 422, "invalid_request", "field")["field"] == "metadata"
     assert (await live.get(thread))["messages"] == []
+
+
+async def refusal(live: Live, thread: str) -> str:
+    """What a form is answered of which only the first line comes."""
+    url = httpx.URL(live.url)
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    head = [
+        f"POST {thread}/messages HTTP/1.1",
+        "Host: x",
+        f"Authorization: Bearer {KEY}",
+        "Content-Length: 9999",
+    ]
+    writer.write("\r\n".join([*head, "Content-Type: multipart/form-data; boundary=b", "", "--b", ""]).encode())
+    async with asyncio.timeout(10):
+        answer = await reader.readuntil(b"}")
+    writer.close()
+    return answer.decode()
+
+
+async def test_a_form_for_which_no_run_can_start_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    async with live_server(tmp_path, limits=Limits(runs=1)) as live:
+        thread, other = await live.scripted_thread(), await live.scripted_thread()
+        asking = asyncio.create_task(live.say(thread, "hold it"))
+        await live.gates.reached("it")
+        assert "rate_limited" in await refusal(live, other)
+        live.gates.release("it")
+        first = await asking
+        form = {"data": {"content": "say hi"}, "files": {"files": ("a.txt", b"x")}, "headers": {"Idempotency-Key": "k"}}
+        answered = await live.http.post(f"{other}/messages", **form)  # type: ignore[arg-type]
+        await live.app.state.drain()
+        assert "draining" in await refusal(live, other)
+        again = await live.http.post(f"{other}/messages", **form)  # type: ignore[arg-type]
+        assert (first.status_code, again.status_code, again.json()) == (201, 201, answered.json())
