@@ -20,7 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from server.ai_chat_service import AIChatService, IfBusy
 from server.auth import authenticated, key_of, same_origin
 from server.bodies import MessageCreate, read
-from server.errors import MalformedBody, RateLimited, Unauthenticated, problem_of
+from server.errors import InvalidRequest, MalformedBody, RateLimited, Unauthenticated, problem_of
 from server.limits import RequestRate
 from server.streams import Stream, Streams
 from server.viewer import Viewer
@@ -201,14 +201,17 @@ class _Socket:
 
     async def _create(self, command: CreateMessage) -> None:
         await self._check_key()
-        post = await self._service.post_message(
-            self._who,
-            self._agent_id,
-            self._thread_id,
-            command.message,
-            idempotency_key=command.idempotency_key,
-            if_busy=command.if_busy,
-        )
+        try:
+            post = await self._service.post_message(
+                self._who,
+                self._agent_id,
+                self._thread_id,
+                command.message,
+                idempotency_key=command.idempotency_key,
+                if_busy=command.if_busy,
+            )
+        except InvalidRequest as error:  # what is a field of a POST's body is one of the frame's message
+            raise InvalidRequest(f"message.{error.field}", str(error)) from error
         posted = post.posted
         if posted.answer is not None:
             await self._acknowledge(command.request_id, posted.answer.id, posted.message.id)

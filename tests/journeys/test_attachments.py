@@ -212,15 +212,6 @@ async def test_what_is_refused_names_the_field(live: Live) -> None:
     assert (await live.get(thread))["messages"] == []
 
 
-async def test_an_attachment_of_one_thread_is_not_found_in_another(live: Live) -> None:
-    first, second = await demo_thread(live), await demo_thread(live)
-    (notes,) = await upload(live, first, ("notes.md", NOTES))
-    assert (await live.http.get(f"{second}/attachments/{notes['id']}")).json()["code"] == "attachment_not_found"
-    body = {"content": "x", "attachments": [{"id": notes["id"]}]}
-    refused = await live.http.post(f"{second}/messages", json=body)
-    assert (refused.status_code, refused.json()["field"]) == (422, "attachments[0].id")
-
-
 async def test_a_deleted_thread_takes_its_files_along(live: Live) -> None:
     thread = await demo_thread(live)
     (notes,) = await upload(live, thread, ("notes.md", NOTES))

@@ -248,7 +248,7 @@ async def test_an_attachment_is_of_one_thread_and_no_message_elsewhere_takes_it(
                 refused = (await connection.until("error"))[-1]
                 error = refused["error"]
                 assert (refused["request_id"], error["status"], error["code"]) == ("r", 422, "invalid_request")
-                assert error["field"].endswith("attachments[0].id")
+                assert error["field"] == "message.attachments[0].id"
     answer = await client.http.get(f"{thread}/attachments/{world.ids['attachment_id']}")
     is_problem(answer, 404, "attachment_not_found")
     assert (await client.get(thread))["messages"] == []
