@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import bson
+from msgspec.structs import replace
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from stores.errors import StoreUnavailable
-from stores.models import Message, Principal, Thread, utcnow
+from stores.models import Message, Principal, Thread, new_id, utcnow
 from stores.mongo import INDEXES, MongoStore, MotorCollections
 from stores.mongo_documents import MEASURE, Document, Limits, entry_of, millis, pack
 from tests.contracts.samples import new_message, started_thread
@@ -131,9 +132,10 @@ async def loaded(
     them stay in its document.
     """
     thread = onto or await started_thread(store, who)
-    messages = [new_message(thread.id, content, "system") for content in contents]
+    first = new_message(thread.id, "", "system")
+    messages = [replace(first, id=new_id(), content=content) for content in contents]
     document = (await store.db.threads.one({"_id": thread.id}, {"total": 1, "pushed": 1})) or {}
-    n, at = document["total"], max(millis(messages[0].created_at), document["pushed"][-1] + 1)
+    n, at = document["total"], max(millis(first.created_at), document["pushed"][-1] + 1)
     packed = [await pack(message) for message in messages]
     entries = [entry_of(one, n + index, at + index) for index, one in enumerate(packed)]
     size = store.limits.slack + 1

@@ -41,7 +41,7 @@ async def test_two_processes_on_one_port_serve_one_thread(site: Site) -> None:
 
     async def post(n: int) -> tuple[dict[str, Any], str]:
         """Post on a connection of its own; the answer, and which process served that connection."""
-        async with httpx.AsyncClient(base_url=a.url, headers=a.http.headers, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=a.url, headers=a.http.headers, timeout=30, verify=False) as client:
             answer = await client.post(f"{threads[n]}/messages", json={"content": f"count 20 1\nsay {n}"})
             assert answer.status_code == 201, answer.text
             metrics = (await client.get("/metrics")).text
