@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from typing import NoReturn, TypeVar
+from urllib.parse import quote
 
 import click
 
@@ -43,7 +44,7 @@ def serve() -> None:
         _stop(f"PORT, CHAT_HOST: can't listen on {settings.host}:{settings.port}: {error.strerror}")
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{sock.getsockname()[1]}"
-    server = Server(app, lambda: click.echo(f"Listening. Open {url}/?key={app.state.key}"))
+    server = Server(app, lambda: click.echo(f"Listening. Open {url}/?key={quote(app.state.key, safe='')}"))
     try:
         server.run(sockets=[sock])
     except KeyboardInterrupt:
@@ -52,6 +53,8 @@ def serve() -> None:
         failure = getattr(app.state, "failure", None)
         if isinstance(failure, DataFolderInUse | DataFolderUnusable | StoreUnavailable | ValueError):
             _stop(str(failure))
+        if isinstance(failure, OSError):
+            _stop(f"CHAT_DATA_DIR: {failure}")
         raise failure or SystemExit(1) from None
 
 

@@ -80,41 +80,45 @@ def create_app(
 
     Raises: BadServers, BadBlobsURL for settings that can't be used.
 
-    While it runs, `app.state.key` is the first key and `app.state.drain` ends it gently; `app.state.failure` is why the
-    backends could not be opened.
+    While it runs, `app.state.key` is the first key and `app.state.drain` ends it gently; `app.state.failure` is why it
+    could not start.
     """
     servers = read_servers(settings.mcp_config, environment())
     blobs = open_blobs(settings.blobs_url, settings.data_dir)
+
+    async def started(app: Starlette, stack: AsyncExitStack) -> AIChatService:
+        store, log = await stack.enter_async_context(backends(settings.where))
+        service = _service(stack, settings, store, log, {**KINDS, **(kinds or {})}, servers, blobs, limits)
+        app.state.key = await first_start(
+            store,
+            settings.data_dir,
+            settings.api_key,
+            kind=default_kind(settings),
+            model=settings.model,
+            servers=servers,
+        )
+        await service.runner.sweep()  # the first request finds no run of a process that died
+        return service
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
             try:
-                store, log = await stack.enter_async_context(backends(settings.where))
+                service = await started(app, stack)
             except Exception as error:
                 app.state.failure = error
                 raise
-            service = _service(stack, settings, store, log, {**KINDS, **(kinds or {})}, servers, blobs, limits)
             streams = Streams(limits)
-            app.state.key = await first_start(
-                store,
-                settings.data_dir,
-                settings.api_key,
-                kind=default_kind(settings),
-                model=settings.model,
-                servers=servers,
-            )
 
             async def drain() -> None:
                 await service.runner.drain(settings.drain_seconds)
                 streams.close()
 
             app.state.drain = drain
-            await service.runner.sweep()  # the first request finds no run of a process that died
             for forever in (
                 service.runner.sweep_forever(),
                 streams.ping_forever(),
-                streams.check_keys_forever(store),
+                streams.check_keys_forever(service.store),
             ):
                 task = asyncio.create_task(forever)
                 stack.callback(task.cancel)

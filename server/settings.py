@@ -78,7 +78,7 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         database_url=database_url,
         events_url=events_url,
         blobs_url=env.get("CHAT_BLOBS_URL") or None,
-        reuse_port=env.get("CHAT_REUSE_PORT") == "1",
+        reuse_port=_switch(env, "CHAT_REUSE_PORT"),
         drain_seconds=_seconds(env, "CHAT_DRAIN_SECONDS", 20.0),
         run_seconds=_seconds(env, "CHAT_RUN_SECONDS", 600.0),
     )
@@ -89,6 +89,13 @@ def _integer(env: Mapping[str, str], name: str, default: int, low: int, high: in
     if not text.isdecimal() or not low <= int(text) <= high:
         raise BadSetting(name, f"{text!r} is not a whole number from {low} to {high}")
     return int(text)
+
+
+def _switch(env: Mapping[str, str], name: str) -> bool:
+    text = env.get(name) or "0"
+    if text not in ("0", "1"):
+        raise BadSetting(name, f"{text!r} is neither 1 nor 0")
+    return text == "1"
 
 
 def _seconds(env: Mapping[str, str], name: str, default: float) -> float:

@@ -41,3 +41,8 @@ def test_a_database_file_that_is_none_is_named(tmp_path: Path, arguments: list[s
 def test_a_database_url_that_is_none_is_named_by_the_keys_commands(tmp_path: Path) -> None:
     line = refused(tmp_path, ["keys", "list"], CHAT_DATABASE_URL="mongodb://[nonsense", CHAT_EVENTS_URL=REDIS)
     assert line.startswith("CHAT_DATABASE_URL: this MongoDB URL is not understood")
+
+
+def test_a_key_file_that_is_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data" / "key").mkdir(parents=True)
+    assert refused(tmp_path, []).startswith("CHAT_DATA_DIR: [Errno 21] Is a directory")

@@ -18,6 +18,7 @@ def test_nothing_set_is_a_server_on_this_machine_alone() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("CHAT_REUSE_PORT", "yes"),
         ("PORT", "http"),
         ("PORT", "65536"),
         ("PORT", "-1"),
