@@ -233,7 +233,7 @@ class Runner:
             return None
 
     async def _until_answered(self, failure: str, ask: Callable[[], Awaitable[R]]) -> R:
-        """Ask the store until it answers."""
+        """Ask the store until it answers: often enough to be well before those who sweep up after the dead."""
         wait = 0.1
         while True:
             try:
@@ -242,7 +242,7 @@ class Runner:
                 logger.warning("%s: %s", failure, error)
                 self._lost_at = time.monotonic()
                 await asyncio.sleep(wait)
-                wait = min(wait * 2, 2.0)
+                wait = min(wait * 2, LEASE_SECONDS / 10)
 
     async def _said(self, who: Principal, run_id: str, writer: LogWriter) -> None:
         """Wait until the end is in the log. While that is away, keep the record from sweepers, who would say it too."""
