@@ -220,7 +220,7 @@ NAMES: list[tuple[bytes, str | None]] = [
     (b'".."', "file"),
     (b'""', "file"),
     (b'"quo\\"te\'s; x=y.txt"', "quo\"te's; x=y.txt"),
-    (b'"two%0D%0Alines%22.txt"', "two%0D%0Alines%22.txt"),
+    (b'"two%0D%0Alines%22.txt"', 'twolines".txt'),
     (b'"two\r\nlines.txt"', None),
     (b'"x.txt"\r\nX-Evil: "1', "x.txt"),
     (b'"two\nlines.txt"', "twolines.txt"),
