@@ -13,6 +13,7 @@ import ast
 import asyncio
 import math
 import operator
+import os
 import random
 import re
 from collections.abc import Callable
@@ -174,4 +175,7 @@ def _value(node: ast.expr) -> Number:
 
 
 if __name__ == "__main__":
-    server.run("stdio")
+    try:
+        server.run("stdio")
+    except* BrokenPipeError:  # the chat server was killed
+        os._exit(1)  # at once: an ordinary exit would flush into the broken pipe, and complain
