@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import pytest
 
-START_SECONDS = 10.0
+START_SECONDS = 30.0
 
 
 def missing(reason: str) -> NoReturn:

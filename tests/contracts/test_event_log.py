@@ -246,14 +246,17 @@ async def test_wake_makes_next_answer_nothing_once(log: EventLog) -> None:
 
 async def test_a_wake_puts_off_nothing_and_loses_nothing(log: EventLog) -> None:
     thread_id = new_id()
-    cursor = log.cursor(thread_id, await log.tail(thread_id))
-    await say(log, thread_id, MessageDelta("m", 0, "a"))
-    cursor.wake()
+    begin = await log.tail(thread_id)
+    cursor, other = log.cursor(thread_id, begin), log.cursor(thread_id, begin)
     async with asyncio.timeout(5):
+        await say(log, thread_id, MessageDelta("m", 0, "a"))
+        assert told(await other.next()) == [MessageDelta("m", 0, "a")]  # so it has come, for this one too
+        cursor.wake()
         assert told(await cursor.next()) == [MessageDelta("m", 0, "a")]
         await say(log, thread_id, MessageDelta("m", 1, "b"))
         assert told(await read(cursor, await log.tail(thread_id))) == [MessageDelta("m", 1, "b")]
     cursor.close()
+    other.close()
 
 
 async def test_a_next_that_was_cancelled_loses_nothing(log: EventLog) -> None:
