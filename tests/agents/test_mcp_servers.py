@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from agents.mcp_config import Server
 from tests.agents.http_tools import PICTURE
 from tests.agents.serving import claude_server
 from tests.agents.standin import StandIn, says, text, use
+from tests.journeys.live import Live
 from tests.units.test_mcp import agent, call, children, held, names, raw, result, until
 
 TIME = Server(command=sys.executable, args=["-m", "mcp_server_time", "--local-timezone", "UTC"])
@@ -86,6 +88,13 @@ async def pool(**servers: Server) -> AsyncIterator[Pool]:
         await pool.close()
 
 
+async def asked(live: Live, thread: str, words: str) -> dict[str, Any]:
+    """The answer, which must be one."""
+    answer = await live.say(thread, words)
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
 async def test_two_agents_with_different_servers_work_at_once(
     tmp_path: Path, service: StandIn, claude: Claude, http: Http
 ) -> None:
@@ -119,7 +128,7 @@ async def test_pictures_and_resources_of_a_tool_are_kept_and_shown_to_the_model(
     async with claude_server(tmp_path, service, claude, {"http": http.config}) as live:
         thread = await live.thread()
         service.will(says(use("look", {})), DONE)
-        (call,) = (await live.say(thread, "What do you see?")).json()["tool_calls"]
+        (call,) = (await asked(live, thread, "What do you see?"))["tool_calls"]
         assert (await live.get(thread))["messages"][-1]["tool_calls"] == [call]
     picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PICTURE}}
     assert call["error"] is None
@@ -151,7 +160,7 @@ async def test_connections_are_not_made_again_for_every_message(
         counts = []
         for _ in range(6):
             service.will(says(use("add", {"a": 1, "b": 2}), use("counted", {})), DONE)
-            calls = (await live.say(thread, "Count.")).json()["tool_calls"]
+            calls = (await asked(live, thread, "Count."))["tool_calls"]
             counts.append(calls[1]["result"])
         assert calls[0]["result"] == {"result": 3}
         assert counts[-1]["connections"] <= counts[0]["connections"] + 1
@@ -198,12 +207,12 @@ async def test_a_server_killed_in_mid_call_costs_that_call_and_comes_back(
         assert told["error"] is None
 
         service.will(says(use("get_current_time", {"timezone": "UTC"})), DONE)
-        assert (await live.say(thread, "And now?")).json()["tool_calls"][0]["error"] is None
+        assert (await asked(live, thread, "And now?"))["tool_calls"][0]["error"] is None
         assert "The tools of http are not there now." in str(service.requests[-1]["system"])
 
         await http.start()
         service.will(says(use("add", {"a": 1, "b": 2})), DONE)
-        assert (await live.say(thread, "And now?")).json()["tool_calls"][0]["result"] == {"result": 3}
+        assert (await asked(live, thread, "And now?"))["tool_calls"][0]["result"] == {"result": 3}
     assert service.refused == []
 
 
@@ -214,7 +223,7 @@ async def test_a_stdio_server_killed_in_mid_run_comes_back(tmp_path: Path, servi
         before = children()
         for _ in range(3):
             service.will(asking, DONE)
-            assert (await live.say(thread, "When?")).json()["tool_calls"][0]["error"] is None
+            assert (await asked(live, thread, "When?"))["tool_calls"][0]["error"] is None
             for pid in children() - before:
                 os.kill(pid, signal.SIGKILL)
             await until(lambda: children() <= before)
