@@ -41,6 +41,11 @@ RETRY_SECONDS = 0.5
 PATIENCE_SECONDS = 5.0
 """The longest Retry-After that is waited out; a longer one is passed on to the client."""
 
+ANTHROPIC_KEPT_SECONDS = 60.0
+KEPT_SECONDS = 4.0
+"""How long an idle connection may be used again. Servers on uvicorn (vLLM, many gateways) close it after 5 s, and a
+request that is sent just then is lost."""
+
 _LINGER_SECONDS = 0.5
 _UNPACKED = {"Accept-Encoding": "identity"}
 _SHRINK = 3
@@ -95,7 +100,11 @@ class Claude:
             max_retries=0,
             http_client=anthropic.DefaultAioHttpClient(
                 timeout=httpx2.Timeout(stall_seconds, connect=min(10.0, stall_seconds)),
-                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=60.0),
+                limits=httpx2.Limits(
+                    max_connections=None,
+                    max_keepalive_connections=100,
+                    keepalive_expiry=KEPT_SECONDS if base_url else ANTHROPIC_KEPT_SECONDS,
+                ),
             ),
         )
 

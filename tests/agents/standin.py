@@ -244,10 +244,19 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serving(app: Any, *, lifespan: Literal["on", "off"] = "off") -> AsyncIterator[str]:
+async def serving(
+    app: Any, *, lifespan: Literal["on", "off"] = "off", keep_alive_seconds: int = 5
+) -> AsyncIterator[str]:
     """A uvicorn on port 0 in this event loop; its URL."""
     sock = listening_socket("127.0.0.1", 0)
-    config = uvicorn.Config(app, log_level="critical", access_log=False, lifespan=lifespan, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app,
+        log_level="critical",
+        access_log=False,
+        lifespan=lifespan,
+        timeout_graceful_shutdown=1,
+        timeout_keep_alive=keep_alive_seconds,
+    )
     server = _Server(config)
     running = asyncio.create_task(server._serve([sock]))
     try:
@@ -261,9 +270,9 @@ async def serving(app: Any, *, lifespan: Literal["on", "off"] = "off") -> AsyncI
 
 
 @asynccontextmanager
-async def stand_in() -> AsyncIterator[StandIn]:
+async def stand_in(*, keep_alive_seconds: int = 5) -> AsyncIterator[StandIn]:
     service = StandIn()
-    async with serving(service) as service.url:
+    async with serving(service, keep_alive_seconds=keep_alive_seconds) as service.url:
         yield service
 
 

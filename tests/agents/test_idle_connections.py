@@ -1,0 +1,33 @@
+"""Connections to a model's service that it closes when they have been idle for a while."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from agents import Run, claude
+from stores.models import Principal, new_id
+from tests.agents.serving import quick
+from tests.agents.standin import stand_in
+from tests.agents.test_context import AGENT, Tools, message
+
+
+async def test_no_request_goes_out_on_a_connection_that_the_service_is_about_to_close(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(claude, "KEPT_SECONDS", claude.KEPT_SECONDS / 5)
+    caplog.set_level("INFO", claude.__name__)
+
+    async def ask() -> None:
+        run = Run(new_id(), Principal("o", "u"), AGENT, [message("user", "Hello")], Tools())
+        assert [part async for part in model.reply(run)]
+
+    async with stand_in(keep_alive_seconds=1) as service:
+        model = quick(service)
+        for idle in (0.96, 0.98, 1.0):
+            await asyncio.gather(*[ask() for _ in range(40)])
+            await asyncio.sleep(idle)
+            await asyncio.gather(*[ask() for _ in range(40)])
+        await model.close()
+    assert [record.getMessage() for record in caplog.records if record.name == claude.__name__] == []
