@@ -193,6 +193,7 @@ class Runner:
             run.look.clear()
             partial = run.message() if run.changed else None
             run.changed = False
+            asked = time.monotonic()  # not when the answer is read: the process may have been paused in between
             try:
                 lease = await self._store.checkpoint(run.who, run.id, worker=self.worker, partial=partial)
             except StoreUnavailable as error:
@@ -201,7 +202,7 @@ class Runner:
                 run.changed = run.changed or partial is not None
                 continue
             finally:
-                run.looked_at = time.monotonic()
+                run.looked_at = asked
             run.looked.set()
             if lease != "held":
                 run.end(CANCELLED if lease == "cancelled" else None)

@@ -330,7 +330,8 @@ class EventLog(Protocol):
         """A new writer.
 
         Where this writer's last entry is gone from the log (it was lost), what it has pending is dropped, and
-        `snapshot()` is appended in its place.
+        `snapshot()` is appended in its place. Once somebody else has said the end of the run of which this writer
+        writes, nothing more of that run is appended: a process that was paused may wake with more to say.
         """
         ...
 

@@ -10,7 +10,17 @@ import time
 from collections.abc import Callable, Iterator
 
 from stores.errors import Gap, LogDeleted
-from stores.events import Event, LogOpened, MessageSnapshot, ThreadDeleted, encode, partial_only
+from stores.events import (
+    TERMINAL_TYPES,
+    Event,
+    LogOpened,
+    MessageSnapshot,
+    ThreadDeleted,
+    decode,
+    encode,
+    message_id_of,
+    partial_only,
+)
 from stores.feed import KEPT_SECONDS, Buffer, Cursor, Entry, in_run, position_before, run_events
 
 _DELETED_SECONDS = 60.0
@@ -85,6 +95,15 @@ class MemoryLog:
             return False
         return log.entries[-1].position == position or log.index_after(position) is not None
 
+    def ended(self, thread_id: str, run_id: str | None, since: str) -> bool:
+        """True if the end of that run stands behind that entry."""
+        log = self._logs.get(thread_id)
+        if run_id is None or log is None or log.entries[-1].position == since:
+            return False
+        index = log.index_after(since)
+        later = log.entries[index - log.first :] if index is not None else []
+        return any(entry.type in TERMINAL_TYPES and message_id_of(decode(entry.data)) == run_id for entry in later)
+
     def expire(self) -> None:
         """Drop the logs whose last entry is an hour old, and those of deleted threads after a minute."""
         now = self._clock()
@@ -133,6 +152,8 @@ class _Writer:
         self._last: str | None = None
 
     def write(self, event: Event) -> None:
+        if self._last is not None and self._log.ended(self._thread_id, message_id_of(event), self._last):
+            return
         if self._last is not None and self._snapshot is not None and not self._log.holds(self._thread_id, self._last):
             self._last = self._log.append(self._thread_id, self._snapshot())
             if partial_only(event):

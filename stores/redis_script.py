@@ -15,8 +15,19 @@ _DELETED_SECONDS = 60.0
 APPEND = """
 -- KEYS: the thread's stream, which is its channel too
 -- ARGV: batch, '1' if this is a retry, the position of this writer's last entry or '', a random number, events...
--- answers the last position, 'LOST' or 'DELETED'; without events the last position of a log, opened if need be
+-- answers the last position, 'LOST', 'ENDED' or 'DELETED'; without events the last position of a log, opened if need be
 local key, batch, mine = KEYS[1], ARGV[1], ARGV[3]
+
+local ENDS = {['run.completed'] = true, ['run.failed'] = true, ['run.cancelled'] = true}
+
+local function type_of(data)
+  return string.match(data, '^{"type":"([^"]+)"')
+end
+
+local function message_of(data)
+  return string.match(data, '^{"type":"[^"]+","message_id":"([^"]+)"')
+      or string.match(data, '^{"type":"[^"]+","message":{"id":"([^"]+)"')
+end
 
 local function appended()
   local upto = '+'
@@ -39,7 +50,15 @@ end
 local top = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
 if #ARGV < 5 and top then return top[1] end
 if top and string.sub(top[2][2], 1, 24) == '{"type":"thread.deleted"' then return 'DELETED' end
-if mine ~= '' and (not top or top[1] ~= mine) and #redis.call('XRANGE', key, mine, mine) == 0 then return 'LOST' end
+if mine ~= '' and (not top or top[1] ~= mine) then
+  local since = redis.call('XRANGE', key, mine, '+', 'COUNT', 500)
+  if #since == 0 or since[1][1] ~= mine then return 'LOST' end
+  local run = message_of(ARGV[5])
+  for i = 2, #since do
+    local data = since[i][2][2]
+    if run and ENDS[type_of(data)] and message_of(data) == run then return 'ENDED' end
+  end
+end
 
 -- the bytes ever written are counted in each entry, so that one key is enough
 local previous, written = nil, 0

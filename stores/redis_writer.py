@@ -175,6 +175,8 @@ class RedisWriter:
             self._pending = call.events + self._pending
             if self._snapshot:
                 self._make_whole()
+        elif answer == b"ENDED":
+            self._pending, self._whole = [], False
         elif answer == b"DELETED":
             self._delete(refused=True)
         else:

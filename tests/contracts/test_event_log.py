@@ -20,6 +20,7 @@ from stores.events import (
     MessageSnapshot,
     ReasoningDelta,
     RunCompleted,
+    RunError,
     RunFailed,
     RunStarted,
     ThreadDeleted,
@@ -524,6 +525,27 @@ async def test_a_writer_without_a_snapshot_just_goes_on(log: EventLog, lose: Los
     writer.write(updated)
     await writer.flush()
     assert told(await rest(log, thread_id, start)) == [updated]
+
+
+# a run that somebody else has ended
+
+
+@pytest.mark.parametrize("late", ["part", "end"])
+async def test_of_a_run_that_somebody_else_has_ended_nothing_more_is_said(log: EventLog, late: str) -> None:
+    thread_id = new_id()
+    asked, answer = turn(thread_id)
+    paused, other = log.writer(thread_id, lambda: MessageSnapshot(answer)), log.writer(thread_id)
+    await written(paused, RunStarted(answer))
+    await written(other, ToolCallProgress("another run", 0, 1, None, None))
+    await written(paused, MessageDelta(answer.id, 0, "in time"))
+    end = RunFailed(answer, RunError("interrupted", "It stopped.", retryable=True))
+    await written(other, end)
+    last = await log.tail(thread_id)
+    await written(paused, MessageDelta(answer.id, 7, "too late") if late == "part" else RunCompleted(answer))
+    await written(paused, MessageDelta(answer.id, 15, "much too late"))
+    assert await log.tail(thread_id) == last
+    await written(paused, MessageCreated(asked))
+    assert await log.tail(thread_id) != last
 
 
 # a log that is deleted
