@@ -13,7 +13,7 @@ import click
 from agents.mcp_config import BadServers, read_servers
 from server.app import create_app, default_kind
 from server.organizations import member, new_secret
-from server.serving import Server, listening_socket
+from server.serving import Server, freeze_startup_objects, listening_socket
 from server.settings import BadSetting, environment, load
 from stores.contracts import Store
 from stores.errors import BadBlobsURL, DataFolderInUse, DataFolderUnusable, StoreError, StoreUnavailable
@@ -44,7 +44,12 @@ def serve() -> None:
         _stop(f"PORT, CHAT_HOST: can't listen on {settings.host}:{settings.port}: {error.strerror}")
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{sock.getsockname()[1]}"
-    server = Server(app, lambda: click.echo(f"Listening. Open {url}/?key={quote(app.state.key, safe='')}"))
+
+    def announce() -> None:
+        freeze_startup_objects()
+        click.echo(f"Listening. Open {url}/?key={quote(app.state.key, safe='')}")
+
+    server = Server(app, announce)
     try:
         server.run(sockets=[sock])
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -16,6 +17,7 @@ from server.bodies import BODY_BYTES
 
 _SEND_BUFFER = 64 * 1024
 _CLOSE_SECONDS = 5
+_GC_THRESHOLDS = (10_000, 20, 20)
 
 
 class Server(uvicorn.Server):
@@ -69,6 +71,17 @@ class Server(uvicorn.Server):
             await self._app.state.drain()
         finally:
             self.should_exit = True
+
+
+def freeze_startup_objects() -> None:
+    """Exclude what is alive now from garbage collection, and collect less often.
+
+    For a process that only serves, once it listens. A full collection over the 220,000 objects of the imported modules
+    takes 0.2 s, during which no stream gets a token.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 def listening_socket(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
