@@ -25,15 +25,13 @@ from server.attachments import Attachments
 from server.bodies import AgentCreate, AgentUpdate, MessageCreate, ThreadCreate, ThreadUpdate, fingerprint
 from server.content_html import Renderer
 from server.errors import (
-    RETRY_SECONDS,
     AgentDeleted,
     AnswerUnknown,
     Draining,
     InvalidRequest,
-    RateLimited,
     ThreadEmpty,
 )
-from server.limits import Limits
+from server.limits import Limits, Slots
 from server.runner import Runner
 from server.uploads import FILES, Upload
 from server.viewer import Viewer, resumed
@@ -113,7 +111,7 @@ class AIChatService:
         self._renderer = renderer
         self._servers = servers
         self._default_kind = default_kind
-        self._limits = limits
+        self.run_slots = Slots("runs at once", limits.runs)
         self._clock = clock
 
     # Agents
@@ -337,8 +335,7 @@ class AIChatService:
         """Raises: Draining or RateLimited if no run of this organization can start here now."""
         if self.runner.draining:
             raise Draining
-        if self.runner.count_of(who.organization_id) >= self._limits.runs:
-            raise RateLimited("runs at once", self._limits.runs, RETRY_SECONDS)
+        self.run_slots.check(who.organization_id)
 
     async def _stored(
         self, who: Principal, agent: Agent, message: Message, idempotency: Idempotency | None, if_busy: IfBusy
@@ -354,20 +351,24 @@ class AIChatService:
     async def _claim(
         self, who: Principal, agent: Agent, question: Message, idempotency: Idempotency | None, if_busy: IfBusy
     ) -> Posted:
-        self.check_room(who)
+        if self.runner.draining:
+            raise Draining
         answer = new_answer(question.thread_id, question.id, agent.model, question.created_at)
 
         def claim() -> Awaitable[Posted]:
             return self.store.claim(who, question, answer, worker=self.runner.worker, idempotency=idempotency)
 
-        try:
-            posted = await claim()
-        except ThreadBusy as busy:
-            if not await self._freed(who, question.thread_id, busy.message_id, if_busy):
-                raise
-            posted = await claim()
-        if not posted.replayed:
-            self.runner.start(who, agent, posted)
+        with self.run_slots.starting(who.organization_id) as slot:
+            try:
+                posted = await claim()
+            except ThreadBusy as busy:
+                if not await self._freed(who, question.thread_id, busy.message_id, if_busy):
+                    raise
+                posted = await claim()
+            if posted.replayed:
+                slot.release()
+            else:
+                self.runner.start(who, agent, posted, slot)
         return posted
 
     async def _freed(self, who: Principal, thread_id: str, run_id: str, if_busy: IfBusy) -> bool:

@@ -1,18 +1,23 @@
 """How much one organization may ask of one process: generous, there so that one runaway client can't starve the rest.
 
-Kept per process on purpose: a shared counter would put a round trip before every request.
+Counted per process on purpose: a shared counter would put a round trip before every request. What is limited in
+number is reserved before anything is awaited, and released on every way out (`Slots`): a limit that is checked first
+and counted later lets everybody through who comes in between.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 
-from server.errors import RateLimited
+from server.errors import RETRY_SECONDS, RateLimited
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -26,6 +31,63 @@ class Limits(msgspec.Struct, frozen=True):
     streams: int = 2000
     kept_bytes: int = 10 * 2**30
     ping_seconds: float = 15.0
+
+
+class Slot:
+    """One reserved slot. Releasing it again does nothing."""
+
+    def __init__(self, reserved: Counter[str], organization_id: str) -> None:
+        self._reserved = reserved
+        self._organization_id = organization_id
+        self._released = False
+
+    def release(self) -> None:
+        if not self._released:
+            self._released = True
+            self._reserved[self._organization_id] -= 1
+            if not self._reserved[self._organization_id]:
+                del self._reserved[self._organization_id]
+
+
+class Slots:
+    """What each organization may have a limited number of at once in this process.
+
+    Args:
+        noun: what is limited, for the sentence that clients get.
+        limit: how many one organization may have.
+    """
+
+    def __init__(self, noun: str, limit: int) -> None:
+        self._noun = noun
+        self._limit = limit
+        self._reserved: Counter[str] = Counter()
+
+    def count_of(self, organization_id: str) -> int:
+        return self._reserved[organization_id]
+
+    def check(self, organization_id: str) -> None:
+        """Raises: RateLimited if no slot is free. Reserves nothing: only for refusing early."""
+        if self._reserved[organization_id] >= self._limit:
+            raise RateLimited(self._noun, self._limit, RETRY_SECONDS)
+
+    def reserve(self, organization_id: str) -> Slot:
+        """Reserve a slot; the caller releases it. Raises: RateLimited if none is free."""
+        self.check(organization_id)
+        self._reserved[organization_id] += 1
+        return Slot(self._reserved, organization_id)
+
+    @contextmanager
+    def starting(self, organization_id: str) -> Iterator[Slot]:
+        """Reserve a slot for what the block starts: released here only if the block raises.
+
+        After the block whatever it started holds the slot and releases it at its own end.
+        """
+        slot = self.reserve(organization_id)
+        try:
+            yield slot
+        except BaseException:
+            slot.release()
+            raise
 
 
 class RequestRate:

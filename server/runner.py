@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from agents import AgentError, Files, NoFiles, Run, Toolbox
 from agents.registry import Registry
+from server.limits import Slot
 from server.run import CANCELLED, COMPLETED, INTERRUPTED, Ending, LiveRun, TooLong, finished
 from stores.contracts import LEASE_SECONDS, EventLog, Finished, LogWriter, Posted, Store
 from stores.errors import BlobUnavailable, Gap, LogDeleted, LogUnavailable, NotFound, StoreUnavailable, ThreadNotFound
@@ -83,23 +84,24 @@ class Runner:
     def count(self) -> int:
         return len(self._runs)
 
-    def count_of(self, organization_id: str) -> int:
-        """The runs of one organization that have not ended, though their end may wait to be stored and said."""
-        return sum(run.who.organization_id == organization_id and not run.ending.done() for run in self._runs.values())
-
     def has(self, run_id: str) -> bool:
         return run_id in self._runs
 
-    def start(self, who: Principal, agent: Agent, posted: Posted) -> None:
-        """Begin the run that `posted` claimed; it goes on in a task of its own."""
+    def start(self, who: Principal, agent: Agent, posted: Posted, slot: Slot) -> None:
+        """Begin the run that `posted` claimed; it goes on in a task of its own.
+
+        `slot` is released when the agent has ended, though the message may still have to be stored and published.
+        """
         run = LiveRun(who, agent, posted, self._log, self._clock)
         self._runs[run.id] = run
+        run.ending.add_done_callback(lambda _: slot.release())
         self.started += 1
         if self.draining:
             run.end(INTERRUPTED)
         task = asyncio.create_task(self._live(run, run.fold.message()), name=f"run {run.id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: slot.release())  # a run that broke has no ending
 
     def prepared(
         self, who: Principal, agent: Agent, run_id: str, messages: list[Message], *, earlier: bool = False

@@ -15,6 +15,7 @@ from sse_starlette.sse import AppStatus
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from server.limits import Slot
 from server.streams import Stream, Streams
 from server.viewer import Viewer
 from stores.errors import StoreUnavailable
@@ -51,17 +52,26 @@ class EventStream(EventSourceResponse):
     left to say: 200 and a clean end.
     """
 
-    def __init__(self, streams: Streams, viewer: Viewer | None, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, streams: Streams, viewer: Viewer | None, slot: Slot, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(_nothing(), sep="\n", headers={**_HEADERS, **(headers or {})})
         self._streams = streams
         self._viewer = viewer
+        self._slot = slot
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._respond(scope, receive, send)
+        finally:
+            self._slot.release()
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         if self._viewer is not None and scope["method"] == "HEAD":
             self._viewer.close()
         elif self._viewer is not None:
-            with self._streams.open(self._viewer, scope["key"]) as stream:
+            with self._streams.open(self._viewer, scope["key"], self._slot) as stream:
                 watcher = asyncio.create_task(_watch(receive, stream))
                 try:
                     await self._pump(stream, send)

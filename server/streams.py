@@ -8,12 +8,10 @@ the open streams are looked at again, so that a revoked one stops reading.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
-from server.errors import RETRY_SECONDS, RateLimited
-from server.limits import Limits
+from server.limits import Limits, Slot, Slots
 from server.viewer import Viewer
 from stores.contracts import Directory
 from stores.errors import StoreUnavailable
@@ -51,41 +49,35 @@ class Streams:
 
     def __init__(self, limits: Limits) -> None:
         self.closing = False
-        self._limit = limits.streams
+        self.slots = Slots("open streams", limits.streams)
         self._ping_seconds = limits.ping_seconds
         self._open: set[Stream] = set()
-        self._of: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def admit(self, who: Principal) -> None:
-        """Raises: RateLimited if the organization has as many open streams here as it may have."""
-        if self._of[who.organization_id] >= self._limit:
-            raise RateLimited("open streams", self._limit, RETRY_SECONDS)
+    def starting(self, who: Principal) -> AbstractContextManager[Slot]:
+        """Reserve a slot for the stream that the block starts; released here only if the block raises.
 
-    def admitted(self, viewer: Viewer) -> Viewer:
-        """The viewer, closed if there is no room for it. Raises: RateLimited."""
-        try:
-            self.admit(viewer.who)
-        except RateLimited:
-            viewer.close()
-            raise
-        return viewer
+        Raises: RateLimited if the organization has as many open streams here as it may have.
+        """
+        return self.slots.starting(who.organization_id)
 
     @contextmanager
-    def open(self, viewer: Viewer, key: str) -> Iterator[Stream]:
-        """Count a stream for as long as it is open, then close its viewer. `key`: what it was opened with."""
+    def open(self, viewer: Viewer, key: str, slot: Slot) -> Iterator[Stream]:
+        """Hold a stream for as long as it is open, then close its viewer and release its slot.
+
+        `key`: what it was opened with.
+        """
         stream = Stream(viewer, key)
         self._open.add(stream)
-        self._of[viewer.who.organization_id] += 1
         if self.closing:
             viewer.wake()
         try:
             yield stream
         finally:
             self._open.discard(stream)
-            self._of[viewer.who.organization_id] -= 1
+            slot.release()
             viewer.close()
 
     def close(self) -> None:

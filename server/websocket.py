@@ -21,7 +21,7 @@ from server.ai_chat_service import AIChatService, IfBusy
 from server.auth import authenticated, key_of, same_origin
 from server.bodies import MessageCreate, read
 from server.errors import InvalidRequest, MalformedBody, RateLimited, Unauthenticated, problem_of
-from server.limits import RequestRate
+from server.limits import RequestRate, Slot
 from server.streams import Stream, Streams
 from server.viewer import Viewer
 from stores.errors import AgentNotFound, StoreUnavailable, ThreadNotFound
@@ -72,11 +72,11 @@ async def serve_thread(websocket: WebSocket) -> None:
         return
     key = key_of(websocket) if bearer is None else bearer
     try:
-        viewer = await _viewer(websocket, key)
+        viewer, slot = await _viewer(websocket, key)
     except Exception as error:
         await _close(websocket, *_refusal(error))
         return
-    with cast(Streams, websocket.state.streams).open(viewer, key) as stream:
+    with cast(Streams, websocket.state.streams).open(viewer, key, slot) as stream:
         code = await _Socket(websocket, stream).serve()
         if code is not None:
             await _close(websocket, code)
@@ -87,14 +87,17 @@ async def _close(websocket: WebSocket, code: int, reason: str = "") -> None:
         await websocket.close(code, reason)
 
 
-async def _viewer(websocket: WebSocket, key: str) -> Viewer:
-    """Raises: Unauthenticated, RateLimited, AgentNotFound, ThreadNotFound, StoreUnavailable."""
+async def _viewer(websocket: WebSocket, key: str) -> tuple[Viewer, Slot]:
+    """The viewer, and the slot of its stream.
+
+    Raises: Unauthenticated, RateLimited, AgentNotFound, ThreadNotFound, StoreUnavailable.
+    """
     service, path = cast(AIChatService, websocket.state.service), websocket.path_params
     who = await authenticated(service.store, key)
     cast(RequestRate, websocket.state.rate).count(who.organization_id)
     after = websocket.query_params.get("after") or None
-    viewer = await service.watch(who, path["agent_id"], path["thread_id"], after)
-    return cast(Streams, websocket.state.streams).admitted(viewer)
+    with cast(Streams, websocket.state.streams).starting(who) as slot:
+        return await service.watch(who, path["agent_id"], path["thread_id"], after), slot
 
 
 def _refusal(error: Exception) -> tuple[int, str]:

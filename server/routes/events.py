@@ -17,16 +17,13 @@ from stores.errors import StoreUnavailable
 
 async def watch(request: Request) -> Response:
     """Watch a thread as server-sent events; `Last-Event-ID` or `?after=` resumes."""
-    streams, path = streams_of(request), request.path_params
+    who, streams, path = principal_of(request), streams_of(request), request.path_params
     try:
-        viewer = streams.admitted(
-            await service_of(request).watch(
-                principal_of(request), path["agent_id"], path["thread_id"], last_event_id(request)
-            )
-        )
+        with streams.starting(who) as slot:
+            viewer = await service_of(request).watch(who, path["agent_id"], path["thread_id"], last_event_id(request))
+            return EventStream(streams, viewer, slot)
     except (RateLimited, StoreUnavailable):
         return later()
-    return EventStream(streams, viewer)
 
 
 ROUTES: list[BaseRoute] = [

@@ -35,27 +35,37 @@ async def post_message(request: Request) -> Response:
     who, service = principal_of(request), service_of(request)
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
     if (position := request.headers.get("last-event-id")) is not None:
-        streams_of(request).admit(who)
-        return EventStream(streams_of(request), await service.resume(who, agent_id, thread_id, position))
-    stream, key, busy = wants_stream(request), idempotency_key(request), if_busy(request)
-    if stream:
-        streams_of(request).admit(who)
+        with streams_of(request).starting(who) as slot:
+            return EventStream(streams_of(request), await service.resume(who, agent_id, thread_id, position), slot)
+    if not wants_stream(request):
+        post = await _post(request)
+        return await _answer(request, post, _replayed(post))
+    with streams_of(request).starting(who) as slot:
+        post = await _post(request)
+        viewer = await service.stream(who, thread_id, post)
+        return EventStream(streams_of(request), viewer, slot, _replayed(post))
+
+
+def _replayed(post: Post) -> dict[str, str]:
+    return {"Idempotency-Replayed": "true"} if post.posted.replayed else {}
+
+
+async def _post(request: Request) -> Post:
+    """Read the message, as JSON or as a form with files, and post it."""
+    who, service = principal_of(request), service_of(request)
+    agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
+    key, busy = idempotency_key(request), if_busy(request)
     if is_multipart(request):
         await service.find_thread(who, agent_id, thread_id)
         if key is None:  # what comes again starts no run; a form's role isn't known yet, a user's as a rule
             service.check_room(who)
         async with form_of(request) as form:
             body = message_of(form.fields, files=bool(form.files))
-            post = await service.post_message(
+            return await service.post_message(
                 who, agent_id, thread_id, body, idempotency_key=key, if_busy=busy, files=form.files
             )
-    else:
-        body = await body_of(request, MessageCreate)
-        post = await service.post_message(who, agent_id, thread_id, body, idempotency_key=key, if_busy=busy)
-    headers = {"Idempotency-Replayed": "true"} if post.posted.replayed else {}
-    if stream:
-        return EventStream(streams_of(request), await service.stream(who, thread_id, post), headers)
-    return await _answer(request, post, headers)
+    body = await body_of(request, MessageCreate)
+    return await service.post_message(who, agent_id, thread_id, body, idempotency_key=key, if_busy=busy)
 
 
 async def _answer(request: Request, post: Post, headers: dict[str, str]) -> Response:

@@ -36,6 +36,58 @@ async def test_a_run_too_many_is_refused_and_a_replay_is_not(tmp_path: Path) -> 
         assert (await live.say(second, "say hi")).status_code == 201
 
 
+async def test_posts_at_once_start_no_more_runs_than_the_limit(tmp_path: Path) -> None:
+    async with live_server(tmp_path, limits=Limits(runs=2)) as live:
+        agent = (await live.agent())["id"]
+        threads = [await live.thread(agent) for _ in range(12)]
+        later = {"Prefer": "respond-async"}
+        answers = await asyncio.gather(*[live.say(thread, "hold it", **later) for thread in threads])
+        assert sorted(answer.status_code for answer in answers) == [202] * 2 + [429] * 10
+        live.gates.release("it")
+
+
+async def test_a_refused_claim_releases_its_slot(tmp_path: Path) -> None:
+    async with live_server(tmp_path, limits=Limits(runs=2)) as live:
+        thread = await live.scripted_thread()
+        await live.say(thread, "hold it", Prefer="respond-async")
+        for _ in range(3):
+            assert (await live.say(thread, "say x")).json()["code"] == "thread_busy"
+        other = await live.scripted_thread()
+        assert (await live.say(other, "say x")).status_code == 201
+        live.gates.release("it")
+
+
+async def test_streams_opened_at_once_are_no_more_than_the_limit(tmp_path: Path) -> None:
+    async with live_server(tmp_path, limits=Limits(streams=2)) as live:
+        agent = (await live.agent())["id"]
+        threads = [await live.thread(agent) for _ in range(12)]
+        statuses: list[int] = []
+        all_answered = asyncio.Event()
+
+        async def opens(thread: str) -> None:
+            async with live.posting(thread, "hold it") as response:
+                statuses.append(response.status_code)
+                if len(statuses) == len(threads):
+                    all_answered.set()
+                await all_answered.wait()
+
+        async with asyncio.timeout(10):
+            await asyncio.gather(*map(opens, threads))
+        assert sorted(statuses) == [200] * 2 + [429] * 10
+        live.gates.release("it")
+
+
+async def test_streams_that_fail_to_open_release_their_slots(tmp_path: Path) -> None:
+    async with live_server(tmp_path, limits=Limits(streams=1)) as live:
+        thread = await live.scripted_thread()
+        for _ in range(3):
+            assert (await live.http.get(f"{thread[:-1]}x/events")).status_code == 404
+            assert (await live.http.head(f"{thread}/events")).status_code == 200
+        assert len(await live.streamed(thread, "say x")) == 4
+        async with live.watching(thread) as events:
+            assert (await anext(events)).event == "thread.snapshot"
+
+
 async def test_a_stream_too_many_is_ended_politely(tmp_path: Path) -> None:
     async with live_server(tmp_path, limits=Limits(streams=1)) as live:
         thread = await live.scripted_thread()
