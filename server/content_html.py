@@ -12,7 +12,8 @@ too: idle at the end of its stdin, busy when its time is over.
 Raw HTML in Markdown is shown as text: people write `Vec<T>`, and nh3 would drop the `<T>`. Relative URLs go, since
 nobody knows on which page a message is shown. An image in Markdown becomes a link: shown, every reader's browser would
 fetch it unasked, and whoever talked a model into naming it (a document can) would read in its URL what the model put
-there. NULs become U+FFFD, as CommonMark has it, and lone surrogates "?", so that every result is valid UTF-8.
+there. For the same reason an image in a client's own HTML loses its `src`, and readers see its `alt` text. NULs become
+U+FFFD, as CommonMark has it, and lone surrogates "?", so that every result is valid UTF-8.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _CELL = {"align", "colspan", "rowspan"}
 _ATTRIBUTES = {
     "a": {"href", "title"},
     "code": {"class"},
-    "img": {"src", "alt", "title"},
+    "img": {"alt", "title"},  # no src: see the module's docstring
     "ol": {"start"},
     "td": _CELL,
     "th": _CELL,

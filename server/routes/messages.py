@@ -34,7 +34,7 @@ async def post_message(request: Request) -> Response:
     """Post a message; a user's is answered: as JSON when complete, at once by `Prefer`, or as an event stream."""
     who, service = principal_of(request), service_of(request)
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
-    if (position := request.headers.get("last-event-id")) is not None:
+    if position := request.headers.get("last-event-id"):
         with streams_of(request).starting(who) as slot:
             return EventStream(streams_of(request), await service.resume(who, agent_id, thread_id, position), slot)
     if not wants_stream(request):

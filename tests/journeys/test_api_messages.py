@@ -408,6 +408,15 @@ async def test_an_empty_message_and_the_servers_metadata_are_refused(live: Live)
     assert await live.get(path) == []
 
 
+async def test_a_post_with_an_empty_last_event_id_is_an_ordinary_message(live: Live) -> None:
+    thread = await live.scripted_thread()
+    for headers in ({"Accept": "text/event-stream"}, {}):
+        sent = {"Last-Event-ID": "", **headers}
+        response = await live.http.post(f"{thread}/messages", json={"content": "say stored"}, headers=sent)
+        assert "stored" in response.text
+    assert [message["content"] for message in await live.get(f"{thread}/messages")] == ["say stored", "stored"] * 2
+
+
 async def test_a_post_with_a_last_event_id_is_a_resume_and_never_a_message(live: Live) -> None:
     thread = await live.scripted_thread()
     stream = await live.streamed(thread, "count 5")
