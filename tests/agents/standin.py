@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from tests.agents.valid import faults
 JSON = dict[str, Any]
 USAGE = {"input_tokens": 10, "cache_creation_input_tokens": 5, "cache_read_input_tokens": 3, "output_tokens": 1}
 OUTPUT_TOKENS = 7
+TIME = "<time>"
 
 
 class Gate:
@@ -50,7 +52,7 @@ class Stream(msgspec.Struct, frozen=True):
 
     stop: nothing more is done to it. end: the body ends, properly. cut: the connection breaks. stall: nothing more
     comes. garbage: a line that is no JSON. Anything else is the type of an `error` event. `joined`: all in one write;
-    `pace`: seconds between two events.
+    `pace`: seconds between two events; `timed`: TIME in an event becomes the time at which it is sent.
     """
 
     events: list[JSON]
@@ -59,6 +61,7 @@ class Stream(msgspec.Struct, frozen=True):
     gate: tuple[int, Gate] | None = None
     joined: bool = False
     pace: float = 0.0
+    timed: bool = False
 
     def ends(self, ending: str, after: int | None = None) -> Stream:
         return msgspec.structs.replace(self, ending=ending, after=after)
@@ -206,7 +209,8 @@ class StandIn:
                     waiting = asyncio.create_task(stream.gate[1].go.wait())
                     await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
                     waiting.cancel()
-                await write(frame(event))
+                data = frame(event)
+                await write(data.replace(TIME.encode(), b"%f" % time.time()) if stream.timed else data)
                 if stream.pace:
                     await asyncio.sleep(stream.pace)
             match stream.ending:

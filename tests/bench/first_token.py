@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import uvicorn
@@ -27,7 +28,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from server.serving import listening_socket
-from tests.agents.standin import StandIn, Stream, says, text
+from tests.agents.standin import TIME, StandIn, Stream, says, text
 from tests.journeys.live import Client, Process, server_process
 
 STREAMS = 50
@@ -38,12 +39,18 @@ WARM_UP = 5
 
 
 def model() -> StandIn:
-    """Answers at once with a few words; with many, slowly, where the question is `long`."""
+    """Answers at once with a few words; with many, slowly, where the question is `long`; with times where `timed`."""
     service = StandIn()
     brief = says(text("Here ", "I ", "am."))
     long = says(text(*(f"word{index % 100} " for index in range(TOKENS))))
     long = Stream(long.events, pace=PACE)
-    service.otherwise = lambda request: long if "long" in str(request["messages"][-1]) else brief
+    timed = Stream(says(text(*[f"{TIME} "] * TOKENS)).events, pace=4 * PACE, timed=True)
+
+    def reply(request: dict[str, Any]) -> Stream:
+        question = request["messages"][-1]["content"][-1]["text"]
+        return {"long": long, "timed": timed}.get(question, brief)
+
+    service.otherwise = reply
     return service
 
 
