@@ -1,0 +1,1 @@
+"""Does one organization slow down another? `python -m tests.bench.neighbour [ATTACK …]`."""
