@@ -36,12 +36,18 @@ class Reasoning(msgspec.Struct, frozen=True):
 
 
 class ToolStarted(msgspec.Struct, frozen=True):
-    """A tool is being called. `id` names the call within this run; `round` counts the model's turns, from 0."""
+    """A tool is about to be called. `id` names the call within this run; `round` counts the model's turns, from 0.
+
+    Yield it before the call is made: the generator is not resumed until the store has the first call that is not
+    repeatable. `repeatable` means that making the call again does no harm: the tool only reads, is idempotent, or is
+    not called at all. A run that fails after any other call is never retryable, and its Idempotency-Key stays used.
+    """
 
     id: str
     tool_name: str
     arguments: JSONObject
     round: int = 0
+    repeatable: bool = False
 
 
 class ToolProgress(msgspec.Struct, frozen=True):
@@ -79,7 +85,8 @@ class AgentError(Exception):
     Args:
         detail: one sentence for the client.
         code: `agent_failed`, `agent_overloaded` or `agent_timeout`.
-        retryable: whether the same message may well succeed later.
+        retryable: whether the same message may succeed later. The run is retryable only if, besides, it has called
+            no tools but repeatable ones.
         retry_after: seconds, where the model's service said so.
     """
 
@@ -94,11 +101,15 @@ class AgentError(Exception):
 
 
 class Tool(msgspec.Struct, frozen=True):
-    """A tool as the model is told of it; `parameters` is a JSON Schema."""
+    """A tool as the model is told of it; `parameters` is a JSON Schema.
+
+    `repeatable`: it declares itself read-only or idempotent (MCP's readOnlyHint, idempotentHint). See ToolStarted.
+    """
 
     name: str
     description: str
     parameters: JSONObject
+    repeatable: bool = False
 
 
 class ToolUse(msgspec.Struct, frozen=True):

@@ -356,7 +356,7 @@ async def _called(
     for index, use in enumerate(uses):
         call = ToolUse(f"{number}_{index}", names.get(use.name, use.name), use.arguments)
         if use.unreadable:
-            yield ToolStarted(call.id, call.name, call.arguments, number)
+            yield ToolStarted(call.id, call.name, call.arguments, number, repeatable=True)  # it is not made
             yield ToolCompleted(call.id, error="The arguments were no JSON object.")
         else:
             wanted.append(call)

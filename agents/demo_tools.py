@@ -24,6 +24,7 @@ from zoneinfo import ZoneInfo
 
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp.types import ToolAnnotations
 from pydantic import Field
 
 Number = int | float
@@ -34,6 +35,7 @@ EXACT = 2**53
 """Whole numbers above it are told as floats: JSON readers in JavaScript would round them anyway."""
 
 server = MCPServer("demo-tools", log_level="WARNING")
+READ_ONLY = ToolAnnotations(read_only_hint=True)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Finished:
     steps: int
 
 
-@server.tool()
+@server.tool(annotations=READ_ONLY)
 async def current_time(
     timezone: Annotated[str, Field(description="An IANA time zone such as Asia/Tokyo or UTC")] = "UTC",
 ) -> Moment:
@@ -76,7 +78,7 @@ async def current_time(
     return Moment(timezone, now.isoformat(timespec="seconds"), now.strftime("%A"), now.strftime("%z"))
 
 
-@server.tool()
+@server.tool(annotations=READ_ONLY)
 async def calculate(
     expression: Annotated[str, Field(description="Numbers with + - * / // % ** and parentheses")],
 ) -> Answer:
@@ -94,7 +96,7 @@ async def calculate(
     return Answer(expression, float(value) if abs(value) > EXACT else value)
 
 
-@server.tool()
+@server.tool(annotations=READ_ONLY)
 async def roll_dice(
     dice: Annotated[str, Field(description="How many dice of how many sides, such as 2d6, d20 or 3d8+2")] = "2d6",
 ) -> Rolled:
@@ -109,7 +111,7 @@ async def roll_dice(
     return Rolled(dice, rolls, modifier, sum(rolls) + modifier)
 
 
-@server.tool()
+@server.tool(annotations=READ_ONLY)
 async def slow_task(
     ctx: Context,
     seconds: Annotated[float, Field(ge=0, le=300, description="How long it takes")] = 3,

@@ -80,6 +80,7 @@ class Listed(msgspec.Struct, frozen=True):
     description: str
     parameters: JSONObject
     check: Any  # a jsonschema validator: the package has no types
+    repeatable: bool
 
 
 class _Incoming:
@@ -337,7 +338,9 @@ async def _list_tools(client: Client) -> dict[str, Listed]:
                 why = error.message if isinstance(error, SchemaError) else error
                 _log.warning("The schema of the MCP tool %s is none, it is left out: %s", tool.name, why)
                 continue
-            tools[tool.name] = Listed(tool.description or "", tool.input_schema, check)
+            hints = tool.annotations
+            repeatable = hints is not None and bool(hints.read_only_hint or hints.idempotent_hint)
+            tools[tool.name] = Listed(tool.description or "", tool.input_schema, check, repeatable)
         cursor = page.next_cursor
         if cursor is None:
             break

@@ -55,7 +55,10 @@ class AgentTools:
         for route in found:
             shared = names.count(route.name) > 1
             self._routes.setdefault(f"{route.slot.name}__{route.name}" if shared else route.name, route)
-        return [Tool(name, route.listed.description, route.listed.parameters) for name, route in self._routes.items()]
+        return [
+            Tool(name, route.listed.description, route.listed.parameters, route.listed.repeatable)
+            for name, route in self._routes.items()
+        ]
 
     async def _found(self, slot: Slot) -> list[_Route]:
         try:
@@ -75,11 +78,11 @@ class AgentTools:
 
     async def call(self, uses: Sequence[ToolUse], *, round: int = 0) -> AsyncGenerator[ToolPart, None]:
         """See Toolbox. All calls are told as started before the first one is made."""
-        for use in uses:
-            arguments = use.arguments if isinstance(use.arguments, dict) else {}
-            yield ToolStarted(use.id, use.name, arguments, round)
         if self._routes is None:
             await self.available()
+        for use in uses:
+            arguments = use.arguments if isinstance(use.arguments, dict) else {}
+            yield ToolStarted(use.id, use.name, arguments, round, self._is_repeatable(use))
         news = _News()
         calls = [asyncio.create_task(self._make(use, place, news)) for place, use in enumerate(uses)]
         try:
@@ -94,6 +97,11 @@ class AgentTools:
                 call.cancel()
             if calls:
                 await asyncio.wait(calls)
+
+    def _is_repeatable(self, use: ToolUse) -> bool:
+        """Whether making the call again does no harm: by its tool's own declaration, or because it is not made."""
+        route = (self._routes or {}).get(use.name)
+        return route is None or route.listed.repeatable or _misfit(route.listed.check, use.arguments) is not None
 
     async def _make(self, use: ToolUse, place: int, news: _News) -> None:
         async def progressed(progress: float, total: float | None, message: str | None) -> None:

@@ -195,7 +195,8 @@ def problem_of(error: Exception) -> Problem:
         case RunFailedError(message=message):
             more = {"thread_id": message.thread_id, "message_id": message.id, "retryable": error.retryable}
             status = _RUN_STATUS.get(error.code, 502)
-            return Problem(status, error.code, str(error), more, _retry_after(status, error.retry_after))
+            headers = _retry_after(status, error.retry_after) if error.retryable else {}
+            return Problem(status, error.code, str(error), more, headers)
         case AgentError():
             status = _RUN_STATUS.get(error.code, 502)
             headers = _retry_after(status, error.retry_after)

@@ -68,6 +68,9 @@ class LiveRun:
         self.looked_at = time.monotonic()
         self._clock = clock
         self._calls: list[JSONObject] = []
+        self._first_final: int | None = None
+        self._stored_calls = 0
+        self._calls_stored = asyncio.Event()
         self._reasoned = 0
         self._size = 0
         self._facts: JSONObject = {}
@@ -115,8 +118,13 @@ class LiveRun:
             case ToolStarted():
                 if index is not None:
                     raise ValueError(f"tool call {part.id!r} was started twice")
-                self._calls.append({"id": part.id, "round": part.round, "offset": self.fold.length})
+                call_info: JSONObject = {"id": part.id, "round": part.round, "offset": self.fold.length}
                 index = len(self.fold.tool_calls)
+                if part.repeatable:
+                    call_info["repeatable"] = True
+                elif self._first_final is None:
+                    self._first_final = index
+                self._calls.append(call_info)
                 self._say(ToolCallStarted(self.id, index, part.tool_name, part.arguments, timestamp(self._clock())))
                 self.look.set()
             case ToolProgress() if index is not None:
@@ -128,6 +136,21 @@ class LiveRun:
                 self.look.set()
             case _:
                 raise ValueError(f"tool call {part.id!r} was never started")
+
+    async def final_call_stored(self) -> None:
+        """Wait until a checkpoint has stored the first call that must not be made twice.
+
+        Without the wait a process that is killed after the call and before the next checkpoint would leave a run that
+        looks as if no tool had been called. One such call decides: those after it need not wait.
+        """
+        while self._first_final is not None and self._stored_calls <= self._first_final:
+            self._calls_stored.clear()
+            await self._calls_stored.wait()
+
+    def checkpointed(self, calls: int) -> None:
+        """Report that the store has the message with this many tool calls."""
+        self._stored_calls = max(self._stored_calls, calls)
+        self._calls_stored.set()
 
     def _index(self, call_id: str) -> int | None:
         return next((index for index, call in enumerate(self._calls) if call["id"] == call_id), None)
@@ -170,6 +193,18 @@ def finished(partial: Message, ending: Ending, now: str) -> tuple[Message, list[
         if call.end_time is None:
             calls[index] = replace(call, error=ending.open_calls, end_time=now)
             closed.append(ToolCallCompleted(partial.id, index, calls[index]))
-    error = msgspec.to_builtins(ending.error)
+    error = msgspec.to_builtins(_final(ending.error, partial))
     message = replace(partial, tool_calls=calls).with_run(status=ending.status, error=error)
     return message, closed
+
+
+def _final(error: RunError | None, partial: Message) -> RunError | None:
+    """The error, not retryable where a retry would make a call again that is not known to be repeatable.
+
+    Calls that are known from the log alone count as not repeatable: only the run's record says that they are.
+    """
+    infos: list[JSONObject] = (partial.run or {}).get("tool_calls", [])
+    repeatable = sum(info.get("repeatable") is True for info in infos[: len(partial.tool_calls)])
+    if error is None or repeatable == len(partial.tool_calls):
+        return error
+    return replace(error, retryable=False, retry_after=None)

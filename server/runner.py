@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from agents import AgentError, Files, NoFiles, Run, Toolbox
+from agents import AgentError, Files, NoFiles, Run, Toolbox, ToolStarted
 from agents.registry import Registry
 from server.limits import Slot
 from server.run import CANCELLED, COMPLETED, INTERRUPTED, Ending, LiveRun, TooLong, finished
@@ -160,6 +160,8 @@ class Runner:
                     if run.ending.done():  # an agent that talks on when it is cancelled
                         return
                     run.take(part)
+                    if isinstance(part, ToolStarted):
+                        await run.final_call_stored()
                     if (breath := breath + 1) % _BREATH == 0:
                         await asyncio.sleep(0)
             finally:
@@ -194,6 +196,7 @@ class Runner:
                     await run.look.wait()
             run.look.clear()
             partial = run.message() if run.changed else None
+            calls = len(run.fold.tool_calls)
             run.changed = False
             asked = time.monotonic()  # not when the answer is read: the process may have been paused in between
             try:
@@ -206,6 +209,7 @@ class Runner:
             finally:
                 run.looked_at = asked
             run.looked.set()
+            run.checkpointed(calls)
             if lease != "held":
                 run.end(CANCELLED if lease == "cancelled" else None)
                 return

@@ -4,7 +4,7 @@ say TEXT            one delta
 think TEXT          one reasoning delta
 count N [MS]        N deltas ("0 ", "1 ", …), MS milliseconds apart
 tool NAME JSON      call a tool of the agent's MCP servers and wait for it
-open NAME           start a tool call that is never completed
+open NAME           start a tool call that is never completed; `lookup NAME` one that is repeatable
 hold NAME           say so (`Gates.reached`), and wait for the test (`Gates.release`)
 fail DETAIL         AgentError; `overload DETAIL` one that may be retried; `crash` an exception of another kind
 """
@@ -83,8 +83,8 @@ class Scripted:
                     name, _, arguments = rest.partition(" ")
                     async for part in run.tools.call([ToolUse(f"call_{number}", name, json.loads(arguments))]):
                         yield part
-                case "open":
-                    yield ToolStarted(f"call_{number}", rest, {})
+                case "open" | "lookup":
+                    yield ToolStarted(f"call_{number}", rest, {}, repeatable=command == "lookup")
                 case "hold":
                     await self.gates.hold(rest)
                 case "fail":

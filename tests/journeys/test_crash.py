@@ -59,7 +59,7 @@ async def test_after_a_kill_the_partial_answer_is_kept_as_interrupted_and_the_th
         asked, answer = (await server.get(thread))["messages"]
         assert (asked["content"], answer["id"], answer["content"]) == (SCRIPT, run, "The answer")
         error = answer["metadata"]["run"]["error"]
-        assert (status(answer), error["code"], error["retryable"]) == ("failed", "interrupted", True)
+        assert (status(answer), error["code"], error["retryable"]) == ("failed", "interrupted", False)
         (call,) = answer["tool_calls"]
         assert call["error"]
         assert call["end_time"]
@@ -81,7 +81,7 @@ async def test_after_a_kill_the_partial_answer_is_kept_as_interrupted_and_the_th
 
 
 async def test_after_a_kill_the_same_key_runs_again_on_the_same_user_message(tmp_path: Path) -> None:
-    script, key = "say The answer\nopen oven\ncount 100 10", {"Idempotency-Key": "k"}
+    script, key = "say The answer\nlookup oven\ncount 100 10", {"Idempotency-Key": "k"}
     async with server_process(tmp_path) as server:
         agent = (await server.agent())["id"]
         threads = [await server.thread(agent), await server.thread(agent)]

@@ -7,6 +7,7 @@ of a wrong schema) is easy here. Run by tests/units/test_mcp.py over stdio.
 import functools
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -46,6 +47,13 @@ def environment(call: JSON) -> JSON:
 
 def die(call: JSON) -> JSON:
     os._exit(1)
+
+
+def kill_caller(call: JSON) -> JSON:
+    with Path(os.environ["RAN"]).open("a") as ran:
+        ran.write("ran\n")
+    os.kill(os.getppid(), signal.SIGKILL)
+    return text("killed")
 
 
 def fail(call: JSON) -> JSON:
@@ -103,9 +111,16 @@ def progress(call: JSON, step: int) -> None:
 
 
 ANYTHING: JSON = {"type": "object"}
+ANNOTATIONS: dict[str, JSON] = {
+    "read": {"readOnlyHint": True},
+    "put": {"idempotentHint": True},
+    "claims": {"readOnlyHint": False, "destructiveHint": False},
+}
 OLDER: JSON = {"type": "object", "properties": {"n": {"type": "number", "minimum": 0, "exclusiveMinimum": True}}}
 TOOLS: dict[str, tuple[Callable[[JSON], JSON], JSON]] = {
     "pid": (pid, ANYTHING),
+    **dict.fromkeys(ANNOTATIONS, (pid, ANYTHING)),
+    "kill_caller": (kill_caller, ANYTHING),
     "echo": (echo, {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}),
     "environment": (environment, ANYTHING),
     "die": (die, ANYTHING),
@@ -125,9 +140,10 @@ TOOLS: dict[str, tuple[Callable[[JSON], JSON], JSON]] = {
 
 def listed() -> list[JSON]:
     """All tools there are now; `tools/list` gives six a page."""
-    return [{"name": name, "inputSchema": schema} for name, (_, schema) in TOOLS.items()] + [
-        {"name": name, "inputSchema": ANYTHING} for name in grown
-    ]
+    return [
+        {"name": name, "inputSchema": schema, "annotations": ANNOTATIONS.get(name, {})}
+        for name, (_, schema) in TOOLS.items()
+    ] + [{"name": name, "inputSchema": ANYTHING} for name in grown]
 
 
 def answer(message: JSON) -> None:

@@ -300,7 +300,9 @@ async def test_all_calls_are_told_as_started_in_order_before_anything_else(make_
     uses = [ToolUse("x", "echo", {"text": "1"}), ToolUse("y", "nothing", {}), ToolUse("z", "echo", {"text": "2"})]
     async with asyncio.timeout(5):
         parts = [part async for part in toolbox.call(uses, round=3)]
-    assert parts[:3] == [ToolStarted(use.id, use.name, use.arguments, 3) for use in uses]
+    assert parts[:3] == [
+        ToolStarted(use.id, use.name, use.arguments, 3, repeatable=use.name == "nothing") for use in uses
+    ]
     assert {part.id: part for part in parts[3:]} == {
         "x": ToolCompleted("x", {"content": [{"type": "text", "text": "1"}]}),
         "y": ToolCompleted("y", error="There is no tool named 'nothing'."),
