@@ -20,8 +20,10 @@ from server.auth import Authentication
 from server.content_html import Renderer
 from server.errors import EXPECTED, respond
 from server.extraction import Extractor
+from server.front import Front, Running
 from server.limits import Limits, RequestRate
 from server.metrics import Metrics
+from server.openapi import APIDescription
 from server.organizations import first_start
 from server.routes import agents, attachments, docs, events, health, messages, pages, threads
 from server.runner import Runner
@@ -63,6 +65,7 @@ class State(TypedDict):
     streams: Streams
     metrics: Metrics
     rate: RequestRate
+    api: APIDescription
 
 
 def create_app(
@@ -85,6 +88,7 @@ def create_app(
     """
     servers = read_servers(settings.mcp_config, environment())
     blobs = open_blobs(settings.blobs_url, settings.data_dir)
+    running = Running()
 
     async def started(app: Starlette, stack: AsyncExitStack) -> AIChatService:
         store, log = await stack.enter_async_context(backends(settings.where))
@@ -122,19 +126,27 @@ def create_app(
             ):
                 task = asyncio.create_task(forever)
                 stack.callback(task.cancel)
-            yield {
+            state: State = {
                 "service": service,
                 "streams": streams,
                 "metrics": Metrics(service.runner, streams),
                 "rate": RequestRate(limits),
+                "api": APIDescription(ROUTES),
             }
+            running.state = state
+            try:
+                yield state
+            finally:
+                running.state = None
 
-    return Starlette(
+    app = Starlette(
         routes=ROUTES,
-        middleware=[Middleware(Authentication)],
+        middleware=[Middleware(Front, running=running, root_path=settings.root_path), Middleware(Authentication)],
         exception_handlers=dict.fromkeys([*EXPECTED, Exception], respond),
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # its redirects are built from the Host header
+    return app
 
 
 def _service(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from starlette._utils import get_route_path  # the router's own, so that what is checked is what is routed
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -28,7 +29,7 @@ class Authentication:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(KEYED):
+        if scope["type"] == "http" and get_route_path(scope).startswith(KEYED):
             directory: Directory = scope["state"]["service"].store
             try:
                 scope["key"] = key_of(HTTPConnection(scope))

@@ -22,6 +22,12 @@ from stores.models import JSONObject, Message
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2
+SAFE_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; frame-ancestors 'none'",
+}
+"""For every response that has no value of its own."""
 _SENTENCE = 500
 
 
@@ -145,9 +151,8 @@ class Problem(msgspec.Struct, frozen=True):
         }
 
     def response(self) -> Response:
-        return Response(
-            msgspec.json.encode(self.body()), self.status, self.headers, media_type="application/problem+json"
-        )
+        headers = {**SAFE_HEADERS, **self.headers}
+        return Response(msgspec.json.encode(self.body()), self.status, headers, media_type="application/problem+json")
 
 
 _TABLE: dict[type[Exception], tuple[int, str]] = {

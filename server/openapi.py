@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -115,6 +116,24 @@ OPERATIONS: dict[Callable[..., object], Operation] = {
     attachments.download: Operation(bytes, headers=("Range",), media_type="application/octet-stream"),
     events.watch: Operation(str, query=(_AFTER,), headers=("Last-Event-ID",), media_type="text/event-stream"),
 }
+
+
+class APIDescription:
+    """The document, built once, as JSON for each prefix under which it is served."""
+
+    def __init__(self, routes: Sequence[BaseRoute]) -> None:
+        self._routes = routes
+        self._json: dict[str, bytes] = {}
+
+    @cached_property
+    def document(self) -> JSONObject:
+        return document(self._routes)
+
+    def json(self, root_path: str) -> bytes:
+        if root_path not in self._json:
+            servers = {"servers": [{"url": root_path}]} if root_path else {}
+            self._json[root_path] = msgspec.json.encode(self.document | servers)
+        return self._json[root_path]
 
 
 def document(routes: Sequence[BaseRoute]) -> JSONObject:

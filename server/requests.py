@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TypeVar, cast
+from urllib.parse import quote
 
 import msgspec
 from starlette.requests import HTTPConnection, Request
@@ -23,6 +24,11 @@ def service_of(connection: HTTPConnection) -> AIChatService:
 
 def streams_of(connection: HTTPConnection) -> Streams:
     return cast(Streams, connection.state.streams)
+
+
+def public_path(connection: HTTPConnection, path: str) -> str:
+    """The path, encoded, as clients see it: behind the prefix under which the application is mounted."""
+    return quote(connection.scope.get("root_path", "") + path, safe="/:@")
 
 
 def as_json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -7,6 +7,7 @@ everything that runs servers sets environment variables.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,6 +33,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     host: str = "127.0.0.1"
     port: int = 8000
+    root_path: str = ""
     data_dir: Path = Path(".chat")
     api_key: str | None = None
     mcp_config: Path | None = None
@@ -68,6 +70,7 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
     return Settings(
         host=env.get("CHAT_HOST") or "127.0.0.1",
         port=_integer(env, "PORT", 8000, 0, 65535),
+        root_path=_root_path(env),
         data_dir=Path(env.get("CHAT_DATA_DIR") or ".chat"),
         api_key=_key(env),
         mcp_config=_file(env, "CHAT_MCP_CONFIG"),
@@ -114,6 +117,15 @@ def _key(env: Mapping[str, str]) -> str | None:
     if key is not None and (len(key) < 8 or not key.isascii() or any(c.isspace() for c in key)):
         raise BadSetting("CHAT_API_KEY", "needs at least 8 ASCII characters and no white space")
     return key
+
+
+def _root_path(env: Mapping[str, str]) -> str:
+    path = (env.get("CHAT_ROOT_PATH") or "").rstrip("/")
+    if path and not re.fullmatch(r"(/[\w.~-]+)+", path, re.ASCII):
+        raise BadSetting("CHAT_ROOT_PATH", f"{path!r} is not a path such as /chat")
+    if path.split("/")[1:2] == ["api"]:
+        raise BadSetting("CHAT_ROOT_PATH", "can't begin with /api: the API's own paths do")
+    return path
 
 
 def _url(env: Mapping[str, str], name: str, *schemes: str) -> str | None:

@@ -56,6 +56,7 @@ class EventStream(EventSourceResponse):
         self, streams: Streams, viewer: Viewer | None, slot: Slot, headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(_nothing(), sep="\n", headers={**_HEADERS, **(headers or {})})
+        del self.headers["Connection"]  # the server's own: uvicorn sends `close` where it is
         self._streams = streams
         self._viewer = viewer
         self._slot = slot

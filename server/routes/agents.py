@@ -8,13 +8,13 @@ from starlette.routing import Route
 
 from server.auth import principal_of
 from server.bodies import AgentCreate, AgentUpdate
-from server.requests import as_json, body_of, service_of
+from server.requests import as_json, body_of, public_path, service_of
 
 
 async def create_agent(request: Request) -> Response:
     """Create an agent. An organization's first is its default."""
     agent = await service_of(request).create_agent(principal_of(request), await body_of(request, AgentCreate))
-    return as_json(agent, 201, {"Location": f"/api/v1/agents/{agent.id}"})
+    return as_json(agent, 201, {"Location": public_path(request, f"/api/v1/agents/{agent.id}")})
 
 
 async def list_agents(request: Request) -> Response:

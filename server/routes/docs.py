@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from html import escape
+from typing import cast
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from server.openapi import document
-from server.requests import as_json
+from server.openapi import APIDescription
+from server.requests import public_path
 from stores.models import JSONObject
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
@@ -21,18 +22,27 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem aut
 summary {{ cursor: pointer; padding: .4rem 0 }} summary code {{ font-weight: 600 }}
 pre {{ overflow: auto; padding: .8rem; border: 1px solid #8884; border-radius: 6px; font-size: 13px }}
 </style>
-<h1>{title}</h1><p>{description}</p><p><a href="/openapi.json">openapi.json</a></p>{operations}
+<h1>{title}</h1><p>{description}</p><p><a href="openapi.json">openapi.json</a></p>{operations}
 <h2>Types</h2>{schemas}</html>"""
+
+_JSON_HEADERS = {"Cache-Control": "no-cache"}
+_PAGE_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'; form-action 'none'"
+    ),
+}
 
 
 async def openapi(request: Request) -> Response:
     """The OpenAPI 3.1 document."""
-    return as_json(document(request.app.routes))
+    api = cast(APIDescription, request.state.api)
+    return Response(api.json(public_path(request, "")), media_type="application/json", headers=_JSON_HEADERS)
 
 
 async def docs(request: Request) -> Response:
     """The OpenAPI document as a page."""
-    api = document(request.app.routes)
+    api = cast(APIDescription, request.state.api).document
     operations = [
         _folded(f"<code>{method.upper()} {escape(path)}</code> {escape(operation['summary'])}", operation)
         for path, methods in api["paths"].items()
@@ -45,7 +55,7 @@ async def docs(request: Request) -> Response:
         operations="".join(operations),
         schemas="".join(schemas),
     )
-    return HTMLResponse(page)
+    return HTMLResponse(page, headers=_PAGE_HEADERS)
 
 
 def _folded(summary: str, content: JSONObject) -> str:

@@ -19,6 +19,7 @@ from server.requests import (
     integer,
     message_id,
     preferred_wait,
+    public_path,
     service_of,
     streams_of,
     wants_stream,
@@ -72,7 +73,8 @@ async def _answer(request: Request, post: Post, headers: dict[str, str]) -> Resp
     """The JSON ending: 201 with the finished message, 202 with one in progress, or the failure's problem."""
     message = post.posted.answer or post.posted.message
     seconds = preferred_wait(request)
-    headers["Location"] = f"{request.url.path}/{message.id}"
+    path = MESSAGES.format(**request.path_params)
+    headers["Location"] = public_path(request, f"{path}/{message.id}")
     if seconds is not None:
         headers["Preference-Applied"] = f"wait={seconds:g}" if seconds else "respond-async"
     if message.in_progress and seconds != 0:

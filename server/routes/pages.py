@@ -13,7 +13,7 @@ from starlette.types import Scope
 
 from server.auth import COOKIE
 from server.errors import Unauthenticated, problem_of
-from server.requests import service_of
+from server.requests import public_path, service_of
 
 DEMO = Path(__file__).parent.parent.parent / "web_demo"
 _HEADERS = {
@@ -36,7 +36,7 @@ async def index(request: Request) -> Response:
         return problem_of(Unauthenticated()).response()  # an image in a message must not log its reader in
     if await service_of(request).store.principal(key) is None:
         return FileResponse(DEMO / "index.html", 401, _HEADERS)  # the page says how to sign in
-    response = RedirectResponse("/", 303, headers=_HEADERS)
+    response = RedirectResponse(public_path(request, "/"), 303, headers=_HEADERS)
     secure = request.url.scheme == "https"
     response.set_cookie(COOKIE, key, max_age=_YEAR, httponly=True, samesite="strict", secure=secure)
     return response

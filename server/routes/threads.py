@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlencode
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -9,7 +11,7 @@ from starlette.routing import Route
 from server.auth import principal_of
 from server.bodies import ThreadCreate, ThreadUpdate
 from server.errors import Gone
-from server.requests import as_json, body_of, boolean, idempotency_key, integer, service_of
+from server.requests import as_json, body_of, boolean, idempotency_key, integer, public_path, service_of
 from server.viewer import shortened
 from stores.models import Thread
 
@@ -24,7 +26,8 @@ async def create_thread(request: Request) -> Response:
     made = await service_of(request).create_thread(
         principal_of(request), request.path_params["agent_id"], body, idempotency_key=idempotency_key(request)
     )
-    headers = {"Location": f"/api/v1/chat/{made.thread.agent_id}/threads/{made.thread.id}"}
+    path = f"/api/v1/chat/{made.thread.agent_id}/threads/{made.thread.id}"
+    headers = {"Location": public_path(request, path)}
     if made.replayed:
         headers["Idempotency-Replayed"] = "true"
     return _answer(made.thread, 201, headers)
@@ -43,8 +46,9 @@ async def list_threads(request: Request) -> Response:
     )
     headers = {}
     if page.more:
-        following = request.url.include_query_params(limit=limit, offset=offset + limit)
-        headers["Link"] = f'<{following.path}?{following.query}>; rel="next"'
+        query = urlencode({**request.query_params, "limit": limit, "offset": offset + limit})
+        path = public_path(request, f"/api/v1/chat/{request.path_params['agent_id']}/threads")
+        headers["Link"] = f'<{path}?{query}>; rel="next"'
     if page.cut:
         headers[_CUT] = "true"
     return as_json(page.threads, 200, headers)

@@ -218,6 +218,13 @@ async def test_a_browser_may_bring_its_key_as_a_subprotocol_or_a_cookie(live: Li
         assert await connection.close_code() == 4403
 
 
+@pytest.mark.parametrize("wanted", ["close", "keep-alive"])
+async def test_an_event_stream_has_one_connection_header_at_most(live: Live, wanted: str) -> None:
+    thread = await live.scripted_thread()
+    async with live.http.stream("GET", f"{thread}/events", headers={"Connection": wanted}) as response:
+        assert response.headers.get_list("connection") in ([], [wanted])
+
+
 async def test_a_stranger_finds_no_thread(live: Live) -> None:
     thread = await live.scripted_thread()
     stranger = Client(live.url, "no such key at all")

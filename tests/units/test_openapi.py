@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 from starlette.routing import Route
 
 from server.app import ROUTES, create_app
-from server.openapi import OPERATIONS, document
+from server.openapi import OPERATIONS, APIDescription, document
 from server.routes import docs, pages, threads
 from server.settings import Settings
 
 UNDESCRIBED = {docs.openapi, docs.docs, pages.index, threads.gone}
+
+
+def test_the_document_is_built_once_and_encoded_once_for_each_prefix() -> None:
+    api = APIDescription(ROUTES)
+    assert api.json("") is api.json("")
+    assert api.json("/a") is api.json("/a")
+    assert msgspec.json.decode(api.json("/a")) == {**document(ROUTES), "servers": [{"url": "/a"}]}
 
 
 def test_every_route_is_described_and_nothing_else_is() -> None:
