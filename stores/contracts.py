@@ -9,12 +9,12 @@ object is not found. A call may raise `StoreUnavailable` when the database does 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import msgspec
 
-from stores.events import Event, MessageSnapshot
+from stores.events import Event, Fact, MessageSnapshot
 from stores.feed import Cursor
 from stores.models import Agent, Idempotency, KeptFile, Key, Message, Organization, Principal, RunRecord, Thread, User
 
@@ -22,6 +22,16 @@ Lease = Literal["held", "cancelled", "lost"]
 
 LEASE_SECONDS = 20.0
 """How long a run's lease lasts."""
+
+OUTBOX_FACTS = 200
+"""How many facts one thread's outbox holds; an entry names its message and takes about 100 bytes."""
+
+OUTBOX_FACTS_READ = 50
+OUTBOX_BYTES_READ = 4 * 2**20
+"""How much of one outbox is read at once."""
+
+OUTBOX_LEASE = 0.25
+"""How long the process that stored a fact may take to publish it before others do, as a part of a run's lease."""
 
 
 class Created(msgspec.Struct, frozen=True):
@@ -43,13 +53,15 @@ class Posted(msgspec.Struct, frozen=True):
     """The messages as stored now, by this call or, `replayed`, by an earlier one with the same key.
 
     `answer` is the run's message; null where none was started. `again`: the key was free after a failed run, and
-    `message` is the user message of that first attempt.
+    `message` is the user message of that first attempt. `unpublished`: a replayed message that started no run is still
+    in the outbox.
     """
 
     message: Message
     answer: Message | None
     replayed: bool
     again: bool = False
+    unpublished: bool = False
 
     @property
     def message_id(self) -> str:
@@ -65,6 +77,24 @@ class Finished(msgspec.Struct, frozen=True):
 
     message: Message
     won: bool
+
+
+class Outbox(msgspec.Struct, frozen=True):
+    """What one thread's log is not known to contain, oldest first.
+
+    `cut`: the thread had more unpublished facts than its outbox holds, and the oldest were dropped. Only the stored
+    thread shows those, so a publisher first resets the log: every reader then starts over with a snapshot.
+    """
+
+    thread_id: str
+    organization_id: str
+    facts: list[Fact]
+    cut: bool = False
+
+    @property
+    def who(self) -> Principal:
+        """The thread's organization; its facts have no user."""
+        return Principal(self.organization_id, "")
 
 
 class Directory(Protocol):
@@ -136,6 +166,19 @@ class ThreadStore(Protocol):
     Within a thread, `created_at` strictly increases from message to message: a store moves a message's time past
     its predecessor's where clocks disagree. `updated_at` strictly increases with every write to the thread except
     `checkpoint`. Reading a thread in mid-run shows the run's message as the last checkpoint left it.
+
+    The outbox: `append_message`, `update` and `delete` add the fact that they store (`message.created`,
+    `thread.updated`, `thread.deleted`) to the thread's outbox in the same atomic write, so that it reaches every
+    consumer though the process dies. (A run's events need no outbox: its record outlives its terminal event's publication.)
+
+    - Who publishes: the process whose write was acknowledged, immediately. Whoever `unpublished` hands a fact to, once
+      it has been there for a quarter of a lease.
+    - When a fact is removed: by `mark_published`, after the log has acknowledged it. A crash in between publishes it
+      twice, which no reducer notices; consumers outside must use `fact_id` to ignore the second.
+    - Order: the facts of one thread are handed out in the order in which they were stored. A later `thread.updated`
+      replaces an earlier one, since of two the later wins: it is handed out with the thread as it is then, and marking
+      it as published removes the earlier ones too. `thread.deleted` replaces everything.
+    - Bound: OUTBOX_FACTS per thread (`Outbox.cut`). A full outbox never refuses a write.
     """
 
     async def create(self, who: Principal, thread: Thread, idempotency: Idempotency | None = None) -> Created:
@@ -284,6 +327,18 @@ class ThreadStore(Protocol):
         """Delete the run's record: its terminal event is in the log, or nothing points to it."""
         ...
 
+    async def unpublished(self) -> list[Outbox]:
+        """Take over outboxes that have waited for a quarter of a lease, of every organization.
+
+        Each is handed to one caller, and to the next after another quarter of a lease. At most 50 facts or 4 MB
+        per outbox: what is left comes after those are marked as published. A message that no longer exists is left out.
+        """
+        ...
+
+    async def mark_published(self, who: Principal, thread_id: str, facts: Sequence[Fact]) -> None:
+        """Remove these facts from the outbox. Those that are not in it, and a deleted thread, are ignored."""
+        ...
+
 
 class Store(Directory, ThreadStore, Protocol):
     """One database: both contracts, and its lifetime."""
@@ -363,6 +418,15 @@ class EventLog(Protocol):
         event, or from the log's start.
 
         Raises: Gap if `upto` isn't in the log.
+        """
+        ...
+
+    async def reset(self, thread_id: str) -> None:
+        """Discard what the log contains: every reader gets a Gap, and what is appended next is read behind it.
+
+        For facts that only the store has any more. A log that has had its last entry stays as it is.
+
+        Raises: LogUnavailable.
         """
         ...
 

@@ -111,6 +111,9 @@ class LogOpened(msgspec.Struct, frozen=True, tag="log.opened"):
 
 Delta = MessageDelta | ReasoningDelta
 Terminal = RunCompleted | RunFailed | RunCancelled
+Fact = MessageCreated | ThreadUpdated | ThreadDeleted
+"""What a write that starts no run publishes: the outbox holds these until they are in the log."""
+
 Event = (
     MessageCreated
     | RunStarted
@@ -159,6 +162,17 @@ def message_id_of(event: Event) -> str | None:
             return event.message_id
         case ThreadUpdated() | ThreadDeleted() | ThreadSnapshot() | LogOpened():
             return None
+
+
+def fact_id(fact: Fact) -> str:
+    """The id of a fact in its thread's outbox, the same in every process; two facts of one installation differ."""
+    match fact:
+        case MessageCreated(message=message):
+            return message.id
+        case ThreadUpdated(thread=thread):
+            return f"{thread.id}@{thread.updated_at}"
+        case ThreadDeleted(thread_id=thread_id):
+            return thread_id
 
 
 def partial_only(event: Event) -> bool:

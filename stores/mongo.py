@@ -49,6 +49,7 @@ INDEXES = {
         ),
         IndexModel("key_id", name="key", unique=True, sparse=True),
         IndexModel("sweep_at", name="sweep", sparse=True),
+        IndexModel("outbox_at", name="outbox", sparse=True),
     ],
     "pages": [
         IndexModel([("thread_id", 1), ("first", 1), ("last", 1)], name="place"),

@@ -4,7 +4,7 @@ A thread is one document:
 
     {_id, organization_id, agent_id, user_id, title, metadata, created_at, updated_at, archived,
      running: null | {id, n, at}, messages: [entry], keys: [key], total, pushed, fence, count, bytes,
-     key_id?, key_fingerprint?, key_at?}
+     key_id?, key_fingerprint?, key_at?, outbox?, outbox_at?}
 
 An entry is {id, n, at, size, body, by?}: a message's place in its thread, its time, and the whole of it as JSON text,
 zipped where it is large (BSON has other numbers and keys than JSON, and a document ends at 16 MB). A key is {id, ref,
@@ -16,8 +16,9 @@ missing, none of which can change any more. A page is written once and never cha
 longer embeds its first message: until then it says nothing that the thread doesn't say too. So moving is two writes,
 each harmless to repeat, and whoever moves next takes up a page that was left behind.
 
-A deleted thread is {_id, organization_id: null, running, total, cleared, sweep_at} for a minute: `cleared` tells that
-what it left was deleted once, `sweep_at` when a sweeper looks (again).
+A deleted thread is {_id, organization_id: null, owner, running, total, cleared, sweep_at, outbox, outbox_at} for a
+minute: `cleared` tells that what it left was deleted once, `sweep_at` when a sweeper looks (again). `mongo_outbox` has
+the last two.
 
 `total` is the number of messages, `pushed` the times that the newest write appended (its last is the thread's last),
 `fence` is raised by what a claim under way must not overlook (a move, a sweeper), `count` and `bytes` measure the
@@ -195,10 +196,13 @@ def _literal(value: object) -> Document:
     return {"$literal": value}
 
 
-def writing(now: int, *stages: Document) -> Pipeline:
-    """Stages, and what every write to a thread does: move `updated_at` on, and measure."""
+def writing(now: int, *stages: Document, fact: Document | None = None) -> Pipeline:
+    """Stages, and what every write to a thread does: move `updated_at` on, and measure.
+
+    `fact`: the stage that puts what is written into the outbox (`mongo_outbox.adding`).
+    """
     touch = {"$set": {"updated_at": {"$max": [now, {"$add": ["$updated_at", 1]}]}}}
-    return [*stages, touch, *MEASURE]
+    return [*stages, touch, *([fact] if fact else []), *MEASURE]
 
 
 MEASURE: Pipeline = [{"$set": {"count": {"$size": "$messages"}, "bytes": {"$bsonSize": "$$ROOT"}}}]

@@ -31,7 +31,8 @@ from stores.mongo_documents import (
     thread_of,
     writing,
 )
-from stores.mongo_pages import TRIES, MongoPages, contended, where
+from stores.mongo_outbox import PUBLISHED, MongoOutbox, adding
+from stores.mongo_pages import TRIES, contended, where
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def unused(head: Document, new_key: Document | None, key: Document | None, now: 
     return {"fence": head["fence"], "keys": {"$not": valid}}
 
 
-class MongoThreads(MongoPages):
+class MongoThreads(MongoOutbox):
     async def create(self, who: Principal, thread: Thread, idempotency: Idempotency | None = None) -> Created:
         now = self.now()
         document = thread_document(who, thread)
@@ -145,7 +146,8 @@ class MongoThreads(MongoPages):
     async def update(
         self, who: Principal, thread_id: str, *, title: str | None = None, archived: bool | None = None
     ) -> Thread:
-        pipeline = writing(self.now(), changing(title, archived))
+        fact = adding("thread.updated", "$updated_at", self.lease)
+        pipeline = writing(self.now(), changing(title, archived), fact=fact)
         document = await self.db.threads.change(where(who, thread_id), pipeline, SHOWN)
         if document is None:
             raise ThreadNotFound(thread_id)
@@ -153,9 +155,10 @@ class MongoThreads(MongoPages):
 
     async def delete(self, who: Principal, thread_id: str) -> str | None:
         """One write makes the thread nobody's and empties it; what it leaves is cleared here or by a sweeper."""
-        kept = {"_id": "$_id", "running": "$running", "total": "$total"}
+        kept = {"_id": "$_id", "running": "$running", "total": "$total", "owner": "$organization_id"}
         emptied = {**kept, "organization_id": None, "cleared": False, "sweep_at": "$$NOW"}
-        document = await self.db.threads.change(where(who, thread_id), [{"$replaceWith": emptied}])
+        pipeline = [{"$replaceWith": emptied}, adding("thread.deleted", "$_id", self.lease)]
+        document = await self.db.threads.change(where(who, thread_id), pipeline)
         if document is None:
             raise ThreadNotFound(thread_id)
         try:
@@ -177,11 +180,11 @@ class MongoThreads(MongoPages):
             some = {"thread_id": thread_id, "first": {"$gte": first, "$lt": first + _CLEARED_AT_ONCE}}
             await self.db.pages.remove_all(some)
         nobodys = {"_id": thread_id, "organization_id": None}
-        if emptied["cleared"]:
-            await self.db.threads.remove(nobodys)
-        else:
-            again = {"cleared": True, "sweep_at": {"$add": ["$$NOW", STRAGGLERS]}}
+        again = {"cleared": True, "sweep_at": {"$add": ["$$NOW", STRAGGLERS]}}
+        if not emptied["cleared"] or emptied.get("outbox"):  # its deletion is not published yet
             await self.db.threads.change(nobodys, [{"$set": again}], {"_id": 1})
+        else:
+            await self.db.threads.remove({**nobodys, **PUBLISHED})
 
     async def add_file(self, who: Principal, file: KeptFile) -> None:
         await self.get(who, file.thread_id, message_limit=0)
@@ -238,7 +241,8 @@ class MongoThreads(MongoPages):
                 continue
             new_key = self._new_key(who, thread_id, idempotency, message.id, None, now)
             guard = {**guarded(who, head, len(packed.body)), **unused(head, new_key, key, now)}
-            pipeline = writing(now, *pushing([packed], new_key, None, now))
+            fact = adding("message.created", {"$literal": message.id}, self.lease)
+            pipeline = writing(now, *pushing([packed], new_key, None, now), fact=fact)
             if stored := await self.db.threads.change(guard, pipeline, {**HEAD, "pushed": 1}):
                 await self._settle(who, thread_id, stored["count"], stored["bytes"])
                 return Posted(replace(message, created_at=stamp(stored["pushed"][0])), None, replayed=False)
@@ -288,4 +292,6 @@ class MongoThreads(MongoPages):
     async def _replayed(self, who: Principal, thread_id: str, key: Document) -> Posted:
         message = await self.message(who, thread_id, key["message_id"])
         answer = await self.message(who, thread_id, key["run_id"]) if key["run_id"] else None
-        return Posted(message, answer, replayed=True)
+        held = {**where(who, thread_id), "outbox.ref": message.id}
+        unpublished = answer is None and await self.db.threads.one(held, {"_id": 1}) is not None
+        return Posted(message, answer, replayed=True, unpublished=unpublished)

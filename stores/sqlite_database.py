@@ -72,6 +72,11 @@ CREATE TABLE IF NOT EXISTS idempotency (
     thread_id TEXT NOT NULL REFERENCES threads (id) ON DELETE CASCADE, user_id TEXT NOT NULL, key TEXT NOT NULL,
     fingerprint TEXT NOT NULL, message_id TEXT NOT NULL, run_id TEXT, at REAL NOT NULL,
     free INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (thread_id, user_id, key));
+CREATE TABLE IF NOT EXISTS outbox (
+    seq INTEGER PRIMARY KEY, thread_id TEXT NOT NULL, organization_id TEXT NOT NULL, id TEXT NOT NULL,
+    type TEXT NOT NULL, due REAL NOT NULL, cut INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX IF NOT EXISTS outbox_of ON outbox (thread_id, seq);
+CREATE INDEX IF NOT EXISTS outbox_due ON outbox (due);
 """
 
 Verb = Callable[[sqlite3.Connection], object]
@@ -195,6 +200,7 @@ def _prepare(path: Path, *, serving: bool) -> None:
         db.executescript(_SCHEMA)
         if serving:
             db.execute("UPDATE runs SET lease = 0")
+            db.execute("UPDATE outbox SET due = 0")
 
 
 class Database:

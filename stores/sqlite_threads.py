@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from collections.abc import Sequence
 
 import msgspec
 from msgspec.structs import replace
 
-from stores.contracts import Created, Finished, Lease, Page, Posted
+from stores.contracts import OUTBOX_LEASE, Created, Finished, Lease, Outbox, Page, Posted
 from stores.errors import (
     AttachmentNotFound,
     IdempotencyMismatch,
@@ -21,9 +22,11 @@ from stores.errors import (
     ThreadBusy,
     ThreadNotFound,
 )
+from stores.events import Fact, MessageCreated, ThreadDeleted, ThreadUpdated
 from stores.fitting import fitting
 from stores.models import Idempotency, KeptFile, Message, Principal, RunRecord, Thread, later, timestamp
 from stores.sqlite_database import NOW, Database, reading, writing
+from stores.sqlite_outbox import add_fact, has_fact, remove_facts, take_outboxes
 
 logger = logging.getLogger(__name__)
 
@@ -207,12 +210,15 @@ class SQLiteThreads(Database):
             (title, archived, thread_id),
         )
         self._touch(db, row)
-        return _thread(_row(db, who, thread_id))
+        thread = _thread(_row(db, who, thread_id))
+        self._add_fact(db, who, thread_id, ThreadUpdated(thread))
+        return thread
 
     @writing
     def delete(self, db: sqlite3.Connection, who: Principal, thread_id: str) -> str | None:
         row = _row(db, who, thread_id)
         db.execute("DELETE FROM threads WHERE id = ?", (thread_id,))
+        self._add_fact(db, who, thread_id, ThreadDeleted(thread_id))
         running: str | None = row["running"]
         return running
 
@@ -239,6 +245,7 @@ class SQLiteThreads(Database):
             raise ThreadArchived(message.thread_id)
         stored = _append(db, message)
         self._touch(db, row)
+        self._add_fact(db, who, message.thread_id, MessageCreated(stored))
         self._keep_key(db, who, Posted(stored, None, replayed=False), idempotency)
         return Posted(stored, None, replayed=False)
 
@@ -396,6 +403,22 @@ class SQLiteThreads(Database):
     def forget(self, db: sqlite3.Connection, who: Principal, run_id: str) -> None:
         db.execute("DELETE FROM runs WHERE id = ? AND organization_id = ?", (run_id, who.organization_id))
 
+    @writing
+    def unpublished(self, db: sqlite3.Connection) -> list[Outbox]:
+        return take_outboxes(
+            db,
+            self.lease * OUTBOX_LEASE,
+            lambda organization_id, thread_id: _thread(_row(db, Principal(organization_id, ""), thread_id)),
+            lambda thread_id, message_id: _read(db, thread_id, message_id)[1],
+        )
+
+    @writing
+    def mark_published(self, db: sqlite3.Connection, who: Principal, thread_id: str, facts: Sequence[Fact]) -> None:
+        remove_facts(db, who.organization_id, thread_id, facts)
+
+    def _add_fact(self, db: sqlite3.Connection, who: Principal, thread_id: str, fact: Fact) -> None:
+        add_fact(db, who.organization_id, thread_id, fact, self.lease * OUTBOX_LEASE)
+
     def _touch(self, db: sqlite3.Connection, row: sqlite3.Row) -> None:
         stamp = later(timestamp(self.clock()), row["updated_at"])
         db.execute("UPDATE threads SET updated_at = ? WHERE id = ?", (stamp, row["id"]))
@@ -421,7 +444,9 @@ class SQLiteThreads(Database):
         if row is None or row["free"]:
             return None
         answer = _read(db, thread_id, row["run_id"])[1] if row["run_id"] else None
-        return Posted(_read(db, thread_id, row["message_id"])[1], answer, replayed=True)
+        message = _read(db, thread_id, row["message_id"])[1]
+        unpublished = answer is None and has_fact(db, thread_id, message.id)
+        return Posted(message, answer, replayed=True, unpublished=unpublished)
 
     def _keep_key(
         self, db: sqlite3.Connection, who: Principal, posted: Posted, idempotency: Idempotency | None

@@ -20,6 +20,7 @@ from stores.errors import (
     ThreadBusy,
     ThreadNotFound,
 )
+from stores.events import MessageCreated
 from stores.models import Idempotency, JSONObject, Message, Principal, Thread, new_answer, new_id, timestamp, utcnow
 from tests.contracts.conftest import OpenStore
 from tests.contracts.samples import (
@@ -598,7 +599,10 @@ async def test_an_append_answers_with_the_message_as_it_is_stored(store: Store, 
     posted = await store.append_message(who, message, idempotent())
     stored = await store.message(who, thread.id, message.id)
     assert posted == Posted(stored, None, replayed=False)
-    assert await store.append_message(who, message, idempotent()) == Posted(stored, None, replayed=True)
+    replayed = Posted(stored, None, replayed=True, unpublished=True)
+    assert await store.append_message(who, message, idempotent()) == replayed
+    await store.mark_published(who, thread.id, [MessageCreated(stored)])
+    assert await store.append_message(who, message, idempotent()) == replace(replayed, unpublished=False)
 
 
 async def claim(

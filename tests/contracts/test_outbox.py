@@ -1,0 +1,138 @@
+"""The outbox: every fact that starts no run is handed out until it is marked as published, in order and bounded."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from stores.contracts import OUTBOX_FACTS, OUTBOX_FACTS_READ, Outbox, Store
+from stores.events import MessageCreated, ThreadDeleted, ThreadUpdated, fact_id
+from stores.models import Principal, Thread
+from tests.contracts.conftest import OpenStore
+from tests.contracts.samples import WORKER, new_message, principal, started_thread, turn
+
+NOW = 0.0
+"""A lease that has always expired: whatever is stored is anybody's to publish."""
+
+
+async def outbox(store: Store, thread: Thread) -> Outbox | None:
+    found = [each for each in await store.unpublished() if each.thread_id == thread.id]
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+async def note(store: Store, who: Principal, thread: Thread, content: str = "noted") -> MessageCreated:
+    return MessageCreated((await store.append_message(who, new_message(thread.id, content, "system"))).message)
+
+
+async def test_every_write_that_starts_no_run_is_in_the_outbox_until_it_is_marked(open_store: OpenStore) -> None:
+    async with open_store(lease=NOW) as store:
+        who = principal()
+        thread = await started_thread(store, who)
+        assert await outbox(store, thread) is None
+        created = await note(store, who, thread)
+        updated = ThreadUpdated(await store.update(who, thread.id, title="new"))
+        later = await note(store, who, thread, "later")
+        assert await outbox(store, thread) == Outbox(
+            thread.id, who.organization_id, [created, ThreadUpdated(await store.get(who, thread.id, message_limit=0)), later]
+        )
+        await store.mark_published(who, thread.id, [created])
+        await store.mark_published(who, thread.id, [created])
+        left = await outbox(store, thread)
+        assert left is not None
+        assert left.facts[1:] == [later]
+        await store.mark_published(who, thread.id, [updated, later])
+        assert await outbox(store, thread) is None
+
+
+async def test_a_run_has_nothing_in_the_outbox(open_store: OpenStore) -> None:
+    async with open_store(lease=NOW) as store:
+        who = principal()
+        thread = await started_thread(store, who)
+        await store.claim(who, *turn(thread.id), worker=WORKER)
+        assert await outbox(store, thread) is None
+
+
+async def test_a_deletion_is_handed_out_when_the_thread_is_gone(open_store: OpenStore) -> None:
+    async with open_store(lease=NOW) as store:
+        who = principal()
+        thread = await started_thread(store, who)
+        await note(store, who, thread)
+        await store.delete(who, thread.id)
+        deleted = ThreadDeleted(thread.id)
+        assert await outbox(store, thread) == Outbox(thread.id, who.organization_id, [deleted])
+        await store.mark_published(principal(), thread.id, [deleted])
+        assert await outbox(store, thread) is not None, "another organization's mark counts for nothing"
+        await store.mark_published(who, thread.id, [deleted])
+        assert await outbox(store, thread) is None
+
+
+async def test_of_several_updates_the_last_is_handed_out_and_marks_the_others(open_store: OpenStore) -> None:
+    async with open_store(lease=NOW) as store:
+        who = principal()
+        thread = await started_thread(store, who)
+        first = ThreadUpdated(await store.update(who, thread.id, title="one"))
+        last = ThreadUpdated(await store.update(who, thread.id, archived=True))
+        assert fact_id(first) != fact_id(last)
+        assert await outbox(store, thread) == Outbox(thread.id, who.organization_id, [last])
+        await store.mark_published(who, thread.id, [first])
+        assert await outbox(store, thread) is not None, "the later one is not published yet"
+        await store.mark_published(who, thread.id, [last])
+        assert await outbox(store, thread) is None
+
+
+async def test_the_process_that_stored_it_has_a_quarter_of_a_lease(open_store: OpenStore) -> None:
+    async with open_store(lease=1.2) as store:
+        who = principal()
+        thread = await started_thread(store, who)
+        created = await note(store, who, thread)
+        assert await outbox(store, thread) is None
+        async with asyncio.timeout(10):
+            while (found := await outbox(store, thread)) is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert found.facts == [created]
+        assert await outbox(store, thread) is None, "it was handed to somebody"
+
+
+async def test_what_is_left_over_survives_a_restart(open_store: OpenStore) -> None:
+    who = principal()
+    async with open_store(lease=NOW) as store:
+        thread = await started_thread(store, who)
+        created = await note(store, who, thread)
+    async with open_store(lease=NOW) as store:
+        found = await outbox(store, thread)
+        assert found is not None
+        assert found.facts == [created]
+
+
+async def test_a_full_outbox_drops_the_oldest_and_tells_so(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("sqlite_outbox", "mongo_outbox"):
+        monkeypatch.setattr(f"stores.{module}.OUTBOX_FACTS", 4)
+    async with open_store(lease=NOW) as store:
+        who = principal()
+        thread = await started_thread(store, who)
+        notes = [await note(store, who, thread, str(number)) for number in range(6)]
+        found = await outbox(store, thread)
+        assert found == Outbox(thread.id, who.organization_id, list(notes[2:]), cut=True)
+        await store.mark_published(who, thread.id, found.facts)
+        again = await note(store, who, thread)
+        assert await outbox(store, thread) == Outbox(thread.id, who.organization_id, [again])
+
+
+async def test_a_part_is_read_at_once_and_the_rest_once_that_is_marked(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert OUTBOX_FACTS_READ < OUTBOX_FACTS
+    for module in ("sqlite_outbox", "mongo_outbox"):
+        monkeypatch.setattr(f"stores.{module}.OUTBOX_FACTS_READ", 3)
+        monkeypatch.setattr(f"stores.{module}.OUTBOX_BYTES_READ", 6000)
+    async with open_store(lease=NOW) as store:
+        who = principal()
+        thread = await started_thread(store, who)
+        notes = [await note(store, who, thread, content) for content in ("a", "b", "c", "d" * 4000, "e" * 4000)]
+        parts = []
+        while (found := await outbox(store, thread)) is not None:
+            parts.append(found.facts)
+            await store.mark_published(who, thread.id, found.facts)
+        assert parts == [notes[:3], notes[3:4], notes[4:]]
