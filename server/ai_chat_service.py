@@ -31,6 +31,7 @@ from server.errors import (
     InvalidRequest,
     ThreadEmpty,
 )
+from server.facts import FactPublisher
 from server.limits import Limits, Slots
 from server.runner import Runner
 from server.uploads import FILES, Upload
@@ -39,7 +40,6 @@ from stores.contracts import Created, EventLog, Page, Posted, Store
 from stores.errors import (
     AgentNotFound,
     Gap,
-    LogDeleted,
     LogUnavailable,
     MessageNotFound,
     StoreUnavailable,
@@ -47,7 +47,7 @@ from stores.errors import (
     ThreadBusy,
     ThreadNotFound,
 )
-from stores.events import TERMINAL_TYPES, Event, MessageCreated, ThreadDeleted, ThreadUpdated
+from stores.events import TERMINAL_TYPES, MessageCreated, ThreadDeleted, ThreadUpdated
 from stores.models import (
     Agent,
     Attachment,
@@ -94,6 +94,7 @@ class AIChatService:
         store: Store,
         log: EventLog,
         runner: Runner,
+        facts: FactPublisher,
         registry: Registry,
         renderer: Renderer,
         *,
@@ -106,6 +107,7 @@ class AIChatService:
         self.store = store
         self.log = log
         self.runner = runner
+        self.facts = facts
         self.attachments = attachments
         self._registry = registry
         self._renderer = renderer
@@ -216,14 +218,14 @@ class AIChatService:
         archived = None if body.archived is UNSET else body.archived
         if title is not None or archived is not None:
             thread = await self.store.update(who, thread_id, title=title, archived=archived)
-            self._say(thread_id, ThreadUpdated(thread))
+            self.facts.publish(who, thread_id, ThreadUpdated(thread))
         return await self.store.get(who, thread.id)
 
     async def delete_thread(self, who: Principal, agent_ref: str, thread_id: str) -> None:
         """Delete it with all its messages; a run that has it stops. Raises: AgentNotFound, ThreadNotFound."""
         await self._thread(who, agent_ref, thread_id)
         running = await self.store.delete(who, thread_id)
-        self._say(thread_id, ThreadDeleted(thread_id))
+        self.facts.publish(who, thread_id, ThreadDeleted(thread_id))
         if running:
             await self.log.signal(running)
         await self.attachments.forget(who, thread_id)
@@ -237,7 +239,7 @@ class AIChatService:
         kind = self._registry.kind(agent.kind)
         title = await kind.title(self.runner.prepared(who, agent, new_id(), thread.messages))
         updated = await self.store.update(who, thread_id, title=title)
-        self._say(thread_id, ThreadUpdated(updated))
+        self.facts.publish(who, thread_id, ThreadUpdated(updated))
         return await self.store.get(who, thread_id)
 
     # Attachments
@@ -310,6 +312,8 @@ class AIChatService:
         after = await self._tail(thread_id)
         if idempotency and (replayed := await self.store.replay(who, thread_id, idempotency)):
             answer = replayed.answer
+            if replayed.unpublished:
+                self.facts.publish(who, thread_id, MessageCreated(replayed.message))
             if not (answer and answer.in_progress and await self.runner.heal(who, answer.id)):
                 return Post(replayed, after)
         agent = await self._living_agent(who, thread)
@@ -344,8 +348,8 @@ class AIChatService:
         if message.role == "user":
             return await self._claim(who, agent, message, idempotency, if_busy)
         posted = await self.store.append_message(who, message, idempotency)
-        if not posted.replayed:
-            self._say(message.thread_id, MessageCreated(posted.message))
+        if not posted.replayed or posted.unpublished:
+            self.facts.publish(who, message.thread_id, MessageCreated(posted.message))
         return posted
 
     async def _claim(
@@ -530,11 +534,6 @@ class AIChatService:
             metadata={} if body.metadata is UNSET else body.metadata,
             created_at=timestamp(self._clock()),
         )
-
-    def _say(self, thread_id: str, event: Event) -> None:
-        """Append a fact that is stored already."""
-        with contextlib.suppress(LogDeleted):
-            self.log.writer(thread_id).write(event)
 
 
 _TURNS = TERMINAL_TYPES | {"thread.deleted"}

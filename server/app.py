@@ -20,6 +20,7 @@ from server.auth import Authentication
 from server.content_html import Renderer
 from server.errors import EXPECTED, respond
 from server.extraction import Extractor
+from server.facts import FactPublisher
 from server.front import Front, Running
 from server.limits import Limits, RequestRate
 from server.metrics import Metrics
@@ -121,6 +122,7 @@ def create_app(
             app.state.drain = drain
             for forever in (
                 service.runner.sweep_forever(),
+                service.facts.sweep_forever(),
                 streams.ping_forever(),
                 streams.check_keys_forever(service.store),
             ):
@@ -180,10 +182,13 @@ def _service(
         run_seconds=settings.run_seconds,
     )
     stack.push_async_callback(runner.drain, 0.0)
+    facts = FactPublisher(store, log)
+    stack.push_async_callback(facts.close)
     return AIChatService(
         store,
         log,
         runner,
+        facts,
         registry,
         renderer,
         servers=servers,

@@ -137,8 +137,9 @@ class Viewer:
                 self._ended = running is None
             ending = await self._ending(thread) if self._until else None
         except NotFound:
-            self._ended = True
-            return [Entry(await self._log.tail(self._thread_id), encode(ThreadDeleted(self._thread_id)))]
+            gone = Entry(await self._log.tail(self._thread_id), encode(ThreadDeleted(self._thread_id)))
+            self._ended = True  # not before: while the log is unreachable this is tried again
+            return [gone]
         self._begin = None
         entries = [Entry(position, encode(ThreadSnapshot(shortened(thread))))]
         if ending is not None:

@@ -169,7 +169,7 @@ class ThreadStore(Protocol):
 
     The outbox: `append_message`, `update` and `delete` add the fact that they store (`message.created`,
     `thread.updated`, `thread.deleted`) to the thread's outbox in the same atomic write, so that it reaches every
-    consumer though the process dies. (A run's events need no outbox: its record outlives its terminal event's publication.)
+    consumer though the process dies. (A run needs none: its record outlives the publication of its terminal event.)
 
     - Who publishes: the process whose write was acknowledged, immediately. Whoever `unpublished` hands a fact to, once
       it has been there for a quarter of a lease.

@@ -69,6 +69,12 @@ class MemoryLog:
     async def run_events(self, thread_id: str, run_id: str, upto: str) -> list[Event]:
         return run_events(self._backwards(thread_id, upto), run_id)
 
+    async def reset(self, thread_id: str) -> None:
+        log = self._logs.get(thread_id)
+        if log is not None and not log.deleted:
+            del self._logs[thread_id]
+            log.lose()
+
     async def signal(self, run_id: str) -> None:
         for callback in self._callbacks:
             callback(run_id)

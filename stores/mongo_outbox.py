@@ -1,8 +1,8 @@
 """The outbox on MongoDB: facts named in the thread's own document, by the write that stores them.
 
 A thread with unpublished facts has {outbox: [{type, ref, cut?}], outbox_at}; all others, and documents of earlier
-versions, have neither field. `ref` is a message's id, the time of an update, or the thread's id. From `outbox_at` on the
-facts are anybody's to publish. A separate collection was refused: it would need a second write, or a transaction.
+versions, have neither field. `ref` is a message's id, the time of an update, or the thread's id. From `outbox_at` on
+the facts are anybody's to publish. A separate collection was refused: it would need a second write, or a transaction.
 
 A deleted thread's document keeps its owner as `owner` and its last fact, and is not removed before that is published.
 """

@@ -31,7 +31,7 @@ from stores.events import Event, MessageSnapshot
 from stores.feed import Cursor, Entry, in_run, position_before, run_events
 from stores.redis_feed import PAGE, Feed
 from stores.redis_reads import READ_SECONDS, Reads
-from stores.redis_script import APPEND, APPEND_SHA
+from stores.redis_script import APPEND, APPEND_SHA, RESET
 from stores.redis_writer import Answer, Away, Backoff, Command, Flusher, RedisWriter, Refusal
 
 logger = logging.getLogger(__name__)
@@ -292,6 +292,10 @@ class RedisLog:
     async def run_events(self, thread_id: str, run_id: str, upto: str) -> list[Event]:
         """Raises: Gap, LogUnavailable."""
         return await self._judged(thread_id, upto, lambda backwards: run_events(backwards, run_id))
+
+    async def reset(self, thread_id: str) -> None:
+        """Raises: LogUnavailable."""
+        await self._reads.ask("EVAL", RESET, "1", self._key(thread_id))
 
     async def signal(self, run_id: str) -> None:
         self._called(run_id)

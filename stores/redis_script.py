@@ -97,6 +97,13 @@ if math.floor(before / 524288) ~= math.floor(written / 524288) and written > KEP
 end
 return previous
 """
+RESET = """
+-- KEYS: the thread's stream
+local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+if not top or string.sub(top[2][2], 1, 24) == '{"type":"thread.deleted"' then return 0 end
+return redis.call('UNLINK', KEYS[1])
+"""
+
 for _name, _value in {
     "KEPT_EVENTS": KEPT_EVENTS,
     "KEPT_BYTES": KEPT_BYTES,

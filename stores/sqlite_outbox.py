@@ -17,6 +17,12 @@ from stores.sqlite_database import NOW
 
 _THREADS = 50
 
+ThreadOf = Callable[[str, str], Thread]
+"""Reads an organization's thread, without messages. Raises: ThreadNotFound."""
+
+MessageOf = Callable[[str, str], Message]
+"""Reads a thread's message. Raises: MessageNotFound."""
+
 
 def add_fact(db: sqlite3.Connection, organization_id: str, thread_id: str, fact: Fact, seconds: float) -> None:
     """Put a fact into its thread's outbox; after `seconds` it is anybody's to publish."""
@@ -50,8 +56,8 @@ def remove_facts(db: sqlite3.Connection, organization_id: str, thread_id: str, f
 def take_outboxes(
     db: sqlite3.Connection,
     seconds: float,
-    thread_of: Callable[[str, str], Thread],
-    message_of: Callable[[str, str], Message],
+    thread_of: ThreadOf,
+    message_of: MessageOf,
 ) -> list[Outbox]:
     """Take over what is due, for so many seconds."""
     due = db.execute(
@@ -72,8 +78,8 @@ def take_outboxes(
 def _facts(
     db: sqlite3.Connection,
     entries: Sequence[sqlite3.Row],
-    thread_of: Callable[[str, str], Thread],
-    message_of: Callable[[str, str], Message],
+    thread_of: ThreadOf,
+    message_of: MessageOf,
 ) -> list[Fact]:
     """What the entries name, as much as may be read at once; entries that name nothing any more are removed."""
     facts: list[Fact] = []
@@ -91,7 +97,7 @@ def _facts(
     return facts
 
 
-def _fact(entry: sqlite3.Row, thread_of: Callable[[str, str], Thread], message_of: Callable[[str, str], Message]) -> Fact:
+def _fact(entry: sqlite3.Row, thread_of: ThreadOf, message_of: MessageOf) -> Fact:
     match entry["type"]:
         case "message.created":
             return MessageCreated(message_of(entry["thread_id"], entry["id"]))

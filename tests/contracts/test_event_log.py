@@ -809,3 +809,30 @@ async def test_a_failed_run_is_read_back_with_its_error(log: EventLog) -> None:
     end = terminal(failed(answer, retryable=True))
     assert isinstance(end, RunFailed)
     assert await run_events(log, answer.id, RunStarted(answer), end) == [end]
+
+
+async def test_a_reset_log_is_a_gap_for_every_reader_and_what_comes_next_is_read(log: EventLog) -> None:
+    thread_id = new_id()
+    writer = log.writer(thread_id)
+    writer.write(MessageCreated(new_message(thread_id)))
+    await writer.flush()
+    before = await log.tail(thread_id)
+    following, resuming = log.cursor(thread_id, before), log.cursor(thread_id, before)
+    await log.reset(thread_id)
+    fact = MessageCreated(new_message(thread_id, "next"))
+    await say(log, thread_id, fact)
+    for cursor in (following, resuming, log.cursor(thread_id, before)):
+        with pytest.raises(Gap):
+            await read(cursor, await log.tail(thread_id))
+        cursor.close()
+    writer.write(MessageCreated(new_message(thread_id, "from the old writer")))
+    await writer.flush()
+
+
+async def test_resetting_does_not_bring_a_deleted_log_back(log: EventLog) -> None:
+    thread_id = new_id()
+    await log.reset(thread_id)
+    await say(log, thread_id, ThreadDeleted(thread_id))
+    await log.reset(thread_id)
+    with pytest.raises(LogDeleted):
+        await say(log, thread_id, MessageCreated(new_message(thread_id)))

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from stores.contracts import Directory, Store, ThreadStore
 from stores.errors import AgentNotFound, NotFound, ThreadNotFound
+from stores.events import ThreadUpdated
 from stores.models import Agent, KeptFile, Message, Principal, Thread, User, new_id
 from tests.contracts.conftest import OpenStore
 from tests.contracts.samples import (
@@ -153,10 +154,23 @@ CASES: dict[str, tuple[Case, Outcome]] = {
     "finish": (lambda store, who, world: store.finish(who, completed(world.running)), ThreadNotFound),
     "orphan": (lambda store, who, world: store.orphan(who, world.running.id, "worker-2"), None),
     "record": (lambda store, who, world: store.record(who, world.running.id), None),
+    "mark_published": (
+        lambda store, who, world: store.mark_published(who, world.thread.id, [ThreadUpdated(world.thread)]),
+        None,
+    ),
     "forget": (lambda store, who, world: store.forget(who, world.running.id), None),
 }
 
-OPERATORS = {"create_organization", "find_organization", "create_key", "keys", "revoke_key", "principal", "orphans"}
+OPERATORS = {
+    "create_organization",
+    "find_organization",
+    "create_key",
+    "keys",
+    "revoke_key",
+    "principal",
+    "orphans",
+    "unpublished",
+}
 """What has no principal: the command line's, the sign-in's and the sweeper's."""
 
 

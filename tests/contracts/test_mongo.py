@@ -12,6 +12,7 @@ from pymongo import MongoClient
 from stores import mongo_threads
 from stores.contracts import Finished
 from stores.errors import StoreUnavailable, ThreadNotFound
+from stores.events import ThreadDeleted
 from stores.models import Principal
 from stores.mongo import open_mongo
 from stores.mongo_documents import Document, Limits
@@ -35,7 +36,7 @@ from tests.contracts.samples import (
 from tests.services_mongo import mongo_process
 
 HASTY = "timeoutMS=1000"
-EMPTIED = {"_id", "organization_id", "running", "total", "cleared", "sweep_at"}
+EMPTIED = {"_id", "organization_id", "owner", "running", "total", "cleared", "sweep_at", "outbox", "outbox_at"}
 
 
 @pytest.fixture
@@ -195,6 +196,9 @@ async def test_what_lands_after_a_deletion_is_cleared_by_a_sweeper(
         assert await left() == 1
         await other.orphans("sweeper")
         assert await left() == 0
+        assert await other.db.threads.many({}, {"_id": 1}) != [], "its deletion is not published yet"
+        await other.mark_published(who, thread.id, [ThreadDeleted(thread.id)])
+        await other.orphans("sweeper")
         assert await other.db.threads.many({}, {"_id": 1}) == []
 
 

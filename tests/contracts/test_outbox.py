@@ -35,7 +35,9 @@ async def test_every_write_that_starts_no_run_is_in_the_outbox_until_it_is_marke
         updated = ThreadUpdated(await store.update(who, thread.id, title="new"))
         later = await note(store, who, thread, "later")
         assert await outbox(store, thread) == Outbox(
-            thread.id, who.organization_id, [created, ThreadUpdated(await store.get(who, thread.id, message_limit=0)), later]
+            thread.id,
+            who.organization_id,
+            [created, ThreadUpdated(await store.get(who, thread.id, message_limit=0)), later],
         )
         await store.mark_published(who, thread.id, [created])
         await store.mark_published(who, thread.id, [created])
@@ -106,7 +108,9 @@ async def test_what_is_left_over_survives_a_restart(open_store: OpenStore) -> No
         assert found.facts == [created]
 
 
-async def test_a_full_outbox_drops_the_oldest_and_tells_so(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_outbox_drops_the_oldest_and_tells_so(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in ("sqlite_outbox", "mongo_outbox"):
         monkeypatch.setattr(f"stores.{module}.OUTBOX_FACTS", 4)
     async with open_store(lease=NOW) as store:

@@ -28,7 +28,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from agents.registry import Kind
-from server import ai_chat_service, runner
+from server import ai_chat_service, facts, runner
 from server.app import create_app
 from server.serving import Server, listening_socket
 from server.settings import load
@@ -137,6 +137,7 @@ def serve() -> None:
     shrunk = _lease() / LEASE_SECONDS
     runner.CHECKPOINT_SECONDS *= shrunk
     runner.SWEEP_SECONDS *= shrunk
+    facts.SWEEP_SECONDS *= shrunk
     runner.LEASE_SECONDS *= shrunk  # type: ignore[attr-defined]
     ai_chat_service.STORE_SECONDS *= shrunk
     ai_chat_service._POLL_SECONDS *= shrunk

@@ -1,0 +1,119 @@
+"""Publishing facts that start no run: stored messages, changes of a thread, deletions.
+
+The store has put each into the thread's outbox with the write itself (`ThreadStore` has the rules). Here it is appended
+to the thread's log, and removed from the outbox once the log has acknowledged it. What a dead process left there, or
+one that could not reach the log for long, is published by whichever process sweeps first. No request waits for this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from stores.contracts import EventLog, LogWriter, Outbox, ThreadStore
+from stores.errors import LogDeleted, LogUnavailable, StoreUnavailable
+from stores.events import Fact, fact_id
+from stores.models import Principal
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 5.0
+_FLUSH_SECONDS = 2.0
+_SWEEP_ROUNDS = 100
+
+
+class _Publication:
+    """The facts of one thread that this process is publishing, through one writer, so that they stay in order."""
+
+    def __init__(self, who: Principal, thread_id: str, writer: LogWriter) -> None:
+        self.who = who
+        self.thread_id = thread_id
+        self.writer = writer
+        self.facts: dict[str, Fact] = {}
+
+
+class FactPublisher:
+    def __init__(self, store: ThreadStore, log: EventLog) -> None:
+        self._store = store
+        self._log = log
+        self._publications: dict[str, _Publication] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def pending(self) -> int:
+        """How many facts of this process the log has not acknowledged yet."""
+        return sum(len(publication.facts) for publication in self._publications.values())
+
+    def publish(self, who: Principal, thread_id: str, fact: Fact) -> None:
+        """Append a fact that is stored. Returns immediately; the rest happens in the background."""
+        publication = self._publications.get(thread_id)
+        if publication is None:
+            publication = _Publication(who, thread_id, self._log.writer(thread_id))
+            self._publications[thread_id] = publication
+            task = asyncio.create_task(self._confirm(publication), name=f"facts {thread_id}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        if fact_id(fact) not in publication.facts:
+            publication.facts[fact_id(fact)] = fact
+            with contextlib.suppress(LogDeleted):
+                publication.writer.write(fact)
+
+    async def sweep(self) -> None:
+        """Publish what is left over in outboxes. Raises: StoreUnavailable."""
+        for _ in range(_SWEEP_ROUNDS):
+            outboxes = [] if self._log.away else await self._store.unpublished()
+            if not outboxes:
+                return
+            for outbox in outboxes:
+                if outbox.thread_id not in self._publications:
+                    await self._publish_left_over(outbox)
+
+    async def sweep_forever(self) -> None:
+        """Sweep immediately, then every five seconds."""
+        while True:
+            try:
+                await self.sweep()
+            except (LogUnavailable, StoreUnavailable, TimeoutError) as error:
+                logger.warning("outboxes could not be published yet: %s", error or "the log does not answer")
+            except Exception:
+                logger.exception("outboxes could not be published")
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def close(self) -> None:
+        """Wait two seconds for what is being published; the outbox holds the rest."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_FLUSH_SECONDS)
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _confirm(self, publication: _Publication) -> None:
+        """Remove from the outbox what the log has acknowledged, until there is nothing left."""
+        try:
+            while publication.facts:
+                facts = list(publication.facts.values())
+                with contextlib.suppress(LogDeleted):
+                    await publication.writer.flush()
+                await self._store.mark_published(publication.who, publication.thread_id, facts)
+                for fact in facts:
+                    del publication.facts[fact_id(fact)]
+        except (LogUnavailable, StoreUnavailable) as error:
+            logger.info("facts of thread %s stay in the outbox: %s", publication.thread_id, error)
+        except Exception:
+            logger.exception("facts of thread %s stay in the outbox", publication.thread_id)
+        finally:
+            del self._publications[publication.thread_id]
+
+    async def _publish_left_over(self, outbox: Outbox) -> None:
+        """Raises: LogUnavailable, StoreUnavailable, TimeoutError."""
+        if outbox.cut:
+            await self._log.reset(outbox.thread_id)
+        writer = self._log.writer(outbox.thread_id)
+        with contextlib.suppress(LogDeleted):
+            for fact in outbox.facts:
+                writer.write(fact)
+            async with asyncio.timeout(_FLUSH_SECONDS):
+                await writer.flush()
+        await self._store.mark_published(outbox.who, outbox.thread_id, outbox.facts)
