@@ -150,7 +150,7 @@ async def test_messages_that_were_appended_lie_in_the_documents_that_loaded_ones
 
 def anonymous(document: Document, thread_id: str) -> Document:
     """A thread's document or page, all of it but ids, times and outbox; its `bytes` tell whether types differ."""
-    outbox = {name: document[name] for name in ("outbox", "outbox_at") if name in document}
+    outbox: Document = {name: document[name] for name in ("outbox", "outbox_at") if name in document}
     if "bytes" in document:
         document = {**document, "bytes": document["bytes"] - len(bson.encode(outbox)) + len(bson.encode({}))}
     unlike = ("created_at", "updated_at", "pushed", "thread_id", *outbox)
