@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from starlette.applications import Starlette
 
 from server.bodies import BODY_BYTES
+from server.connections import Connection, ConnectionLimits, Connections
+from server.http_protocol import HTTPProtocol
+from server.websocket_protocol import WebSocketProtocol
 
 _SEND_BUFFER = 64 * 1024
 _CLOSE_SECONDS = 5
@@ -25,20 +31,30 @@ class Server(uvicorn.Server):
 
     Args:
         announce: called once it listens.
+        limits: what connections may take.
     """
 
-    def __init__(self, app: Starlette, announce: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        app: Starlette,
+        announce: Callable[[], None] = lambda: None,
+        limits: ConnectionLimits = ConnectionLimits(),
+    ) -> None:
         config = uvicorn.Config(
             app,
             log_level="critical",  # a start that fails is told by the command line, in one line
             access_log=False,
             timeout_graceful_shutdown=_CLOSE_SECONDS,
             lifespan="on",
-            ws="websockets-sansio",
+            timeout_keep_alive=math.ceil(limits.idle_seconds),
+            ws=WebSocketProtocol,
             ws_max_size=BODY_BYTES,
             ws_per_message_deflate=False,
         )
         super().__init__(config)
+        opened = cast(Collection[Connection], self.server_state.connections)
+        self.connections = app.state.connections = Connections(limits, opened)
+        config.http = partial(HTTPProtocol, connections=self.connections)  # type: ignore[assignment]
         self.listening = asyncio.Event()
         self._app = app
         self._announce = announce
@@ -48,6 +64,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        self._checking = self._loop.create_task(self.connections.check_forever())
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         if self.started:
             self._announce()

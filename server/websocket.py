@@ -38,6 +38,11 @@ TRY_LATER = 1013
 _PROTOCOL = "chat"
 _BEARER = "bearer."
 _AT_ONCE = 16
+_FRAMES_AT_ONCE = 8
+"""How many frames are taken before others run: `receive` does not suspend while frames are queued."""
+_SLOW_SECONDS = 0.25
+_TOO_FAST = 20
+"""So many frames in a row beyond the rate, each followed by that pause, close the socket."""
 _WENT = (WebSocketDisconnect, RuntimeError, OSError)
 """What writing to a client raises who has gone."""
 
@@ -124,6 +129,7 @@ class _Socket:
         self._agent_id = websocket.path_params["agent_id"]
         self._thread_id = websocket.path_params["thread_id"]
         self._commands: set[asyncio.Task[None]] = set()
+        self._beyond_rate = 0
         self._creating = asyncio.Lock()  # whoever waits for it gets it in turn
 
     async def serve(self) -> int | None:
@@ -153,25 +159,36 @@ class _Socket:
                 await self._write(entries.pop().ws)
             if self._streams.closing:
                 return RESTART
+            if self._beyond_rate >= _TOO_FAST:
+                return TRY_LATER
 
     async def _receive(self) -> None:
         try:
-            while True:
-                frame = await self._websocket.receive()
-                if frame["type"] == "websocket.disconnect":
-                    return
-                await self._take(frame.get("text"))
-        finally:
+            while self._beyond_rate < _TOO_FAST:
+                for _ in range(_FRAMES_AT_ONCE):
+                    frame = await self._websocket.receive()
+                    if frame["type"] == "websocket.disconnect":
+                        self._stream.leave()
+                        return
+                    await self._take(frame.get("text"))
+                await asyncio.sleep(0)
+            self._stream.viewer.wake()
+        except BaseException:
             self._stream.leave()
+            raise
 
     async def _take(self, text: str | None) -> None:
         try:
             self._rate.count(self._who.organization_id)
+            self._beyond_rate = 0
             if text is None:
                 raise MalformedBody("Send text frames, not binary ones.")
             command = read(text.encode(), cast(type[Struct], Command))
         except Exception as error:
             await self._refuse(error, _request_id(text))
+            if isinstance(error, RateLimited):
+                self._beyond_rate += 1
+                await asyncio.sleep(_SLOW_SECONDS)
             return
         match command:
             case Ping():

@@ -17,6 +17,7 @@ import msgspec
 
 from agents.registry import Kind
 from server.app import Backends, create_app
+from server.connections import ConnectionLimits
 from server.limits import Limits
 from server.serving import Server, listening_socket
 from server.settings import Settings
@@ -141,6 +142,7 @@ async def live_server(
     backends: Backends = open_backends,
     limits: Limits | None = None,
     kinds: Mapping[str, Kind] | None = None,
+    connections: ConnectionLimits | None = None,
     **settings: Any,
 ) -> AsyncIterator[Live]:
     """A uvicorn on port 0 in this event loop. `kinds` are further ones, beside `scripted`."""
@@ -149,7 +151,7 @@ async def live_server(
     all_kinds = {"scripted": Kind(scripted), **(kinds or {})}
     app = create_app(wanted, kinds=all_kinds, backends=backends, limits=limits or Limits())
     sock = listening_socket("127.0.0.1", 0)
-    server = Server(app)
+    server = Server(app, limits=connections or ConnectionLimits())
     serving = asyncio.create_task(server._serve([sock]))
     live = Live(f"http://127.0.0.1:{sock.getsockname()[1]}", server, app, scripted)
     live.data_dir = data_dir
