@@ -36,7 +36,7 @@ from server.limits import Limits, Slots
 from server.runner import Runner
 from server.uploads import FILES, Upload
 from server.viewer import Viewer, resumed
-from stores.contracts import Created, EventLog, Page, Posted, Store
+from stores.contracts import AgentPage, Created, EventLog, MessagePage, Page, Posted, Store, ThreadPart
 from stores.errors import (
     AgentNotFound,
     Gap,
@@ -48,6 +48,7 @@ from stores.errors import (
     ThreadNotFound,
 )
 from stores.events import TERMINAL_TYPES, MessageCreated, ThreadDeleted, ThreadUpdated
+from stores.fitting import READ_BYTES
 from stores.models import (
     Agent,
     Attachment,
@@ -64,7 +65,6 @@ from stores.models import (
 )
 
 DEFAULT = "default"
-LIST_BYTES = 8 * 2**20
 CANCEL_SECONDS = 5.0
 _POLL_SECONDS = 5.0
 _AWAY_SECONDS = 0.5
@@ -139,8 +139,8 @@ class AIChatService:
         )
         return await self.store.create_agent(who, self._fitting(agent))
 
-    async def list_agents(self, who: Principal) -> list[Agent]:
-        return await self.store.agents(who)
+    async def list_agents(self, who: Principal, *, limit: int, offset: int) -> AgentPage:
+        return await self.store.agents(who, limit=limit, offset=offset)
 
     async def get_agent(self, who: Principal, agent_ref: str) -> Agent:
         """Raises: AgentNotFound."""
@@ -188,7 +188,10 @@ class AIChatService:
             archived=False,
         )
         made = await self.store.create(who, thread, _idempotency(idempotency_key, body))
-        return replace(made, thread=await self.store.get(who, made.thread.id)) if made.replayed else made
+        if not made.replayed:
+            return made
+        part = await self.store.read(who, made.thread.id, message_limit=50)
+        return replace(made, thread=part.thread, cut=part.cut)
 
     async def list_threads(
         self, who: Principal, agent_ref: str, *, limit: int, offset: int, archived: bool | None, message_limit: int
@@ -202,16 +205,18 @@ class AIChatService:
             offset=offset,
             archived=archived,
             message_limit=message_limit,
-            max_bytes=LIST_BYTES,
+            max_bytes=READ_BYTES,
         )
 
-    async def get_thread(self, who: Principal, agent_ref: str, thread_id: str, *, message_limit: int = 50) -> Thread:
+    async def get_thread(
+        self, who: Principal, agent_ref: str, thread_id: str, *, message_limit: int = 50
+    ) -> ThreadPart:
         """Raises: AgentNotFound, ThreadNotFound."""
-        thread = await self._thread(who, agent_ref, thread_id, message_limit)
-        healed = [await self.runner.heal(who, message.id) for message in thread.messages if message.in_progress]
-        return await self.store.get(who, thread_id, message_limit=message_limit) if any(healed) else thread
+        part = await self._read(who, agent_ref, thread_id, message_limit)
+        healed = [await self.runner.heal(who, message.id) for message in part.thread.messages if message.in_progress]
+        return await self.store.read(who, thread_id, message_limit=message_limit) if any(healed) else part
 
-    async def update_thread(self, who: Principal, agent_ref: str, thread_id: str, body: ThreadUpdate) -> Thread:
+    async def update_thread(self, who: Principal, agent_ref: str, thread_id: str, body: ThreadUpdate) -> ThreadPart:
         """Raises: AgentNotFound, ThreadNotFound."""
         thread = await self._thread(who, agent_ref, thread_id)
         title = None if body.title is UNSET else body.title
@@ -219,7 +224,7 @@ class AIChatService:
         if title is not None or archived is not None:
             thread = await self.store.update(who, thread_id, title=title, archived=archived)
             self.facts.publish(who, thread_id, ThreadUpdated(thread))
-        return await self.store.get(who, thread.id)
+        return await self.store.read(who, thread.id, message_limit=50)
 
     async def delete_thread(self, who: Principal, agent_ref: str, thread_id: str) -> None:
         """Delete it with all its messages; a run that has it stops. Raises: AgentNotFound, ThreadNotFound."""
@@ -230,9 +235,9 @@ class AIChatService:
             await self.log.signal(running)
         await self.attachments.forget(who, thread_id)
 
-    async def generate_title(self, who: Principal, agent_ref: str, thread_id: str) -> Thread:
+    async def generate_title(self, who: Principal, agent_ref: str, thread_id: str) -> ThreadPart:
         """Raises: AgentNotFound, ThreadNotFound, ThreadEmpty, AgentDeleted."""
-        thread = await self._thread(who, agent_ref, thread_id, message_limit=50)
+        thread = (await self._read(who, agent_ref, thread_id, message_limit=50)).thread
         if not thread.messages:
             raise ThreadEmpty(thread_id)
         agent = await self._living_agent(who, thread)
@@ -240,7 +245,7 @@ class AIChatService:
         title = await kind.title(self.runner.prepared(who, agent, new_id(), thread.messages))
         updated = await self.store.update(who, thread_id, title=title)
         self.facts.publish(who, thread_id, ThreadUpdated(updated))
-        return await self.store.get(who, thread_id)
+        return await self.store.read(who, thread_id, message_limit=50)
 
     # Attachments
 
@@ -273,7 +278,7 @@ class AIChatService:
 
     async def list_messages(
         self, who: Principal, agent_ref: str, thread_id: str, *, before: str | None, limit: int
-    ) -> list[Message]:
+    ) -> MessagePage:
         """Raises: AgentNotFound, ThreadNotFound, InvalidRequest if `before` isn't a message of the thread."""
         await self._thread(who, agent_ref, thread_id)
         try:
@@ -503,15 +508,18 @@ class AIChatService:
         except AgentNotFound as error:
             raise AgentDeleted(thread.agent_id) from error
 
-    async def _thread(self, who: Principal, agent_ref: str, thread_id: str, message_limit: int = 0) -> Thread:
+    async def _thread(self, who: Principal, agent_ref: str, thread_id: str) -> Thread:
+        return (await self._read(who, agent_ref, thread_id, message_limit=0)).thread
+
+    async def _read(self, who: Principal, agent_ref: str, thread_id: str, message_limit: int) -> ThreadPart:
         if agent_ref != DEFAULT:
             await self._agent(who, agent_ref, deleted=True)
         if not is_id(thread_id):
             raise ThreadNotFound(thread_id)
-        thread = await self.store.get(who, thread_id, message_limit=message_limit)
-        if agent_ref not in (DEFAULT, thread.agent_id):
+        part = await self.store.read(who, thread_id, message_limit=message_limit)
+        if agent_ref not in (DEFAULT, part.thread.agent_id):
             raise ThreadNotFound(thread_id)
-        return thread
+        return part
 
     async def _message(self, who: Principal, thread_id: str, message_id: str) -> Message:
         if not is_id(message_id):

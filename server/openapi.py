@@ -87,7 +87,7 @@ OPERATIONS: dict[Callable[..., object], Operation] = {
     health.readyz: Operation(JSONObject),
     health.metrics: Operation(str, media_type="text/plain"),
     agents.create_agent: Operation(Agent, 201, AgentCreate),
-    agents.list_agents: Operation(list[Agent]),
+    agents.list_agents: Operation(list[Agent], query=(_integer("limit", 50, 1, 100), _integer("offset", 0, 0))),
     agents.get_agent: Operation(Agent),
     agents.update_agent: Operation(Agent, body=AgentUpdate),
     agents.delete_agent: Operation(None, 204),

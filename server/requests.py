@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import TypeVar, cast
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 from starlette.requests import HTTPConnection, Request
@@ -60,6 +60,12 @@ def integer(request: Request, name: str, default: int, low: int, high: int | Non
         bounds = f"from {low} to {high}" if high is not None else f"of at least {low}"
         raise InvalidRequest(name, f"{name} must be a whole number {bounds}.")
     return int(text)
+
+
+def next_link(request: Request, path: str, *, limit: int, offset: int) -> str:
+    """The Link header that names the next page of a list. https://www.rfc-editor.org/rfc/rfc8288"""
+    query = urlencode({**request.query_params, "limit": limit, "offset": offset})
+    return f'<{public_path(request, path)}?{query}>; rel="next"'
 
 
 def boolean(request: Request, name: str) -> bool | None:

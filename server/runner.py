@@ -31,7 +31,7 @@ from stores.models import Agent, Clock, Message, Principal, RunRecord, new_id, t
 logger = logging.getLogger(__name__)
 
 HISTORY = 100
-"""How many of a thread's latest messages an agent is given."""
+"""How many of a thread's latest messages an agent is given; fewer where they would exceed READ_BYTES."""
 
 CHECKPOINT_SECONDS = 2.0
 SWEEP_SECONDS = 5.0
@@ -185,8 +185,10 @@ class Runner:
             f"the history of run {run.id} could not be read yet",
             lambda: self._store.messages(run.who, run.thread_id, before=None, limit=HISTORY + 1),
         )
-        asked = [message for message in stored[-HISTORY:] if message.created_at <= run.question.created_at]
-        return self.prepared(run.who, run.agent, run.id, asked, earlier=len(stored) > HISTORY)
+        latest = stored.messages[-HISTORY:]
+        asked = [message for message in latest if message.created_at <= run.question.created_at]
+        earlier = stored.cut or len(stored.messages) > HISTORY
+        return self.prepared(run.who, run.agent, run.id, asked, earlier=earlier)
 
     async def _keep(self, run: LiveRun) -> None:
         """Checkpoint every two seconds and at each tool boundary; learn there whether the run may go on."""

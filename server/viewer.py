@@ -3,8 +3,7 @@
 It hands on batches of encoded entries, puts a thread.snapshot where contiguity can't be proven, and knows where its
 reading ends. A transport pulls `next()` and writes; it decides nothing.
 
-A snapshot has the thread's latest 50 messages; past 8 MB it is fewer: readers who stop are many, and each holds its
-own.
+A snapshot has the thread's latest 50 messages; past 8 MB it is fewer, for every reader that stops holds its own.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ import asyncio
 import re
 from typing import Literal
 
-import msgspec
 from msgspec.structs import replace
 
+from server.large_json import encode_list
 from stores.contracts import EventLog, ThreadStore
 from stores.errors import Gap, LogUnavailable, NotFound
 from stores.events import (
@@ -32,9 +31,6 @@ from stores.events import (
 from stores.feed import Cursor, Entry
 from stores.fold import fold
 from stores.models import Message, Principal, Thread
-
-SHOWN_BYTES = 8 * 2**20
-"""What the messages of one thread may take where it is shown whole."""
 
 _POSITION = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 _ENDS = TERMINAL_TYPES | {"message.created"}
@@ -141,7 +137,7 @@ class Viewer:
             self._ended = True  # not before: while the log is unreachable this is tried again
             return [gone]
         self._begin = None
-        entries = [Entry(position, encode(ThreadSnapshot(shortened(thread))))]
+        entries = [Entry(position, await _encode_snapshot(thread))]
         if ending is not None:
             self._ended = True
             entries.append(Entry(position, encode(ending)))
@@ -153,7 +149,7 @@ class Viewer:
             position = await self._log.tail(self._thread_id)
             cursor = self._log.cursor(self._thread_id, position)
             try:
-                thread = await self._store.get(self.who, self._thread_id, message_limit=50)
+                thread = (await self._store.read(self.who, self._thread_id, message_limit=50)).thread
                 if running := _running(thread):
                     events = await self._log.run_events(self._thread_id, running.id, position)
                     thread = _with(thread, fold(events, onto=running))
@@ -182,15 +178,10 @@ def _running(thread: Thread) -> Message | None:
     return next((message for message in reversed(thread.messages) if message.in_progress), None)
 
 
-def shortened(thread: Thread, max_bytes: int = SHOWN_BYTES) -> Thread:
-    """The thread with the latest of its messages, as many as fit; the very latest and a running one in any case."""
-    kept: list[Message] = []
-    for message in reversed(thread.messages):
-        if max_bytes >= 0:
-            max_bytes -= len(msgspec.json.encode(message))
-        if max_bytes >= 0 or not kept or message.in_progress:
-            kept.append(message)
-    return replace(thread, messages=kept[::-1])
+async def _encode_snapshot(thread: Thread) -> bytes:
+    """`encode(ThreadSnapshot(thread))`, in pieces."""
+    empty = encode(ThreadSnapshot(replace(thread, messages=[])))
+    return empty.removesuffix(b"[]}}") + await encode_list(thread.messages) + b"}}"
 
 
 def _with(thread: Thread, message: Message) -> Thread:

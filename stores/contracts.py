@@ -16,6 +16,7 @@ import msgspec
 
 from stores.events import Event, Fact, MessageSnapshot
 from stores.feed import Cursor
+from stores.fitting import READ_BYTES
 from stores.models import Agent, Idempotency, KeptFile, Key, Message, Organization, Principal, RunRecord, Thread, User
 
 Lease = Literal["held", "cancelled", "lost"]
@@ -35,10 +36,11 @@ OUTBOX_LEASE = 0.25
 
 
 class Created(msgspec.Struct, frozen=True):
-    """`replayed`: the key was used before, and this is the thread that was made then."""
+    """`replayed`: the key was used before, and this is the thread that was made then; `cut` as in `ThreadPart`."""
 
     thread: Thread
     replayed: bool
+    cut: bool = False
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -47,6 +49,30 @@ class Page(msgspec.Struct, frozen=True):
     threads: list[Thread]
     more: bool
     cut: bool
+
+
+class ThreadPart(msgspec.Struct, frozen=True):
+    """A thread with its latest messages. `cut`: fewer than asked for, to keep to the byte bound."""
+
+    thread: Thread
+    cut: bool
+
+
+class MessagePage(msgspec.Struct, frozen=True):
+    """Messages of one thread, oldest first. `cut`: fewer than asked for, to keep to the byte bound.
+
+    The next page is the one before `messages[0]`.
+    """
+
+    messages: list[Message]
+    cut: bool
+
+
+class AgentPage(msgspec.Struct, frozen=True):
+    """Agents, oldest first. `more`: there are further ones behind them."""
+
+    agents: list[Agent]
+    more: bool
 
 
 class Posted(msgspec.Struct, frozen=True):
@@ -132,8 +158,13 @@ class Directory(Protocol):
         """Store it. It becomes the default if it says so, or if the organization has none."""
         ...
 
-    async def agents(self, who: Principal) -> list[Agent]:
-        """The organization's agents that are not deleted, oldest first."""
+    async def agents(
+        self, who: Principal, *, limit: int = 100, offset: int = 0, max_bytes: int = READ_BYTES
+    ) -> AgentPage:
+        """The organization's agents that are not deleted, oldest first.
+
+        Where they would exceed `max_bytes` of JSON, fewer are read, but one in any case.
+        """
         ...
 
     async def agent(self, who: Principal, agent_id: str | None, *, deleted: bool = False) -> Agent:
@@ -189,7 +220,19 @@ class ThreadStore(Protocol):
         ...
 
     async def get(self, who: Principal, thread_id: str, *, message_limit: int = 50) -> Thread:
-        """The thread with its latest messages, oldest first. Raises: ThreadNotFound."""
+        """The thread of `read`. Raises: ThreadNotFound."""
+        ...
+
+    async def read(
+        self, who: Principal, thread_id: str, *, message_limit: int, max_bytes: int = READ_BYTES
+    ) -> ThreadPart:
+        """The thread with its latest messages, oldest first.
+
+        Where they would exceed `max_bytes` of JSON, fewer are read; but the very latest in any case, and that of a
+        run in progress.
+
+        Raises: ThreadNotFound.
+        """
         ...
 
     async def page(
@@ -219,8 +262,13 @@ class ThreadStore(Protocol):
         """Delete the thread and all of it; the id of the run that had it. Raises: ThreadNotFound."""
         ...
 
-    async def messages(self, who: Principal, thread_id: str, *, before: str | None, limit: int) -> list[Message]:
+    async def messages(
+        self, who: Principal, thread_id: str, *, before: str | None, limit: int, max_bytes: int = READ_BYTES
+    ) -> MessagePage:
         """The latest `limit` messages, or those before message `before`; oldest first.
+
+        Where they would exceed `max_bytes` of JSON, fewer are read, the latest, but one in any case. None is missing
+        between them.
 
         Raises: ThreadNotFound; MessageNotFound if `before` isn't in the thread.
         """

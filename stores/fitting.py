@@ -1,8 +1,11 @@
-"""Which messages a page of threads has room for."""
+"""Which messages a read has room for: every read has a bound in bytes, decided before a message is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+READ_BYTES = 8 * 2**20
+"""How many bytes of messages, as JSON, one read returns unless its caller says otherwise."""
 
 
 def fitting(sizes: Sequence[Sequence[int]], max_bytes: int) -> list[int]:
@@ -17,3 +20,21 @@ def fitting(sizes: Sequence[Sequence[int]], max_bytes: int) -> list[int]:
                 max_bytes -= of_thread[depth]
                 counts[index] += 1
     return counts
+
+
+def latest_fitting(sizes: Sequence[int], max_bytes: int, running: int | None = None) -> list[int]:
+    """The indexes of the messages to read of one thread; `sizes` has their bytes, latest first.
+
+    The very latest is read in any case, so that a client can page on; so is the one at `running`, which a reader of
+    the log needs to apply deltas to. All others end at the first that doesn't fit.
+    """
+    count = 0
+    for size in sizes:
+        max_bytes -= size
+        if max_bytes < 0 and count:
+            break
+        count += 1
+    chosen = list(range(count))
+    if running is not None and running >= count:
+        chosen.append(running)
+    return chosen

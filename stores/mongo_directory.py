@@ -10,7 +10,9 @@ import time
 import msgspec
 from msgspec.structs import asdict, replace
 
+from stores.contracts import AgentPage
 from stores.errors import AgentNotFound, KeyNotFound, StoreUnavailable
+from stores.fitting import READ_BYTES, latest_fitting
 from stores.models import Agent, Key, Organization, Principal, User, hash_of, new_id, timestamp
 from stores.mongo_database import Database
 from stores.mongo_documents import Document
@@ -106,11 +108,17 @@ class MongoDirectory(Database):
             await self.db.organizations.change(none_yet, {"$set": {"default_agent_id": agent.id}}, {"_id": 1})
         return await self.agent(who, agent.id)
 
-    async def agents(self, who: Principal) -> list[Agent]:
+    async def agents(
+        self, who: Principal, *, limit: int = 100, offset: int = 0, max_bytes: int = READ_BYTES
+    ) -> AgentPage:
         query = {"organization_id": who.organization_id, "deleted": False}
-        documents = await self.db.agents.many(query, sort=_OLDEST_FIRST)
+        size = {"size": {"$bsonSize": "$$ROOT"}}
+        sized = await self.db.agents.many(query, size, sort=_OLDEST_FIRST, skip=offset, limit=limit + 1)
+        chosen = latest_fitting([each["size"] for each in sized[:limit]], max_bytes)
+        ids = [sized[index]["_id"] for index in chosen]
+        documents = await self.db.agents.many({**query, "_id": {"$in": ids}}, sort=_OLDEST_FIRST)
         default = await self._default(who)
-        return [_agent(document, default) for document in documents]
+        return AgentPage([_agent(document, default) for document in documents], more=len(chosen) < len(sized))
 
     async def agent(self, who: Principal, agent_id: str | None, *, deleted: bool = False) -> Agent:
         default = await self._default(who)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 
+from stores.contracts import MessagePage
 from stores.errors import MessageNotFound, StoreUnavailable, ThreadNotFound
+from stores.fitting import latest_fitting
 from stores.models import Message, Principal
 from stores.mongo_database import Database
 from stores.mongo_documents import (
@@ -45,19 +47,22 @@ class MongoPages(Database):
             raise ThreadNotFound(thread_id)
         return document
 
-    async def _latest(self, who: Principal, thread_id: str, limit: int) -> tuple[Document, list[Message]]:
-        """The thread and its latest messages, oldest first."""
+    async def _latest(
+        self, who: Principal, thread_id: str, limit: int, max_bytes: int, *, with_running: bool
+    ) -> tuple[Document, MessagePage]:
+        """The thread and its latest messages; `with_running`: and that of a run in progress in any case."""
         fields = {**SHOWN, "messages": {"$slice": -limit}} if limit else SHOWN
         for attempt in range(TRIES):
             thread = await self._thread(who, thread_id, fields)
-            entries = await self._between(thread, thread["total"] - limit, thread["total"])
-            messages = await self._told(thread, entries, last=attempt == TRIES - 1)
-            if messages is not None:
-                return thread, messages
+            span = (thread["total"] - limit, thread["total"])
+            last = attempt == TRIES - 1
+            page = await self._between(thread, *span, max_bytes, last=last, with_running=with_running)
+            if page is not None:
+                return thread, page
         raise contended(thread_id)
 
-    async def _before(self, who: Principal, thread_id: str, before: str, limit: int) -> list[Message]:
-        """The messages before that one, oldest first. Raises: MessageNotFound."""
+    async def _before(self, who: Principal, thread_id: str, before: str, limit: int, max_bytes: int) -> MessagePage:
+        """The messages before that one. Raises: MessageNotFound."""
         for attempt in range(TRIES):
             thread = await self._thread(who, thread_id, {**HEAD, "messages.id": 1, "messages.n": 1})
             embedded = thread["messages"]
@@ -69,26 +74,48 @@ class MongoPages(Database):
             if wanted:
                 part = {**HEAD, "messages": {"$slice": [wanted[0], len(wanted)]}}
                 thread = await self._thread(who, thread_id, part)
-            entries = await self._between(thread, place - limit, place)
-            messages = await self._told(thread, entries, last=attempt == TRIES - 1)
-            if messages is not None:
-                return messages
+            page = await self._between(thread, place - limit, place, max_bytes, last=attempt == TRIES - 1)
+            if page is not None:
+                return page
         raise contended(thread_id)
 
-    async def _between(self, thread: Document, first: int, end: int) -> list[Document] | None:
-        """The entries from `first` up to `end`, those that the thread has at hand, others from pages; null if one is
-        missing, for the thread has changed since it was read."""
+    async def _between(
+        self, thread: Document, first: int, end: int, max_bytes: int, *, last: bool, with_running: bool = False
+    ) -> MessagePage | None:
+        """The messages from place `first` up to `end` that fit, those that the thread has at hand, others from pages.
+
+        Of pages the sizes are read first, and then only those pages that hold what fits. None if a message is missing
+        or the run has ended, for the thread has changed since it was read; at the `last` attempt a run without a
+        record is shown as it began.
+        """
         first = max(0, first)
         found = {entry["n"]: entry for entry in thread.get("messages", []) if first <= entry["n"] < end}
+        page_of: dict[int, str] = {}
         if len(found) < end - first:
-            places = await self.db.pages.many(
-                {"thread_id": thread["_id"], "first": {"$gt": first - PAGE_MESSAGES, "$lt": end}}, {"last": 1}
+            outlines = await self.db.pages.many(
+                {"thread_id": thread["_id"], "first": {"$gt": first - PAGE_MESSAGES, "$lt": end}},
+                {"messages.id": 1, "messages.n": 1, "messages.size": 1},
             )
-            wanted = [place["_id"] for place in places if place["last"] >= first]
-            pages = await self.db.pages.many({"_id": {"$in": wanted}}, {"messages": 1})
-            paged = [entry for page in pages for entry in page["messages"] if first <= entry["n"] < end]
-            found = {entry["n"]: entry for entry in paged} | found
-        return [found[n] for n in sorted(found)] if len(found) == end - first else None
+            paged = {e["n"]: (e, page["_id"]) for page in outlines for e in page["messages"] if first <= e["n"] < end}
+            page_of = {n: page_id for n, (_, page_id) in paged.items() if n not in found}
+            found = {n: entry for n, (entry, _) in paged.items()} | found
+        if len(found) < end - first:
+            return None
+        entries = await self._with_partial(thread, [found[n] for n in sorted(found, reverse=True)], last=last)
+        if entries is None:
+            return None
+        running = (thread["running"] or {}).get("id")
+        places = [index for index, entry in enumerate(entries) if with_running and entry["id"] == running]
+        place = places[0] if places else None
+        chosen = [entries[index] for index in latest_fitting([e["size"] for e in entries], max_bytes, place)]
+        wanted = {entry["n"]: page_of[entry["n"]] for entry in chosen if entry["n"] in page_of}
+        if wanted:
+            pages = await self.db.pages.many({"_id": {"$in": sorted(set(wanted.values()))}}, {"messages": 1})
+            bodies = {entry["n"]: entry for page in pages for entry in page["messages"]}
+            if not bodies.keys() >= wanted.keys():
+                return None
+            chosen = [bodies[entry["n"]] if entry["n"] in wanted else entry for entry in chosen]
+        return MessagePage(await unpack(chosen[::-1]), cut=len(chosen) < len(entries))
 
     async def _entry(self, who: Principal, thread_id: str, message_id: str) -> tuple[Document, Document]:
         """The thread's head, and one message of it. Raises: ThreadNotFound, MessageNotFound."""
@@ -104,13 +131,16 @@ class MongoPages(Database):
         entry: Document = page["messages"][0]
         return entry
 
-    async def _told(self, thread: Document, entries: list[Document] | None, *, last: bool) -> list[Message] | None:
-        """The messages, that of a run as its last checkpoint left it; null if the run has ended since.
+    async def _told(self, thread: Document, entries: list[Document], *, last: bool) -> list[Message] | None:
+        """The messages, that of a run as its last checkpoint left it; None if the run has ended since.
 
         At the `last` attempt a run without a record is shown as it began.
         """
-        if entries is None:
-            return None
+        shown = await self._with_partial(thread, entries, last=last)
+        return None if shown is None else await unpack(shown)
+
+    async def _with_partial(self, thread: Document, entries: list[Document], *, last: bool) -> list[Document] | None:
+        """The entries, that of a run in progress with the message of its last checkpoint; None as in `_told`."""
         running = (thread["running"] or {}).get("id")
         if any(entry["id"] == running for entry in entries):
             run = await self.db.runs.one(
@@ -121,7 +151,7 @@ class MongoPages(Database):
             if run is not None:
                 partial = {"body": run["partial"], "size": run["size"]}
                 entries = [entry | partial if entry["id"] == running else entry for entry in entries]
-        return await unpack(entries)
+        return entries
 
     # moving
 

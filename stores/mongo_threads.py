@@ -10,9 +10,9 @@ from collections import defaultdict
 import msgspec
 from msgspec.structs import replace
 
-from stores.contracts import Created, Page, Posted
+from stores.contracts import Created, MessagePage, Page, Posted, ThreadPart
 from stores.errors import AttachmentNotFound, IdempotencyMismatch, StoreUnavailable, ThreadArchived, ThreadNotFound
-from stores.fitting import fitting
+from stores.fitting import READ_BYTES, fitting
 from stores.models import Idempotency, KeptFile, Message, Principal, Thread
 from stores.mongo_documents import (
     DOCUMENT_BYTES,
@@ -83,8 +83,13 @@ class MongoThreads(MongoOutbox):
         raise contended(thread.id)
 
     async def get(self, who: Principal, thread_id: str, *, message_limit: int = 50) -> Thread:
-        thread, messages = await self._latest(who, thread_id, message_limit)
-        return thread_of(thread, messages)
+        return (await self.read(who, thread_id, message_limit=message_limit)).thread
+
+    async def read(
+        self, who: Principal, thread_id: str, *, message_limit: int, max_bytes: int = READ_BYTES
+    ) -> ThreadPart:
+        thread, page = await self._latest(who, thread_id, message_limit, max_bytes, with_running=True)
+        return ThreadPart(thread_of(thread, page.messages), page.cut)
 
     async def page(
         self,
@@ -213,10 +218,12 @@ class MongoThreads(MongoOutbox):
         found = await self.db.attachments.many({"organization_id": who.organization_id}, {"_id": 0, "size": 1})
         return sum(int(each["size"]) for each in found)
 
-    async def messages(self, who: Principal, thread_id: str, *, before: str | None, limit: int) -> list[Message]:
+    async def messages(
+        self, who: Principal, thread_id: str, *, before: str | None, limit: int, max_bytes: int = READ_BYTES
+    ) -> MessagePage:
         if before is not None:
-            return await self._before(who, thread_id, before, limit)
-        return (await self._latest(who, thread_id, limit))[1]
+            return await self._before(who, thread_id, before, limit, max_bytes)
+        return (await self._latest(who, thread_id, limit, max_bytes, with_running=False))[1]
 
     async def message(self, who: Principal, thread_id: str, message_id: str) -> Message:
         for attempt in range(TRIES):

@@ -7,7 +7,9 @@ import sqlite3
 import msgspec
 from msgspec.structs import replace
 
+from stores.contracts import AgentPage
 from stores.errors import AgentNotFound, KeyNotFound
+from stores.fitting import READ_BYTES, latest_fitting
 from stores.models import Agent, Key, Organization, Principal, User, hash_of, new_id, timestamp
 from stores.sqlite_database import Database, reading, writing
 
@@ -106,11 +108,22 @@ class SQLiteDirectory(Database):
         return self._find(db, who, agent.id)
 
     @reading
-    def agents(self, db: sqlite3.Connection, who: Principal) -> list[Agent]:
-        rows = db.execute(
-            "SELECT * FROM agents WHERE organization_id = ? AND NOT deleted ORDER BY seq", (who.organization_id,)
+    def agents(
+        self,
+        db: sqlite3.Connection,
+        who: Principal,
+        *,
+        limit: int = 100,
+        offset: int = 0,
+        max_bytes: int = READ_BYTES,
+    ) -> AgentPage:
+        sized = db.execute(
+            "SELECT id, length(body) AS size FROM agents WHERE organization_id = ? AND NOT deleted"
+            " ORDER BY seq LIMIT ? OFFSET ?",
+            (who.organization_id, limit + 1, offset),
         ).fetchall()
-        return [_agent(db, row) for row in rows]
+        wanted = latest_fitting([row["size"] for row in sized[:limit]], max_bytes)
+        return AgentPage([self._find(db, who, sized[index]["id"]) for index in wanted], more=len(wanted) < len(sized))
 
     @reading
     def agent(self, db: sqlite3.Connection, who: Principal, agent_id: str | None, *, deleted: bool = False) -> Agent:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 from msgspec.structs import replace
 
-from stores.contracts import OUTBOX_LEASE, Created, Finished, Lease, Outbox, Page, Posted
+from stores.contracts import OUTBOX_LEASE, Created, Finished, Lease, MessagePage, Outbox, Page, Posted, ThreadPart
 from stores.errors import (
     AttachmentNotFound,
     IdempotencyMismatch,
@@ -23,7 +23,7 @@ from stores.errors import (
     ThreadNotFound,
 )
 from stores.events import Fact, MessageCreated, ThreadDeleted, ThreadUpdated
-from stores.fitting import fitting
+from stores.fitting import READ_BYTES, fitting, latest_fitting
 from stores.models import Idempotency, KeptFile, Message, Principal, RunRecord, Thread, later, timestamp
 from stores.sqlite_database import NOW, Database, reading, writing
 from stores.sqlite_outbox import add_fact, has_fact, remove_facts, take_outboxes
@@ -32,10 +32,12 @@ logger = logging.getLogger(__name__)
 
 KEY_SECONDS = 24 * 3600
 
-_MESSAGES = """
-SELECT m.seq, COALESCE(r.partial, m.body) AS body FROM messages m JOIN threads t ON t.id = m.thread_id
-LEFT JOIN runs r ON r.id = m.id AND r.id = t.running
+_JOINED = """
+FROM messages m JOIN threads t ON t.id = m.thread_id LEFT JOIN runs r ON r.id = m.id AND r.id = t.running
 """
+_MESSAGES = f"SELECT m.seq, COALESCE(r.partial, m.body) AS body {_JOINED}"
+_SIZES = f"SELECT m.seq, COALESCE(length(r.partial), length(m.body)) AS size, r.id IS NOT NULL AS running {_JOINED}"
+"""Without the bodies: SQLite takes a blob's length from its row's header."""
 
 
 def _message(body: bytes) -> Message:
@@ -86,14 +88,24 @@ def _row(db: sqlite3.Connection, who: Principal, thread_id: str) -> sqlite3.Row:
     return row
 
 
-def _latest(db: sqlite3.Connection, thread_id: str, limit: int, before: int | None = None) -> list[Message]:
-    if not limit:
-        return []
-    rows = db.execute(
-        f"{_MESSAGES} WHERE m.thread_id = ? AND (?2 IS NULL OR m.seq < ?2) ORDER BY m.seq DESC LIMIT ?3",
-        (thread_id, before, limit),
-    ).fetchall()
-    return [_message(row["body"]) for row in reversed(rows)]
+def _sizes(db: sqlite3.Connection, thread_id: str, limit: int, before: int = 2**62) -> list[sqlite3.Row]:
+    """The place and the size of the latest messages before that place, latest first."""
+    sized = f"{_SIZES} WHERE m.thread_id = ? AND m.seq < ? ORDER BY m.seq DESC LIMIT ?"
+    return db.execute(sized, (thread_id, before, limit)).fetchall()
+
+
+def _bodies(db: sqlite3.Connection, rows: Iterable[sqlite3.Row]) -> list[Message]:
+    """The messages at the places of `rows`, oldest first."""
+    places = sorted(row["seq"] for row in rows)
+    return [_message(db.execute(f"{_MESSAGES} WHERE m.seq = ?", (place,)).fetchone()["body"]) for place in places]
+
+
+def _latest(db: sqlite3.Connection, thread_id: str, limit: int, max_bytes: int) -> tuple[list[Message], bool]:
+    """The latest messages that fit and a running one, oldest first, and whether any was left out for its size."""
+    rows = _sizes(db, thread_id, limit)
+    running = next((index for index, row in enumerate(rows) if row["running"]), None)
+    chosen = latest_fitting([row["size"] for row in rows], max_bytes, running)
+    return _bodies(db, (rows[index] for index in chosen)), len(chosen) < len(rows)
 
 
 def _read(db: sqlite3.Connection, thread_id: str, message_id: str) -> tuple[int, Message]:
@@ -101,6 +113,13 @@ def _read(db: sqlite3.Connection, thread_id: str, message_id: str) -> tuple[int,
     if row is None:
         raise MessageNotFound(message_id)
     return row["seq"], _message(row["body"])
+
+
+def _place(db: sqlite3.Connection, thread_id: str, message_id: str) -> int:
+    row = db.execute("SELECT seq FROM messages WHERE id = ? AND thread_id = ?", (message_id, thread_id)).fetchone()
+    if row is None:
+        raise MessageNotFound(message_id)
+    return int(row[0])
 
 
 def _append(db: sqlite3.Connection, message: Message) -> Message:
@@ -156,7 +175,21 @@ class SQLiteThreads(Database):
     @reading
     def get(self, db: sqlite3.Connection, who: Principal, thread_id: str, *, message_limit: int = 50) -> Thread:
         row = _row(db, who, thread_id)
-        return _thread(row, _latest(db, thread_id, message_limit))
+        return _thread(row, _latest(db, thread_id, message_limit, READ_BYTES)[0])
+
+    @reading
+    def read(
+        self,
+        db: sqlite3.Connection,
+        who: Principal,
+        thread_id: str,
+        *,
+        message_limit: int,
+        max_bytes: int = READ_BYTES,
+    ) -> ThreadPart:
+        row = _row(db, who, thread_id)
+        messages, cut = _latest(db, thread_id, message_limit, max_bytes)
+        return ThreadPart(_thread(row, messages), cut)
 
     @reading
     def page(
@@ -177,21 +210,13 @@ class SQLiteThreads(Database):
             (who.organization_id, agent_id, archived, limit + 1, offset),
         ).fetchall()
         threads = rows[:limit]
-        sizes = [
-            [
-                size
-                for (size,) in db.execute(
-                    f"SELECT length(body) FROM ({_MESSAGES} WHERE m.thread_id = ? ORDER BY m.seq DESC LIMIT ?)",
-                    (row["id"], message_limit),
-                )
-            ]
-            for row in threads
-        ]
-        counts = fitting(sizes, max_bytes)
+        sized = [_sizes(db, row["id"], message_limit) for row in threads]
+        counts = fitting([[each["size"] for each in of_thread] for of_thread in sized], max_bytes)
+        wanted = [of_thread[:count] for of_thread, count in zip(sized, counts, strict=True)]
         return Page(
-            threads=[_thread(row, _latest(db, row["id"], count)) for row, count in zip(threads, counts, strict=True)],
+            threads=[_thread(row, _bodies(db, places)) for row, places in zip(threads, wanted, strict=True)],
             more=len(rows) > limit,
-            cut=any(len(of_thread) > count for of_thread, count in zip(sizes, counts, strict=True)),
+            cut=any(len(places) < len(of_thread) for places, of_thread in zip(wanted, sized, strict=True)),
         )
 
     @writing
@@ -224,10 +249,20 @@ class SQLiteThreads(Database):
 
     @reading
     def messages(
-        self, db: sqlite3.Connection, who: Principal, thread_id: str, *, before: str | None, limit: int
-    ) -> list[Message]:
+        self,
+        db: sqlite3.Connection,
+        who: Principal,
+        thread_id: str,
+        *,
+        before: str | None,
+        limit: int,
+        max_bytes: int = READ_BYTES,
+    ) -> MessagePage:
         _row(db, who, thread_id)
-        return _latest(db, thread_id, limit, _read(db, thread_id, before)[0] if before is not None else None)
+        place = _place(db, thread_id, before) if before is not None else 2**62
+        rows = _sizes(db, thread_id, limit, place)
+        chosen = latest_fitting([row["size"] for row in rows], max_bytes)
+        return MessagePage(_bodies(db, rows[: len(chosen)]), cut=len(chosen) < len(rows))
 
     @reading
     def message(self, db: sqlite3.Connection, who: Principal, thread_id: str, message_id: str) -> Message:

@@ -102,7 +102,7 @@ async function refresh({ all = false } = {}) {
 async function loadAgents() {
   const first = !agents;
   try {
-    agents = await api("GET", "/api/v1/agents");
+    agents = await api("GET", "/api/v1/agents?limit=100");
     trouble = "";
   } catch (error) {
     if (error.status === 401) lock();

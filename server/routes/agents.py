@@ -8,7 +8,8 @@ from starlette.routing import Route
 
 from server.auth import principal_of
 from server.bodies import AgentCreate, AgentUpdate
-from server.requests import as_json, body_of, public_path, service_of
+from server.large_json import list_response
+from server.requests import as_json, body_of, integer, next_link, public_path, service_of
 
 
 async def create_agent(request: Request) -> Response:
@@ -18,8 +19,15 @@ async def create_agent(request: Request) -> Response:
 
 
 async def list_agents(request: Request) -> Response:
-    """List the organization's agents, oldest first."""
-    return as_json(await service_of(request).list_agents(principal_of(request)))
+    """List the organization's agents, oldest first. At most 8 MB: `Link` names the next page."""
+    limit, offset = integer(request, "limit", 50, 1, 100), integer(request, "offset", 0, 0)
+    page = await service_of(request).list_agents(principal_of(request), limit=limit, offset=offset)
+    headers = (
+        {"Link": next_link(request, "/api/v1/agents", limit=limit, offset=offset + len(page.agents))}
+        if page.more
+        else {}
+    )
+    return await list_response(page.agents, headers)
 
 
 async def get_agent(request: Request) -> Response:

@@ -11,6 +11,7 @@ from server.ai_chat_service import Post
 from server.auth import principal_of
 from server.bodies import MessageCreate, message_of
 from server.errors import RunFailedError, problem_of
+from server.large_json import list_response
 from server.requests import (
     as_json,
     body_of,
@@ -24,7 +25,7 @@ from server.requests import (
     streams_of,
     wants_stream,
 )
-from server.routes.threads import THREAD
+from server.routes.threads import CUT, THREAD
 from server.sse import EventStream
 from server.uploads import form_of, is_multipart
 
@@ -86,15 +87,18 @@ async def _answer(request: Request, post: Post, headers: dict[str, str]) -> Resp
 
 
 async def list_messages(request: Request) -> Response:
-    """Older messages: the latest `limit` before message `before`, oldest first."""
-    messages = await service_of(request).list_messages(
+    """Older messages: the latest `limit` before message `before`, oldest first.
+
+    At most 8 MB, but one message in any case: `X-Messages-Cut: true` where there are fewer for their size.
+    """
+    page = await service_of(request).list_messages(
         principal_of(request),
         request.path_params["agent_id"],
         request.path_params["thread_id"],
         before=message_id(request, "before"),
         limit=integer(request, "limit", 50, 1, 100),
     )
-    return as_json(messages)
+    return await list_response(page.messages, {CUT: "true"} if page.cut else {})
 
 
 async def get_message(request: Request) -> Response:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlencode
-
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -11,13 +9,13 @@ from starlette.routing import Route
 from server.auth import principal_of
 from server.bodies import ThreadCreate, ThreadUpdate
 from server.errors import Gone
-from server.requests import as_json, body_of, boolean, idempotency_key, integer, public_path, service_of
-from server.viewer import shortened
-from stores.models import Thread
+from server.large_json import list_response, thread_response
+from server.requests import body_of, boolean, idempotency_key, integer, next_link, public_path, service_of
+from stores.contracts import ThreadPart
 
 THREADS = "/api/v1/chat/{agent_id}/threads"
 THREAD = THREADS + "/{thread_id}"
-_CUT = "X-Messages-Cut"
+CUT = "X-Messages-Cut"
 
 
 async def create_thread(request: Request) -> Response:
@@ -30,7 +28,7 @@ async def create_thread(request: Request) -> Response:
     headers = {"Location": public_path(request, path)}
     if made.replayed:
         headers["Idempotency-Replayed"] = "true"
-    return _answer(made.thread, 201, headers)
+    return await _answer(ThreadPart(made.thread, made.cut), 201, headers)
 
 
 async def list_threads(request: Request) -> Response:
@@ -46,12 +44,11 @@ async def list_threads(request: Request) -> Response:
     )
     headers = {}
     if page.more:
-        query = urlencode({**request.query_params, "limit": limit, "offset": offset + limit})
-        path = public_path(request, f"/api/v1/chat/{request.path_params['agent_id']}/threads")
-        headers["Link"] = f'<{path}?{query}>; rel="next"'
+        path = f"/api/v1/chat/{request.path_params['agent_id']}/threads"
+        headers["Link"] = next_link(request, path, limit=limit, offset=offset + limit)
     if page.cut:
-        headers[_CUT] = "true"
-    return as_json(page.threads, 200, headers)
+        headers[CUT] = "true"
+    return await list_response(page.threads, headers)
 
 
 async def get_thread(request: Request) -> Response:
@@ -59,14 +56,14 @@ async def get_thread(request: Request) -> Response:
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
     limit = integer(request, "message_limit", 50, 1, 100)
     service = service_of(request)
-    return _answer(await service.get_thread(principal_of(request), agent_id, thread_id, message_limit=limit))
+    return await _answer(await service.get_thread(principal_of(request), agent_id, thread_id, message_limit=limit))
 
 
 async def update_thread(request: Request) -> Response:
     """Rename, archive or un-archive a thread."""
     body = await body_of(request, ThreadUpdate)
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
-    return _answer(await service_of(request).update_thread(principal_of(request), agent_id, thread_id, body))
+    return await _answer(await service_of(request).update_thread(principal_of(request), agent_id, thread_id, body))
 
 
 async def delete_thread(request: Request) -> Response:
@@ -79,14 +76,12 @@ async def delete_thread(request: Request) -> Response:
 async def generate_title(request: Request) -> Response:
     """Have the agent's model make a title from the messages, and keep it."""
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
-    return _answer(await service_of(request).generate_title(principal_of(request), agent_id, thread_id))
+    return await _answer(await service_of(request).generate_title(principal_of(request), agent_id, thread_id))
 
 
-def _answer(thread: Thread, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """The thread with as many of its messages as 8 MB hold."""
-    fitting = shortened(thread)
-    cut = {_CUT: "true"} if len(fitting.messages) < len(thread.messages) else {}
-    return as_json(fitting, status, {**(headers or {}), **cut})
+async def _answer(part: ThreadPart, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    cut = {CUT: "true"} if part.cut else {}
+    return await thread_response(part.thread, status, {**(headers or {}), **cut})
 
 
 async def gone(request: Request) -> Response:

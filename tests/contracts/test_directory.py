@@ -35,7 +35,7 @@ async def default_of(store: Store, who: Principal) -> str | None:
     """The default agent's id, wherever it is told: by the organization, by `agent`, and by `agents`."""
     organization = await store.find_organization(who.organization_id)
     assert organization is not None
-    flagged = [agent.id for agent in await store.agents(who) if agent.is_default]
+    flagged = [agent.id for agent in (await store.agents(who)).agents if agent.is_default]
     assert flagged == ([organization.default_agent_id] if organization.default_agent_id else [])
     if organization.default_agent_id is None:
         with pytest.raises(AgentNotFound):
@@ -155,7 +155,7 @@ async def test_an_agent_is_read_back_as_it_was(store: Store, who: Principal) -> 
     agent = replace(new_agent(who, "Été 🌞", is_default=True), metadata=AWKWARD, tools=["a"], model="m")
     assert exactly(await store.create_agent(who, agent)) == exactly(agent)
     assert exactly(await store.agent(who, agent.id)) == exactly(agent)
-    assert exactly(await store.agents(who)) == exactly([agent])
+    assert exactly((await store.agents(who)).agents) == exactly([agent])
 
 
 async def test_the_first_agent_becomes_the_default_until_another_says_so(store: Store, who: Principal) -> None:
@@ -174,12 +174,12 @@ async def test_the_first_agent_becomes_the_default_until_another_says_so(store: 
 async def test_of_concurrently_created_agents_one_is_the_default(store: Store, who: Principal) -> None:
     made = await asyncio.gather(*[store.create_agent(who, new_agent(who)) for _ in range(10)])
     assert [agent.id for agent in made if agent.is_default] == [await default_of(store, who)]
-    assert len(await store.agents(who)) == 10
+    assert len((await store.agents(who)).agents) == 10
 
 
 async def test_agents_are_listed_oldest_first(store: Store, who: Principal) -> None:
     made = [(await store.create_agent(who, new_agent(who, str(n)))).id for n in range(5)]
-    assert [agent.id for agent in await store.agents(who)] == made
+    assert [agent.id for agent in (await store.agents(who)).agents] == made
 
 
 async def test_an_agent_that_is_not_there_is_not_found(store: Store, who: Principal) -> None:
@@ -193,7 +193,7 @@ async def test_an_agent_that_is_not_there_is_not_found(store: Store, who: Princi
     ):
         with pytest.raises(AgentNotFound):
             await call
-    assert await store.agents(who) == []
+    assert (await store.agents(who)).agents == []
 
 
 async def test_update_replaces_an_agent(store: Store, who: Principal) -> None:
@@ -236,7 +236,7 @@ async def test_a_deleted_agent_is_hidden_but_found_by_who_asks_for_it(store: Sto
     kept = await store.create_agent(who, new_agent(who))
     agent = await store.create_agent(who, new_agent(who))
     await store.delete_agent(who, agent.id)
-    assert await store.agents(who) == [kept]
+    assert (await store.agents(who)).agents == [kept]
     for call in (
         store.agent(who, agent.id),
         store.update_agent(who, replace(agent, name="x"), is_default=True),
@@ -274,3 +274,21 @@ async def test_a_reopened_store_has_its_directory(open_store: OpenStore) -> None
         assert await store.principal("lost") is None
         assert exactly(await store.agent(who, None)) == exactly(agent)
         assert await default_of(store, who) == agent.id
+
+
+async def test_agents_are_listed_in_pages_of_what_fits(store: Store, who: Principal) -> None:
+    made = [replace(new_agent(who), instructions="x" * 10_000) for _ in range(5)]
+    for agent in made:
+        await store.create_agent(who, agent)
+
+    async def page(**bounds: int) -> tuple[list[str], bool]:
+        found = await store.agents(who, **bounds)
+        return [agent.id for agent in found.agents], found.more
+
+    ids = [agent.id for agent in made]
+    assert await page(limit=2) == (ids[:2], True)
+    assert await page(limit=2, offset=3) == (ids[3:], False)
+    assert await page(limit=5) == (ids, False)
+    assert await page(limit=5, offset=1, max_bytes=25_000) == (ids[1:3], True)
+    assert await page(limit=5, offset=4, max_bytes=1) == (ids[4:], False)
+    assert await page(limit=5, offset=9) == ([], False)

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from stores.contracts import Directory, Store, ThreadStore
+from stores.contracts import AgentPage, Directory, Store, ThreadStore
 from stores.errors import AgentNotFound, NotFound, ThreadNotFound
 from stores.events import ThreadUpdated
 from stores.models import Agent, KeptFile, Message, Principal, Thread, User, new_id
@@ -104,7 +104,7 @@ CASES: dict[str, tuple[Case, Outcome]] = {
     "find_user": (lambda store, who, world: store.find_user(who.organization_id, world.user.name), None),
     "find_user by id": (lambda store, who, world: store.find_user(who.organization_id, world.user.id), None),
     "create_agent": (lambda store, who, world: store.create_agent(who, new_agent(who, is_default=True)), Other),
-    "agents": (lambda store, who, world: store.agents(who), []),
+    "agents": (lambda store, who, world: store.agents(who), AgentPage([], more=False)),
     "agent": (lambda store, who, world: store.agent(who, world.agent.id), AgentNotFound),
     "agent deleted": (lambda store, who, world: store.agent(who, world.agent.id, deleted=True), AgentNotFound),
     "agent default": (lambda store, who, world: store.agent(who, None), AgentNotFound),
@@ -119,6 +119,7 @@ CASES: dict[str, tuple[Case, Outcome]] = {
     "delete_agent": (lambda store, who, world: store.delete_agent(who, world.agent.id), AgentNotFound),
     "create": (lambda store, who, world: store.create(who, new_thread(who, world.agent.id), idempotent()), Other),
     "get": (lambda store, who, world: store.get(who, world.thread.id), ThreadNotFound),
+    "read": (lambda store, who, world: store.read(who, world.thread.id, message_limit=5), ThreadNotFound),
     "page": (page_threads, []),
     "update": (lambda store, who, world: store.update(who, world.thread.id, title="x", archived=True), ThreadNotFound),
     "delete": (lambda store, who, world: store.delete(who, world.thread.id), ThreadNotFound),
@@ -210,7 +211,7 @@ async def test_what_a_stranger_creates_is_the_strangers(open_store: OpenStore) -
             await store.get(world.who, created.thread.id)
         agent = await store.create_agent(who, new_agent(who))
         assert agent.is_default is True
-        assert await store.agents(who) == [agent]
+        assert (await store.agents(who)).agents == [agent]
         assert (await store.agent(world.who, None)).id == world.agent.id
 
 

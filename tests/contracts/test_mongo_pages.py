@@ -76,7 +76,7 @@ async def latest(store: MongoStore, who: Principal, thread_id: str) -> None:
     """Read a thread's latest messages in each way that there is."""
     messages = (await store.get(who, thread_id)).messages
     assert len(messages) == 50
-    assert await store.messages(who, thread_id, before=None, limit=50) == messages
+    assert (await store.messages(who, thread_id, before=None, limit=50)).messages == messages
     page = await store.page(who, "agent", limit=9, offset=0, archived=None, message_limit=50, max_bytes=8 * 2**20)
     assert [thread.messages for thread in page.threads] == [messages]
     assert page.cut is False
@@ -119,7 +119,7 @@ async def test_a_thread_of_100_000_messages_works_and_its_latest_cost_what_they_
         for n in (0, 1, 50, 51, 777, 50_000, 99_857, 99_858, 99_999):
             read.clear()
             assert (await store.message(who, large.id, told[n].id)).content == told[n].content
-            older = await store.messages(who, large.id, before=told[n].id, limit=50)
+            older = (await store.messages(who, large.id, before=told[n].id, limit=50)).messages
             assert ids(older) == ids(told[max(0, n - 50) : n])
             assert len(read.commands) <= 6
             assert read.documents <= 9
@@ -176,10 +176,13 @@ async def test_a_thread_of_40_mb_is_written_read_and_deleted(mongo_url: str, who
         assert len(pages) > 8
         answer = await finished_run(store, who, thread.id)
         assert (await store.update(who, thread.id, title="x")).title == "x"
-        messages = (await store.get(who, thread.id)).messages
+        messages = await every_message(store, who, thread.id, 7)
         assert [message.content.split()[0] for message in messages[:20]] == [str(n) for n in range(20)]
         assert messages[-1] == answer
-        assert ids(await every_message(store, who, thread.id, 7)) == ids(messages)
+        read.clear()
+        part = await store.read(who, thread.id, message_limit=50)
+        assert (ids(part.thread.messages), part.cut) == (ids(messages)[-5:], True)
+        assert read.bytes < 14 * 2**20  # of 40: the thread's document, and the pages that hold what fits
         page = await store.page(who, "agent", limit=9, offset=0, archived=None, message_limit=50, max_bytes=2**23)
         assert page.cut is True
         assert ids(page.threads[0].messages)[-1] == answer.id

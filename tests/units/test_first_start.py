@@ -79,7 +79,7 @@ async def agents_after(store: Store, folder: Path, kind: str, model: str | None 
     key = await first_start(store, folder, "a-key", kind=kind, model=model, servers=["tools"])
     who = await store.principal(key)
     assert who is not None
-    return await store.agents(who)
+    return (await store.agents(who)).agents
 
 
 async def test_the_demo_agent_becomes_a_real_one_once_there_is_a_key(store: Store, tmp_path: Path) -> None:
