@@ -22,11 +22,9 @@ async def list_agents(request: Request) -> Response:
     """List the organization's agents, oldest first. At most 8 MB: `Link` names the next page."""
     limit, offset = integer(request, "limit", 50, 1, 100), integer(request, "offset", 0, 0)
     page = await service_of(request).list_agents(principal_of(request), limit=limit, offset=offset)
-    headers = (
-        {"Link": next_link(request, "/api/v1/agents", limit=limit, offset=offset + len(page.agents))}
-        if page.more
-        else {}
-    )
+    headers = {}
+    if page.more:
+        headers["Link"] = next_link(request, "/api/v1/agents", limit=limit, offset=offset + len(page.agents))
     return await list_response(page.agents, headers)
 
 
