@@ -9,6 +9,7 @@ https://platform.claude.com/docs/en/api/errors
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -55,6 +56,14 @@ class _Event(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(_Event)
+
+ANSWER_BYTES = 8 * 2**20
+"""The most that is buffered of one answer: of a line without an end, and of arguments and thinking."""
+_TYPES = {
+    "content_block_start": ("content_block", ("text", "tool_use", "thinking", "redacted_thinking")),
+    "content_block_delta": ("delta", ("text_delta", "input_json_delta", "thinking_delta", "signature_delta")),
+}
+"""By an event's type: the field whose types are used here, and these types."""
 
 
 class Failure(Exception):
@@ -107,20 +116,30 @@ class Answer:
         self.usage: dict[str, int] = {}
         self.uses: list[Use] = []
         self.thinking: list[JSONObject] = []
-        self._rest = b""
+        self._rest = bytearray()
+        self._lenient = False
+        self._halves: dict[int, str] = {}
+        self._buffered = 0
         self._open: dict[int, tuple[_Block, list[str], list[str]]] = {}
 
     def take(self, data: bytes) -> list[Text | Reasoning]:
         """Add what came over the wire, wherever it was cut; what of it is to be shown, with neighbours as one."""
-        *lines, self._rest = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
+        complete, line_end, rest = data.rpartition(b"\n")
         shown: list[Text | Reasoning] = []
-        for line in lines:
+        if line_end:
+            shown = self._take_lines(bytes(self._rest) + complete if self._rest else complete)
+            self._rest.clear()
+        if rest:
+            self._rest += rest
+            self._limit(len(self._rest))
+        return shown
+
+    def _take_lines(self, data: bytes) -> list[Text | Reasoning]:
+        shown: list[Text | Reasoning] = []
+        for line in data.split(b"\n"):
             if not line.startswith(b"data:") or not line[5:].strip():
                 continue
-            try:
-                part = self._take(_decoder.decode(line[5:]))
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                self.failure = Failure("The model's answer can't be read.", again=True)
+            part = self._decode(line[5:])
             if self.ended or self.failure:
                 break
             if part is not None and part.text:
@@ -130,6 +149,22 @@ class Answer:
                 self.spoke = True
         return shown
 
+    def _limit(self, size: int) -> None:
+        if size > ANSWER_BYTES and self.failure is None:
+            self.failure = Failure("The model's answer is too large.")
+
+    def _decode(self, data: bytes) -> Text | Reasoning | None:
+        """Take one event; what it has to show."""
+        try:
+            return self._take(_decoder.decode(data))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            self._lenient = True
+        try:
+            return self._take(_decode_leniently(data))
+        except (msgspec.ValidationError, ValueError, RecursionError):
+            self.failure = Failure("The model's answer can't be read.", again=True)
+            return None
+
     def _take(self, event: _Event) -> Text | Reasoning | None:
         match event.type:
             case "content_block_delta" if event.delta is not None:
@@ -137,9 +172,11 @@ class Answer:
             case "content_block_start" if event.content_block is not None:
                 block = event.content_block
                 self._open[event.index] = (block, [], [])
-                return Text(block.text or "") if block.type == "text" else Reasoning(block.thinking or "")
+                if block.type == "text":
+                    return Text(self._whole(event.index, block.text or ""))
+                return Reasoning(self._whole(event.index, block.thinking or ""))
             case "content_block_stop":
-                self._close(event.index)
+                return self._close(event.index)
             case "message_start" if event.message is not None:
                 self.model = event.message.model
                 self._count(event.message.usage)
@@ -154,35 +191,79 @@ class Answer:
 
     def _take_delta(self, index: int, delta: _Delta) -> Text | Reasoning | None:
         if delta.type == "text_delta":
-            return Text(delta.text or "")
+            return Text(self._whole(index, delta.text or ""))
         _, parts, signatures = self._open.setdefault(index, (_Block(), [], []))
         match delta.type:
             case "input_json_delta":
-                parts.append(delta.partial_json or "")
+                self._buffer(parts, delta.partial_json)
             case "thinking_delta":
-                parts.append(delta.thinking or "")
-                return Reasoning(parts[-1])
+                self._buffer(parts, delta.thinking)
+                return Reasoning(self._whole(index, parts[-1]))
             case "signature_delta":
-                signatures.append(delta.signature or "")
+                self._buffer(signatures, delta.signature)
         return None
 
-    def _close(self, index: int) -> None:
+    def _whole(self, index: int, text: str) -> str:
+        """More text of a block, without a surrogate whose other half is in the next delta, but with the last one's."""
+        if not self._lenient:  # the strict decoder refuses lone surrogates
+            return text
+        text = self._halves.pop(index, "") + text
+        if "\ud800" <= text[-1:] <= "\udbff":
+            self._halves[index] = text[-1]
+            text = text[:-1]
+        return _without_surrogates(text)
+
+    def _buffer(self, parts: list[str], more: str | None) -> None:
+        parts.append(more or "")
+        self._buffered += len(parts[-1])
+        self._limit(self._buffered)
+
+    def _close(self, index: int) -> Text | Reasoning | None:
+        """End a block; what there is to show if it ends with half a surrogate pair."""
         block, parts, signatures = self._open.pop(index, (_Block(), [], []))
+        half = _without_surrogates(self._halves.pop(index, ""))
         match block.type:
+            case "text":
+                return Text(half)
             case "tool_use":
-                self.uses.append(_use(block, "".join(parts)))
+                self.uses.append(_use(block, _without_surrogates("".join(parts))))
             case "thinking":
-                thinking = (block.thinking or "") + "".join(parts)
+                thinking = _without_surrogates((block.thinking or "") + "".join(parts))
                 signature = (block.signature or "") + "".join(signatures)
                 self.thinking.append({"type": "thinking", "thinking": thinking, "signature": signature})
+                return Reasoning(half)
             case "redacted_thinking":
                 self.thinking.append({"type": "redacted_thinking", "data": block.data or ""})
+        return None
 
     def _count(self, usage: dict[str, Any] | None) -> None:
         """Take the counts; they are cumulative within one answer."""
         for name, value in (usage or {}).items():
             if name.endswith("_tokens") and isinstance(value, int):
                 self.usage[name] = value
+
+
+def _decode_leniently(data: bytes) -> _Event:
+    """Decode an event that is not strictly valid.
+
+    Gateways written in JavaScript split a surrogate pair between two deltas, which only `json` decodes; and blocks of a
+    type that is not used here may have fields of any type. Raises: ValueError, msgspec.ValidationError, RecursionError.
+    """
+    event = json.loads(data)
+    if not isinstance(event, dict):
+        raise ValueError("not an object")
+    name, known = _TYPES.get(str(event.get("type")), ("", ()))
+    part = event.get(name)
+    if isinstance(part, dict) and part.get("type") not in known:
+        event[name] = {"type": "other"}
+    if event.get("type") != "content_block_delta":
+        event = json.loads(_without_surrogates(json.dumps(event, ensure_ascii=False)))
+    return msgspec.convert(event, _Event)
+
+
+def _without_surrogates(text: str) -> str:
+    """The same text with surrogate pairs as one character each, and U+FFFD in place of a lone surrogate."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _use(block: _Block, text: str) -> Use:
