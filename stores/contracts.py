@@ -17,7 +17,19 @@ import msgspec
 from stores.events import Event, Fact, MessageSnapshot
 from stores.feed import Cursor
 from stores.fitting import READ_BYTES
-from stores.models import Agent, Idempotency, KeptFile, Key, Message, Organization, Principal, RunRecord, Thread, User
+from stores.models import (
+    Agent,
+    Idempotency,
+    KeptFile,
+    Key,
+    KeySource,
+    Message,
+    Organization,
+    Principal,
+    RunRecord,
+    Thread,
+    User,
+)
 
 Lease = Literal["held", "cancelled", "lost"]
 
@@ -138,8 +150,22 @@ class Directory(Protocol):
 
     async def find_user(self, organization_id: str, id_or_name: str) -> User | None: ...
 
-    async def create_key(self, user: User, secret: str) -> Key:
-        """Keep the hash of `secret`. A secret that is kept already, and not revoked, is answered as it is."""
+    async def create_key(self, user: User, secret: str, source: KeySource | None = None) -> Key:
+        """Store the hash of `secret`, held from now on.
+
+        A valid key of the same secret is returned as it is; it gets `source` if it has none.
+        """
+        ...
+
+    async def hold_key(self, key_id: str) -> bool:
+        """Record that a process uses the key now, by the database's clock; False if it is revoked or unknown."""
+        ...
+
+    async def revoke_unheld_keys(self, source: KeySource, *, keep: str | None, seconds: float) -> list[Key]:
+        """Revoke the valid keys of this source, except the one with id `keep`, that nobody has held for `seconds`.
+
+        Returns those that this call revoked.
+        """
         ...
 
     async def keys(self) -> list[Key]:
@@ -152,6 +178,21 @@ class Directory(Protocol):
 
     async def principal(self, secret: str) -> Principal | None:
         """The Principal of an unrevoked key; null for any other string."""
+        ...
+
+    async def create_session(self, secret: str, token: str, *, seconds: float) -> Principal | None:
+        """Store the hash of `token`, which stands for the valid key `secret` that long; None for any other secret.
+
+        Deletes the sessions that have expired.
+        """
+        ...
+
+    async def session_principal(self, token: str) -> Principal | None:
+        """The Principal of a session that has not expired and whose key is not revoked; None for any other string."""
+        ...
+
+    async def delete_session(self, token: str) -> None:
+        """Delete the session, if it exists."""
         ...
 
     async def create_agent(self, who: Principal, agent: Agent) -> Agent:
@@ -184,7 +225,7 @@ class Directory(Protocol):
         ...
 
     async def delete_agent(self, who: Principal, agent_id: str) -> None:
-        """Hide it; its threads stay readable. The default's deletion leaves the organization without one.
+        """Hide it; its threads stay readable. In place of the default the oldest remaining agent becomes it.
 
         Raises: AgentNotFound.
         """

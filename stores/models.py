@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 Clock = Callable[[], datetime]
 Role = Literal["user", "assistant", "system"]
+KeySource = Literal["environment", "first_start", "command_line"]
 Status = Literal["in_progress", "completed", "failed", "cancelled"]
 JSONObject = dict[str, Any]
 
@@ -83,7 +84,10 @@ class User(msgspec.Struct, frozen=True):
 
 
 class Key(msgspec.Struct, frozen=True):
-    """An API key as it is kept: the secret itself is shown once and stored only as its SHA-256."""
+    """An API key as it is stored: the secret itself is shown once, only its SHA-256 is stored.
+
+    `source`: where the key came from; None for keys of versions that did not record it.
+    """
 
     id: str
     organization_id: str
@@ -92,6 +96,7 @@ class Key(msgspec.Struct, frozen=True):
     hint: str
     created_at: str
     revoked_at: str | None = None
+    source: KeySource | None = None
 
 
 def hash_of(secret: str) -> str:

@@ -67,6 +67,7 @@ INDEXES = {
         IndexModel("hash", name="hash", unique=True, partialFilterExpression={"valid": True}),
         IndexModel("order", name="order"),
     ],
+    "sessions": [IndexModel("expires_at", name="expiry")],
     "agents": [IndexModel([("organization_id", 1), ("deleted", 1), ("order", 1)], name="list")],
 }
 
@@ -147,6 +148,7 @@ class MotorCollections:
     organizations: Collection
     users: Collection
     keys: Collection
+    sessions: Collection
     agents: Collection
 
     def __init__(self, url: str, **options: Any) -> None:

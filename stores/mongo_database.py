@@ -65,6 +65,7 @@ class Collections(Protocol):
     organizations: Collection
     users: Collection
     keys: Collection
+    sessions: Collection
     agents: Collection
 
     async def now(self) -> datetime:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 
 import msgspec
 from msgspec.structs import asdict, replace
@@ -13,7 +14,7 @@ from msgspec.structs import asdict, replace
 from stores.contracts import AgentPage
 from stores.errors import AgentNotFound, KeyNotFound, StoreUnavailable
 from stores.fitting import READ_BYTES, latest_fitting
-from stores.models import Agent, Key, Organization, Principal, User, hash_of, new_id, timestamp
+from stores.models import Agent, Key, KeySource, Organization, Principal, User, hash_of, new_id, timestamp
 from stores.mongo_database import Database
 from stores.mongo_documents import Document
 
@@ -34,7 +35,7 @@ def _user(document: Document) -> User:
 
 
 def _key(document: Document) -> Key:
-    return Key(document["_id"], *(document[name] for name in Key.__struct_fields__[1:]))
+    return Key(document["_id"], *(document.get(name) for name in Key.__struct_fields__[1:]))  # type: ignore[arg-type]
 
 
 def _agent(document: Document, default_agent_id: str | None) -> Agent:
@@ -69,13 +70,35 @@ class MongoDirectory(Database):
             found = await self.db.users.one({"organization_id": organization_id, "name": id_or_name})
         return _user(found) if found else None
 
-    async def create_key(self, user: User, secret: str) -> Key:
-        made = Key(new_id(), user.organization_id, user.id, hash_of(secret), f"…{secret[-4:]}", timestamp(self.clock()))
+    async def create_key(self, user: User, secret: str, source: KeySource | None = None) -> Key:
+        made = Key(
+            new_id(),
+            user.organization_id,
+            user.id,
+            hash_of(secret),
+            f"…{secret[-4:]}",
+            timestamp(self.clock()),
+            source=source,
+        )
         valid = {"hash": made.hash, "valid": True}
-        while not await self.db.keys.insert(_document(made) | valid):
-            if kept := await self.db.keys.one(valid):
-                return _key(kept)
+        held = {"held_at": "$$NOW", "source": {"$ifNull": ["$source", source]}}
+        while not await self.db.keys.insert(_document(made) | valid | {"held_at": await self.db.now()}):
+            if stored := await self.db.keys.change(valid, [{"$set": held}]):
+                return _key(stored)
         return made
+
+    async def hold_key(self, key_id: str) -> bool:
+        query = {"_id": key_id, "valid": True}
+        return await self.db.keys.change(query, [{"$set": {"held_at": "$$NOW"}}], {"_id": 1}) is not None
+
+    async def revoke_unheld_keys(self, source: KeySource, *, keep: str | None, seconds: float) -> list[Key]:
+        until = await self.db.now() - timedelta(seconds=seconds)
+        query = {"source": source, "valid": True, "_id": {"$ne": keep}, "held_at": {"$lte": until}}
+        revoked = []
+        changes = {"$set": {"valid": False, "revoked_at": timestamp(self.clock())}}
+        while document := await self.db.keys.change(query, changes):
+            revoked.append(_key(document))
+        return revoked
 
     async def keys(self) -> list[Key]:
         return [_key(document) for document in await self.db.keys.many({}, sort=_OLDEST_FIRST)]
@@ -90,6 +113,33 @@ class MongoDirectory(Database):
     async def principal(self, secret: str) -> Principal | None:
         found = await self.db.keys.one({"hash": hash_of(secret), "valid": True}, {"organization_id": 1, "user_id": 1})
         return Principal(found["organization_id"], found["user_id"]) if found else None
+
+    async def create_session(self, secret: str, token: str, *, seconds: float) -> Principal | None:
+        now = self.clock()
+        await self.db.sessions.remove_all({"expires_at": {"$lte": timestamp(now)}})
+        key = await self.db.keys.one({"hash": hash_of(secret), "valid": True}, {"organization_id": 1, "user_id": 1})
+        if key is None:
+            return None
+        session = {
+            "_id": hash_of(token),
+            "key_id": key["_id"],
+            "organization_id": key["organization_id"],
+            "user_id": key["user_id"],
+            "created_at": timestamp(now),
+            "expires_at": timestamp(now + timedelta(seconds=seconds)),
+        }
+        await self.db.sessions.insert(session)
+        return Principal(key["organization_id"], key["user_id"])
+
+    async def session_principal(self, token: str) -> Principal | None:
+        query = {"_id": hash_of(token), "expires_at": {"$gt": timestamp(self.clock())}}
+        session = await self.db.sessions.one(query)
+        if session is None or await self.db.keys.one({"_id": session["key_id"], "valid": True}, {"_id": 1}) is None:
+            return None
+        return Principal(session["organization_id"], session["user_id"])
+
+    async def delete_session(self, token: str) -> None:
+        await self.db.sessions.remove({"_id": hash_of(token)})
 
     async def create_agent(self, who: Principal, agent: Agent) -> Agent:
         document = {
@@ -145,7 +195,7 @@ class MongoDirectory(Database):
         query = {"_id": agent_id, "organization_id": who.organization_id, "deleted": False}
         if await self.db.agents.change(query, {"$set": {"deleted": True}}, {"_id": 1}) is None:
             raise AgentNotFound(agent_id)
-        await self._unset_default(who, agent_id)
+        await self._replace_default(who, agent_id)
 
     async def _default(self, who: Principal) -> str | None:
         document = await self.db.organizations.one({"_id": who.organization_id}, {"default_agent_id": 1})
@@ -156,5 +206,25 @@ class MongoDirectory(Database):
         await self.db.organizations.change({"_id": who.organization_id}, changes, {"_id": 1})
 
     async def _unset_default(self, who: Principal, agent_id: str) -> None:
-        query = {"_id": who.organization_id, "default_agent_id": agent_id}
-        await self.db.organizations.change(query, {"$set": {"default_agent_id": None}}, {"_id": 1})
+        await self._move_default(who, agent_id, None)
+
+    async def _replace_default(self, who: Principal, deleted: str) -> None:
+        """In place of a deleted agent the oldest remaining one becomes the default.
+
+        That one may be deleted meanwhile by another process, which then found that it was not the default: so it is
+        checked again. After None is stored, an agent that was created meanwhile is found by the next turn.
+        """
+        current: str | None = deleted
+        while True:
+            query = {"organization_id": who.organization_id, "deleted": False}
+            oldest = await self.db.agents.many(query, {"_id": 1}, sort=_OLDEST_FIRST, limit=1)
+            successor: str | None = oldest[0]["_id"] if oldest else None
+            if successor == current or not await self._move_default(who, current, successor):
+                return
+            current = successor
+
+    async def _move_default(self, who: Principal, current: str | None, successor: str | None) -> bool:
+        """Compare and set; False if the default is not `current`."""
+        query = {"_id": who.organization_id, "default_agent_id": current}
+        changes = {"$set": {"default_agent_id": successor}}
+        return await self.db.organizations.change(query, changes, {"_id": 1}) is not None

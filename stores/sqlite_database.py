@@ -42,8 +42,12 @@ CREATE TABLE IF NOT EXISTS users (
 CREATE INDEX IF NOT EXISTS users_of ON users (organization_id);
 CREATE TABLE IF NOT EXISTS keys (
     id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, user_id TEXT NOT NULL, hash TEXT NOT NULL,
-    hint TEXT NOT NULL, created_at TEXT NOT NULL, revoked_at TEXT);
+    hint TEXT NOT NULL, created_at TEXT NOT NULL, revoked_at TEXT, source TEXT, held_at REAL);
 CREATE UNIQUE INDEX IF NOT EXISTS valid_keys ON keys (hash) WHERE revoked_at IS NULL;
+CREATE TABLE IF NOT EXISTS sessions (
+    hash TEXT PRIMARY KEY, key_id TEXT NOT NULL, organization_id TEXT NOT NULL, user_id TEXT NOT NULL,
+    created_at TEXT NOT NULL, expires_at TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS expired_sessions ON sessions (expires_at);
 CREATE TABLE IF NOT EXISTS agents (
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, organization_id TEXT NOT NULL, body BLOB NOT NULL,
     deleted INTEGER NOT NULL DEFAULT 0);
@@ -78,6 +82,8 @@ CREATE TABLE IF NOT EXISTS outbox (
 CREATE INDEX IF NOT EXISTS outbox_of ON outbox (thread_id, seq);
 CREATE INDEX IF NOT EXISTS outbox_due ON outbox (due);
 """
+_ADDED_COLUMNS = {"keys": {"source": "TEXT", "held_at": "REAL"}}
+"""What databases of earlier versions lack."""
 
 Verb = Callable[[sqlite3.Connection], object]
 Item = tuple[Verb, Future[object]]
@@ -198,9 +204,19 @@ def _prepare(path: Path, *, serving: bool) -> None:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=10)) as db:
         db.execute("PRAGMA journal_mode = WAL")
         db.executescript(_SCHEMA)
+        _add_columns(db)
         if serving:
             db.execute("UPDATE runs SET lease = 0")
             db.execute("UPDATE outbox SET due = 0")
+
+
+def _add_columns(db: sqlite3.Connection) -> None:
+    db.execute("BEGIN IMMEDIATE")  # another process may be adding them too
+    for table, columns in _ADDED_COLUMNS.items():
+        present = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
+        for name in columns.keys() - present:
+            db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {columns[name]}")
+    db.execute("COMMIT")
 
 
 class Database:

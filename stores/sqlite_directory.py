@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from datetime import timedelta
 
 import msgspec
 from msgspec.structs import replace
@@ -10,8 +11,8 @@ from msgspec.structs import replace
 from stores.contracts import AgentPage
 from stores.errors import AgentNotFound, KeyNotFound
 from stores.fitting import READ_BYTES, latest_fitting
-from stores.models import Agent, Key, Organization, Principal, User, hash_of, new_id, timestamp
-from stores.sqlite_database import Database, reading, writing
+from stores.models import Agent, Key, KeySource, Organization, Principal, User, hash_of, new_id, timestamp
+from stores.sqlite_database import NOW, Database, reading, writing
 
 
 def _agent(db: sqlite3.Connection, row: sqlite3.Row) -> Agent:
@@ -20,6 +21,10 @@ def _agent(db: sqlite3.Connection, row: sqlite3.Row) -> Agent:
         "SELECT default_agent_id FROM organizations WHERE id = ?", (row["organization_id"],)
     ).fetchone()
     return replace(agent, is_default=default is not None and default[0] == agent.id)
+
+
+def _key(row: sqlite3.Row) -> Key:
+    return Key(*(row[name] for name in Key.__struct_fields__))
 
 
 class SQLiteDirectory(Database):
@@ -58,22 +63,48 @@ class SQLiteDirectory(Database):
         return User(*row) if row else None
 
     @writing
-    def create_key(self, db: sqlite3.Connection, user: User, secret: str) -> Key:
-        row = db.execute("SELECT * FROM keys WHERE hash = ? AND revoked_at IS NULL", (hash_of(secret),)).fetchone()
+    def create_key(self, db: sqlite3.Connection, user: User, secret: str, source: KeySource | None = None) -> Key:
+        row = db.execute(
+            f"UPDATE keys SET source = COALESCE(source, ?), held_at = {NOW} WHERE hash = ? AND revoked_at IS NULL"
+            " RETURNING *",
+            (source, hash_of(secret)),
+        ).fetchone()
         if row:
-            return Key(*(row[name] for name in Key.__struct_fields__))
-        made = Key(new_id(), user.organization_id, user.id, hash_of(secret), f"…{secret[-4:]}", timestamp(self.clock()))
-        db.execute(
-            "INSERT INTO keys (id, organization_id, user_id, hash, hint, created_at, revoked_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            msgspec.structs.astuple(made),
-        )
-        return made
+            return _key(row)
+        row = db.execute(
+            "INSERT INTO keys (id, organization_id, user_id, hash, hint, created_at, source, held_at)"
+            f" VALUES (?, ?, ?, ?, ?, ?, ?, {NOW}) RETURNING *",
+            (
+                new_id(),
+                user.organization_id,
+                user.id,
+                hash_of(secret),
+                f"…{secret[-4:]}",
+                timestamp(self.clock()),
+                source,
+            ),
+        ).fetchone()
+        return _key(row)
+
+    @writing
+    def hold_key(self, db: sqlite3.Connection, key_id: str) -> bool:
+        held = db.execute(f"UPDATE keys SET held_at = {NOW} WHERE id = ? AND revoked_at IS NULL", (key_id,))
+        return held.rowcount == 1
+
+    @writing
+    def revoke_unheld_keys(
+        self, db: sqlite3.Connection, source: KeySource, *, keep: str | None, seconds: float
+    ) -> list[Key]:
+        rows = db.execute(
+            "UPDATE keys SET revoked_at = ? WHERE source = ? AND revoked_at IS NULL AND id IS NOT ?"
+            f" AND held_at <= {NOW} - ? RETURNING *",
+            (timestamp(self.clock()), source, keep, seconds),
+        ).fetchall()
+        return [_key(row) for row in rows]
 
     @reading
     def keys(self, db: sqlite3.Connection) -> list[Key]:
-        rows = db.execute("SELECT * FROM keys ORDER BY rowid").fetchall()
-        return [Key(*(row[name] for name in Key.__struct_fields__)) for row in rows]
+        return [_key(row) for row in db.execute("SELECT * FROM keys ORDER BY rowid")]
 
     @writing
     def revoke_key(self, db: sqlite3.Connection, key_id: str) -> Key:
@@ -83,7 +114,7 @@ class SQLiteDirectory(Database):
         ).fetchone()
         if row is None:
             raise KeyNotFound(key_id)
-        return Key(*(row[name] for name in Key.__struct_fields__))
+        return _key(row)
 
     @reading
     def principal(self, db: sqlite3.Connection, secret: str) -> Principal | None:
@@ -91,6 +122,31 @@ class SQLiteDirectory(Database):
             "SELECT organization_id, user_id FROM keys WHERE hash = ? AND revoked_at IS NULL", (hash_of(secret),)
         ).fetchone()
         return Principal(*row) if row else None
+
+    @writing
+    def create_session(self, db: sqlite3.Connection, secret: str, token: str, *, seconds: float) -> Principal | None:
+        now = self.clock()
+        db.execute("DELETE FROM sessions WHERE expires_at <= ?", (timestamp(now),))
+        row = db.execute(
+            "INSERT INTO sessions (hash, key_id, organization_id, user_id, created_at, expires_at)"
+            " SELECT ?, id, organization_id, user_id, ?, ? FROM keys WHERE hash = ? AND revoked_at IS NULL"
+            " RETURNING organization_id, user_id",
+            (hash_of(token), timestamp(now), timestamp(now + timedelta(seconds=seconds)), hash_of(secret)),
+        ).fetchone()
+        return Principal(*row) if row else None
+
+    @reading
+    def session_principal(self, db: sqlite3.Connection, token: str) -> Principal | None:
+        row = db.execute(
+            "SELECT sessions.organization_id, sessions.user_id FROM sessions JOIN keys ON keys.id = sessions.key_id"
+            " WHERE sessions.hash = ? AND sessions.expires_at > ? AND keys.revoked_at IS NULL",
+            (hash_of(token), timestamp(self.clock())),
+        ).fetchone()
+        return Principal(*row) if row else None
+
+    @writing
+    def delete_session(self, db: sqlite3.Connection, token: str) -> None:
+        db.execute("DELETE FROM sessions WHERE hash = ?", (hash_of(token),))
 
     @writing
     def create_agent(self, db: sqlite3.Connection, who: Principal, agent: Agent) -> Agent:
@@ -150,9 +206,13 @@ class SQLiteDirectory(Database):
 
     @writing
     def delete_agent(self, db: sqlite3.Connection, who: Principal, agent_id: str) -> None:
-        if self._find(db, who, agent_id).is_default:
-            self._set_default(db, who, None)
+        was_default = self._find(db, who, agent_id).is_default
         db.execute("UPDATE agents SET deleted = 1 WHERE id = ?", (agent_id,))
+        if was_default:
+            oldest = db.execute(
+                "SELECT id FROM agents WHERE organization_id = ? AND NOT deleted ORDER BY seq", (who.organization_id,)
+            ).fetchone()
+            self._set_default(db, who, oldest[0] if oldest else None)
 
     def _find(self, db: sqlite3.Connection, who: Principal, agent_id: str, *, deleted: bool = False) -> Agent:
         row = db.execute(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
 import msgspec
@@ -148,6 +149,77 @@ async def test_keys_are_those_of_every_organization_oldest_first(store: Store, u
     assert await store.keys() == made
 
 
+async def test_a_key_has_its_source_and_one_without_gets_it(store: Store, user: User) -> None:
+    unknown = await store.create_key(user, "one")
+    assert unknown.source is None
+    assert await store.create_key(user, "one", "environment") == replace(unknown, source="environment")
+    assert (await store.create_key(user, "one", "first_start")).source == "environment"
+    assert (await store.create_key(user, "two", "command_line")).source == "command_line"
+    assert [key.source for key in await store.keys()] == ["environment", "command_line"]
+
+
+async def test_only_unheld_keys_of_that_source_are_revoked(store: Store, user: User) -> None:
+    old, new = [await store.create_key(user, secret, "environment") for secret in ("old", "new")]
+    others = [await store.create_key(user, "other", source) for source in ("first_start",)]
+    others.append(await store.create_key(user, "made", "command_line"))
+    others.append(await store.create_key(user, "unknown"))
+    assert await store.revoke_unheld_keys("environment", keep=new.id, seconds=60) == []
+    assert await store.hold_key(old.id) is True
+    [revoked] = await store.revoke_unheld_keys("environment", keep=new.id, seconds=0)
+    assert replace(revoked, revoked_at=None) == old
+    assert await store.hold_key(old.id) is False
+    assert await store.hold_key(new_id()) is False
+    assert await store.principal("old") is None
+    for secret in ("new", "other", "made", "unknown"):
+        assert await store.principal(secret) is not None
+    assert [key.id for key in await store.revoke_unheld_keys("environment", keep=None, seconds=0)] == [new.id]
+    assert await store.keys() == [revoked, *(await store.keys())[1:2], *others]
+
+
+# sessions
+
+
+async def test_a_session_has_its_keys_principal_until_it_is_deleted(store: Store, user: User) -> None:
+    await store.create_key(user, "secret")
+    principal = await store.create_session("secret", "token", seconds=60)
+    assert principal == await store.principal("secret")
+    assert await store.session_principal("token") == principal
+    for other in ("", "secret", "Token", sha256(b"token").hexdigest(), "\x00", "\ud800"):
+        assert await store.session_principal(other) is None
+    assert await store.principal("token") is None
+    await store.create_session("secret", "another", seconds=60)
+    await store.delete_session("token")
+    await store.delete_session("token")
+    assert await store.session_principal("token") is None
+    assert await store.session_principal("another") == principal
+
+
+async def test_a_session_needs_a_valid_key_and_ends_with_it(store: Store, user: User) -> None:
+    assert await store.create_session("secret", "token", seconds=60) is None
+    key = await store.create_key(user, "secret")
+    assert await store.create_session("secret", "token", seconds=60) is not None
+    await store.revoke_key(key.id)
+    assert await store.session_principal("token") is None
+    assert await store.create_session("secret", "again", seconds=60) is None
+    await store.create_key(user, "secret")
+    assert await store.session_principal("token") is None
+
+
+async def test_a_session_expires(open_store: OpenStore) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    async with open_store(clock=lambda: now) as store:
+        user = await store.create_user((await store.create_organization("Acme")).id, "Ada")
+        await store.create_key(user, "secret")
+        await store.create_session("secret", "token", seconds=60)
+        now += timedelta(seconds=59)
+        assert await store.session_principal("token") is not None
+        now += timedelta(seconds=1)
+        assert await store.session_principal("token") is None
+        await store.create_session("secret", "another", seconds=60)
+        now -= timedelta(seconds=30)  # it is deleted, not merely expired
+        assert await store.session_principal("token") is None
+
+
 # agents
 
 
@@ -250,13 +322,29 @@ async def test_a_deleted_agent_is_hidden_but_found_by_who_asks_for_it(store: Sto
     assert await default_of(store, who) == kept.id
 
 
-async def test_the_defaults_deletion_leaves_the_organization_without_one(store: Store, who: Principal) -> None:
-    first = await store.create_agent(who, new_agent(who))
-    await store.create_agent(who, new_agent(who))
+async def test_in_place_of_a_deleted_default_the_oldest_remaining_agent_becomes_it(
+    store: Store, who: Principal
+) -> None:
+    first, second, third = [await store.create_agent(who, new_agent(who)) for _ in range(3)]
     await store.delete_agent(who, first.id)
+    assert await default_of(store, who) == second.id
+    await store.delete_agent(who, third.id)
+    assert await default_of(store, who) == second.id
+    await store.delete_agent(who, second.id)
     assert await default_of(store, who) is None
-    third = await store.create_agent(who, new_agent(who))
-    assert await default_of(store, who) == third.id
+    fourth = await store.create_agent(who, new_agent(who))
+    assert await default_of(store, who) == fourth.id
+
+
+async def test_after_concurrent_deletions_and_creations_there_is_a_default(store: Store, who: Principal) -> None:
+    agents = [await store.create_agent(who, new_agent(who)) for _ in range(6)]
+    await asyncio.gather(
+        *[store.delete_agent(who, agent.id) for agent in agents],
+        *[store.create_agent(who, new_agent(who)) for _ in range(2)],
+    )
+    left = [agent.id for agent in (await store.agents(who)).agents]
+    assert len(left) == 2
+    assert await default_of(store, who) in left
 
 
 async def test_a_reopened_store_has_its_directory(open_store: OpenStore) -> None:

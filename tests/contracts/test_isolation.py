@@ -171,6 +171,11 @@ OPERATORS = {
     "principal",
     "orphans",
     "unpublished",
+    "hold_key",
+    "revoke_unheld_keys",
+    "create_session",
+    "session_principal",
+    "delete_session",
 }
 """What has no principal: the command line's, the sign-in's and the sweeper's."""
 

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import sys
 from pathlib import Path
 
 import pytest
 
 from stores.errors import DataFolderUnusable, StoreUnavailable
+from stores.models import Principal, hash_of
 from stores.open import Where, open_store
 from stores.sqlite import open_sqlite
+
+
+async def test_a_file_of_a_version_without_key_sources_opens(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(
+            "CREATE TABLE keys (id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, user_id TEXT NOT NULL,"
+            " hash TEXT NOT NULL, hint TEXT NOT NULL, created_at TEXT NOT NULL, revoked_at TEXT);"
+            f"INSERT INTO keys VALUES ('1', '2', '3', '{hash_of('secret')}', '…cret', '2026', NULL);"
+        )
+    for _ in range(2):
+        store = await open_sqlite(path)
+        try:
+            assert await store.principal("secret") == Principal("2", "3")
+            assert [key.source for key in await store.keys()] == [None]
+        finally:
+            await store.close()
 
 
 async def test_a_file_that_is_no_database_is_unavailable_and_the_folder_not_kept(tmp_path: Path) -> None:
