@@ -12,6 +12,7 @@ import click
 
 from agents.mcp_config import BadServers, read_servers
 from server.app import create_app, default_kind
+from server.connections import ConnectionLimits, connections_for, raise_file_limit
 from server.organizations import member, new_secret
 from server.serving import Server, freeze_startup_objects, listening_socket
 from server.settings import BadSetting, environment, load
@@ -49,7 +50,11 @@ def serve() -> None:
         freeze_startup_objects()
         click.echo(f"Listening. Open {url}/?key={quote(app.state.key, safe='')}")
 
-    server = Server(app, announce)
+    try:
+        count = connections_for(raise_file_limit(), settings.max_connections)
+    except ValueError as error:
+        _stop(f"CHAT_MAX_CONNECTIONS: {error}")
+    server = Server(app, announce, ConnectionLimits(count=count))
     try:
         server.run(sockets=[sock])
     except KeyboardInterrupt:

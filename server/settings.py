@@ -6,10 +6,12 @@ everything that runs servers sets environment variables.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -27,7 +29,8 @@ class BadSetting(Exception):
 class Settings(msgspec.Struct, frozen=True):
     """Everything that can be set; the README's table explains each.
 
-    `port` 0 lets the system choose. `mcp_config` null means the bundled demo tools, `database_url`,
+    `port` 0 lets the system choose. `max_connections` None is as many as files may be open, up to 10,000.
+    `mcp_config` null means the bundled demo tools, `database_url`,
     `events_url` and `blobs_url` null SQLite in the data folder, memory, and a folder there. Times are in seconds.
     """
 
@@ -47,6 +50,10 @@ class Settings(msgspec.Struct, frozen=True):
     reuse_port: bool = False
     drain_seconds: float = 20.0
     run_seconds: float = 600.0
+    max_connections: int | None = None
+    log_format: Literal["text", "json"] = "text"
+    log_level: str = "INFO"
+    access_log: bool = False
 
     @property
     def where(self) -> Where:
@@ -84,7 +91,49 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         reuse_port=_switch(env, "CHAT_REUSE_PORT"),
         drain_seconds=_seconds(env, "CHAT_DRAIN_SECONDS", 20.0),
         run_seconds=_seconds(env, "CHAT_RUN_SECONDS", 600.0),
+        max_connections=_integer(env, "CHAT_MAX_CONNECTIONS", 0, 0, 10**6) or None,
+        log_format="json" if _choice(env, "CHAT_LOG_FORMAT", "text", "json") == "json" else "text",
+        log_level=_choice(env, "CHAT_LOG_LEVEL", "info", "debug", "warning", "error").upper(),
+        access_log=_switch(env, "CHAT_ACCESS_LOG"),
     )
+
+
+def unknown(environment: Mapping[str, str] | None = None) -> list[str]:
+    """A sentence about each variable that looks like one of ours and is not, with the likely name."""
+    known = _Names()
+    load(known)
+    env = os.environ if environment is None else environment
+    sentences = []
+    for name in sorted(env):
+        if name.startswith("CHAT_") and name not in known.names:
+            likely = difflib.get_close_matches(name, known.names, n=1)
+            sentences.append(f"{name} is not a setting" + (f"; did you mean {likely[0]}?" if likely else ""))
+    return sentences
+
+
+class _Names(Mapping[str, str]):
+    """An empty environment that records which names are read from it: every setting's."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> str:
+        self.names.add(name)
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def _choice(env: Mapping[str, str], name: str, default: str, *others: str) -> str:
+    """One of a few words, in either case; the first one if there is none."""
+    text = env.get(name) or default
+    if text.lower() not in (default, *others):
+        raise BadSetting(name, f"{text!r} is none of {', '.join((default, *others))}")
+    return text.lower()
 
 
 def _integer(env: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
