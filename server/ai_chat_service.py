@@ -75,7 +75,10 @@ IfBusy = Literal["reject", "interrupt"]
 
 
 class Post(msgspec.Struct, frozen=True):
-    """What posting a message did. `after`: a position before anything of it was said; null if the log was away."""
+    """What posting a message did.
+
+    `after`: a position before anything of it was published; None without a stream, or if the log was unreachable.
+    """
 
     posted: Posted
     after: str | None
@@ -304,17 +307,19 @@ class AIChatService:
         idempotency_key: str | None = None,
         if_busy: IfBusy = "reject",
         files: Sequence[Upload] = (),
+        stream: bool = False,
     ) -> Post:
         """Store the message and, if it is the user's, claim the thread and start its run.
 
-        `files` become attachments of the thread and stand behind those that the body names.
+        `files` become attachments of the thread and stand behind those that the body names. `stream`: a `stream` of
+        the post follows; only that needs the log's position.
 
         Raises: AgentNotFound, ThreadNotFound, ThreadArchived, ThreadBusy, AgentDeleted, IdempotencyMismatch,
         InvalidRequest, Draining.
         """
         thread = await self._thread(who, agent_ref, thread_id)
         idempotency = _idempotency(idempotency_key, body, files)
-        after = await self._tail(thread_id)
+        after = await self._tail(thread_id) if stream else None
         if idempotency and (replayed := await self.store.replay(who, thread_id, idempotency)):
             answer = replayed.answer
             if replayed.unpublished:
@@ -392,7 +397,8 @@ class AIChatService:
     async def wait(self, who: Principal, thread_id: str, run_id: str, seconds: float | None = None) -> Message:
         """The run's message once it is finished, or as it is after that many seconds.
 
-        The log says when to look; the store is asked every five seconds all the same, in case the log is away.
+        The run itself, or the log if another process has it, tells when to ask the store; that is asked every five
+        seconds all the same.
 
         Raises: ThreadNotFound, MessageNotFound; AnswerUnknown if the database has been away for 30 seconds, or is
         away when the time is over.
@@ -400,11 +406,15 @@ class AIChatService:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while True:
-                    position = await self._tail(thread_id)
+                    here = self.runner.has(run_id)
+                    if here:
+                        await self.runner.until_stored(run_id, _POLL_SECONDS)
+                    position = None if here else await self._tail(thread_id)
                     message = await self._asked(who, thread_id, run_id, STORE_SECONDS)
                     if not message.in_progress:
                         return message
-                    await self._until_end(thread_id, position)
+                    if not here:
+                        await self._until_end(thread_id, position)
         return await self._asked(who, thread_id, run_id, 0.0)
 
     async def _asked(self, who: Principal, thread_id: str, run_id: str, patience: float) -> Message:

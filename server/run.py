@@ -63,6 +63,7 @@ class LiveRun:
         self.writer = log.writer(self.thread_id, lambda: MessageSnapshot(self.message()))
         self.ending: asyncio.Future[Ending | None] = asyncio.get_running_loop().create_future()
         self.look = asyncio.Event()
+        self.stored = asyncio.Event()
         self.changed = False
         self.looked = asyncio.Event()
         self.looked_at = time.monotonic()

@@ -87,6 +87,13 @@ class Runner:
     def has(self, run_id: str) -> bool:
         return run_id in self._runs
 
+    async def until_stored(self, run_id: str, seconds: float) -> None:
+        """Wait until the store has that run's finished message, or this process has no such run, or for so long."""
+        if run := self._runs.get(run_id):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await run.stored.wait()
+
     def start(self, who: Principal, agent: Agent, posted: Posted, slot: Slot) -> None:
         """Begin the run that `posted` claimed; it goes on in a task of its own.
 
@@ -120,6 +127,7 @@ class Runner:
             ending = await self._answered(run)
             if ending is not None:
                 outcome = await self._end(run.who, run.message(), ending, run.writer.write)
+                run.stored.set()
                 if outcome is None or outcome.won:
                     await self._said(run.who, run.id, run.writer)
                     await self._forget(run.who, run.id)
@@ -128,6 +136,7 @@ class Runner:
         except Exception:
             logger.exception("run %s broke; a sweeper will end it", run.id)
         finally:
+            run.stored.set()
             del self._runs[run.id]
 
     async def _answered(self, run: LiveRun) -> Ending | None:

@@ -1,4 +1,8 @@
-"""Asking the log in Redis: one connection's questions, in pipelines, with a bound on how long anybody waits."""
+"""Asking the log in Redis: one connection's questions, in pipelines, with a bound on how long anybody waits.
+
+A Redis that has not answered for two seconds is asked by a ping until it does; meanwhile every question fails
+immediately, so that a request with several of them waits once.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +35,13 @@ class Reads:
         self._exchange = exchange
         self._asked: deque[_Question] = deque()
         self._some = asyncio.Event()
-        self._away_since: float | None = None
+        self._unanswered_since: float | None = None
         self._task = asyncio.create_task(self._serve(), name="log reads")
 
     async def ask(self, *command: str | bytes) -> Answer:
-        """Raises: LogUnavailable after two seconds without an answer, sooner if Redis has been away for longer."""
+        """Raises: LogUnavailable after two seconds without an answer, immediately while Redis is known to be silent."""
+        if self._is_silent:
+            raise LogUnavailable(f"no answer for over {READ_SECONDS:g} seconds")
         question = _Question(command)
         self._asked.append(question)
         self._some.set()
@@ -45,6 +51,10 @@ class Reads:
         except TimeoutError as error:
             raise LogUnavailable(f"no answer within {READ_SECONDS:g} seconds") from error
 
+    @property
+    def _is_silent(self) -> bool:
+        return self._unanswered_since is not None and time.monotonic() - self._unanswered_since >= READ_SECONDS
+
     async def close(self) -> None:
         self._task.cancel()
         await asyncio.wait({self._task})
@@ -53,7 +63,9 @@ class Reads:
     async def _serve(self) -> None:
         backoff = Backoff()
         while True:
-            await self._some.wait()
+            if self._unanswered_since is None:
+                await self._some.wait()
+                self._unanswered_since = time.monotonic()
             try:
                 failure = await self._put()
             except Exception as error:
@@ -63,27 +75,22 @@ class Reads:
                 self._some.clear()
             if failure is None:
                 backoff.reset()
-                self._away_since = None
+                self._unanswered_since = None
                 continue
-            now = time.monotonic()
-            if self._away_since is None:
-                self._away_since = now
-            if now - self._away_since >= READ_SECONDS:
+            if self._is_silent:
                 self._give_up(failure)
             await backoff.wait()
 
     async def _put(self) -> str | None:
-        """Put a pipeline of questions; why some stay unanswered, or null."""
+        """Put a pipeline of questions, or a ping if there are none; why some stay unanswered, or None."""
         questions: list[_Question] = []
         while self._asked and len(questions) < _READS_AT_ONCE:
             question = self._asked.popleft()
             if not question.answer.done():
                 questions.append(question)
-        if not questions:
-            return None
         failure = None
         try:
-            answers = await self._exchange([question.command for question in questions])
+            answers = await self._exchange([question.command for question in questions] or [("PING",)])
         except Away as away:
             answers, failure = list(away.answers), str(away)
         again = questions[len(answers) :]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 
@@ -33,6 +34,7 @@ _PIPELINE_BYTES = 4 * 2**20
 _SHRINK_EVENTS = 256
 _PENDING_EVENTS = 2000
 _PENDING_BYTES = 2**20
+_SILENT_SECONDS = 2.0
 _WAITS = (0.0, 0.05, 0.1, 0.2, 0.5)
 
 
@@ -224,7 +226,8 @@ class Flusher:
         *,
         spacing: float = 0.0,
     ) -> None:
-        self.away = False
+        self._failing = False
+        self._sent_at: float | None = None
         self._closed = False
         self._exchange = exchange
         self._batches = count()
@@ -237,6 +240,11 @@ class Flusher:
         self._none = asyncio.Event()
         self._none.set()
         self._task = asyncio.create_task(self._flush_forever(), name="log flusher")
+
+    @property
+    def away(self) -> bool:
+        """True while Redis takes no events: the last pipeline failed, or has waited for two seconds."""
+        return self._failing or (self._sent_at is not None and time.monotonic() - self._sent_at > _SILENT_SECONDS)
 
     def want(self, writer: RedisWriter) -> None:
         if self._closed:
@@ -266,14 +274,14 @@ class Flusher:
         while True:
             await self._some.wait()
             try:
-                self.away = not await self._flush()
+                self._failing = not await self._flush()
             except Exception:
                 logger.exception("the log could not be flushed")
-                self.away = True
+                self._failing = True
             if not self._wanting:
                 self._some.clear()
                 self._none.set()
-            if self.away:
+            if self._failing:
                 await backoff.wait()
             else:
                 backoff.reset()
@@ -284,10 +292,13 @@ class Flusher:
         """Send one pipeline and take its answers; false if Redis is away."""
         writers, commands = self._calls()
         reason = None
+        self._sent_at = time.monotonic() if commands else None
         try:
             answers = await self._exchange(commands) if commands else []
         except Away as away:
             answers, reason = list(away.answers), str(away)
+        finally:
+            self._sent_at = None
         for writer, answer in zip(writers, answers, strict=False):
             if isinstance(answer, bytes):
                 writer.settle(answer)
@@ -295,9 +306,9 @@ class Flusher:
                     self._wanting.pop(writer, None)
             else:
                 reason = answer.reason if isinstance(answer, Refusal) else repr(answer)
-        if reason and not self.away:
+        if reason and not self._failing:
             logger.warning("Redis takes no events (%s); they are kept and sent later", reason)
-        if reason is None and self.away:
+        if reason is None and self._failing:
             logger.warning("Redis takes events again")
         return reason is None
 

@@ -43,7 +43,7 @@ async def post_message(request: Request) -> Response:
         post = await _post(request)
         return await _answer(request, post, _replayed(post))
     with streams_of(request).starting(who) as slot:
-        post = await _post(request)
+        post = await _post(request, stream=True)
         viewer = await service.stream(who, thread_id, post)
         return EventStream(streams_of(request), viewer, slot, _replayed(post))
 
@@ -52,7 +52,7 @@ def _replayed(post: Post) -> dict[str, str]:
     return {"Idempotency-Replayed": "true"} if post.posted.replayed else {}
 
 
-async def _post(request: Request) -> Post:
+async def _post(request: Request, *, stream: bool = False) -> Post:
     """Read the message, as JSON or as a form with files, and post it."""
     who, service = principal_of(request), service_of(request)
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
@@ -64,10 +64,10 @@ async def _post(request: Request) -> Post:
         async with form_of(request) as form:
             body = message_of(form.fields, files=bool(form.files))
             return await service.post_message(
-                who, agent_id, thread_id, body, idempotency_key=key, if_busy=busy, files=form.files
+                who, agent_id, thread_id, body, idempotency_key=key, if_busy=busy, files=form.files, stream=stream
             )
     body = await body_of(request, MessageCreate)
-    return await service.post_message(who, agent_id, thread_id, body, idempotency_key=key, if_busy=busy)
+    return await service.post_message(who, agent_id, thread_id, body, idempotency_key=key, if_busy=busy, stream=stream)
 
 
 async def _answer(request: Request, post: Post, headers: dict[str, str]) -> Response:

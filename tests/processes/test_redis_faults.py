@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.journeys.viewing import status
@@ -96,9 +97,10 @@ async def test_while_redis_is_down_runs_are_answered_and_afterwards_viewers_have
         assert time.monotonic() - began < 4, "a Redis that is known to be away is not waited for"
         await b.finished(thread, run)
         for server in (a, b):
-            ready = await server.http.get("/readyz")
+            async with asyncio.timeout(10):
+                while (ready := await server.http.get("/readyz")).json()["events"]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
             assert (ready.status_code, ready.json()["ready"]) == (200, True)
-            assert ready.json()["events"] is False
         late = Viewer([b], thread, "sse")
         redis.start() if lost else redis.resume()
         async with viewing(late):
@@ -108,6 +110,36 @@ async def test_while_redis_is_down_runs_are_answered_and_afterwards_viewers_have
             await site.over(other, watching, lost=lost)
     assert messages[-1]["content"] == WHOLE
     await site.quiet(thread, other, third)
+
+
+async def test_no_request_waits_for_a_hanging_redis_twice(site: Site, redis: RedisServer) -> None:
+    a = await site.server()
+    agent = (await a.agent())["id"]
+    threads = [await a.thread(agent) for _ in range(3)]
+
+    async def took(posting: Awaitable[httpx.Response]) -> float:
+        began = time.monotonic()
+        answer = await posting
+        assert answer.status_code == 201, answer.text
+        return time.monotonic() - began
+
+    running = await a.begin(threads[2], "hold forever")
+    redis.pause()
+    assert await took(a.post(threads[0], "say 1")) < 1.5, "an answer of this process needs no log"
+    began = time.monotonic()
+    cancelled = await a.cancel(threads[2], running)
+    assert status(cancelled.json()) == "cancelled"
+    assert time.monotonic() - began < 3.5
+    began = time.monotonic()
+    async with a.http.stream("POST", f"{threads[1]}/messages?stream=true", json={"content": "say 2"}) as stream:
+        assert stream.status_code == 200
+        assert time.monotonic() - began < 1.5, "it is known to hang by now"
+        redis.resume()
+        async with asyncio.timeout(20):
+            async for line in stream.aiter_lines():
+                if line == "event: run.completed":
+                    break
+    assert [status(await a.finished(threads[2], running))] == ["cancelled"]
 
 
 async def test_messages_of_pubsub_that_are_dropped_and_doubled_reach_every_viewer_once_and_in_order(
