@@ -24,7 +24,7 @@ from server.limits import Slot
 from server.run import CANCELLED, COMPLETED, INTERRUPTED, Ending, LiveRun, TooLong, finished
 from stores.contracts import LEASE_SECONDS, EventLog, Finished, LogWriter, Posted, Store
 from stores.errors import BlobUnavailable, Gap, LogDeleted, LogUnavailable, NotFound, StoreUnavailable, ThreadNotFound
-from stores.events import Event, MessageCreated, RunError, Terminal, ToolCallCompleted, terminal
+from stores.events import Event, MessageCreated, MessageSnapshot, RunError, Terminal, terminal
 from stores.fold import fold
 from stores.models import Agent, Clock, Message, Principal, RunRecord, new_id, timestamp, utcnow
 
@@ -230,7 +230,7 @@ class Runner:
         who: Principal,
         partial: Message,
         ending: Ending,
-        say: Callable[[MessageCreated | ToolCallCompleted | Terminal], None],
+        say: Callable[[Event], None],
     ) -> Finished | None:
         """Store the finished message, then say so if this call stored it. Null if the thread is gone."""
         message, closed = finished(partial, ending, timestamp(self._clock()))
@@ -338,17 +338,17 @@ class Runner:
                 await self._end(who, record.partial, ending, lambda event: None)
             return
         writer = self._log.writer(thread_id)
-        say = _after(question, writer.write)
         with contextlib.suppress(LogDeleted):
             if stored.in_progress:
                 partial = _longer(record.partial, fold(events, onto=record.partial))
-                outcome = await self._end(who, partial, ending, say)
+                outcome = await self._end(who, partial, ending, _after(question, events, partial, writer.write))
                 if outcome is not None and not outcome.won:
                     return  # the winner says it; should it die before that, the record brings a sweeper
             elif not (events and isinstance(events[-1], Terminal)):
                 if record.worker != self.worker or self.has(record.id):
                     return  # its owner lives, and is about to say it
-                say(terminal(stored))
+                unfinished = replace(stored, content_html="").with_run(status="in_progress", error=None)
+                _after(question, events, unfinished, writer.write)(terminal(stored))
             try:
                 async with asyncio.timeout(CHECKPOINT_SECONDS):
                     await writer.flush()
@@ -391,16 +391,21 @@ def _longer(checkpoint: Message, logged: Message) -> Message:
 
 
 def _after(
-    question: Message, write: Callable[[MessageCreated | ToolCallCompleted | Terminal], None]
-) -> Callable[[MessageCreated | ToolCallCompleted | Terminal], None]:
-    """`write`, with the question said again before its first event: a log that was lost has neither."""
-    said = False
+    question: Message, events: list[Event], answer: Message, write: Callable[[Event], None]
+) -> Callable[[Event], None]:
+    """`write`, which first publishes what readers need before the first event of the repair.
 
-    def say(event: MessageCreated | ToolCallCompleted | Terminal) -> None:
-        nonlocal said
-        if not said:
-            said = True
-            write(MessageCreated(question))
+    That is the question, since a log that was lost has lost it too; and a snapshot of the answer if its events so far
+    (`events`) do not add up to `answer`: its process died before it published the rest.
+    """
+    first: list[Event] = [MessageCreated(question)]
+    published = fold(events, onto=replace(answer, content="", tool_calls=[]))
+    if events and (published.content, published.tool_calls) != (answer.content, answer.tool_calls):
+        first.append(MessageSnapshot(answer))
+
+    def publish(event: Event) -> None:
+        while first:
+            write(first.pop(0))
         write(event)
 
-    return say
+    return publish

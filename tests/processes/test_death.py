@@ -74,12 +74,14 @@ class Death(NamedTuple):
     at: str
     ends: str
     text: str
+    opens: str = ""
 
 
 DEATHS = [
     Death("after claim", "failed", ""),
     Death("before finish", "failed", "whole"),
     Death("after finish", "completed", "whole"),
+    Death("after finish", "completed", "whole", "\nopen oven"),
     Death("before forget", "completed", "whole"),
 ]
 
@@ -107,7 +109,7 @@ async def test_a_death_between_two_steps_of_the_store_leaves_one_end_that_is_tol
 async def _die(site: Site, death: Death, a: Server, thread: str, viewers: list[Viewer]) -> None:
     """Post to the one that dies of it, see the end on the other, and post there again."""
     gate, key, b = death.at.replace(" ", "-"), {"Idempotency-Key": "k"}, site.servers[-1]
-    script = f"say whole\nhold {gate}"
+    script = f"say whole{death.opens}\nhold {gate}"
     posting = asyncio.create_task(a.post(thread, script, **key))
     if death.text:
         for viewer in viewers:
