@@ -27,6 +27,8 @@ from agents.attached import Attached, attached
 from agents.blocks import text_block
 from agents.context import Turn, has_tools, history, merged, model_name, turns_of, without_images
 from agents.messages_api import Answer, Failure, Use, failure_of_status
+from agents.model_http import RedirectRefused, model_client
+from agents.rounds import separator
 from stores.models import Agent, JSONObject, Message, ToolCall
 
 logger = logging.getLogger(__name__)
@@ -98,13 +100,8 @@ class Claude:
             api_key=api_key or "none",
             base_url=base_url,
             max_retries=0,
-            http_client=anthropic.DefaultAioHttpClient(
-                timeout=httpx2.Timeout(stall_seconds, connect=min(10.0, stall_seconds)),
-                limits=httpx2.Limits(
-                    max_connections=None,
-                    max_keepalive_connections=100,
-                    keepalive_expiry=KEPT_SECONDS if base_url else ANTHROPIC_KEPT_SECONDS,
-                ),
+            http_client=model_client(
+                stall_seconds=stall_seconds, idle_seconds=KEPT_SECONDS if base_url else ANTHROPIC_KEPT_SECONDS
             ),
         )
 
@@ -225,6 +222,9 @@ class Claude:
         except (anthropic.APITimeoutError, httpx2.TimeoutException) as error:
             raise Failure("The model stopped answering.", code="agent_timeout", again=True) from error
         except (anthropic.APIConnectionError, httpx2.HTTPError, OSError) as error:
+            if isinstance(error.__cause__, RedirectRefused | httpx2.TooManyRedirects):
+                logger.warning("Request to the model's service failed: %s", error.__cause__)
+                raise Failure("The model's service redirects the request; this server does not follow.") from error
             raise Failure("The connection to the model was lost.", again=True) from error
 
     async def title(self, run: Run) -> str:
@@ -302,6 +302,8 @@ class _Told:
     def add(self, part: Part) -> None:
         match part:
             case Text(text=text):
+                if text and self._known and self._known[-1]["offset"] == self._length:  # as in the stored message
+                    text = separator("".join(self._text)) + text
                 self._text.append(text)
                 self._length += len(text)
             case ToolStarted():

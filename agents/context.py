@@ -19,6 +19,7 @@ import msgspec
 
 from agents.attached import CHARACTERS_PER_TOKEN, PICTURE_TOKENS, Attached
 from agents.blocks import image_block, json_block, steady_start, text_block
+from agents.rounds import without_separator
 from stores.models import JSONObject, Message, ToolCall
 
 Turn = JSONObject
@@ -60,11 +61,16 @@ def turns_of(message: Message, files: Attached | None = None, budget: int = 0) -
         for index, call, info in together:
             offset = max(said, info.get("offset", said))
             call_id = f"toolu_{message.id.replace('-', '')}_{index}"
-            blocks += [text_block(message.content[said:offset]), _use(call_id, call)]
+            blocks += [text_block(_text(message.content, said, offset)), _use(call_id, call)]
             results.append(_result(call_id, call))
             said = offset
         turns += _turn("assistant", blocks) + _turn("user", results)
-    return turns + _turn("assistant", [text_block(message.content[said:])])
+    return turns + _turn("assistant", [text_block(_text(message.content, said))])
+
+
+def _text(content: str, start: int, end: int | None = None) -> str:
+    """The text behind the call at `start` up to the next one, as the model generated it."""
+    return without_separator(content[start:end], content[:start])
 
 
 def history(

@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from agents import Ended, Part, Reasoning, Text, ToolCompleted, ToolProgress, ToolStarted
+from agents.rounds import separator
 from stores.contracts import EventLog, Posted
 from stores.events import (
     Event,
@@ -95,7 +96,7 @@ class LiveRun:
         match part:
             case Text(text=text):
                 if text:
-                    text = _clean(text)
+                    text = self._separator() + _clean(text)
                     self._grow(len(text.encode()))
                     self._say(MessageDelta(self.id, self.fold.length, text))
             case Reasoning(text=text):
@@ -152,6 +153,12 @@ class LiveRun:
         """Report that the store has the message with this many tool calls."""
         self._stored_calls = max(self._stored_calls, calls)
         self._calls_stored.set()
+
+    def _separator(self) -> str:
+        """What to put before text: a blank line where the text follows a tool call."""
+        if not self._calls or self._calls[-1]["offset"] < self.fold.length:
+            return ""
+        return separator(self.fold.message().content)
 
     def _index(self, call_id: str) -> int | None:
         return next((index for index, call in enumerate(self._calls) if call["id"] == call_id), None)

@@ -46,7 +46,9 @@ async def by_json(live: Live, thread: str) -> JSON:
 async def by_sse(live: Live, thread: str) -> JSON:
     stream = await live.streamed(thread, "Do it.")
     assert [frame.event for frame in stream][:2] == ["message.created", "run.started"]
-    assert "".join(frame.data["text"] for frame in stream if frame.event == "message.delta") == "Let me see. All done."
+    assert (
+        "".join(frame.data["text"] for frame in stream if frame.event == "message.delta") == "Let me see. \n\nAll done."
+    )
     return dict(stream[-1].data["message"])
 
 
@@ -87,7 +89,7 @@ async def test_two_tools_are_called_recorded_and_told_back_through_every_door(
     posted = timestamp(utcnow())
     answer = is_message(await door(live, thread))
     answered = timestamp(utcnow())
-    assert answer["content"] == "Let me see. All done."
+    assert answer["content"] == "Let me see. \n\nAll done."
     assert (await live.get(thread))["messages"][-1] == answer
 
     assert [call["tool_name"] for call in answer["tool_calls"]] == ["echo", "wait"]
@@ -111,6 +113,42 @@ async def test_two_tools_are_called_recorded_and_told_back_through_every_door(
     _begins_with(second, first)
     _begins_with(third, second)
     assert service.refused == []
+
+
+ROUNDS = [
+    ("Let me check the weather.", "It is sunny."),
+    ("Look:\n", "Sunny."),
+    ("Look.\n\n\n", "\n\nSunny."),
+    ("", "Sun"),
+]
+
+
+@pytest.mark.parametrize("texts", ROUNDS)
+async def test_texts_of_two_rounds_are_separated_by_a_blank_line_that_the_model_does_not_get(
+    live: Live, service: StandIn, texts: tuple[str, str]
+) -> None:
+    before, after = texts
+    agent = await live.agent(kind="claude", mcp_servers=["raw"])
+    thread = await live.thread(agent["id"])
+    service.will(says(text(before), use("echo", {"text": "a"})), says(text(*after)))
+    stream = await live.streamed(thread, "How is the weather?")
+    answer = stream[-1].data["message"]
+    lines = answer["content"].removeprefix(before.rstrip("\n")).removesuffix(after.lstrip("\n"))
+    assert set(lines) <= {"\n"}
+    assert len(lines) >= 2 or not before
+    assert answer["metadata"]["run"]["tool_calls"][0]["offset"] == len(before)
+    deltas = [frame.data for frame in stream if frame.event == "message.delta"]
+    assert "".join(delta["text"] for delta in deltas) == answer["content"]
+    assert (await live.get(thread))["messages"][-1] == answer
+    assert answer["content_html"].count("<p>") == (2 if before else 1)
+
+    await live.say(thread, "And tomorrow?")
+    _, second, third = service.requests
+    blocks = [block["text"] for turn in third["messages"] for block in turn["content"] if block["type"] == "text"]
+    assert blocks == [block for block in ("How is the weather?", before, after, "And tomorrow?") if block]
+    first, second, third = map(parts, service.bodies)
+    _begins_with(second, first)
+    _begins_with(third, second)
 
 
 async def test_the_stable_prefix_is_marked_for_the_cache(live: Live, service: StandIn) -> None:
@@ -198,7 +236,7 @@ async def test_thinking_is_shown_not_kept_and_given_back_signed_while_tools_are_
     service.will(first, second, says(thinking("Ah!"), text("Done.")))
     stream = await live.streamed(thread, "Think.")
     assert "".join(frame.data["text"] for frame in stream if frame.event == "reasoning.delta") == "Hm, well.So.Ah!"
-    assert stream[-1].data["message"]["content"] == "I look. Done."
+    assert stream[-1].data["message"]["content"] == "I look. \n\nDone."
     spoken = [turn["content"] for turn in service.requests[-1]["messages"] if turn["role"] == "assistant"]
     assert [[block["type"] for block in blocks] for blocks in spoken] == [
         ["thinking", "redacted_thinking", "text", "tool_use"],

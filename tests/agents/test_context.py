@@ -9,17 +9,21 @@ import string
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from agents import Run, Text, Tool, ToolCompleted, ToolPart, ToolStarted
+from agents import Part, Run, Text, Tool, ToolCompleted, ToolPart, ToolStarted
 from agents.attached import Attached
 from agents.claude import _Told
 from agents.context import LEFT_OUT, history, model_name, turns_of, without_images
-from stores.models import Agent, Message, Principal, ToolCall, new_id
+from server.run import LiveRun
+from stores.contracts import Posted
+from stores.memory_log import MemoryLog
+from stores.models import Agent, Message, Principal, ToolCall, new_answer, new_id, utcnow
 from tests.agents.valid import faults
 
 AGENT = Agent(new_id(), "o", "", "claude", None, "", ["a"], None, None, True, {}, "", "")
 NAMES = ["echo", "time.now", "time_now", "a b", "", "ключ", "x" * 200, "x" * 201, "a__b", "a/b", "😀"]
-TEXTS = ["", " ", "\n\n", "Hello", "Grüße 😀", "x" * 3000, "<tool>", "\u2028", "{}", "  led by blanks"]
+TEXTS = ["", " ", "\n", "\n\n", "Hello", "Look.\n", "\n\nLook", "Grüße 😀", "x" * 3000, "<tool>", "\u2028", "{}", "  x"]
 Turns = list[dict[str, Any]]
 
 
@@ -147,31 +151,33 @@ def test_the_same_thread_is_always_told_in_the_same_bytes(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_a_run_tells_of_its_own_message_as_it_is_told_of_afterwards(seed: int) -> None:
+async def test_a_run_tells_of_its_own_message_as_it_is_told_of_afterwards(seed: int) -> None:
     dice = random.Random(seed)
     question = message("user", "What?")
     told = told_of([question])
-    text, calls, known = "", [], []
+    posted = Posted(question, new_answer("t", question.id, None, ""), replayed=False)
+    live = LiveRun(told.run.who, AGENT, posted, MemoryLog(), utcnow)
+
+    def take(part: Part) -> None:
+        live.take(part)
+        told.add(part)
+
     for number in range(dice.randrange(1, 5)):
-        for piece in ("".join(dice.choice(TEXTS)) for _ in range(dice.randrange(4))):
-            told.add(Text(piece))
-            text += piece
+        for _ in range(dice.randrange(4)):
+            take(Text(dice.choice(TEXTS)))
         made = [called(dice) for _ in range(dice.randrange(1, 4))]
         ids = [f"{number}_{index}" for index in range(len(made))]
         for call_id, call in zip(ids, made, strict=True):
-            told.add(ToolStarted(call_id, call.tool_name, call.arguments, number))
-            known.append({"id": call_id, "round": number, "offset": len(text)})
+            take(ToolStarted(call_id, call.tool_name, call.arguments, number))
         ended: list[ToolPart] = [
             ToolCompleted(call_id, call.result, call.error) for call_id, call in zip(ids, made, strict=True)
         ]
         dice.shuffle(ended)
         for part in ended:
-            told.add(part)
-        calls += made
+            take(part)
         request = told.request(last=False)
         assert faults(request) == []
-        stored = message("assistant", text, status="completed", tool_calls=known, calls=calls)
-        stored = Message(told.run.id, *(getattr(stored, field) for field in Message.__struct_fields__[1:]))
+        stored = replace(live.message(), id=told.run.id).with_run(status="completed")
         afterwards = history([question, stored, message("user", "And?")], 10**9)
         *before, last = request["messages"]
         assert afterwards[: len(before)] == before

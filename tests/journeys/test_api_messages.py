@@ -52,8 +52,8 @@ async def test_a_post_waits_for_the_run_and_answers_with_its_message(live: Live)
     answer = await live.say(thread, 'say **Hi** \ntool calculate {"expression": "2*3"}\nsay bye')
     assert answer.status_code == 201
     message = is_message(answer.json())
-    assert (message["role"], message["content"]) == ("assistant", "**Hi** bye")
-    assert message["content_html"] == "<p><strong>Hi</strong> bye</p>\n"
+    assert (message["role"], message["content"]) == ("assistant", "**Hi** \n\nbye")
+    assert message["content_html"] == "<p><strong>Hi</strong></p>\n<p>bye</p>\n"
     [call] = message["tool_calls"]
     assert (call["tool_name"], call["arguments"], call["error"]) == ("calculate", {"expression": "2*3"}, None)
     assert call["start_time"] <= call["end_time"]

@@ -99,7 +99,7 @@ async def test_after_a_kill_the_same_key_runs_again_on_the_same_user_message(tmp
             assert (interrupted["id"], completed) == (run, again)
             assert (status(interrupted), status(completed)) == ("failed", "completed")
             assert completed["metadata"]["run"]["in_reply_to"] == asked["id"]
-            assert completed["content"].startswith("The answer0 1 2 ")
+            assert completed["content"].startswith("The answer\n\n0 1 2 ")
             replayed = await server.say(thread, script, **key)
             assert (replayed.json(), replayed.headers["idempotency-replayed"]) == (completed, "true")
 

@@ -28,7 +28,7 @@ say done"""
 WORDS = "all that is said in one breath comes at once"
 SAID = "\n".join(f"say {word}" for word in WORDS.split())
 GROUPS = [f'say 🎈\ntool calculate {{"expression": "6*{n}"}}\n{SAID}\nhold {n}' for n in range(16)]
-GROUP_CHARS = len("🎈" + WORDS.replace(" ", ""))
+GROUP_CHARS = len("🎈\n\n" + WORDS.replace(" ", ""))
 
 
 def folded(stream: list[Frame]) -> Message:

@@ -67,7 +67,7 @@ def door(request: pytest.FixtureRequest) -> type[Json]:
 async def test_the_answer_is_the_stored_message(live: Live, door: type[Json]) -> None:
     thread = await live.scripted_thread(mcp_servers=["demo"])
     answer = await door(live, thread).ask('count 20\ntool calculate {"expression": "6*7"}\nsay done')
-    assert answer["content"].endswith("19 done")
+    assert answer["content"].endswith("19 \n\ndone")
     assert answer["tool_calls"][0]["result"]["value"] == 42
     assert set(answer["tool_calls"][0]) == {"tool_name", "arguments", "result", "error", "start_time", "end_time"}
     assert (await live.get(thread))["messages"][-1] == answer
