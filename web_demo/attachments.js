@@ -1,7 +1,7 @@
 // Attachments: uploading a file to a thread, and showing one: what it is, what was understood of it, a link to it.
 
-import { ChatError } from "/client.js";
-import { h, icon } from "/elements.js";
+import { ChatError } from "./client.js";
+import { h, icon } from "./elements.js";
 
 /**
  * Upload a file to a thread (its path); the attachment. By XMLHttpRequest, since fetch tells nothing of what was sent.

@@ -38,14 +38,15 @@ export class ChatClient {
   }
 
   /**
-   * Post a message; the assistant's message, in progress. When the network fails nobody knows whether the post
-   * arrived, so it is sent again under the same Idempotency-Key: however often it comes, there is one run.
+   * Post a message; the assistant's message, in progress. After a network failure it is unknown whether the post
+   * arrived, so it is sent again with the same Idempotency-Key. `ifBusy: "interrupt"` stops a run in progress first.
    */
-  async post(thread, message, { key = randomKey(), attempts = 5 } = {}) {
+  async post(thread, message, { key = randomKey(), attempts = 5, ifBusy = "reject" } = {}) {
+    const path = `${thread}/messages?if_busy=${ifBusy}`;
     const headers = { "Idempotency-Key": key, Prefer: "respond-async" };
     for (let failures = 1; ; failures++) {
       try {
-        return await (await this.request("POST", `${thread}/messages`, { body: message, headers })).json();
+        return await (await this.request("POST", path, { body: message, headers })).json();
       } catch (error) {
         if ((error.status && error.status !== 503) || failures === attempts) throw error;
         await new Promise((resolve) => setTimeout(resolve, backOff(failures, error.retryAfter)));
@@ -169,7 +170,6 @@ export function reduce(state, event) {
 // Offsets count characters as Unicode does; a JavaScript string counts most emoji twice.
 const lengthOf = (text) => text.length - (text.match(/[\ud800-\udbff][\udc00-\udfff]/g)?.length ?? 0);
 const skip = (text, count) => (count > 0 ? Array.from(text).slice(count).join("") : text);
-
 /** Milliseconds to wait: doubling, with a limit, and with jitter, so that a thousand clients don't return as one. */
 const backOff = (failed, least = 0) => least * 1000 + Math.min(20_000, 500 * 2 ** failed) * (0.5 + Math.random() / 2);
 

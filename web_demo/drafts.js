@@ -1,9 +1,9 @@
 // The files that the next message will bring: each is uploaded at once and stands above the text as a chip, which tells
 // how far that is, what was understood, or why the server refused. One `Drafts` for each thread, kept while the page is.
 
-import { fileLine, inBytes, picture, understood, upload } from "/attachments.js";
-import { ChatError } from "/client.js";
-import { arrange, h, icon } from "/elements.js";
+import { fileLine, inBytes, picture, understood, upload } from "./attachments.js";
+import { ChatError } from "./client.js";
+import { arrange, h, icon } from "./elements.js";
 
 const MOST = 10; // of a message, as the server has it
 const AT_ONCE = 3; // a site gets six connections, and each tab watches over one
@@ -38,14 +38,16 @@ export class Drafts {
 
   add(files) {
     const room = MOST - this.chips.filter(({ status }) => status !== "refused").length;
-    for (const file of files.slice(0, room)) this.put(new Chip(file.name, file));
+    for (const file of files.slice(0, room)) this.put(new Chip(this.chat.base, file.name, file));
     if (files.length > room) this.onError(new ChatError(422, { detail: `A message takes at most ${MOST} files.` }));
     this.proceed();
   }
 
   /** Bring back what a message that wasn't sent had taken. */
   restore(attachments, thread) {
-    for (const attachment of attachments) this.put(new Chip(attachment.filename)).done(attachment, thread);
+    for (const attachment of attachments) {
+      this.put(new Chip(this.chat.base, attachment.filename)).done(attachment, thread);
+    }
     this.onChange();
   }
 
@@ -98,8 +100,8 @@ export class Drafts {
 
 /** A file on its way: waiting, uploading (the server reads it at the end of that), done, or refused. */
 class Chip {
-  constructor(name, file = null) {
-    Object.assign(this, { name, file, abort: new AbortController(), attachment: null });
+  constructor(base, name, file = null) {
+    Object.assign(this, { base, name, file, abort: new AbortController(), attachment: null });
     this.progress = h("progress", { max: 1, ariaLabel: `Uploading ${name}` });
     this.again = h("button.quiet", { type: "button", onclick: () => this.onRetry() }, "Try again");
     const remove = { type: "button", ariaLabel: `Remove ${name}`, title: "Remove", onclick: () => this.onRemove() };
@@ -121,7 +123,7 @@ class Chip {
 
   done(attachment, thread) {
     this.attachment = attachment;
-    const url = `${thread}/attachments/${attachment.id}`;
+    const url = `${this.base}${thread}/attachments/${attachment.id}`;
     this.element.querySelector(".picture").replaceChildren(picture(attachment, url));
     this.show("done", understood(attachment), attachment.status);
   }

@@ -1,45 +1,56 @@
 // An answer's text while it is being written: its Markdown as nodes, a little more of it with every delta.
 //
-// Finished blocks are made once; only the last ones are read again, and grown in place: it stays cheap however long the
-// answer gets, and a selection survives. In the end the server's HTML takes the place of all this.
+// Finished blocks are parsed once; only the last ones are parsed again, and changed in place. So a delta costs the same
+// however long the answer is, and a selection survives.
 
-import { h } from "/elements.js";
-import { blocks } from "/markdown.js";
+import { h } from "./elements.js";
+import { blocks } from "./markdown.js";
 
-const BLOCK = /^(P|H[1-6]|UL|OL|LI|BLOCKQUOTE|PRE|DIV|TABLE|TBODY|TR|TD)$/;
+const CONTAINER = /^(P|H[1-6]|UL|OL|LI|BLOCKQUOTE|PRE|CODE|DIV|TABLE|TBODY|TR|TD)$/;
+const MARKS = /(^|\n)[ >]*([-=+*#_~`|:]+|\d{1,9}[.)])?[ \t]*$/; // a last line that may become any kind of block
 
 /** A text that grows, in `element`. */
 export class GrowingText {
   constructor() {
     this.element = h("div.plain");
-    this.finished = ""; // the part of the text that is in blocks which no later letter changes
-    this.count = 0; // of their nodes
+    this.reset();
   }
 
-  show(given) {
+  reset() {
+    this.finished = ""; // the part of the text whose blocks no later character changes
+    this.count = 0; // number of their nodes
+    this.references = {};
+  }
+
+  /** Show the text; with `growing` false it is complete, and parsed as a whole. */
+  show(given, growing) {
     const text = given.replaceAll("\r\n", "\n");
-    if (text === this.text) return;
-    this.text = text;
-    if (!text.startsWith(this.finished)) Object.assign(this, { finished: "", count: 0 });
-    const lines = text.slice(this.finished.length).split("\n");
-    const found = [...blocks(lines)];
+    if (text === this.text && growing === this.growing) return;
+    Object.assign(this, { text, growing });
+    if (!growing || !text.startsWith(this.finished)) this.reset();
+    this.tip?.removeAttribute("data-tip");
+    const tail = text.slice(this.finished.length);
+    const found = blocks(growing ? tail.replace(MARKS, "$1") : tail, growing, this.references);
     found.forEach(({ node }, index) => grow(this.element, node, this.count + index));
     while (this.element.childNodes.length > this.count + found.length) this.element.lastChild.remove();
     this.markTip();
+    if (growing) this.finish(tail.split("\n"), found);
+  }
+
+  /** Leave out of the next parsing what no later line changes: all but the last block, which may go on. */
+  finish(lines, found) {
     const open = found.findLastIndex(({ begin }) => begin < lines.length - 1); // the last line may become anything
     if (open < 1) return;
     this.finished += lines.slice(0, found[open].begin).join("\n") + "\n";
     this.count += open;
   }
 
-  /** The innermost block at the end has the class `tip`: the place for a cursor. */
+  /** The innermost block at the end is marked: the place for a cursor. */
   markTip() {
     let tip = this.element;
-    while (tip.lastChild && BLOCK.test(tip.lastChild.nodeName)) tip = tip.lastChild;
-    if (tip === this.tip) return;
-    this.tip?.classList.remove("tip");
+    while (tip.lastElementChild && CONTAINER.test(tip.lastElementChild.nodeName)) tip = tip.lastElementChild;
     this.tip = tip;
-    tip.classList.add("tip");
+    if (this.growing) tip.setAttribute("data-tip", "");
   }
 }
 
@@ -47,13 +58,13 @@ export class GrowingText {
 function grow(parent, fresh, index) {
   const old = parent.childNodes[index];
   if (!old) return parent.append(fresh);
-  if (old.nodeName !== fresh.nodeName || old.start !== fresh.start) return old.replaceWith(fresh);
-  if (old.nodeType === Node.TEXT_NODE) {
+  if (old.nodeType === Node.TEXT_NODE && fresh.nodeType === Node.TEXT_NODE) {
     if (fresh.data === old.data) return;
     if (fresh.data.startsWith(old.data)) old.appendData(fresh.data.slice(old.length));
     else old.data = fresh.data;
     return;
   }
+  if (!old.cloneNode().isEqualNode(fresh.cloneNode())) return old.replaceWith(fresh);
   const wanted = [...fresh.childNodes];
   wanted.forEach((node, each) => grow(old, node, each));
   while (old.childNodes.length > wanted.length) old.lastChild.remove();

@@ -1,149 +1,130 @@
-// A small Markdown: lines in, nodes out, without innerHTML.
+// Markdown to nodes, by the same parser as the server's (markdown-it; the server uses its Python port), with the same
+// rules. So an answer looks the same while it is written as in the server's HTML, which replaces it at the end.
 //
-// It only has to look like the server's HTML until that takes its place (growing_text.js). So it knows what answers are
-// made of, shows anything else as text, and keeps the letters in their order.
+// server/markdown.py has the reasons for these rules: raw HTML is shown as text, links have http, https or mailto, an
+// image becomes a link, footnotes have no links.
 
-import { h } from "/elements.js";
+import { copyButton } from "./copying.js";
+import { h } from "./elements.js";
+import MarkdownIt from "./vendor/markdown-it.js";
+import "./vendor/markdown-it-footnote.js"; // defines globalThis.markdownitFootnote
 
-const FENCE = /^ {0,3}(`{3,}|~{3,})[^`]*$/;
-const HEADING = /^ {0,3}(#{1,6})(?:[ \t]+(.*))?$/;
-const RULE = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/;
-const QUOTE = /^ {0,3}> ?/;
-const ITEM = /^( {0,3}(?:([-*+])|(\d{1,9})([.)])))(?:( {1,4})(?=\S)| |$)/;
-const DEEPEST = 8; // quotes in lists in quotes
-const LONGEST = 5_000; // a longer paragraph is shown as it is: no delta may cost a visible moment
+const LONGEST = 20_000; // characters; a longer paragraph stays plain text: no delta may cost a visible moment
+const TASK = /^\[([ xX])\][ \t\n]+(?=\S)/;
+const SAFE_LINK = /^(https?|mailto):/i;
+const LIST = /^(bullet|ordered)_list_(open|close)$/;
+const DIRECTED = /^(paragraph|heading|table|bullet_list|ordered_list)_open$/;
 
-const INLINE = new RegExp(
-  [
-    /\\(?<escaped>[!-/:-@[-`{-~])/,
-    /(?<ticks>`+)(?<code>[^`](?:[^]*?[^`])?)\k<ticks>(?!`)/,
-    /\*\*(?=\S)(?<strong>(?:[^*\\]|\\[^]|\*[^*]+\*)+?)(?<=\S)\*\*/,
-    /\*(?=[^\s*])(?<em>(?:[^*\\]|\\[^]|\*\*(?=\S)[^*]+\*\*)+?)(?<=\S)\*/,
-    /(?<![\p{L}\p{N}_])__(?=\S)(?<strong_>[^_]+)(?<=\S)__(?![\p{L}\p{N}_])/,
-    /(?<![\p{L}\p{N}_])_(?=\S)(?<em_>[^_]+)(?<=\S)_(?![\p{L}\p{N}_])/,
-    /~~(?=\S)(?<s>[^~]+)(?<=\S)~~/,
-    /!?\[(?<a>[^[\]\n]{1,300})\]\([^()\n]{0,2000}\)/,
-    /<(?<url>https?:\/\/[^<>\s]{1,2000})>/,
-    /(?: {2,}|\\)(?<br>\n)/,
-  ].map((each) => each.source).join("|"),
-  "gu",
-);
+const markdown = new MarkdownIt("commonmark", { html: false, linkify: true });
+markdown.enable(["table", "strikethrough", "linkify"]).use(globalThis.markdownitFootnote).disable("footnote_inline");
+markdown.linkify.set({ fuzzyLink: false, fuzzyEmail: false }).add("ftp:", null).add("mailto:", null).add("//", null);
+markdown.core.ruler.before("inline", "limit", limitInline);
+markdown.core.ruler.after("inline", "task_list", markTasks);
+markdown.core.ruler.push("attributes", setAttributes);
+Object.assign(markdown.renderer.rules, {
+  footnote_ref: (tokens, index) => `<sup>[${tokens[index].meta.id + 1}]</sup>`,
+  footnote_block_open: () => '<hr><ol class="footnotes">',
+  footnote_block_close: () => "</ol>",
+  footnote_open: () => "<li>",
+  footnote_close: () => "</li>",
+  footnote_anchor: () => "", // the link back
+});
+markdown.renderer.rules.image = (tokens, index, options, env, renderer) => {
+  const source = tokens[index].attrGet("src");
+  const text = renderer.renderInlineAsText(tokens[index].children, options, env).trim() || source;
+  return `<a href="${markdown.utils.escapeHtml(source)}">${markdown.utils.escapeHtml(text)}</a>`;
+};
 
-/** The blocks of some lines: each a node, and the line it begins with. `growing`: the last line is the text's last. */
-export function* blocks(lines, growing = true, depth = 0) {
-  let at = 0;
-  const take = (fits) => {
-    const begin = at;
-    while (at < lines.length && fits(lines[at])) at++;
-    return lines.slice(begin, at);
-  };
-  const atEnd = () => growing && at >= lines.length;
-  const nodes = (inner) => [...blocks(inner, atEnd(), depth + 1)].map(({ node }) => node);
-  while (at < lines.length) {
-    const begin = at;
-    const line = lines[at];
-    const first = (each) => at === begin || !starts(each, lines[at + 1]);
-    if (!line.trim()) {
-      at++;
-    } else if (FENCE.test(line)) {
-      at++;
-      const [, fence] = line.match(FENCE);
-      const closing = new RegExp(`^ {0,3}${fence[0]}{${fence.length},}[ \\t]*$`);
-      yield { begin, node: h("pre", {}, h("code", {}, take((each) => !closing.test(each)).join("\n"))) };
-      at++;
-    } else if (HEADING.test(line)) {
-      at++;
-      const [, { length }, title = ""] = line.match(HEADING);
-      yield { begin, node: h(`h${length}`, {}, ...inline(title.trim().replace(/(^|\s)#+$/, ""), atEnd())) };
-    } else if (RULE.test(line)) {
-      at++;
-      yield { begin, node: h("hr") };
-    } else if (QUOTE.test(line) && depth < DEEPEST) {
-      const quoted = take((each) => QUOTE.test(each) || first(each)).map((each) => each.replace(QUOTE, ""));
-      yield { begin, node: h("blockquote", {}, ...nodes(quoted)) };
-    } else if (ITEM.test(line) && depth < DEEPEST) {
-      const items = [];
-      while (at < lines.length && inSameList(lines[at], line)) {
-        const { inner, gap } = item(take);
-        items.push({ children: nodes(inner), gap });
-      }
-      const loose = items.some(({ gap }, index) => gap && (index < items.length - 1 || gap === "within"));
-      const bare = (node) => (node.nodeName === "P" && !loose ? [...node.childNodes] : [node]);
-      const [, , , number] = line.match(ITEM);
-      const list = number ? h("ol", { start: Number(number) }) : h("ul");
-      list.append(...items.map(({ children }) => h("li", {}, ...children.flatMap(bare))));
-      yield { begin, node: list };
-    } else if (isTable(line, lines[at + 1])) {
-      const [head, , ...rows] = take((each) => at < begin + 2 || !starts(each)).map(cells);
-      const row = (tag, texts) => h("tr", {}, ...head.map((_, index) => h(tag, {}, ...inline(texts[index] ?? ""))));
-      const body = h("tbody", {}, ...rows.map((texts) => row("td", texts)));
-      yield { begin, node: h("div.table", {}, h("table", {}, h("thead", {}, row("th", head)), body)) };
-    } else {
-      const text = take(first).map((each) => each.trimStart()).join("\n");
-      yield { begin, node: h("p", {}, ...inline(text, atEnd())) };
-    }
+/**
+ * The blocks of a text: for each its node and the line it begins with. `growing`: more text will follow the last line.
+ * `references` collects link definitions, for a text that is parsed in several parts.
+ */
+export function blocks(text, growing, references) {
+  const env = { references, growing };
+  const tokens = markdown.parse(text, env);
+  const found = [];
+  for (let at = 0; at < tokens.length; ) {
+    const first = at;
+    let depth = 0;
+    do depth += tokens[at++].nesting;
+    while (depth);
+    const html = markdown.renderer.render(tokens.slice(first, at), markdown.options, env);
+    const begin = tokens[first].map?.[0] ?? Infinity; // footnotes come last, wherever they are defined
+    for (const node of decorated(html).children) found.push({ begin, node });
+  }
+  return found;
+}
+
+/** HTML as nodes: links open a new tab, code and tables scroll, code has its language and a copy button. */
+export function decorated(html) {
+  const { content } = Object.assign(document.createElement("template"), { innerHTML: html });
+  for (const link of content.querySelectorAll("a[href]")) {
+    const url = link.getAttribute("href");
+    if (SAFE_LINK.test(url)) Object.assign(link, { target: "_blank", rel: "noopener noreferrer" });
+    else link.removeAttribute("href"); // a relative one is about another page
+  }
+  for (const table of content.querySelectorAll("table")) {
+    const frame = h("div.table", { tabIndex: 0 });
+    table.replaceWith(frame);
+    frame.append(table);
+  }
+  for (const code of content.querySelectorAll("pre")) {
+    const language = code.firstElementChild?.className.match(/language-(\S+)/)?.[1] ?? "";
+    const frame = h("div.code", { dir: "ltr" }, h("div.bar", {}, h("span", {}, language), copyButton("Copy")));
+    Object.assign(code, { tabIndex: 0, dir: "ltr" });
+    code.replaceWith(frame);
+    frame.append(code);
+  }
+  for (const node of [...content.childNodes]) {
+    if (node.nodeType === Node.TEXT_NODE && !node.data.trim()) node.remove();
+  }
+  return content;
+}
+
+/** Before the inline parsing: close what is open at the end of a growing text, and leave out what is too long. */
+function limitInline({ tokens, env, Token }) {
+  const last = tokens.findLast(({ type }) => type === "inline" || type === "fence");
+  if (env.growing && last?.type === "inline") last.content = closed(last.content);
+  for (const token of tokens) {
+    if (token.type !== "inline" || token.content.length <= LONGEST) continue;
+    token.children.push(Object.assign(new Token("text", "", 0), { content: token.content }));
+    token.content = "";
   }
 }
 
-/** Take an item of a list: its lines without their indent, and whether there are empty ones `within` it or `after`. */
-function item(take) {
-  let [width, blank] = [0, false];
-  const taken = take((line) => {
-    if (!width) {
-      const [, marker, , , , space = " "] = line.match(ITEM);
-      width = marker.length + space.length;
-      return true;
-    }
-    const fits = !line.trim() || line.startsWith(" ".repeat(width)) || (!blank && !starts(line) && !ITEM.test(line));
-    blank = !line.trim();
-    return fits;
-  });
-  const end = taken.findLastIndex((line) => line.trim()) + 1;
-  const indent = (line, index) => (index ? Math.min(width, line.search(/\S|$/)) : width);
-  const inner = taken.slice(0, end).map((line, index) => line.slice(indent(line, index)));
-  const gap = inner.slice(1).some((line) => !line.trim()) ? "within" : end < taken.length && "after";
-  return { inner, gap };
-}
-
-const kindOf = (line) => line.match(ITEM)?.[2] ?? line.match(ITEM)?.[4];
-const inSameList = (line, first) => ITEM.test(line) && kindOf(line) === kindOf(first) && !RULE.test(line);
-const isTable = (line, next) => line.includes("|") && /^[\s|:-]*-[\s|:-]*$/.test(next ?? "") && next.includes("|");
-const cells = (line) => line.trim().replace(/^\||\|$/g, "").split(/(?<!\\)\|/).map((each) => each.trim());
-
-/** Whether a line can't go on with the paragraph before it. */
-function starts(line, next) {
-  if (!line.trim() || FENCE.test(line) || HEADING.test(line) || RULE.test(line) || QUOTE.test(line)) return true;
-  const [, , bullet, number, , space] = line.match(ITEM) ?? [];
-  return Boolean(space && (bullet || number === "1")) || isTable(line, next);
-}
-
-/** What stands in a line: texts and nodes. Of a growing one, what has begun is ended, so that no marks flash up. */
-function inline(text, growing = false) {
-  if (text.length > LONGEST) return [text];
-  const whole = growing ? ended(text) : text;
-  const parts = [];
-  let [plain, end] = ["", 0];
-  for (const { 0: match, index, groups: found } of whole.matchAll(INLINE)) {
-    plain += whole.slice(end, index) + (found.escaped ?? "");
-    end = index + match.length;
-    if (found.escaped) continue;
-    parts.push(plain, element(found));
-    plain = "";
-  }
-  return [...parts, plain + whole.slice(end)].filter((part) => part !== "");
-}
-
-function element({ ticks, ...found }) {
-  const [tag, inner] = Object.entries(found).find(([, each]) => each !== undefined);
-  if (tag === "br") return h("br");
-  if (tag === "url") return h("a", {}, inner);
-  if (tag === "code") return h("code", {}, inner.replaceAll("\n", " ").replace(/^ (.*\S.*) $/, "$1"));
-  return h(tag.replace("_", ""), {}, ...inline(inner));
-}
-
-function ended(text) {
+/** The text with the code span or bold text closed that has begun in it, so that no bare marks flash up. */
+function closed(text) {
   const bare = text.replace(/[*_`]{1,3}$/, "");
   const odd = (mark) => bare.split(mark).length % 2 === 0;
   if (odd("`")) return `${bare}\``;
   return odd("**") && /\*\*(?=\S)[^*]*$/.test(bare) ? `${bare.trimEnd()}**` : bare;
+}
+
+/** `[ ]` and `[x]` at the beginning of a list item become checkboxes. */
+function markTasks({ tokens, Token }) {
+  tokens.forEach((token, index) => {
+    if (token.type !== "inline" || tokens[index - 2]?.type !== "list_item_open") return;
+    const first = token.children[0];
+    const task = token.content.match(TASK);
+    if (!task || first?.type !== "text" || !first.content.startsWith(task[0].slice(0, 3))) return;
+    first.content = first.content.slice(3);
+    const box = new Token("checkbox", "input", 0);
+    const state = task[1] === " " ? [["aria-label", "To do"]] : [["checked", ""], ["aria-label", "Done"]];
+    box.attrs = [["type", "checkbox"], ["disabled", ""], ...state];
+    token.children.unshift(box);
+    tokens[index - 2].attrSet("class", "task-list-item");
+  });
+}
+
+/** Blocks have a direction, a list as a whole. A column's alignment is an attribute: the page's policy bars styles. */
+function setAttributes({ tokens }) {
+  let depth = 0; // of lists
+  for (const token of tokens) {
+    if (!depth && DIRECTED.test(token.type)) token.attrSet("dir", "auto");
+    if (LIST.test(token.type)) depth += token.nesting;
+    const style = token.attrGet("style");
+    if (!style) continue;
+    token.attrs = token.attrs.filter(([name]) => name !== "style");
+    token.attrSet("align", style.replace("text-align:", ""));
+  }
 }

@@ -1,23 +1,31 @@
 // From messages to the page: one element a message, its text, its tool calls in their places, and how its run went.
 //
 // While an answer is written its Markdown is rendered in the page; once it is complete the server's HTML, sanitized
-// there, takes its place. A message that hasn't changed (a reducer makes no new objects then) isn't touched.
+// there, replaces it. An answer with tool calls stays rendered in the page, each of its texts by itself, so that the
+// cards stay exactly where the calls were made. Finding these places in the server's HTML was refused: a list or a code
+// block may extend over them. A message that hasn't changed (a reducer makes no new objects then) isn't touched.
 
-import { fileList } from "/attachments.js";
-import { arrange, h } from "/elements.js";
-import { GrowingText } from "/growing_text.js";
-import { ToolCard } from "/tool_card.js";
+import { fileList } from "./attachments.js";
+import { copyButton, handleCopying } from "./copying.js";
+import { arrange, h } from "./elements.js";
+import { GrowingText } from "./growing_text.js";
+import { decorated } from "./markdown.js";
+import { ToolCard } from "./tool_card.js";
+
+const ACTIVITIES = { connecting_to_tools: "Connecting to tools…" };
 
 /** The messages of a thread, kept in step with a container's children. */
 export class MessageList {
   /**
    *   onRetry(message)     the person wants a failed answer tried again
+   *   isRepeatable(message)  whether that runs again on the same question, instead of asking it a second time
    *   urlOf(attachment)    where it is
    *   nameOf(message)      who says it
    */
-  constructor(container, { onRetry, urlOf, nameOf }) {
-    Object.assign(this, { container, onRetry, urlOf, nameOf });
+  constructor(container, { onRetry, isRepeatable, urlOf, nameOf }) {
+    Object.assign(this, { container, onRetry, isRepeatable, urlOf, nameOf });
     this.views = new Map();
+    handleCopying(container, (id) => this.views.get(id).message.content);
     setInterval(() => this.tick(), 200);
   }
 
@@ -31,7 +39,7 @@ export class MessageList {
       view.show(message, state, this.urlOf);
       const name = this.nameOf(message);
       if (view.element.ariaLabel !== name) view.element.ariaLabel = name;
-      view.last?.(index === messages.length - 1, () => this.onRetry(message));
+      view.offerRetry?.(index === messages.length - 1 && this);
       kept.set(message.id, view);
       if (view.element === place) place = place.nextSibling;
       else this.container.insertBefore(view.element, place);
@@ -58,8 +66,9 @@ class TextView {
     this.message = message;
     this.element.classList.toggle("pending", Boolean(message.pending));
     const html = message.role === "user" ? "" : message.content_html; // people's own words are no Markdown
-    if (html) this.body.replaceChildren(rendered(html));
-    else this.body.replaceChildren(...(message.content ? [h("p", {}, message.content)] : []));
+    if (html) this.body.replaceChildren(decorated(html));
+    else this.body.replaceChildren(...(message.content ? [h("p", { dir: "auto" }, message.content)] : []));
+    levelHeadings(this.body);
     this.body.hidden = !this.body.firstChild;
     const files = fileList(message.attachments, urlOf);
     if (files) this.element.replaceChildren(this.body, files);
@@ -72,8 +81,12 @@ class AnswerView {
     this.reasoning = h("div.thoughts");
     this.thinking = h("details.reasoning", { hidden: true }, h("summary", {}, "Reasoning"), this.reasoning);
     this.body = h("div.body");
+    this.activity = h("p.activity", { hidden: true });
     this.ending = h("div.ending", { hidden: true });
-    this.element = h("article.message.assistant", {}, this.thinking, this.body, this.ending);
+    this.retry = h("button.quiet", { type: "button" });
+    this.tools = h("div.tools", { hidden: true }, copyButton("Copy", "Copy this answer"));
+    const parts = [this.thinking, this.body, this.activity, this.ending, this.tools];
+    this.element = h("article.message.assistant", {}, ...parts);
     this.element.dataset.id = message.id;
     this.cards = [];
     this.texts = [];
@@ -93,32 +106,35 @@ class AnswerView {
     this.told = told;
     const run = message.metadata.run ?? { status: "completed", tool_calls: [] };
     this.element.dataset.status = run.status;
-    this.element.ariaBusy = run.status === "in_progress";
+    const running = run.status === "in_progress";
+    this.element.ariaBusy = running;
     message.tool_calls.forEach((call, index) => {
       this.cards[index] ??= new ToolCard();
       this.cards[index].show(call, told[index] ?? {});
     });
     const known = (index) => told[index]?.offset ?? run.tool_calls?.[index]?.offset ?? Infinity;
     const offsets = message.tool_calls.map((_, index) => known(index));
-    if (message.content_html) this.showRendered(message, offsets);
-    else this.showWriting(message, offsets);
+    if (message.content_html && !offsets.length) arrange(this.body, [...decorated(message.content_html).childNodes]);
+    else this.showTexts(message.content, offsets, running);
+    if (!running) levelHeadings(this.body);
+    this.showActivity(running ? run.activity : null);
     this.showEnding(run);
+    this.tools.hidden = running || !message.content.trim();
     const files = this.files ? null : fileList(message.attachments, urlOf); // it may have been posted with some
     if (files) this.ending.before((this.files = files));
   }
 
-  /** Text pieces and cards by turns. */
-  showWriting(message, offsets) {
-    const characters = offsets.length ? Array.from(message.content) : null;
-    const running = message.metadata.run?.status === "in_progress";
+  /** Texts and cards alternately; `offsets` are those of the calls, in characters. */
+  showTexts(content, offsets, running) {
+    const characters = offsets.length ? Array.from(content) : null;
     const nodes = [];
     let begin = 0;
     [...offsets, undefined].forEach((end, index) => {
-      const text = characters ? characters.slice(begin, end).join("") : message.content;
+      const text = characters ? characters.slice(begin, end).join("") : content;
       const last = end === undefined;
       begin = end;
       const piece = (this.texts[index] ??= new GrowingText());
-      piece.show(text);
+      piece.show(text, running && last);
       piece.element.classList.toggle("writing", running && last);
       if (text.trim() || (running && last)) nodes.push(piece.element);
       if (!last) nodes.push(this.cards[index].element);
@@ -126,22 +142,10 @@ class AnswerView {
     arrange(this.body, nodes);
   }
 
-  /** The server's HTML, and each card at the block border nearest to its place in the text: letters are counted. */
-  showRendered(message, offsets) {
-    const blocks = [...rendered(message.content_html).childNodes];
-    const nodes = [];
-    const characters = offsets.length ? Array.from(message.content) : [];
-    const wanted = offsets.map((offset) => letters(characters.slice(0, offset).join("")));
-    let seen = 0;
-    let next = 0;
-    for (const block of blocks) {
-      const size = letters(block.textContent);
-      while (next < wanted.length && wanted[next] - seen < size / 2) nodes.push(this.cards[next++].element);
-      nodes.push(block);
-      seen += size;
-    }
-    while (next < wanted.length) nodes.push(this.cards[next++].element);
-    arrange(this.body, nodes);
+  /** What the run does before it writes anything. */
+  showActivity(activity) {
+    this.activity.hidden = !activity;
+    this.activity.textContent = activity ? (ACTIVITIES[activity] ?? activity.replaceAll("_", " ")) : "";
   }
 
   showEnding(run) {
@@ -150,14 +154,16 @@ class AnswerView {
     this.ending.replaceChildren(h("span", {}, text));
     this.ending.hidden = !text;
     this.ending.classList.toggle("failed", Boolean(this.error));
-    this.retry = null;
   }
 
-  /** Offer another try, on the last message only. */
-  last(isLast, onRetry) {
-    const offer = isLast && this.error?.retryable;
-    if (offer && !this.retry) this.ending.append((this.retry = h("button.quiet", { onclick: onRetry }, "Try again")));
-    if (!offer && this.retry) this.retry = this.retry.remove();
+  /** Offer another try, on the last message only: `list` is the list that it is the last of, or false. */
+  offerRetry(list) {
+    if (!list || !this.error?.retryable) return this.retry.remove();
+    const repeatable = list.isRepeatable(this.message);
+    const title = repeatable ? "" : "Sends the question once more, as a new message";
+    const onclick = () => list.onRetry(this.message);
+    Object.assign(this.retry, { textContent: repeatable ? "Try again" : "Ask again", title, onclick });
+    if (!this.retry.parentNode) this.ending.append(this.retry);
   }
 
   tick() {
@@ -165,22 +171,11 @@ class AnswerView {
   }
 }
 
-/** The server's HTML as nodes, links opening elsewhere, wide tables able to scroll. */
-function rendered(html) {
-  const template = document.createElement("template");
-  template.innerHTML = html;
-  for (const link of template.content.querySelectorAll("a[href]")) link.target = "_blank";
-  for (const table of template.content.querySelectorAll("table")) {
-    const frame = h("div.table");
-    table.replaceWith(frame);
-    frame.append(table);
+/** The levels of an answer's headings, for screen readers: below the page's own, and none left out. */
+function levelHeadings(body) {
+  let level = 1;
+  for (const heading of body.querySelectorAll("h1, h2, h3, h4, h5, h6")) {
+    level = Math.min(Number(heading.tagName[1]) + 1, level + 1);
+    heading.ariaLevel = String(level);
   }
-  for (const node of [...template.content.childNodes]) {
-    if (node.nodeType === Node.TEXT_NODE && !node.data.trim()) node.remove();
-  }
-  return template.content;
-}
-
-function letters(text) {
-  return text.match(/\p{L}/gu)?.length ?? 0;
 }

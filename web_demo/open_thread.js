@@ -1,7 +1,9 @@
 // The thread in the middle: one that is watched, or (without an id) one that its first message or first file will make.
 
-import { EMPTY, randomKey } from "/client.js";
-import { Drafts } from "/drafts.js";
+import { EMPTY, randomKey } from "./client.js";
+import { Drafts } from "./drafts.js";
+import { learnName } from "./names.js";
+import { keyOf, rememberKey } from "./sent_keys.js";
 
 // What was begun in each thread and not sent yet, for whoever comes back to it: files, and half-written text. A new
 // thread's text is its agent's.
@@ -63,6 +65,7 @@ export class OpenThread {
       onState: (state, event) => {
         if (event.type === "thread.snapshot") Object.assign(this, { older: [], more: true });
         this.state = state;
+        if (this.thread?.title === "") learnName(this.thread, state.messages);
         if (/^(thread|run)\./.test(event.type)) this.changed(event);
         this.onChange();
       },
@@ -131,17 +134,15 @@ export class OpenThread {
     this.onMade();
   }
 
-  /** Send a message, if nothing is on its way and nobody writes an answer. */
-  async send(content, attachments = []) {
-    if ((!content.trim() && !attachments.length) || this.running || this.pending.length) return;
+  /** Send a message, if none is being sent. A run in progress makes it fail, unless `interrupt` stops that first. */
+  async send(content, attachments = [], { interrupt = false } = {}) {
+    if ((!content.trim() && !attachments.length) || this.pending.length) return;
     const known = new Set(this.state.messages.map((message) => message.id));
     const pending = { id: randomKey(), role: "user", content, attachments, pending: true, known, metadata: {} };
     this.pending = [pending];
     this.onChange();
     try {
-      const body = { content, attachments: attachments.map(({ id }) => ({ id })) };
-      const answer = await this.chat.post(await this.made(), body);
-      pending.storedAs = answer.metadata.run?.in_reply_to;
+      pending.storedAs = await this.post(pending, randomKey(), interrupt ? "interrupt" : "reject");
     } catch (error) {
       this.pending = [];
       this.text ||= content;
@@ -152,9 +153,29 @@ export class OpenThread {
     this.onChange();
   }
 
-  retry(failed) {
+  /** Post it and remember its key; the id that it is stored with. */
+  async post({ content, attachments }, key, ifBusy) {
+    const body = { content, attachments: attachments.map(({ id }) => ({ id })) };
+    const answer = await this.chat.post(await this.made(), body, { key, ifBusy });
+    const id = answer.metadata.run?.in_reply_to;
+    rememberKey(id, key);
+    return id;
+  }
+
+  /** Whether `retry` runs again on the same question: its key is known here. */
+  isRepeatable(failed) {
+    return keyOf(failed.metadata.run.in_reply_to) !== undefined;
+  }
+
+  /** Answer the question of a failed answer again; if its key is not known here, ask it a second time. */
+  async retry(failed) {
     const question = this.state.messages.find((message) => message.id === failed.metadata.run.in_reply_to);
-    if (question) this.send(question.content, question.attachments);
+    if (!question || this.running || this.retrying) return;
+    const key = keyOf(question.id);
+    if (!key) return this.send(question.content, question.attachments);
+    this.retrying = true;
+    await this.post(question, key, "reject").catch(this.onError);
+    this.retrying = false;
   }
 
   async stop() {

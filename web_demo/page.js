@@ -3,22 +3,19 @@
 // The address names what is shown (`#/agent/thread`), so a reload or a second tab shows the same. Everything about the
 // open thread comes from watching it; the agents and the list are fetched, again and again until that succeeds.
 
-import { ChatClient } from "/client.js";
-import { agentDialog, confirmDialog, renameDialog } from "/dialogs.js";
-import { collect } from "/drafts.js";
-import { h } from "/elements.js";
-import { onChoice, opensMenu } from "/menu.js";
-import { MessageList } from "/messages.js";
-import { OpenThread } from "/open_thread.js";
-import { Following } from "/scrolling.js";
-import { ThreadList, nameOf } from "/threads.js";
+import { ChatClient } from "./client.js";
+import { agentDialog, confirmDialog, renameDialog } from "./dialogs.js";
+import { collect } from "./drafts.js";
+import { h } from "./elements.js";
+import { onChoice, opensMenu } from "./menu.js";
+import { MessageList } from "./messages.js";
+import { nameOf } from "./names.js";
+import { OpenThread } from "./open_thread.js";
+import { Following } from "./scrolling.js";
+import { coverPage, isSignedOut } from "./signed_out.js";
+import { ThreadList } from "./threads.js";
+import { drawWelcome, makeStarters } from "./welcome.js";
 
-const STARTERS = [
-  "What time is it in Tokyo?",
-  "Roll 3d6 and compute 17*23",
-  "Show me something slow",
-  "Tell me about this server",
-];
 const LIGHTS = { connecting: "Connecting", live: "Live", reconnecting: "Reconnecting", offline: "Offline" };
 const SENTENCES = {
   agent_not_found: "There is no such agent.",
@@ -29,22 +26,24 @@ const UNREACHABLE = "The server can’t be reached.";
 const REFRESH_MS = 15_000;
 
 const $ = (id) => document.getElementById(id);
-const chat = new ChatClient();
+const chat = new ChatClient({ base: new URL(".", document.baseURI).pathname.slice(0, -1) }); // it may be under a prefix
 const list = new ThreadList(chat, { onError: tell, onLost: lost });
 const following = new Following({ scroll: $("scroll"), column: $("column"), button: $("latest") });
 const messages = new MessageList($("messages"), {
   onRetry: (message) => open.retry(message),
-  urlOf: (attachment) => `${open.path}/attachments/${attachment.id}`,
+  isRepeatable: (message) => open.isRepeatable(message),
+  urlOf: (attachment) => `${chat.base}${open.path}/attachments/${attachment.id}`,
   nameOf: ({ role }) => ({ user: "You", system: "System" })[role] ?? agent()?.name ?? "Agent",
 });
 
 const strange = new URLSearchParams(location.search).has("key"); // the server takes a known one out of it
-if (strange) history.replaceState(null, "", `/${location.hash}`);
+if (strange) history.replaceState(null, "", location.pathname + location.hash);
 
 let agents = null; // until the server has told them
 let trouble = ""; // why it hasn't
 let agentId = null;
 let open = opened(null);
+let insisting = false; // somebody wants to send while an answer is being written
 
 const agent = () => agents?.find((each) => each.id === agentId);
 const isGone = () => Boolean(agents && agentId && !agent());
@@ -76,22 +75,23 @@ function toast(text) {
   toastTimer = setTimeout(() => ($("toast").hidden = true), 7000);
 }
 
-const isLocked = () => !$("locked").hidden;
-
-function lock() {
+function lock(reason = strange ? "This key is not known here" : "Not signed in") {
   open.close();
-  if (isLocked()) return;
-  if (strange) $("locked").querySelector("h1").textContent = "This key is not known here";
-  $("locked-url").textContent = `${location.origin}/?key=…`;
-  for (const each of document.querySelectorAll("dialog[open]")) each.close("");
-  for (const each of [$("sidebar"), document.querySelector("main")]) each.inert = true;
-  $("locked").hidden = false;
-  $("locked").querySelector("h1").focus();
+  if (!isSignedOut()) coverPage(location.origin + chat.base, reason);
+}
+
+async function signOut() {
+  try {
+    await chat.request("POST", "/logout");
+  } catch (error) {
+    if (error.status !== 401) return tell(error); // 401: the session has ended already
+  }
+  lock("You are signed out");
 }
 
 /** What the timer does, and whoever comes back to the page. */
 async function refresh({ all = false } = {}) {
-  if (isLocked()) return;
+  if (isSignedOut()) return;
   list.load();
   if (all || !agents) await loadAgents();
 }
@@ -238,12 +238,15 @@ const actions = {
 
 const patch = (thread) => thread && list.patch(thread);
 
-function submit() {
+/** Send what is written. While an answer is being written the person is asked whether to stop it (`interrupt`). */
+function submit({ interrupt = false } = {}) {
   const text = $("input").value;
-  if (!sendable() || open.running || open.pending.length) return;
+  if (!sendable() || open.pending.length) return;
+  insisting = Boolean(open.running) && !interrupt;
+  if (insisting) return draw();
   write("");
   following.on = true;
-  open.send(text.trim() ? text : "", open.drafts.take());
+  open.send(text.trim() ? text : "", open.drafts.take(), { interrupt });
   if (!isTouch()) $("input").focus();
 }
 
@@ -291,8 +294,8 @@ function draw() {
   messages.show(open.messages, state);
 
   const title = thread ? nameOf(thread) : open.id ? "" : "New thread";
-  Object.assign($("title"), { textContent: title, title: thread?.title ?? "" });
-  document.title = thread?.title ? `${thread.title} – Agent chat` : "Agent chat";
+  Object.assign($("title"), { textContent: title || "…", title });
+  document.title = thread ? `${title} – Agent chat` : "Agent chat";
   $("thread-menu").hidden = !thread;
   $("light").dataset.status = open.status;
   $("light").textContent = LIGHTS[open.status] ?? "";
@@ -306,17 +309,17 @@ function draw() {
   const said = state.messages.length + open.pending.length > 0;
   $("loading").hidden = said || (open.id ? Boolean(thread || made) : Boolean(agents || trouble));
   $("welcome").hidden = said || (open.id ? !thread && !made : !agents && !trouble);
-  const [name, text] = welcome();
-  $("welcome-name").textContent = name;
-  $("welcome-text").textContent = text;
-  $("starters").hidden = !agent();
+  drawWelcome(agents, agent(), trouble);
 
   const busy = Boolean(open.running);
   const [why, placeholder] = closed();
   if (!busy && document.activeElement === $("stop")) $("input").focus();
   $("stop").hidden = !busy;
-  $("send").hidden = busy;
+  $("send").hidden = busy && !sendable();
   $("send").disabled = !sendable() || open.pending.length > 0;
+  insisting &&= busy && sendable();
+  $("busy").hidden = !insisting;
+  $("busy-text").textContent = insisting ? `${agent()?.name ?? "The agent"} is still answering.` : "";
   $("input").disabled = $("attach").disabled = why !== null;
   $("input").placeholder = placeholder;
   $("hint").textContent = why ?? hint();
@@ -339,17 +342,6 @@ function hint() {
 function sendable() {
   const there = Boolean($("input").value.trim()) || open.drafts.attachments.length > 0;
   return there && !open.drafts.busy && closed()[0] === null;
-}
-
-/** What an empty thread says. */
-function welcome() {
-  if (!agents) return trouble ? [trouble, "Trying again…"] : ["", ""];
-  if (!agents.length) return ["Make an agent to begin", ""];
-  if (!agent()) return ["This agent was deleted", ""];
-  const { name, kind, model, mcp_servers: servers } = agent();
-  const tools = servers.length ? "and real tools" : "and no tools";
-  if (kind === "demo") return [name, `An offline agent with no model behind it ${tools}. Try one of these.`];
-  return [name, [model, servers.length ? `tools: ${servers.join(", ")}` : ""].filter(Boolean).join(" · ")];
 }
 
 // What people do
@@ -389,7 +381,9 @@ onChoice((action, thread) => actions[action](thread));
 $("show-sidebar").onclick = () => document.body.classList.add("sidebar-open");
 $("hide-sidebar").onclick = $("shade").onclick = () => document.body.classList.remove("sidebar-open");
 $("toast").querySelector("button").onclick = () => ($("toast").hidden = true);
-$("starters").append(...STARTERS.map((text) => h("button", { onclick: () => start(text) }, text)));
+makeStarters(start);
+$("interrupt").onclick = () => submit({ interrupt: true });
+$("sign-out").onclick = signOut;
 
 window.addEventListener("hashchange", follow);
 for (const type of ["focus", "online"]) window.addEventListener(type, () => refresh({ all: true }));

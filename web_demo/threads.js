@@ -3,14 +3,14 @@
 // It is fetched when it is first shown, every now and then, and when the page comes back; in between, what the watched
 // thread's events tell is put into its row. A row is made once for each thread and stays, and so does the focus in it.
 
-import { arrange, h, icon } from "/elements.js";
-import { opensMenu } from "/menu.js";
+import { arrange, h, icon } from "./elements.js";
+import { opensMenu } from "./menu.js";
+import { isNameless, learnName, nameOf } from "./names.js";
 
 const $ = (id) => document.getElementById(id);
 const PAGE = 50;
 const PATIENCE_MS = 20_000;
-
-export const nameOf = (thread) => thread.title || "New thread";
+const NAMING = 10; // messages of each thread, fetched to name those without a title
 
 export class ThreadList {
   /** `onError(error)`; `onLost()`: there is no such agent. */
@@ -68,10 +68,14 @@ export class ThreadList {
     let more = true;
     try {
       for (let page = 0; page < this.pages && more; page++) {
-        const query = `?limit=${PAGE}&offset=${page * PAGE}&message_limit=0&archived=${this.archived}`;
-        const response = await this.chat.request("GET", `/api/v1/chat/${this.agentId}/threads${query}`, { signal });
-        found.push(...(await response.json()));
+        const response = await this.page(page, 0, signal);
+        const threads = await response.json();
         more = response.headers.has("Link");
+        if (threads.some(isNameless)) {
+          const named = await (await this.page(page, NAMING, signal)).json();
+          for (const thread of named) learnName(thread, thread.messages);
+        }
+        found.push(...threads);
         if (signal.aborted) return;
       }
       Object.assign(this, { threads: found, more, failed: false });
@@ -82,6 +86,11 @@ export class ThreadList {
       else if (error.status) this.onError(error); // of the network the light tells
     }
     this.draw();
+  }
+
+  page(number, messages, signal) {
+    const query = `?limit=${PAGE}&offset=${number * PAGE}&message_limit=${messages}&archived=${this.archived}`;
+    return this.chat.request("GET", `/api/v1/chat/${this.agentId}/threads${query}`, { signal });
   }
 
   /** Put in what is known of a thread now. */
@@ -121,7 +130,7 @@ export class ThreadList {
 
 class Row {
   constructor() {
-    this.name = h("span.name");
+    this.name = h("span.name", { dir: "auto" });
     this.when = h("span.when");
     this.link = h("a", {}, this.name, this.when);
     this.button = h("button.icon", {}, icon("more"));

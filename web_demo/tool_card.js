@@ -1,6 +1,11 @@
-// One tool call on the page: a card that unfolds.
+// One tool call on the page: a card that unfolds, with the images of the result below it.
 
-import { h } from "/elements.js";
+import { h } from "./elements.js";
+
+const IMAGES = /^image\/(png|jpeg|gif|webp|avif)$/; // no SVG: it is a document, not a picture
+const BASE64 = /^[A-Za-z0-9+/]+={0,2}$/;
+const LARGEST = 8 * 2 ** 20; // characters of base64
+const MOST = 8; // images of a card
 
 /** One tool call: name, arguments in a line, progress, result or error, how long it took; all of it on demand. */
 export class ToolCard {
@@ -11,24 +16,20 @@ export class ToolCard {
     this.time = h("span.time");
     this.progress = h("progress");
     this.note = h("span.note");
-    this.track = h("div.track", { hidden: true }, this.progress, this.note);
-    this.outcome = h("div.outcome", { hidden: true });
-    this.given = h("pre");
-    this.got = h("pre");
-    this.gotLabel = h("h4");
-    this.element = h(
-      "details.tool",
-      {},
-      h("summary", {}, this.state, this.name, this.brief, this.time, this.track, this.outcome),
-      h("h4", {}, "Arguments"),
-      this.given,
-      this.gotLabel,
-      this.got,
-    );
+    this.track = h("span.track", { hidden: true }, this.progress, this.note);
+    this.outcome = h("span.outcome", { hidden: true });
+    this.given = h("pre", { tabIndex: 0 });
+    this.got = h("pre", { tabIndex: 0 });
+    this.gotLabel = h("p.label");
+    this.images = h("div.images", { hidden: true });
+    const summary = h("summary", {}, this.state, this.name, this.brief, this.time, this.track, this.outcome);
+    const details = h("details", {}, summary, h("p.label", {}, "Arguments"), this.given, this.gotLabel, this.got);
+    this.element = h("div.tool", { dir: "ltr" }, details, this.images);
   }
 
   show(call, told) {
     if (call === this.call && told === this.told) return;
+    const changed = call !== this.call;
     this.call = call;
     this.told = told;
     const open = !call.end_time;
@@ -43,13 +44,25 @@ export class ToolCard {
     if (told.total) Object.assign(this.progress, { max: told.total, value: told.progress });
     else this.progress.removeAttribute("value");
     this.note.textContent = told.message ?? (told.progress === undefined ? "" : String(told.progress));
-    const text = call.error ?? resultText(call.result);
-    this.outcome.textContent = open ? "" : call.error ?? brief(call.result);
+    this.outcome.textContent = open ? "" : (call.error ?? brief(call.result));
     this.outcome.hidden = open || !this.outcome.textContent;
     this.gotLabel.textContent = call.error != null ? "Error" : "Result";
     this.gotLabel.hidden = this.got.hidden = open;
-    this.got.textContent = open ? "" : text;
+    this.got.textContent = open ? "" : (call.error ?? resultText(call.result));
+    if (changed) this.showImages(call);
     this.tick();
+  }
+
+  showImages({ tool_name, result }) {
+    const found = blocksOf(result).filter(isImage).slice(0, MOST);
+    const images = found.map(({ mimeType, data }, index) => {
+      const alt = `Image ${index + 1} of ${found.length} from ${tool_name}`;
+      const image = h("img", { alt, decoding: "async", src: `data:${mimeType};base64,${data}` });
+      image.onerror = () => image.replaceWith(h("p.label", {}, `${alt}: it can’t be shown.`));
+      return image;
+    });
+    this.images.replaceChildren(...images);
+    this.images.hidden = !images.length;
   }
 
   tick() {
@@ -60,22 +73,39 @@ export class ToolCard {
   }
 }
 
+/** The content blocks of an MCP result. */
+function blocksOf(result) {
+  const blocks = result?.content;
+  return Array.isArray(blocks) && blocks.every((block) => typeof block?.type === "string") ? blocks : [];
+}
+
+function isImage({ type, mimeType, data }) {
+  return type === "image" && IMAGES.test(mimeType) && data?.length <= LARGEST && BASE64.test(data);
+}
+
+/** A value in one line. */
 function brief(value) {
   if (typeof value === "string") return value;
   if (value && typeof value === "object" && !Array.isArray(value)) {
-    if (isBlocks(value)) return resultText(value);
-    return Object.entries(value).map(([key, inner]) => `${key}: ${brief(inner)}`).join(", ");
+    const { content, ...others } = value;
+    const blocks = blocksOf(value);
+    if (!blocks.length) return pairs(value);
+    return [pairs(others), ...blocks.map((block) => block.text ?? block.type)].filter(Boolean).join(", ");
   }
   return JSON.stringify(value) ?? "";
 }
 
-/** Plain words where a result is only text, else JSON. */
+const pairs = (object) => Object.entries(object).map(([key, value]) => `${key}: ${brief(value)}`).join(", ");
+
+/** The plain text where a result is only text, else JSON, in which encoded files are abridged. */
 function resultText(result) {
-  if (isBlocks(result)) return result.content.map((block) => block.text).join("\n");
-  return JSON.stringify(result, null, 2) ?? "";
+  const blocks = blocksOf(result);
+  const onlyText = blocks.length && blocks.every(({ type }) => type === "text") && Object.keys(result).length === 1;
+  if (onlyText) return blocks.map((block) => block.text).join("\n");
+  return JSON.stringify(result, abridged, 2) ?? "";
 }
 
-function isBlocks(result) {
-  const blocks = result?.content;
-  return Array.isArray(blocks) && blocks.length > 0 && blocks.every((block) => block?.type === "text");
+function abridged(key, value) {
+  const encoded = typeof value === "string" && value.length > 200 && (key === "data" || key === "blob");
+  return encoded && BASE64.test(value) ? `${value.slice(0, 20)}… (${value.length} characters of base64)` : value;
 }

@@ -1,11 +1,14 @@
 """An agent for tests that does what the user's message says, one command a line.
 
 say TEXT            one delta
+text JSON           one delta, written as a JSON string: of several lines
 think TEXT          one reasoning delta
 count N [MS]        N deltas ("0 ", "1 ", …), MS milliseconds apart
 tool NAME JSON      call a tool of the agent's MCP servers and wait for it
 open NAME           start a tool call that is never completed; `lookup NAME` one that is repeatable
+result NAME JSON    a tool call with this result, without a tool
 hold NAME           say so (`Gates.reached`), and wait for the test (`Gates.release`)
+until NAME          AgentError that may be retried, until the test has released NAME
 fail DETAIL         AgentError; `overload DETAIL` one that may be retried; `crash` an exception of another kind
 """
 
@@ -17,7 +20,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from agents import AgentError, Part, Reasoning, Run, Text, ToolStarted, ToolUse
+from agents import AgentError, Part, Reasoning, Run, Text, ToolCompleted, ToolStarted, ToolUse
 
 
 class Gates:
@@ -33,6 +36,9 @@ class Gates:
 
     def release(self, name: str) -> None:
         self._released[name].set()
+
+    def released(self, name: str) -> bool:
+        return self._released[name].is_set()
 
     async def hold(self, name: str) -> None:
         self._reached[name].set()
@@ -54,6 +60,9 @@ class FolderGates(Gates):
     def release(self, name: str) -> None:
         (self._folder / f"{name}.released").touch()
 
+    def released(self, name: str) -> bool:
+        return (self._folder / f"{name}.released").exists()
+
     async def hold(self, name: str) -> None:
         (self._folder / f"{name}.reached").touch()
         while not (self._folder / f"{name}.released").exists():  # noqa: ASYNC110
@@ -72,6 +81,8 @@ class Scripted:
             match command:
                 case "say":
                     yield Text(rest)
+                case "text":
+                    yield Text(json.loads(rest))
                 case "think":
                     yield Reasoning(rest)
                 case "count":
@@ -85,6 +96,13 @@ class Scripted:
                         yield part
                 case "open" | "lookup":
                     yield ToolStarted(f"call_{number}", rest, {}, repeatable=command == "lookup")
+                case "result":
+                    name, _, result = rest.partition(" ")
+                    yield ToolStarted(f"call_{number}", name, {})
+                    yield ToolCompleted(f"call_{number}", json.loads(result))
+                case "until":
+                    if not self.gates.released(rest):
+                        raise AgentError(f"waiting for {rest}", code="agent_overloaded", retryable=True)
                 case "hold":
                     await self.gates.hold(rest)
                 case "fail":

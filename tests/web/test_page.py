@@ -48,8 +48,8 @@ async def test_a_question_is_answered_with_a_tool_and_gets_a_title(visit: Visit)
     await reads(page.locator("#threads a[aria-current=page]"), "What time is it in Tokyo?")
     await card.locator("summary").click()
     await reads(card.locator("pre").first, '"timezone": "Asia/Tokyo"')
-    order = await page.locator("article.assistant .body > *").evaluate_all("all => all.map((each) => each.tagName)")
-    assert order == ["P", "DETAILS", "UL"]
+    order = await page.locator("article.assistant .body > *").evaluate_all("all => all.map((each) => each.className)")
+    assert order == ["plain", "tool", "plain"]
 
 
 async def test_a_slow_tool_shows_its_progress_and_escape_stops_the_run(visit: Visit) -> None:
@@ -266,7 +266,7 @@ async def test_without_a_key_the_page_says_where_to_get_in(desk: Desk, server: L
     async with desk.visit(server) as visit:
         visit.expected = ["status of 401"]
         await visit.page.goto("/")
-        await reads(visit.page.locator("#locked"), "Open the URL that the server printed")
+        await reads(visit.page.locator("#signed-out"), "Open the URL that the server printed")
 
 
 async def test_it_fits_a_phone(desk: Desk, server: Live) -> None:
