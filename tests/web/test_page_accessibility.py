@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from base64 import b64encode
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.journeys.live import Live
@@ -35,6 +35,7 @@ print("a line of code that is far too long for its box, so that it can only be r
 
 [^1]: Its source.
 """
+GIF = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 VIOLATIONS = """
 async (options) => (await axe.run(document, options)).violations.map(
   ({ id, nodes }) => `${id}: ${nodes.map(({ target, failureSummary }) => `${target} ${failureSummary}`).join("; ")}`
@@ -53,8 +54,7 @@ async def violations(page: Page, state: str) -> list[str]:
 
 async def show_answer(visit: Visit) -> None:
     """An answer with Markdown, an image, a finished and a failed tool call; then an answer that failed."""
-    png = b64encode(await visit.page.locator("#new-thread").screenshot()).decode()
-    image = json.dumps({"content": [{"type": "image", "data": png, "mimeType": "image/png"}]})
+    image = json.dumps({"content": [{"type": "image", "data": GIF, "mimeType": "image/gif"}]})
     failed_call = 'tool calculate {"expression": "1/0"}'
     await visit.say(f"text {json.dumps(ANSWER)}\n{failed_call}\nresult draw {image}\ntext {json.dumps(ANSWER)}")
     await visit.answer("completed").wait_for()
@@ -65,11 +65,12 @@ async def show_answer(visit: Visit) -> None:
 
 
 async def test_no_state_of_the_page_has_a_violation(visit: Visit, server: Live) -> None:
-    required(find_spec("axe_playwright_python"), "axe-playwright-python")
-    from axe_playwright_python.async_playwright import Axe
-
+    package = find_spec("axe_playwright_python")
+    required(package, "axe-playwright-python")
+    assert package is not None
+    assert package.origin is not None
     visit.expected = ["status of 401"]
-    await visit.context.add_init_script(Axe().axe_script)
+    await visit.context.add_init_script(path=Path(package.origin).with_name("axe.min.js"))
     page = await visit.enter()
     await page.locator("#starters button").first.wait_for()
     found = await violations(page, "empty")
