@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TypedDict
@@ -30,6 +29,7 @@ from server.routes import agents, attachments, docs, events, health, messages, p
 from server.runner import Runner
 from server.settings import Settings, environment
 from server.streams import Streams
+from server.supervision import Supervisor
 from stores.blobs import Blobs, open_blobs
 from stores.contracts import EventLog, Store
 from stores.models import utcnow
@@ -64,6 +64,7 @@ class State(TypedDict):
 
     service: AIChatService
     streams: Streams
+    supervisor: Supervisor
     metrics: Metrics
     rate: RequestRate
     api: APIDescription
@@ -120,17 +121,18 @@ def create_app(
                 streams.close()
 
             app.state.drain = drain
-            for forever in (
-                service.runner.sweep_forever(),
-                service.facts.sweep_forever(),
-                streams.ping_forever(),
-                streams.check_keys_forever(service.store),
-            ):
-                task = asyncio.create_task(forever)
-                stack.callback(task.cancel)
+            supervisor = Supervisor()
+            stack.push_async_callback(supervisor.close)
+            supervisor.start("sweep runs", service.runner.sweep_forever)
+            supervisor.start("publish facts", service.facts.sweep_forever)
+            supervisor.start("ping streams", streams.ping_forever)
+            if (connections := getattr(app.state, "connections", None)) is not None:
+                supervisor.start("check connections", connections.check_forever)
+            supervisor.start("check keys", lambda: streams.check_keys_forever(service.store))
             state: State = {
                 "service": service,
                 "streams": streams,
+                "supervisor": supervisor,
                 "metrics": Metrics(service.runner, streams),
                 "rate": RequestRate(limits),
                 "api": APIDescription(ROUTES),

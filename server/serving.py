@@ -64,7 +64,6 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        self._checking = self._loop.create_task(self.connections.check_forever())
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         if self.started:
             self._announce()

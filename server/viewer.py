@@ -9,7 +9,9 @@ A snapshot has the thread's latest 50 messages; past 8 MB it is fewer, for every
 from __future__ import annotations
 
 import asyncio
+import math
 import re
+import time
 from typing import Literal
 
 from msgspec.structs import replace
@@ -36,6 +38,7 @@ _POSITION = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 _ENDS = TERMINAL_TYPES | {"message.created"}
 NEXT_END: Literal["next"] = "next"
 _AWAY_SECONDS = 0.5
+_GAP_SECONDS = 5.0
 
 
 class Viewer:
@@ -66,6 +69,8 @@ class Viewer:
         self._begin = begin
         self._until = until
         self._ended = False
+        self._gaps = 0
+        self._gap_at = -math.inf
         self._cursor: Cursor | None = None
         if after is not None and _POSITION.fullmatch(after):
             self._cursor = log.cursor(thread_id, after)
@@ -82,6 +87,7 @@ class Viewer:
                 return []
             except Gap:
                 self._close_cursor()
+                await self._pause_after_gap()
                 continue
             shown = self._cut(entries)
             if shown or not entries:
@@ -155,12 +161,20 @@ class Viewer:
                     thread = _with(thread, fold(events, onto=running))
             except Gap:
                 cursor.close()
+                await self._pause_after_gap()
                 continue
             except BaseException:
                 cursor.close()
                 raise
             self._cursor = cursor
             return position, thread
+
+    async def _pause_after_gap(self) -> None:
+        """Pause from the second gap in a row on, so that a log that keeps losing entries is not read in a loop."""
+        now = time.monotonic()
+        self._gaps = self._gaps + 1 if now - self._gap_at < _GAP_SECONDS else 0
+        self._gap_at = now
+        await asyncio.sleep(min(self._gaps * 0.05, _AWAY_SECONDS))
 
     async def _ending(self, thread: Thread) -> Event | None:
         """The event that this reading was to end with, if the snapshot already holds what it tells."""

@@ -371,14 +371,20 @@ class RedisLog:
         """Refill every feed now and then, whatever pub/sub brought; forget those that nobody reads any more."""
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            now = time.monotonic()
-            for channel, feed in list(self._feeds.items()):
-                if not feed.readers and now - feed.idle_since > _LINGER_SECONDS:
-                    del self._feeds[channel]
-                    self._subscription.remove(channel.decode())
-                    await feed.close()
-                elif now - feed.filled_at > _REFILL_SECONDS:
-                    feed.refill()
+            try:
+                await self._tick()
+            except Exception:
+                logger.exception("the log's feeds could not be refilled")
+
+    async def _tick(self) -> None:
+        now = time.monotonic()
+        for channel, feed in list(self._feeds.items()):
+            if not feed.readers and now - feed.idle_since > _LINGER_SECONDS:
+                del self._feeds[channel]
+                self._subscription.remove(channel.decode())
+                await feed.close()
+            elif now - feed.filled_at > _REFILL_SECONDS:
+                feed.refill()
 
 
 class _FurtherBack(Exception):

@@ -18,6 +18,7 @@ import logging
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from pathlib import Path
@@ -34,6 +35,7 @@ NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 """The database's clock, as an SQL expression: seconds since 1970."""
 
 _BATCH = 64
+_LONGEST_WAIT_SECONDS = 1.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS organizations (
     id TEXT PRIMARY KEY, name TEXT NOT NULL, default_agent_id TEXT, created_at TEXT NOT NULL);
@@ -99,6 +101,7 @@ class _Worker:
         self._writes = writes
         self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._ended = False
+        self.failures = 0
         self._thread = threading.Thread(target=self._work, name=f"sqlite-{'write' if writes else 'read'}", daemon=True)
         self._thread.start()
 
@@ -116,18 +119,30 @@ class _Worker:
         self._thread.join()
 
     def _work(self) -> None:
+        wait = 0.0
         try:
-            with contextlib.closing(sqlite3.connect(self._path, isolation_level=None, timeout=10)) as db:
-                db.row_factory = sqlite3.Row
-                db.execute("PRAGMA foreign_keys = ON")
-                db.execute("PRAGMA synchronous = FULL")
-                while batch := self._next_batch():
-                    self._run_batch(db, batch)
-        except BaseException:
-            logger.exception("the thread %s has died", self._thread.name)
+            while True:
+                try:
+                    return self._serve()
+                except BaseException:
+                    logger.exception("the thread %s failed; it opens the database again", self._thread.name)
+                self.failures += 1
+                if self._refuse():
+                    return
+                time.sleep(wait)
+                wait = min(wait + 0.1, _LONGEST_WAIT_SECONDS)
         finally:
             self._ended = True  # first: who queues something behind the refusal refuses it
             self._refuse()
+
+    def _serve(self) -> None:
+        """Run verbs until the thread is to end."""
+        with contextlib.closing(sqlite3.connect(self._path, isolation_level=None, timeout=10)) as db:
+            db.row_factory = sqlite3.Row
+            db.execute("PRAGMA foreign_keys = ON")
+            db.execute("PRAGMA synchronous = FULL")
+            while batch := self._next_batch():
+                self._run_batch(db, batch)
 
     def _next_batch(self) -> list[Item]:
         """What has queued up, at least one; nothing once the thread is to end."""
@@ -142,13 +157,16 @@ class _Worker:
                 return wanted
         return []
 
-    def _refuse(self) -> None:
-        """Fail what is queued: nobody takes it any more."""
+    def _refuse(self) -> bool:
+        """Fail what is queued: it is not run. True if the thread is to end."""
+        stopped = False
         with contextlib.suppress(queue.Empty):
             while True:
                 item = self._queue.get_nowait()
+                stopped = stopped or item is None
                 if item and item[1].set_running_or_notify_cancel():
-                    item[1].set_exception(StoreUnavailable("it is closed"))
+                    item[1].set_exception(StoreUnavailable("its thread has ended or failed"))
+        return stopped
 
     def _run_batch(self, db: sqlite3.Connection, batch: list[Item]) -> None:
         outcomes: list[object] = [StoreUnavailable("its thread has died")] * len(batch)

@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from server.metrics import Metrics
 from server.requests import as_json, service_of
+from server.supervision import Supervisor
 
 
 async def healthz(request: Request) -> Response:
@@ -19,15 +20,17 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Ready for traffic: the database answers, and the server isn't stopping. Redis away is told, but ready."""
+    """Ready for traffic: the database answers, no background loop fails, and the server isn't stopping.
+
+    An unreachable Redis is reported; the server is ready all the same.
+    """
     service = service_of(request)
     draining = service.runner.draining
     database = await service.store.ready()
-    ready = database and not draining
-    return as_json(
-        {"ready": ready, "database": database, "events": not service.log.away, "draining": draining},
-        200 if ready else 503,
-    )
+    failing = cast(Supervisor, request.state.supervisor).failing
+    ready = database and not draining and not failing
+    body = {"ready": ready, "database": database, "events": not service.log.away, "draining": draining}
+    return as_json({**body, "failing": failing} if failing else body, 200 if ready else 503)
 
 
 async def metrics(request: Request) -> Response:
