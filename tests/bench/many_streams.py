@@ -1,0 +1,23 @@
+"""`python -m tests.bench.many_streams`: 1,000 streams of one model client, all open at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from tests.agents.standin import stand_in
+from tests.agents.test_model_http import streams_at_once
+from tests.bench.first_token import show
+
+STREAMS = 1_000
+
+
+async def main() -> None:
+    async with stand_in() as service:
+        began = time.perf_counter()
+        await streams_at_once(service, STREAMS)
+        show(f"{STREAMS} streams were open at the same time, in {time.perf_counter() - began:.1f} s")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
