@@ -190,14 +190,15 @@ class Runner:
             run.end(Ending("failed", RunError("agent_failed", "The agent failed.", retryable=False)))
 
     async def _prepare(self, run: LiveRun) -> Run:
+        """Read the history up to the question, however many newer messages exist: the run may be a retry."""
+        question = run.question
         stored = await self._until_answered(
             f"the history of run {run.id} could not be read yet",
-            lambda: self._store.messages(run.who, run.thread_id, before=None, limit=HISTORY + 1),
+            lambda: self._store.messages(run.who, run.thread_id, before=question.id, limit=HISTORY),
         )
-        latest = stored.messages[-HISTORY:]
-        asked = [message for message in latest if message.created_at <= run.question.created_at]
-        earlier = stored.cut or len(stored.messages) > HISTORY
-        return self.prepared(run.who, run.agent, run.id, asked, earlier=earlier)
+        before = stored.messages[-(HISTORY - 1) :]
+        earlier = stored.cut or len(stored.messages) > len(before)
+        return self.prepared(run.who, run.agent, run.id, [*before, question], earlier=earlier)
 
     async def _keep(self, run: LiveRun) -> None:
         """Checkpoint every two seconds and at each tool boundary; learn there whether the run may go on."""
