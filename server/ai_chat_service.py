@@ -42,6 +42,7 @@ from stores.errors import (
     Gap,
     LogUnavailable,
     MessageNotFound,
+    StoreDamaged,
     StoreUnavailable,
     ThreadArchived,
     ThreadBusy,
@@ -400,19 +401,22 @@ class AIChatService:
         The run itself, or the log if another process has it, tells when to ask the store; that is asked every five
         seconds all the same.
 
-        Raises: ThreadNotFound, MessageNotFound; AnswerUnknown if the database has been away for 30 seconds, or is
-        away when the time is over.
+        Raises: ThreadNotFound, MessageNotFound; AnswerUnknown if the database has been unreachable for 30 seconds,
+        has refused for 30 seconds to store the run's end (a full disk), or is unreachable when the time is over.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while True:
                     here = self.runner.has(run_id)
                     if here:
-                        await self.runner.until_stored(run_id, _POLL_SECONDS)
+                        patience = STORE_SECONDS - self.runner.unstored_seconds(run_id)
+                        await self.runner.until_stored(run_id, max(0.0, min(patience, _POLL_SECONDS)))
                     position = None if here else await self._tail(thread_id)
                     message = await self._asked(who, thread_id, run_id, STORE_SECONDS)
                     if not message.in_progress:
                         return message
+                    if self.runner.unstored_seconds(run_id) >= STORE_SECONDS:
+                        raise AnswerUnknown(thread_id, run_id)
                     if not here:
                         await self._until_end(thread_id, position)
         return await self._asked(who, thread_id, run_id, 0.0)
@@ -423,6 +427,8 @@ class AIChatService:
         while True:
             try:
                 return await self.store.message(who, thread_id, run_id)
+            except StoreDamaged:
+                raise
             except StoreUnavailable as error:
                 if time.monotonic() >= until:
                     raise AnswerUnknown(thread_id, run_id) from error

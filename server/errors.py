@@ -67,11 +67,14 @@ class Unauthenticated(ChatError):
 
 
 class StorageFull(ChatError):
-    """The organization keeps as many bytes of attachments as it may."""
+    """The organization stores as many bytes as it may."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"Your organization may keep {limit} bytes of attachments; delete threads to make room.")
-        self.field = "files"
+        super().__init__(f"Your organization may store {limit} bytes; delete threads to make room.")
+
+
+class DiskFull(ChatError):
+    """An upload found no room on the disk."""
 
 
 class RangeNotSatisfiable(ChatError):
@@ -170,16 +173,20 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     AgentDeleted: (409, "agent_deleted"),
     Gone: (410, "gone"),
     TooLarge: (413, "too_large"),
-    StorageFull: (413, "too_large"),
     UnsupportedMediaType: (415, "unsupported_media_type"),
     RangeNotSatisfiable: (416, "range_not_satisfiable"),
     InvalidRequest: (422, "invalid_request"),
     stores.IdempotencyMismatch: (422, "idempotency_mismatch"),
     RateLimited: (429, "rate_limited"),
     Draining: (503, "draining"),
+    stores.StoreDamaged: (500, "internal"),
     stores.StoreUnavailable: (503, "store_unavailable"),
     AnswerUnknown: (503, "store_unavailable"),
     stores.BlobUnavailable: (503, "store_unavailable"),
+    StorageFull: (507, "storage_full"),
+    DiskFull: (507, "storage_full"),
+    stores.StoreFull: (507, "storage_full"),
+    stores.BlobStorageFull: (507, "storage_full"),
 }
 _RUN_STATUS = {
     "agent_failed": 502,
@@ -241,6 +248,10 @@ def _sentence(error: Exception) -> str:
             return f"{error} Create one with POST /api/v1/agents."
         case ClientDisconnect():
             return "The body ended too early."
+        case stores.StoreDamaged():
+            return "The server's database is damaged; its operator has to restore it."
+        case DiskFull() | stores.StoreFull() | stores.BlobStorageFull():
+            return "The server's disk is full; nothing was stored."
         case stores.StoreUnavailable():
             return "The database does not answer; try again."
         case _:
@@ -249,7 +260,7 @@ def _sentence(error: Exception) -> str:
 
 def _facts(error: Exception) -> JSONObject:
     match error:
-        case InvalidRequest(field=field) | TooLarge(field=field) | StorageFull(field=field):
+        case InvalidRequest(field=field) | TooLarge(field=field):
             return {"field": field}
         case stores.ThreadBusy(message_id=message_id):
             return {"message_id": message_id}

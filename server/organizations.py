@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from stores.contracts import Store
+from stores.errors import DataFolderUnusable
 from stores.models import Agent, Organization, Principal, User, hash_of, new_id, timestamp, utcnow
 
 FIRST = "default"
@@ -72,10 +74,24 @@ async def first_start(
     `api_key` (CHAT_API_KEY) is valid from each start on, though it was revoked before: the environment wins. The key
     that is kept in the data folder stays revoked once it was: a new one takes its place.
     """
+    await _refuse_lost_database(store, data_dir)
     _, owner = await member(store, FIRST, FIRST, kind=kind, model=model, servers=servers)
     secret = api_key or _kept_secret(data_dir / KEY_FILE, await _revoked(store))
     await store.create_key(owner, secret)
     return secret
+
+
+async def _refuse_lost_database(store: Store, data_dir: Path) -> None:
+    """Raises: DataFolderUnusable if the database is empty beside a key and blobs: the old one was lost or moved.
+
+    A start on an empty one would hide the loss, and its key would open nothing.
+    """
+    if not (data_dir / KEY_FILE).is_file() or await store.find_organization(FIRST):
+        return
+    blobs = data_dir / "blobs"
+    if await asyncio.to_thread(lambda: blobs.is_dir() and any(blobs.iterdir())):
+        reason = "the database is empty, but a key and attachments are here: restore it, or remove `key` and `blobs`"
+        raise DataFolderUnusable(str(data_dir), reason)
 
 
 async def _revoked(store: Store) -> set[str]:

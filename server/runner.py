@@ -23,7 +23,16 @@ from agents.registry import Registry
 from server.limits import Slot
 from server.run import CANCELLED, COMPLETED, INTERRUPTED, Ending, LiveRun, TooLong, finished
 from stores.contracts import LEASE_SECONDS, EventLog, Finished, LogWriter, Posted, Store
-from stores.errors import BlobUnavailable, Gap, LogDeleted, LogUnavailable, NotFound, StoreUnavailable, ThreadNotFound
+from stores.errors import (
+    BlobUnavailable,
+    Gap,
+    LogDeleted,
+    LogUnavailable,
+    NotFound,
+    StoreDamaged,
+    StoreUnavailable,
+    ThreadNotFound,
+)
 from stores.events import Event, MessageCreated, MessageSnapshot, RunError, Terminal, terminal
 from stores.fold import fold
 from stores.models import Agent, Clock, Message, Principal, RunRecord, new_id, timestamp, utcnow
@@ -76,6 +85,7 @@ class Runner:
         self._run_seconds = run_seconds
         self._clock = clock
         self._lost_at = -math.inf
+        self._unstored: dict[str, float] = {}
         self._runs: dict[str, LiveRun] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         log.on_signal(self._look)
@@ -83,6 +93,11 @@ class Runner:
     @property
     def count(self) -> int:
         return len(self._runs)
+
+    def unstored_seconds(self, run_id: str) -> float:
+        """For how long this process has tried in vain to store the end of that run; 0 if it does not."""
+        since = self._unstored.get(run_id)
+        return 0.0 if since is None else time.monotonic() - since
 
     def has(self, run_id: str) -> bool:
         return run_id in self._runs
@@ -246,10 +261,16 @@ class Runner:
 
     async def _stored(self, who: Principal, message: Message) -> Finished | None:
         reason = f"run {message.id} could not be finished yet"
+        self._unstored.setdefault(message.id, time.monotonic())
         try:
-            return await self._until_answered(reason, lambda: self._store.finish(who, message))
+            outcome = await self._until_answered(reason, lambda: self._store.finish(who, message))
         except NotFound:
-            return None
+            outcome = None
+        except StoreDamaged:
+            self._unstored[message.id] = -math.inf  # it will never be stored: its clients need not wait
+            raise
+        self._unstored.pop(message.id, None)
+        return outcome
 
     async def _until_answered(self, failure: str, ask: Callable[[], Awaitable[R]]) -> R:
         """Ask the store until it answers: often enough to be well before those who sweep up after the dead."""
@@ -257,6 +278,8 @@ class Runner:
         while True:
             try:
                 return await ask()
+            except StoreDamaged:
+                raise
             except StoreUnavailable as error:
                 logger.warning("%s: %s", failure, error)
                 self._lost_at = time.monotonic()

@@ -14,6 +14,7 @@ parts back; a small file is deleted once it is there.
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from stores.errors import BadBlobsURL, BlobNotFound, BlobUnavailable
+from stores.errors import BadBlobsURL, BlobNotFound, BlobStorageFull, BlobUnavailable
 from stores.folder import make_folder
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ LISTED = 1000
 
 _SCHEMES = ("s3", "gs", "az")
 _KEY = re.compile(r"[0-9A-Za-z_-]+(/[0-9A-Za-z_-]+)*")
+_NO_ROOM = re.compile(rf"(os error|Errno) ({errno.ENOSPC}|{errno.EDQUOT}|{errno.EFBIG})\b", re.IGNORECASE)
+"""What obstore's errors of a local folder end with; they have no number of their own."""
 _ABORT_SECONDS = 10.0
 
 
@@ -204,7 +207,7 @@ def _told(key: str, *, missing_is_unavailable: bool = False) -> Iterator[None]:
             raise BlobUnavailable(_reason(error)) from error
         raise BlobNotFound(key) from error
     except (BaseError, OSError, ValueError) as error:
-        raise BlobUnavailable(_reason(error)) from error
+        raise (BlobStorageFull if _NO_ROOM.search(str(error)) else BlobUnavailable)(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:

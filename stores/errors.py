@@ -64,6 +64,17 @@ class StoreUnavailable(StoreError):
         super().__init__(f"The database did not answer: {reason}.")
 
 
+class StoreFull(StoreUnavailable):
+    """The database has no room on its disk."""
+
+
+class StoreDamaged(StoreUnavailable):
+    """The database's file is damaged. To try again does not help: it has to be restored."""
+
+    def __init__(self, reason: str) -> None:
+        StoreError.__init__(self, f"The database is damaged ({reason}): restore it from a backup.")
+
+
 class BlobNotFound(StoreError):
     """No blob has this key. No NotFound: the thread that names the blob is there, and so is its run."""
 
@@ -77,6 +88,10 @@ class BlobUnavailable(StoreError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"The blob store did not answer: {reason}.")
+
+
+class BlobStorageFull(BlobUnavailable):
+    """The disk of the blobs' folder is full."""
 
 
 class BadBlobsURL(StoreError):

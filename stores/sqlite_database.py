@@ -1,9 +1,8 @@
-"""The machinery of the embedded store: the standard sqlite3, WAL, one writer thread and one reader thread.
+"""The machinery of the embedded store: the standard sqlite3, WAL, one writer thread and three reader threads.
 
-A verb is one function that is given the connection; it runs whole in its thread, so that nothing interleaves inside
-a transaction. The writer commits what has queued up together, each verb in a savepoint of its own, and answers after
-the commit: an acknowledged write is on the disk. aiosqlite was refused: four times the CPU, and its coroutines
-interleave inside a transaction.
+A verb is one function that is given the connection; `sqlite_worker` runs it whole in one thread and answers after the
+commit: an acknowledged write is on the disk. aiosqlite was refused: four times the CPU, and its coroutines interleave
+inside a transaction.
 
 `sqlite_threads` and `sqlite_directory` hold the verbs; `sqlite` puts them together.
 """
@@ -15,17 +14,16 @@ import contextlib
 import fcntl
 import functools
 import logging
-import queue
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, Any, Concatenate, ParamSpec, TypeVar
 
-from stores.errors import DataFolderInUse, DataFolderUnusable, StoreUnavailable
+from stores.errors import DataFolderInUse, DataFolderUnusable, StoreDamaged, StoreUnavailable
+from stores.folder import make_private_file
 from stores.models import Clock
+from stores.sqlite_worker import Worker, unavailable
 
 R = TypeVar("R")
 S = TypeVar("S", bound="Database")
@@ -34,8 +32,11 @@ P = ParamSpec("P")
 NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 """The database's clock, as an SQL expression: seconds since 1970."""
 
-_BATCH = 64
-_LONGEST_WAIT_SECONDS = 1.0
+READERS = 3
+_CHECK_STEPS = 1000
+CHECK_SECONDS = 10.0
+"""How long the check at start may take; a database too large for it is served unchecked, with a line in the log."""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS organizations (
     id TEXT PRIMARY KEY, name TEXT NOT NULL, default_agent_id TEXT, created_at TEXT NOT NULL);
@@ -83,128 +84,17 @@ CREATE TABLE IF NOT EXISTS outbox (
     type TEXT NOT NULL, due REAL NOT NULL, cut INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS outbox_of ON outbox (thread_id, seq);
 CREATE INDEX IF NOT EXISTS outbox_due ON outbox (due);
+CREATE TABLE IF NOT EXISTS probe (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
 """
 _ADDED_COLUMNS = {"keys": {"source": "TEXT", "held_at": "REAL"}}
 """What databases of earlier versions lack."""
 
-Verb = Callable[[sqlite3.Connection], object]
-Item = tuple[Verb, Future[object]]
-
 logger = logging.getLogger(__name__)
-
-
-class _Worker:
-    """A thread with a connection that runs verbs in the order they come, writing ones in shared transactions."""
-
-    def __init__(self, path: Path, *, writes: bool) -> None:
-        self._path = path
-        self._writes = writes
-        self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
-        self._ended = False
-        self.failures = 0
-        self._thread = threading.Thread(target=self._work, name=f"sqlite-{'write' if writes else 'read'}", daemon=True)
-        self._thread.start()
-
-    async def run(self, verb: Callable[[sqlite3.Connection], R]) -> R:
-        """Raises: StoreUnavailable, and whatever the verb does."""
-        future: Future[R] = Future()
-        self._queue.put((verb, future))  # type: ignore[arg-type]
-        if self._ended:
-            self._refuse()
-        return await asyncio.wrap_future(future)
-
-    def stop(self) -> None:
-        """End the thread once it has done what is queued; whoever comes later is refused."""
-        self._queue.put(None)
-        self._thread.join()
-
-    def _work(self) -> None:
-        wait = 0.0
-        try:
-            while True:
-                try:
-                    return self._serve()
-                except BaseException:
-                    logger.exception("the thread %s failed; it opens the database again", self._thread.name)
-                self.failures += 1
-                if self._refuse():
-                    return
-                time.sleep(wait)
-                wait = min(wait + 0.1, _LONGEST_WAIT_SECONDS)
-        finally:
-            self._ended = True  # first: who queues something behind the refusal refuses it
-            self._refuse()
-
-    def _serve(self) -> None:
-        """Run verbs until the thread is to end."""
-        with contextlib.closing(sqlite3.connect(self._path, isolation_level=None, timeout=10)) as db:
-            db.row_factory = sqlite3.Row
-            db.execute("PRAGMA foreign_keys = ON")
-            db.execute("PRAGMA synchronous = FULL")
-            while batch := self._next_batch():
-                self._run_batch(db, batch)
-
-    def _next_batch(self) -> list[Item]:
-        """What has queued up, at least one; nothing once the thread is to end."""
-        while (first := self._queue.get()) is not None:
-            batch = [first]
-            while self._writes and len(batch) < _BATCH and not self._queue.empty():
-                if (item := self._queue.get()) is None:
-                    self._queue.put(None)
-                    break
-                batch.append(item)
-            if wanted := [item for item in batch if item[1].set_running_or_notify_cancel()]:
-                return wanted
-        return []
-
-    def _refuse(self) -> bool:
-        """Fail what is queued: it is not run. True if the thread is to end."""
-        stopped = False
-        with contextlib.suppress(queue.Empty):
-            while True:
-                item = self._queue.get_nowait()
-                stopped = stopped or item is None
-                if item and item[1].set_running_or_notify_cancel():
-                    item[1].set_exception(StoreUnavailable("its thread has ended or failed"))
-        return stopped
-
-    def _run_batch(self, db: sqlite3.Connection, batch: list[Item]) -> None:
-        outcomes: list[object] = [StoreUnavailable("its thread has died")] * len(batch)
-        try:
-            db.execute("BEGIN IMMEDIATE" if self._writes else "BEGIN")
-            done = [_outcome(db, verb) for verb, _ in batch]
-            db.execute("COMMIT")
-            outcomes = done
-        except sqlite3.Error as error:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            outcomes = [StoreUnavailable(str(error))] * len(batch)
-        finally:
-            _settle(batch, outcomes)
-
-
-def _settle(batch: list[Item], outcomes: list[object]) -> None:
-    for (_, future), outcome in zip(batch, outcomes, strict=True):
-        if isinstance(outcome, BaseException):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
-
-
-def _outcome(db: sqlite3.Connection, verb: Verb) -> object:
-    """What the verb returned or raised; a verb that raised has changed nothing."""
-    db.execute("SAVEPOINT verb")
-    try:
-        result = verb(db)
-    except Exception as error:
-        db.execute("ROLLBACK TO verb")
-        result = StoreUnavailable(str(error)) if isinstance(error, sqlite3.Error) else error
-    db.execute("RELEASE verb")
-    return result
 
 
 def _locked(folder: Path) -> IO[str]:
     """The folder's lock, held until it is closed. Raises: DataFolderInUse, DataFolderUnusable."""
+    make_private_file(folder / "lock")
     try:
         lock = (folder / "lock").open("a")
     except OSError as error:
@@ -221,6 +111,8 @@ def _prepare(path: Path, *, serving: bool) -> None:
     """Make the file and its tables if need be; a server makes every run found an orphan."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=10)) as db:
         db.execute("PRAGMA journal_mode = WAL")
+        if serving:
+            _check(db, path)
         db.executescript(_SCHEMA)
         _add_columns(db)
         if serving:
@@ -237,6 +129,28 @@ def _add_columns(db: sqlite3.Connection) -> None:
     db.execute("COMMIT")
 
 
+def _check(db: sqlite3.Connection, path: Path) -> None:
+    """Look for damage, for CHECK_SECONDS at most. Raises: StoreDamaged."""
+    deadline = time.monotonic() + CHECK_SECONDS
+    db.set_progress_handler(lambda: time.monotonic() > deadline, _CHECK_STEPS)
+    try:
+        (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
+            raise
+        logger.warning("%s is too large to be checked in %g s: it is served unchecked", path, CHECK_SECONDS)
+        return
+    finally:
+        db.set_progress_handler(None, 0)
+    if found != "ok":
+        raise StoreDamaged(" ".join(str(found).split()))
+
+
+def _probe(db: sqlite3.Connection) -> None:
+    """Write what an ordinary message takes, to learn whether there is room again."""
+    db.execute("INSERT OR REPLACE INTO probe VALUES (1, zeroblob(65536))")
+
+
 class Database:
     """The connection threads and the folder's lock; verbs are methods decorated with `reading` or `writing`.
 
@@ -247,7 +161,9 @@ class Database:
 
     Raises:
         DataFolderInUse: another server serves from this folder.
-        StoreUnavailable: the file can't be opened, or is no database.
+        DataFolderUnusable: the files can't be made private.
+        StoreDamaged: the file is damaged, or is no database.
+        StoreUnavailable: it can't be opened.
     """
 
     def __init__(self, path: Path, *, lease: float, clock: Clock, serving: bool) -> None:
@@ -255,18 +171,27 @@ class Database:
         self.clock = clock
         self._lock = _locked(path.parent) if serving else None
         try:
+            for suffix in ("", "-wal", "-shm"):
+                make_private_file(path.with_name(path.name + suffix), create=not suffix)
             _prepare(path, serving=serving)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, DataFolderUnusable, StoreDamaged) as error:
             if self._lock:
                 self._lock.close()
-            raise StoreUnavailable(f"{path}: {error}") from error
-        self.writer = _Worker(path, writes=True)
-        self.reader = _Worker(path, writes=False)
+            if not isinstance(error, sqlite3.Error):
+                raise
+            failure = unavailable(error)
+            raise type(failure)(f"{path}: {error}") from error
+        self.writer = Worker(path, writes=True)
+        self.reader = Worker(path, writes=False, threads=READERS)
 
     async def ready(self) -> bool:
+        """True if the last write succeeded, or one does now."""
+        if self.reader.damaged or self.writer.damaged:
+            return False
         try:
-            for worker in (self.reader, self.writer):
-                await worker.run(lambda db: db.execute("SELECT 1").fetchone())
+            await self.reader.run(lambda db: db.execute("SELECT 1").fetchone())
+            if self.writer.failing:
+                await self.writer.run(_probe)
         except StoreUnavailable:
             return False
         return True

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
+import stat
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from stores.errors import DataFolderUnusable, StoreUnavailable
+from stores import sqlite_database
+from stores.errors import DataFolderUnusable, StoreDamaged, StoreUnavailable
 from stores.models import Principal, hash_of
 from stores.open import Where, open_store
 from stores.sqlite import open_sqlite
+from stores.sqlite_database import READERS
+from tests.contracts.samples import new_message, principal, started_thread
 
 
 async def test_a_file_of_a_version_without_key_sources_opens(tmp_path: Path) -> None:
@@ -36,7 +42,7 @@ async def test_a_file_of_a_version_without_key_sources_opens(tmp_path: Path) -> 
 async def test_a_file_that_is_no_database_is_unavailable_and_the_folder_not_kept(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     path.write_bytes(b"not a database, but long enough to be taken for one" * 100)
-    with pytest.raises(StoreUnavailable, match=r"chat\.db: file is not a database") as told:
+    with pytest.raises(StoreDamaged, match=r"chat\.db: file is not a database") as told:
         await open_sqlite(path)
     assert "\n" not in str(told.value)
     path.unlink()
@@ -60,10 +66,97 @@ async def test_a_thread_that_fails_serves_again_and_nobody_waits_for_ever(tmp_pa
             outcomes = await asyncio.gather(*calls, return_exceptions=True)
             assert isinstance(outcomes[0], StoreUnavailable)
             assert all(outcome == 1 or isinstance(outcome, StoreUnavailable) for outcome in outcomes[1:])
-            while not await store.ready():
+            while not await store.ready() or worker.failures < failures:
                 pass
             assert worker.failures == failures
             await (store.create_organization(f"Acme {failures}") if writes else store.keys())
         await store.close()
     with pytest.raises(StoreUnavailable):
         await worker.run(lambda db: 1)
+
+
+async def damaged(path: Path) -> None:
+    """A database with messages, of which pages in the middle are overwritten."""
+    store = await open_sqlite(path)
+    who = principal()
+    thread = await started_thread(store, who)
+    for n in range(50):
+        await store.append_message(who, new_message(thread.id, f"{n}" * 2000))
+    await store.close()
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(size // 2)
+        file.write(b"\xff" * (size // 4))
+
+
+async def test_a_damaged_database_is_found_at_start(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    await damaged(path)
+    with pytest.raises(StoreDamaged, match=r"damaged") as found:
+        await open_sqlite(path)
+    assert "\n" not in str(found.value)
+
+
+async def test_a_database_too_large_for_the_check_at_start_is_served_unchecked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sqlite_database, "CHECK_SECONDS", -1.0)
+    monkeypatch.setattr(sqlite_database, "_CHECK_STEPS", 1)
+    await (await open_sqlite(tmp_path / "chat.db")).close()
+    caplog.clear()
+    await (await open_sqlite(tmp_path / "chat.db")).close()
+    assert "unchecked" in caplog.text
+
+
+async def test_damage_found_while_serving_is_not_ready(tmp_path: Path) -> None:
+    await damaged(tmp_path / "chat.db")
+    store = await open_sqlite(tmp_path / "chat.db", serving=False)  # without the check at start
+    try:
+        assert await store.ready() is True
+        with pytest.raises(StoreDamaged):
+            await store.reader.run(lambda db: db.execute("SELECT sum(length(hex(body))) FROM messages").fetchall())
+        assert await store.ready() is False
+    finally:
+        await store.close()
+
+
+async def test_a_slow_read_holds_up_no_other(tmp_path: Path) -> None:
+    store = await open_sqlite(tmp_path / "chat.db")
+    released = threading.Event()
+    try:
+        slow = [asyncio.create_task(store.reader.run(lambda db: released.wait(10))) for _ in range(READERS - 1)]
+        async with asyncio.timeout(5):
+            assert await store.keys() == []
+        assert not any(task.done() for task in slow)
+    finally:
+        released.set()
+        await store.close()
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+async def test_a_data_folder_that_is_there_is_made_private(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir(mode=0o755)
+    for name in ("chat.db", "lock"):
+        (folder / name).touch(mode=0o644)
+    store = await open_store(Where(folder))
+    await store.create_organization("Acme")
+    assert mode(folder) == 0o700
+    assert {path.name: mode(path) for path in folder.iterdir()} == dict.fromkeys(
+        ("chat.db", "chat.db-wal", "chat.db-shm", "lock"), 0o600
+    )
+    await store.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of another user")
+async def test_a_data_folder_of_another_user_is_refused(tmp_path: Path) -> None:
+    os.chown(tmp_path, 65534, 65534)
+    with pytest.raises(DataFolderUnusable, match="belongs to another user"):
+        await open_store(Where(tmp_path))
+    os.chown(tmp_path, 0, 0)
+    os.chmod(tmp_path, 0o1777)
+    with pytest.raises(DataFolderUnusable, match="all users share it"):
+        await open_store(Where(tmp_path))

@@ -35,7 +35,9 @@ def test_a_database_file_that_is_none_is_named(tmp_path: Path, arguments: list[s
     path = tmp_path / "data" / "chat.db"
     path.parent.mkdir()
     path.write_bytes(b"no database" * 1000)
-    assert refused(tmp_path, arguments) == f"The database did not answer: {path}: file is not a database."
+    assert refused(tmp_path, arguments) == (
+        f"The database is damaged ({path}: file is not a database): restore it from a backup."
+    )
 
 
 def test_a_database_url_that_is_none_is_named_by_the_keys_commands(tmp_path: Path) -> None:
@@ -46,3 +48,11 @@ def test_a_database_url_that_is_none_is_named_by_the_keys_commands(tmp_path: Pat
 def test_a_key_file_that_is_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "data" / "key").mkdir(parents=True)
     assert refused(tmp_path, []).startswith("CHAT_DATA_DIR: [Errno 21] Is a directory")
+
+
+def test_an_empty_database_beside_a_key_and_attachments_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data" / "blobs" / "organization").mkdir(parents=True)
+    (tmp_path / "data" / "key").write_text("chat_a-key-of-a-database-that-was-lost\n")
+    for _ in range(2):
+        line = refused(tmp_path, [])
+        assert line.startswith(f"CHAT_DATA_DIR: can't keep anything in {tmp_path / 'data'}: the database is empty")
