@@ -335,7 +335,7 @@ class AIChatService:
             raise InvalidRequest("files", f"A message may have at most {FILES} attachments.")
         added = await self.attachments.add(who, thread_id, files)
         try:
-            message = await self._made(thread_id, body, attachments + added)
+            message = await self._made(who, thread_id, body, attachments + added)
             posted = await self._stored(who, agent, message, idempotency, if_busy)
         except StoreUnavailable:  # it may be stored all the same
             raise
@@ -542,11 +542,13 @@ class AIChatService:
             raise MessageNotFound(message_id)
         return await self.store.message(who, thread_id, message_id)
 
-    async def _made(self, thread_id: str, body: MessageCreate, attachments: list[Attachment]) -> Message:
+    async def _made(
+        self, who: Principal, thread_id: str, body: MessageCreate, attachments: list[Attachment]
+    ) -> Message:
         if body.content_html is UNSET:
-            html = await self._renderer.markdown(body.content)
+            html = await self._renderer.markdown(who.organization_id, body.content)
         else:
-            html = await self._renderer.sanitized(body.content_html)
+            html = await self._renderer.sanitized(who.organization_id, body.content_html)
         return Message(
             id=new_id(),
             thread_id=thread_id,

@@ -179,7 +179,7 @@ def _service(
         log,
         registry,
         pool.toolbox,
-        renderer.markdown,
+        renderer.answer,
         files=attached.of_thread,
         run_seconds=settings.run_seconds,
     )

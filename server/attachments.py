@@ -68,7 +68,7 @@ class Attachments:
                 await self._delete(_key(who, thread_id, attachment.id))
 
     async def _add(self, who: Principal, thread_id: str, upload: Upload) -> Attachment:
-        found = await self._extractor.extract(upload.path, upload.filename, upload.content_type)
+        found = await self._extractor.extract(who.organization_id, upload.path, upload.filename, upload.content_type)
         attachment = Attachment(
             id=new_id(),
             filename=upload.filename,

@@ -55,7 +55,7 @@ class Runner:
 
     Args:
         toolbox: makes the tools of an agent for one run.
-        render: Markdown to sanitized HTML.
+        render: an organization's Markdown to sanitized HTML.
         files: gives the attachments of a thread.
         run_seconds: how long a run may take.
     """
@@ -66,7 +66,7 @@ class Runner:
         log: EventLog,
         registry: Registry,
         toolbox: Callable[[Agent], Toolbox],
-        render: Callable[[str], Awaitable[str]],
+        render: Callable[[str, str], Awaitable[str]],
         *,
         files: Callable[[Principal, str], Files] = lambda who, thread_id: NoFiles(),
         run_seconds: float = 600.0,
@@ -250,7 +250,7 @@ class Runner:
     ) -> Finished | None:
         """Store the finished message, then say so if this call stored it. Null if the thread is gone."""
         message, closed = finished(partial, ending, timestamp(self._clock()))
-        message = replace(message, content_html=await self._render(message.content))
+        message = replace(message, content_html=await self._html(who, message))
         outcome = await self._stored(who, message)
         if outcome is not None and outcome.won:
             self.ended[ending.status] += 1
@@ -258,6 +258,17 @@ class Runner:
                 say(event)
             say(terminal(outcome.message))
         return outcome
+
+    async def _html(self, who: Principal, message: Message) -> str:
+        """Render the answer, and renew the run's lease while that waits for other texts of the organization."""
+        rendering = asyncio.ensure_future(self._render(who.organization_id, message.content))
+        try:
+            while not (await asyncio.wait({rendering}, timeout=CHECKPOINT_SECONDS))[0]:
+                with contextlib.suppress(StoreUnavailable):
+                    await self._store.checkpoint(who, message.id, worker=self.worker, partial=None)
+            return await rendering
+        finally:
+            rendering.cancel()
 
     async def _stored(self, who: Principal, message: Message) -> Finished | None:
         reason = f"run {message.id} could not be finished yet"

@@ -200,7 +200,7 @@ class Race:
         def no_tools(agent: Agent) -> Any:
             raise NotImplementedError
 
-        async def plain(text: str) -> str:
+        async def plain(organization_id: str, text: str) -> str:
             return text
 
         return Runner(cast(Store, self.store), cast(EventLog, self.log), Registry({}), no_tools, plain)

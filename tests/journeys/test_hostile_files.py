@@ -26,7 +26,7 @@ import pytest
 from PIL import Image
 
 from server.extraction import TEXT_CHARS
-from server.reading import BINARY, DOCX, PDF
+from server.file_types import BINARY, DOCX, PDF
 from server.uploads import FILE_BYTES
 from tests.journeys.live import Process, frames, server_process
 from tests.journeys.shapes import is_problem

@@ -10,16 +10,20 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from server.content_html import HTML_BYTES, Renderer
+from server.content_html import LIMITS, Renderer
+from server.markdown import HTML_BYTES
 from tests.units.gaps import gaps
 
 LARGE = (
     "An *ordinary* sentence with `code` and a [link](https://example.com/a), as people write them. " * 5 + "\n\n"
 ) * 50
 MEGABYTE = LARGE * (2**20 // len(LARGE))
+ORG = "an organization"
 ENDLESS = "[" * 1_000_000
 """Takes ten seconds."""
+HASTY = replace(LIMITS, cpu_seconds=0.5)
 
 SERVER = """
 import asyncio
@@ -27,13 +31,14 @@ from server.content_html import Renderer
 
 async def main():
     renderer = Renderer()
-    assert "<em>" in await renderer.markdown("*large* " * 10_000)
-    stdin = renderer._worker.stdin
+    assert "<em>" in await renderer.markdown("a", "*large* " * 10_000)
+    (worker,) = renderer._workers._alive
+    stdin = worker.stdin
     stdin.transport.set_write_buffer_limits(0)
-    task = asyncio.create_task(renderer.sanitized("<div>" * DIVS))
+    task = asyncio.create_task(renderer.sanitized("a", "<div>" * DIVS))
     await asyncio.sleep(0)
     await stdin.drain()  # now the worker has all of it
-    assert renderer._ready == (DIVS == 0)
+    assert renderer.turns.running == (DIVS > 0)
     print("here", flush=True)
     await asyncio.Event().wait()
 
@@ -49,23 +54,32 @@ async def renderer() -> AsyncIterator[Renderer]:
         await renderer.close()
 
 
+@pytest.fixture
+async def hasty() -> AsyncIterator[Renderer]:
+    """One that gives a text half a second."""
+    renderer = Renderer(limits=HASTY)
+    yield renderer
+    async with asyncio.timeout(5):
+        await renderer.close()
+
+
 def worker_pid(renderer: Renderer) -> int:
-    assert renderer._worker is not None
-    return renderer._worker.pid
+    (worker,) = renderer._workers._alive
+    return worker.pid
 
 
 async def started(renderer: Renderer) -> int:
     """The worker's pid, once it has answered."""
-    assert "<em>" in await renderer.markdown(LARGE)
+    assert "<em>" in await renderer.markdown(ORG, LARGE)
     return worker_pid(renderer)
 
 
 async def rendering(renderer: Renderer) -> asyncio.Task[str]:
     """A render that won't end by itself, once the worker has it."""
     await started(renderer)
-    endless = asyncio.create_task(renderer.markdown(ENDLESS))
+    endless = asyncio.create_task(renderer.markdown(ORG, ENDLESS))
     await asyncio.sleep(0)
-    assert not renderer._ready
+    assert renderer.turns.running == 1
     return endless
 
 
@@ -73,36 +87,42 @@ async def rendering(renderer: Renderer) -> asyncio.Task[str]:
     ("content", "html"),
     [
         ("", ""),
-        ("# Hello *you*", "<h1>Hello <em>you</em></h1>\n"),
-        ("~~no~~ **yes**", "<p><s>no</s> <strong>yes</strong></p>\n"),
-        ("3. c\n4. d", '<ol start="3">\n<li>c</li>\n<li>d</li>\n</ol>\n'),
-        ("```python\na < b\n```", '<pre><code class="language-python">a &lt; b\n</code></pre>\n'),
-        ("```c$\na\n```", "<pre><code>a\n</code></pre>\n"),
-        ("a `Vec<T>` or Vec<T>", "<p>a <code>Vec&lt;T&gt;</code> or Vec&lt;T&gt;</p>\n"),
-        ("[a](https://b.example)", '<p><a href="https://b.example" rel="noopener noreferrer">a</a></p>\n'),
-        ("<https://b.example>", '<p><a href="https://b.example" rel="noopener noreferrer">https://b.example</a></p>\n'),
+        ("# Hello *you*", '<h1 dir="auto">Hello <em>you</em></h1>\n'),
+        ("~~no~~ **yes**", '<p dir="auto"><s>no</s> <strong>yes</strong></p>\n'),
+        ("3. c\n4. d", '<ol start="3" dir="auto">\n<li>c</li>\n<li>d</li>\n</ol>\n'),
+        (
+            "```python\na < b\n```",
+            '<pre tabindex="0" dir="ltr"><code class="language-python">a &lt; b\n</code></pre>\n',
+        ),
+        ("```c$\na\n```", '<pre tabindex="0" dir="ltr"><code>a\n</code></pre>\n'),
+        ("a `Vec<T>` or Vec<T>", '<p dir="auto">a <code>Vec&lt;T&gt;</code> or Vec&lt;T&gt;</p>\n'),
+        ("[a](https://b.example)", '<p dir="auto"><a href="https://b.example" rel="noopener noreferrer">a</a></p>\n'),
+        (
+            "<https://b.example>",
+            '<p dir="auto"><a href="https://b.example" rel="noopener noreferrer">https://b.example</a></p>\n',
+        ),
         (
             "![*a* & b](https://b.example/c.png?d=1&e)",
-            '<p><a href="https://b.example/c.png?d=1&amp;e" rel="noopener noreferrer">a &amp; b</a></p>\n',
+            '<p dir="auto"><a href="https://b.example/c.png?d=1&amp;e" rel="noopener noreferrer">a &amp; b</a></p>\n',
         ),
         (
             "![](https://b.example/c)",
-            '<p><a href="https://b.example/c" rel="noopener noreferrer">https://b.example/c</a></p>\n',
+            '<p dir="auto"><a href="https://b.example/c" rel="noopener noreferrer">https://b.example/c</a></p>\n',
         ),
         (
             "[a](/logout) ![b](//evil.example)",
-            '<p><a rel="noopener noreferrer">a</a> <a rel="noopener noreferrer">b</a></p>\n',
+            '<p dir="auto"><a rel="noopener noreferrer">a</a> <a rel="noopener noreferrer">b</a></p>\n',
         ),
-        ("a\0b \ud800 😀", "<p>a\N{REPLACEMENT CHARACTER}b ? 😀</p>\n"),
+        ("a\0b \ud800 😀", '<p dir="auto">a\N{REPLACEMENT CHARACTER}b ? 😀</p>\n'),
     ],
 )
 async def test_markdown_becomes_html(renderer: Renderer, content: str, html: str) -> None:
-    assert await renderer.markdown(content) == html
-    assert renderer._worker is None  # nothing small needs a process
+    assert await renderer.markdown(ORG, content) == html
+    assert not renderer._workers.processes  # nothing small needs one
 
 
 async def test_a_table_keeps_its_alignment_without_a_style(renderer: Renderer) -> None:
-    html = await renderer.markdown("| a | b |\n|---|--:|\n| 1 | 2 |")
+    html = await renderer.markdown(ORG, "| a | b |\n|---|--:|\n| 1 | 2 |")
     assert "<th>a</th>" in html
     assert '<td align="right">2</td>' in html
     assert "style" not in html
@@ -138,32 +158,33 @@ async def test_a_table_keeps_its_alignment_without_a_style(renderer: Renderer) -
     ],
 )
 async def test_a_clients_html_is_stripped_of_what_is_not_safe(renderer: Renderer, given: str, html: str) -> None:
-    assert await renderer.sanitized(given) == html
+    assert await renderer.sanitized(ORG, given) == html
 
 
 @pytest.mark.parametrize("target", ["javascript:alert(1)", "data:text/html,a", "data:image/png;base64,a", "vbscript:a"])
 async def test_markdown_makes_no_link_or_image_of_an_unsafe_url(renderer: Renderer, target: str) -> None:
-    html = await renderer.markdown(f"[a]({target}) ![b]({target}) <{target}> <img src='{target}' onerror='c'>")
+    html = await renderer.markdown(ORG, f"[a]({target}) ![b]({target}) <{target}> <img src='{target}' onerror='c'>")
     assert "href" not in html
     assert "src=" not in html.replace("&lt;img src=", "")
 
 
 async def test_a_megabyte_of_ordinary_text_is_rendered(renderer: Renderer) -> None:
-    html = await renderer.markdown(MEGABYTE)
-    assert html.startswith("<p>An <em>ordinary</em> sentence")
-    assert html.count("<p>") == MEGABYTE.count("\n\n")
-    assert await renderer.sanitized(html) == html
+    html = await renderer.markdown(ORG, MEGABYTE)
+    assert html.startswith('<p dir="auto">An <em>ordinary</em> sentence')
+    assert html.count("<p ") == MEGABYTE.count("\n\n")
+    assert await renderer.sanitized(ORG, html) == html
 
 
-async def test_a_text_that_takes_too_long_is_escaped_and_the_loop_never_waits_for_it(renderer: Renderer) -> None:
-    await started(renderer)
+async def test_a_text_that_takes_too_long_is_escaped_and_the_loop_never_waits_for_it(hasty: Renderer) -> None:
+    await started(hasty)
     begun = time.monotonic()
-    async with asyncio.timeout(11), gaps() as late:
-        assert await renderer.markdown(ENDLESS) == f"<pre>{ENDLESS}</pre>"
-    assert time.monotonic() - begun > 1
-    assert len(late) > 100
-    assert max(late) < 0.1
-    assert "<em>" in await renderer.markdown(LARGE)
+    async with asyncio.timeout(20), gaps() as late:
+        assert await hasty.markdown(ORG, ENDLESS) == f"<pre>{ENDLESS}</pre>"
+    assert time.monotonic() - begun > 0.4
+    assert len(late) > 40
+    assert max(late) < 0.05
+    assert hasty.given_up == 1
+    assert "<em>" in await hasty.markdown(ORG, LARGE)
 
 
 @pytest.mark.parametrize(
@@ -173,42 +194,45 @@ async def test_a_text_that_takes_too_long_is_escaped_and_the_loop_never_waits_fo
 )
 async def test_deep_nesting_harms_nobody(renderer: Renderer, content: str) -> None:
     async with asyncio.timeout(11):
-        assert len(await renderer.markdown(content)) <= 8 * len(content)
+        assert len(await renderer.markdown(ORG, content)) <= 8 * len(content)
 
 
 async def test_html_that_grows_too_much_is_given_up(renderer: Renderer) -> None:
     table = "|a" * 200 + "\n" + "|-" * 200 + "\n" + "|\n" * 300
-    assert await renderer.markdown(table) == f"<pre>{table}</pre>"
+    assert await renderer.markdown(ORG, table) == f"<pre>{table}</pre>"
 
 
 @pytest.mark.parametrize("text", ["\0\ud800<&>" * 1_000_000, "&" * HTML_BYTES])
 async def test_a_text_beyond_all_bounds_is_cut_between_its_characters(renderer: Renderer, text: str) -> None:
     await renderer.close()
-    html = await renderer.markdown(text)
+    html = await renderer.markdown(ORG, text)
     assert len(html.encode()) <= HTML_BYTES + 20
     assert html.endswith(("&amp;…</pre>", "&gt;…</pre>", "&lt;…</pre>", "?…</pre>", "\N{REPLACEMENT CHARACTER}…</pre>"))
 
 
-async def test_large_texts_take_turns_at_one_worker(renderer: Renderer) -> None:
+async def test_large_texts_of_one_organization_get_their_own_html(renderer: Renderer) -> None:
     texts = [f"{n} {LARGE}" for n in range(3)]
-    htmls = await asyncio.gather(*map(renderer.markdown, texts))
-    assert [html[:5] for html in htmls] == ["<p>0 ", "<p>1 ", "<p>2 "]
+    htmls = await asyncio.gather(*(renderer.markdown(ORG, text) for text in texts))
+    assert [html.removeprefix('<p dir="auto">')[0] for html in htmls] == ["0", "1", "2"]
 
 
-async def test_a_worker_killed_while_it_works_is_replaced(renderer: Renderer) -> None:
-    endless = await rendering(renderer)
-    killed = worker_pid(renderer)
+async def test_a_text_whose_worker_is_killed_is_rendered_by_another(renderer: Renderer) -> None:
+    killed = await started(renderer)
+    task = asyncio.create_task(renderer.markdown(ORG, LARGE * 8))
+    await asyncio.sleep(0)
+    assert renderer.turns.running == 1
     os.kill(killed, signal.SIGKILL)
-    async with asyncio.timeout(5):
-        assert await endless == f"<pre>{ENDLESS}</pre>"
-        assert await started(renderer) != killed
+    async with asyncio.timeout(10):
+        assert "<em>" in await task
+    assert worker_pid(renderer) != killed
+    assert renderer.given_up == 0
 
 
 async def test_a_cancelled_render_leaves_no_answer_for_the_next(renderer: Renderer) -> None:
     endless = await rendering(renderer)
     endless.cancel()
     async with asyncio.timeout(5):
-        assert "<em>" in await renderer.markdown(LARGE)
+        assert "<em>" in await renderer.markdown(ORG, LARGE)
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
@@ -221,8 +245,8 @@ async def test_closing_leaves_no_process(renderer: Renderer, busy: bool) -> None
         os.kill(pid, 0)
     if endless:
         assert await endless == f"<pre>{ENDLESS}</pre>"
-    assert await renderer.markdown(LARGE) == f"<pre>{LARGE}</pre>"
-    assert await renderer.markdown("*small*") == "<p><em>small</em></p>\n"
+    assert await renderer.markdown(ORG, LARGE) == f"<pre>{LARGE}</pre>"
+    assert await renderer.markdown(ORG, "*small*") == '<p dir="auto"><em>small</em></p>\n'
 
 
 @pytest.mark.parametrize("divs", [0, 10_000, 50_000], ids=["idle", "busy", "busy for long"])

@@ -20,10 +20,12 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
-from server.extraction import TEXT_CHARS, Extracted, Extractor, Limits
-from server.reading import BINARY, DOCX, EML, EPUB, ODT, OLE, PDF, PPTX, XLSX
+from server.extraction import LIMITS, TEXT_CHARS, Extracted, Extractor
+from server.file_types import BINARY, DOCX, EML, EPUB, ODT, OLE, PDF, PPTX, XLSX
+from server.worker import WorkerLimits
 from tests.peak import Peak
 from tests.units.gaps import gaps
 
@@ -35,6 +37,7 @@ HTML = (FILES / "report.html").read_text()
 
 CPU_SECONDS = 0.2
 """A seventh of what the heavy document takes here, and some hundred times what a small text does."""
+ORG = "an organization"
 
 SERVER = """
 import asyncio, os, sys
@@ -43,9 +46,9 @@ from server.extraction import Extractor
 
 async def main():
     extractor = Extractor()
-    assert (await extractor.extract(Path("README.md"), "README.md", None)).status == "ready"
+    assert (await extractor.extract("a", Path("tests/files/report.html"), "a.html", None)).status == "ready"
     if BUSY:
-        task = asyncio.create_task(extractor.extract(Path(sys.argv[1]), "a.txt", None))
+        task = asyncio.create_task(extractor.extract("a", Path(sys.argv[1]), "a.txt", None))
         await asyncio.to_thread(os.open, sys.argv[1], os.O_WRONLY)  # returns when the worker has opened it as well
     print("here", flush=True)
     await asyncio.Event().wait()
@@ -59,7 +62,7 @@ Make = Callable[[str, bytes], Path]
 @pytest.fixture(scope="module")
 async def shared() -> AsyncIterator[Extractor]:
     """For tests that cost no worker: starting one takes more than most files."""
-    extractor = Extractor(limits=Limits(files=1_000))
+    extractor = Extractor(limits=replace(LIMITS, requests=1_000))
     yield extractor
     async with asyncio.timeout(5):
         await extractor.close()
@@ -128,19 +131,20 @@ def mail(html_only: bool) -> bytes:
 
 
 def workers(extractor: Extractor) -> list[int]:
-    return [worker.pid for worker in extractor._alive if worker.returncode is None]
+    return [worker.pid for worker in extractor._workers._alive if worker.returncode is None]
 
 
 class Hanging:
     """An extraction that is in the middle of a file that never ends: a pipe that nobody writes to."""
 
-    def __init__(self, extractor: Extractor, folder: Path) -> None:
+    def __init__(self, extractor: Extractor, folder: Path, organization: str = ORG) -> None:
+        self._organization = organization
         self._path = folder / f"pipe-{time.monotonic_ns()}"
         os.mkfifo(self._path)
         self._extractor = extractor
 
     async def __aenter__(self) -> asyncio.Task[Extracted]:
-        task = asyncio.create_task(self._extractor.extract(self._path, "pipe.txt", None))
+        task = asyncio.create_task(self._extractor.extract(self._organization, self._path, "pipe.txt", None))
         self._end = await asyncio.to_thread(os.open, self._path, os.O_WRONLY)  # returns when the worker has opened it
         return task
 
@@ -165,7 +169,7 @@ class Hanging:
     ],
 )
 async def test_a_document_becomes_markdown(shared: Extractor, name: str, content_type: str, lines: list[str]) -> None:
-    found = await shared.extract(FILES / name, name, None)
+    found = await shared.extract(ORG, FILES / name, name, None)
     assert (found.content_type, found.status, found.error, found.truncated) == (content_type, "ready", None, False)
     for line in lines:
         assert line in found.text
@@ -175,7 +179,7 @@ async def test_a_document_becomes_markdown(shared: Extractor, name: str, content
 
 @pytest.mark.parametrize("html_only", [False, True], ids=["text", "html"])
 async def test_a_mail_is_read_with_its_headers(shared: Extractor, make: Make, html_only: bool) -> None:
-    found = await shared.extract(make("mail", mail(html_only)), "mail.eml", None)
+    found = await shared.extract(ORG, make("mail", mail(html_only)), "mail.eml", None)
     assert (found.content_type, found.status) == (EML, "ready")
     assert found.text.startswith("From: Keeper <keeper@harbour.example>\nTo: office@harbour.example\n")
     assert "\nSubject: Heron count at Ærøskøbing\nAttached: berths.csv\n\n" in found.text
@@ -202,7 +206,7 @@ async def test_a_mail_is_read_with_its_headers(shared: Extractor, make: Make, ht
 async def test_what_is_text_is_left_as_it_is(
     shared: Extractor, make: Make, name: str, text: str, content_type: str
 ) -> None:
-    found = await shared.extract(make(name, text.encode()), name, None)
+    found = await shared.extract(ORG, make(name, text.encode()), name, None)
     assert found == Extracted(content_type, "ready", text)
 
 
@@ -225,7 +229,7 @@ async def test_what_is_text_is_left_as_it_is(
     ],
 )
 async def test_the_charset_is_found(shared: Extractor, make: Make, text: str, charset: str, prefix: str) -> None:
-    found = await shared.extract(make("a", (prefix + text).encode(charset)), "a.txt", "text/plain; charset=utf-8")
+    found = await shared.extract(ORG, make("a", (prefix + text).encode(charset)), "a.txt", "text/plain; charset=utf-8")
     assert found.status == "ready"
     assert found.text == (prefix + text)[:TEXT_CHARS]
     assert found.truncated == (len(prefix + text) > TEXT_CHARS)
@@ -234,7 +238,7 @@ async def test_the_charset_is_found(shared: Extractor, make: Make, text: str, ch
 @pytest.mark.parametrize("charset", ["latin-1", "utf-8", "utf-16"])
 async def test_html_is_decoded_by_its_own_word(shared: Extractor, make: Make, charset: str) -> None:
     source = HTML.replace('charset="utf-8"', f'charset="{charset}"')
-    found = await shared.extract(make("a", source.encode(charset)), "a.html", None)
+    found = await shared.extract(ORG, make("a", source.encode(charset)), "a.html", None)
     assert "near the café at Ærøskøbing" in found.text
 
 
@@ -243,7 +247,7 @@ async def test_html_is_decoded_by_its_own_word(shared: Extractor, make: Make, ch
 async def test_an_image_is_known_by_its_content_whatever_its_name(
     shared: Extractor, make: Make, kind: str, content_type: str, name: str
 ) -> None:
-    found = await shared.extract(make(name, image(kind)), name, "application/pdf")
+    found = await shared.extract(ORG, make(name, image(kind)), name, "application/pdf")
     assert found == Extracted(f"image/{content_type}", "ready")
 
 
@@ -264,31 +268,31 @@ async def test_an_image_is_known_by_its_content_whatever_its_name(
 async def test_a_file_with_a_false_name_is_what_it_holds(
     shared: Extractor, make: Make, name: str, data: bytes, content_type: str, text: str
 ) -> None:
-    found = await shared.extract(make(name, data), name, None)
+    found = await shared.extract(ORG, make(name, data), name, None)
     assert (found.content_type, found.status) == (content_type, "ready")
     assert text in found.text
 
 
 async def test_what_was_declared_counts_where_nothing_else_tells(shared: Extractor, make: Make) -> None:
     path = make("a", CSV.encode())
-    assert (await shared.extract(path, "berths", "Text/CSV; header=present")).content_type == "text/csv"
-    assert (await shared.extract(path, "berths", "application/pdf")).content_type == "text/plain"
+    assert (await shared.extract(ORG, path, "berths", "Text/CSV; header=present")).content_type == "text/csv"
+    assert (await shared.extract(ORG, path, "berths", "application/pdf")).content_type == "text/plain"
 
 
 @pytest.mark.parametrize(
     ("name", "content_type", "status", "error"),
     [
-        ("a.txt", "text/plain", "ready", None),
-        ("__init__.py", "text/x-python", "ready", None),
-        ("a", "text/plain", "ready", None),
+        ("a.txt", "text/plain", "failed", "The file is empty."),
+        ("__init__.py", "text/x-python", "failed", "The file is empty."),
+        ("a", "text/plain", "failed", "The file is empty."),
         ("a.pdf", PDF, "failed", "The file is empty."),
         ("a.png", "image/png", "failed", "The file is empty."),
     ],
 )
-async def test_an_empty_file_is_an_empty_text_but_no_document(
+async def test_an_empty_file_has_failed(
     shared: Extractor, make: Make, name: str, content_type: str, status: str, error: str | None
 ) -> None:
-    found = await shared.extract(make(name, b""), name, None)
+    found = await shared.extract(ORG, make(name, b""), name, None)
     assert (found.content_type, found.status, found.text, found.error) == (content_type, status, "", error)
 
 
@@ -327,7 +331,7 @@ async def test_a_broken_or_locked_file_fails_and_says_why(
     shared: Extractor, make: Make, name: str, data: bytes, content_type: str, error: str
 ) -> None:
     before = workers(shared)
-    found = await shared.extract(make(name, data), name, None)
+    found = await shared.extract(ORG, make(name, data), name, None)
     assert found == Extracted(content_type, "failed", error=error)
     assert not before or workers(shared) == before  # it cost no worker
 
@@ -350,13 +354,13 @@ async def test_a_broken_or_locked_file_fails_and_says_why(
 async def test_any_other_kind_is_unsupported_in_words(
     shared: Extractor, make: Make, name: str, data: bytes, content_type: str, words: str
 ) -> None:
-    found = await shared.extract(make(name, data), name, None)
+    found = await shared.extract(ORG, make(name, data), name, None)
     assert (found.content_type, found.status, found.text) == (content_type, "unsupported", "")
     assert words in (found.error or "")
 
 
 async def test_a_pdf_of_a_hundred_pages_is_read_whole(shared: Extractor) -> None:
-    found = await shared.extract(FILES / "pages.pdf", "pages.pdf", None)
+    found = await shared.extract(ORG, FILES / "pages.pdf", "pages.pdf", None)
     numbers = [int(page) for page in re.findall(r"Page (\d+) of the harbour log", found.text)]
     assert numbers == list(range(1, 101))
 
@@ -364,7 +368,7 @@ async def test_a_pdf_of_a_hundred_pages_is_read_whole(shared: Extractor) -> None
 async def test_a_zip_bomb_in_a_docx_is_refused(shared: Extractor, tmp_path: Path) -> None:
     bomb = docx(tmp_path / "bomb.docx", (b"<w:p/>" * 200_000 for _ in range(90)))
     assert bomb.stat().st_size < 2**20
-    found = await shared.extract(bomb, "bomb.docx", None)
+    found = await shared.extract(ORG, bomb, "bomb.docx", None)
     assert found == Extracted(DOCX, "failed", error="The file unpacks to more than can be read.")
 
 
@@ -373,25 +377,25 @@ async def test_a_bomb_that_lies_about_its_size_costs_one_worker_at_most(extracto
     with zipfile.ZipFile(bomb) as archive:
         size = archive.getinfo("word/document.xml").file_size.to_bytes(4, "little")
     bomb.write_bytes(bomb.read_bytes().replace(size, (1000).to_bytes(4, "little")))
-    found = await extractor.extract(bomb, "bomb.docx", None)
+    found = await extractor.extract(ORG, bomb, "bomb.docx", None)
     assert found.status == "failed" or len(found.text) < 2000
     assert found.content_type == DOCX
-    assert (await extractor.extract(FILES / "report.docx", "report.docx", None)).status == "ready"
+    assert (await extractor.extract(ORG, FILES / "report.docx", "report.docx", None)).status == "ready"
 
 
 async def test_an_image_of_too_many_pixels_is_not_decoded(shared: Extractor, make: Make) -> None:
     out = BytesIO()
     Image.new("1", (11_000, 10_000)).save(out, "PNG")
-    found = await shared.extract(make("a", out.getvalue()), "a.png", None)
+    found = await shared.extract(ORG, make("a", out.getvalue()), "a.png", None)
     assert found == Extracted("image/png", "failed", error="The image is too large: 11000 by 10000 pixels.")
 
 
 async def test_a_csv_of_25_megabytes_is_cut_in_little_time_and_memory(shared: Extractor, tmp_path: Path) -> None:
     path = tmp_path / "large.csv"
     path.write_text(CSV * (25 * 2**20 // len(CSV.encode())))
-    await shared.extract(FILES / "report.html", "a.html", None)  # a worker is there
+    await shared.extract(ORG, FILES / "report.html", "a.html", None)  # a worker is there
     peak, begun = Peak(), time.monotonic()
-    found = await shared.extract(path, "large.csv", None)
+    found = await shared.extract(ORG, path, "large.csv", None)
     seconds, grown = time.monotonic() - begun, peak.grown() / 2**20
     print(f"25 MB csv: {seconds:.2f} s, the parent grew by {grown:.0f} MB")  # noqa: T201
     assert (found.status, found.truncated, len(found.text)) == ("ready", True, TEXT_CHARS)
@@ -401,33 +405,33 @@ async def test_a_csv_of_25_megabytes_is_cut_in_little_time_and_memory(shared: Ex
 
 
 async def test_a_text_of_exactly_the_limit_is_not_cut(shared: Extractor, make: Make) -> None:
-    exact = await shared.extract(make("a", "é".encode() * TEXT_CHARS), "a.txt", None)
-    more = await shared.extract(make("a", "😀".encode() * (TEXT_CHARS + 1)), "a.txt", None)
+    exact = await shared.extract(ORG, make("a", "é".encode() * TEXT_CHARS), "a.txt", None)
+    more = await shared.extract(ORG, make("a", "😀".encode() * (TEXT_CHARS + 1)), "a.txt", None)
     assert (len(exact.text), exact.truncated) == (TEXT_CHARS, False)
     assert (len(more.text), more.truncated, more.text[-1]) == (TEXT_CHARS, True, "😀")
 
 
 async def test_a_document_that_takes_too_much_memory_fails_alone(heavy: Path) -> None:
-    extractor = Extractor(workers=1, limits=Limits(memory_bytes=512 * 2**20))
-    found = await extractor.extract(heavy, "heavy.docx", None)
+    extractor = Extractor(workers=1, limits=replace(LIMITS, memory_bytes=512 * 2**20))
+    found = await extractor.extract(ORG, heavy, "heavy.docx", None)
     assert found == Extracted(DOCX, "failed", error="Reading the file took too much memory.")
-    assert (await extractor.extract(FILES / "report.docx", "a.docx", None)).status == "ready"
+    assert (await extractor.extract(ORG, FILES / "report.docx", "a.docx", None)).status == "ready"
     await extractor.close()
 
 
 async def test_a_document_that_takes_too_much_cpu_fails_alone(heavy: Path) -> None:
-    extractor = Extractor(workers=1, limits=Limits(cpu_seconds=CPU_SECONDS))
-    found = await extractor.extract(heavy, "heavy.docx", None)
+    extractor = Extractor(workers=1, document_seconds=CPU_SECONDS)
+    found = await extractor.extract(ORG, heavy, "heavy.docx", None)
     assert found == Extracted(DOCX, "failed", error="Reading the file took too long.")
-    assert (await extractor.extract(FILES / "report.md", "a.md", None)).status == "failed"  # there is no such file
-    assert (await extractor.extract(FILES / "README.md", "a.md", None)).status == "ready"
+    assert (await extractor.extract(ORG, FILES / "report.md", "a.md", None)).status == "failed"  # there is no such file
+    assert (await extractor.extract(ORG, FILES / "report.html", "a.html", None)).status == "ready"
     await extractor.close()
 
 
 async def test_a_file_that_hangs_is_given_up(tmp_path: Path) -> None:
-    extractor = Extractor(workers=1, limits=Limits(wall_seconds=0.5))
+    extractor = Extractor(workers=1, limits=replace(LIMITS, wall_seconds=0.5))
     async with asyncio.timeout(20), Hanging(extractor, tmp_path) as hanging:
-        next_one = asyncio.create_task(extractor.extract(FILES / "README.md", "a.md", None))
+        next_one = asyncio.create_task(extractor.extract(ORG, FILES / "report.html", "a.html", None))
         assert (await hanging).error == "Reading the file took too long."
         assert (await next_one).status == "ready"
     await extractor.close()
@@ -439,17 +443,17 @@ async def test_a_worker_killed_in_the_middle_is_replaced(extractor: Extractor, t
         os.kill(killed, signal.SIGKILL)
         found = await hanging
         assert (found.status, found.error) == ("failed", "The file could not be read: its reader crashed.")
-        assert (await extractor.extract(FILES / "report.docx", "a.docx", None)).status == "ready"
+        assert (await extractor.extract(ORG, FILES / "report.docx", "a.docx", None)).status == "ready"
         assert killed not in workers(extractor)
 
 
 async def test_a_worker_killed_while_idle_costs_no_file(extractor: Extractor) -> None:
-    await extractor.extract(FILES / "README.md", "a.md", None)
-    (killed,) = extractor._alive
+    await extractor.extract(ORG, FILES / "report.html", "a.html", None)
+    (killed,) = extractor._workers._alive
     os.kill(killed.pid, signal.SIGKILL)
     async with asyncio.timeout(5):
         await killed.wait()
-    assert (await extractor.extract(FILES / "README.md", "a.md", None)).status == "ready"
+    assert (await extractor.extract(ORG, FILES / "report.html", "a.html", None)).status == "ready"
 
 
 async def test_a_cancelled_extraction_leaves_no_answer_for_the_next(tmp_path: Path) -> None:
@@ -458,16 +462,16 @@ async def test_a_cancelled_extraction_leaves_no_answer_for_the_next(tmp_path: Pa
         hanging.cancel()
         with pytest.raises(asyncio.CancelledError):
             await hanging
-        assert (await extractor.extract(FILES / "README.md", "a.md", None)).text.startswith("# Files for the tests")
+        assert (await extractor.extract(ORG, FILES / "report.html", "a.html", None)).status == "ready"
     await extractor.close()
 
 
 async def test_two_are_read_at_once_and_a_third_waits(extractor: Extractor, tmp_path: Path) -> None:
     async with asyncio.timeout(30), Hanging(extractor, tmp_path) as first:
-        found = await extractor.extract(FILES / "report.pdf", "a.pdf", None)
+        found = await extractor.extract(ORG, FILES / "report.pdf", "a.pdf", None)
         assert "417 herons" in found.text
         async with Hanging(extractor, tmp_path) as second:
-            third = asyncio.create_task(extractor.extract(FILES / "report.odt", "a.odt", None))
+            third = asyncio.create_task(extractor.extract(ORG, FILES / "report.odt", "a.odt", None))
             assert len(workers(extractor)) == 2
             assert not any(task.done() for task in (first, second, third))
             first.cancel()
@@ -479,19 +483,22 @@ async def test_two_are_read_at_once_and_a_third_waits(extractor: Extractor, tmp_
 async def test_many_at_once_get_their_own_texts(extractor: Extractor, make: Make) -> None:
     paths = [make("a", f"text {n}".encode()) for n in range(20)]
     async with asyncio.timeout(20):
-        found = await asyncio.gather(*(extractor.extract(path, "a.txt", None) for path in paths))
+        found = await asyncio.gather(*(extractor.extract(ORG, path, "a.txt", None) for path in paths))
     assert [one.text for one in found] == [f"text {n}" for n in range(20)]
     assert len(workers(extractor)) <= 2
 
 
-@pytest.mark.parametrize("limits", [Limits(files=2), Limits(resident_bytes=1)], ids=["files", "memory"])
-async def test_a_worker_that_has_done_enough_is_replaced(limits: Limits) -> None:
+@pytest.mark.parametrize(
+    "limits", [replace(LIMITS, requests=2), replace(LIMITS, resident_bytes=1)], ids=["files", "memory"]
+)
+async def test_a_worker_that_has_done_enough_is_replaced(limits: WorkerLimits) -> None:
     extractor = Extractor(workers=1, limits=limits)
     seen: set[int] = set()
     for _ in range(4):
-        assert (await extractor.extract(FILES / "README.md", "a.md", None)).status == "ready"
-        seen.update(worker.pid for worker in extractor._alive)
-    assert len(seen) == (2 if limits.files == 2 else 4)
+        assert (await extractor.extract(ORG, FILES / "report.html", "a.html", None)).status == "ready"
+        seen.update(worker.pid for worker in extractor._workers._alive)
+    assert len(seen) == (2 if limits.requests == 2 else 0)  # one that has done enough is gone before its file is
+    assert not workers(extractor)
     await extractor.close()
 
 
@@ -500,7 +507,7 @@ async def test_the_event_loop_hardly_notices(extractor: Extractor, heavy: Path, 
     large.write_text(CSV * (25 * 2**20 // len(CSV.encode())))
     paths = [heavy, large, FILES / "pages.pdf", FILES / "report.docx", large]
     async with asyncio.timeout(50), gaps() as late:
-        found = await asyncio.gather(*(extractor.extract(path, path.name, None) for path in paths))
+        found = await asyncio.gather(*(extractor.extract(ORG, path, path.name, None) for path in paths))
     print(f"the loop was late by {max(late) * 1000:.0f} ms at most")  # noqa: T201
     assert {one.status for one in found} == {"ready"}
     assert len(late) > 100
@@ -511,17 +518,17 @@ async def test_a_worker_gives_way_to_the_server_and_knows_no_secret(
     extractor: Extractor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-secret")
-    await extractor.extract(FILES / "README.md", "a.md", None)
+    await extractor.extract(ORG, FILES / "report.html", "a.html", None)
     (pid,) = workers(extractor)
     assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
     seen = await asyncio.to_thread(Path(f"/proc/{pid}/environ").read_bytes)
-    assert b"PATH=" in seen
+    assert b"MALLOC_ARENA_MAX=2" in seen
     assert b"sk-secret" not in seen
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
 async def test_closing_leaves_no_process(extractor: Extractor, tmp_path: Path, busy: bool) -> None:
-    await extractor.extract(FILES / "README.md", "a.md", None)
+    await extractor.extract(ORG, FILES / "report.html", "a.html", None)
     if busy:
         async with Hanging(extractor, tmp_path) as hanging:
             pids = workers(extractor)
@@ -536,7 +543,7 @@ async def test_closing_leaves_no_process(extractor: Extractor, tmp_path: Path, b
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-    assert (await extractor.extract(FILES / "README.md", "a.md", None)).status == "failed"
+    assert (await extractor.extract(ORG, FILES / "report.html", "a.html", None)).status == "failed"
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pypdfium2  # type: ignore[import-untyped]
 import pytest
+from msgspec.structs import replace
 
-from server.extraction import Extractor, Limits
+from server.extraction import LIMITS, Extractor
 from server.reading import PAGES
-from tests.units.test_extraction import FILES
+from tests.units.test_extraction import FILES, ORG
 
 
 @pytest.fixture
 async def extractor() -> AsyncIterator[Extractor]:
-    extractor = Extractor(workers=1, limits=Limits(cpu_seconds=5))
+    extractor = Extractor(workers=1, limits=replace(LIMITS, cpu_seconds=5), document_seconds=5)
     yield extractor
     await extractor.close()
 
@@ -23,7 +24,7 @@ async def extractor() -> AsyncIterator[Extractor]:
 async def test_comments_without_an_end_cost_no_time(extractor: Extractor, tmp_path: Path) -> None:
     path = tmp_path / "0"
     path.write_bytes(b"<!---->" * 500 + b"x")
-    found = await extractor.extract(path, "a.txt", None)
+    found = await extractor.extract(ORG, path, "a.txt", None)
     assert (found.status, found.content_type) == ("ready", "text/plain")
 
 
@@ -36,6 +37,6 @@ async def test_of_a_pdf_with_too_many_pages_the_first_are_read_and_that_is_told(
         for start in range(0, PAGES + more, 100):
             many.import_pages(hundred, list(range(min(100, PAGES + more - start))))
         many.save(path)
-    found = await extractor.extract(path, "a.pdf", None)
+    found = await extractor.extract(ORG, path, "a.pdf", None)
     assert (found.status, found.truncated) == ("ready", bool(more))
     assert found.text.count("Page 100") == PAGES // 100
