@@ -53,7 +53,7 @@ async def test_a_post_waits_for_the_run_and_answers_with_its_message(live: Live)
     assert answer.status_code == 201
     message = is_message(answer.json())
     assert (message["role"], message["content"]) == ("assistant", "**Hi** \n\nbye")
-    assert message["content_html"] == "<p><strong>Hi</strong></p>\n<p>bye</p>\n"
+    assert message["content_html"] == '<p dir="auto"><strong>Hi</strong></p>\n<p dir="auto">bye</p>\n'
     [call] = message["tool_calls"]
     assert (call["tool_name"], call["arguments"], call["error"]) == ("calculate", {"expression": "2*3"}, None)
     assert call["start_time"] <= call["end_time"]
@@ -167,7 +167,7 @@ async def test_a_failed_run_is_a_problem_and_what_was_said_is_kept(
     assert ("retry-after" in answer.headers) == (status == 503)
     assert problem["thread_id"] == thread.rpartition("/")[2]
     message = is_message(await live.get(f"{thread}/messages/{problem['message_id']}"))
-    assert (message["content"], message["content_html"]) == ("half", "<p>half</p>\n")
+    assert (message["content"], message["content_html"]) == ("half", '<p dir="auto">half</p>\n')
     assert message["metadata"]["run"]["status"] == "failed"
     assert message["metadata"]["run"]["error"] == {"code": code, "detail": detail, "retryable": retryable}
     stream = await live.streamed(thread, f"say half\n{script}")
@@ -382,8 +382,8 @@ async def test_a_message_is_found_under_its_own_thread_only(live: Live) -> None:
 @pytest.mark.parametrize(
     ("body", "html"),
     [
-        ({"content": "*x* <b>"}, "<p><em>x</em> &lt;b&gt;</p>\n"),
-        ({"content": "[a](javascript:alert(1))"}, "<p>[a](javascript:alert(1))</p>\n"),
+        ({"content": "*x* <b>"}, '<p dir="auto"><em>x</em> &lt;b&gt;</p>\n'),
+        ({"content": "[a](javascript:alert(1))"}, '<p dir="auto">[a](javascript:alert(1))</p>\n'),
         ({"content": "x", "content_html": "<b onclick=a()>x</b><script>y</script>"}, "<b>x</b>"),
         ({"content": "x", "content_html": ""}, ""),
     ],

@@ -84,7 +84,7 @@ def hostile() -> Iterator[File]:
         *[(f"large{number}.csv", csv, "text/csv", "ready", None) for number in range(3)],
         ("picture.docx", picture(), "image/png", "ready", None),
         ("text.png", b"No picture.", "text/plain", "ready", None),
-        ("empty.txt", b"", "text/plain", "ready", None),
+        ("empty.txt", b"", "text/plain", "failed", "The file is empty."),
         ("empty.pdf", b"", PDF, "failed", "The file is empty."),
         (
             "noise.pdf",
