@@ -30,6 +30,8 @@ from server.runner import Runner
 from server.settings import Settings, environment
 from server.streams import Streams
 from server.supervision import Supervisor
+from server.upload_folder import upload_folder
+from server.uploads import Uploads
 from stores.blobs import Blobs, open_blobs
 from stores.contracts import EventLog, Store
 from stores.models import utcnow
@@ -67,6 +69,7 @@ class State(TypedDict):
     supervisor: Supervisor
     metrics: Metrics
     rate: RequestRate
+    uploads: Uploads
     api: APIDescription
 
 
@@ -111,6 +114,7 @@ def create_app(
         async with AsyncExitStack() as stack:
             try:
                 service = await started(app, stack)
+                uploads = Uploads(stack.enter_context(upload_folder(settings.data_dir)), limits)
             except Exception as error:
                 app.state.failure = error
                 raise
@@ -135,6 +139,7 @@ def create_app(
                 "supervisor": supervisor,
                 "metrics": Metrics(service.runner, streams),
                 "rate": RequestRate(limits),
+                "uploads": uploads,
                 "api": APIDescription(ROUTES),
             }
             running.state = state

@@ -56,6 +56,13 @@ class TooLarge(ChatError):
         self.field = field
 
 
+class BodyStalled(ChatError):
+    """The client has sent nothing of its body for so long."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"Nothing of the body arrived for {seconds:g} seconds.")
+
+
 class UnsupportedMediaType(ChatError):
     def __init__(self, got: str, wanted: str = "application/json") -> None:
         super().__init__(f"Send {wanted}, not {got!r}.")
@@ -161,6 +168,7 @@ class Problem(msgspec.Struct, frozen=True):
 _TABLE: dict[type[Exception], tuple[int, str]] = {
     MalformedBody: (400, "malformed_body"),
     ClientDisconnect: (400, "malformed_body"),
+    BodyStalled: (400, "malformed_body"),
     Unauthenticated: (401, "unauthenticated"),
     stores.AgentNotFound: (404, "agent_not_found"),
     stores.ThreadNotFound: (404, "thread_not_found"),
@@ -231,6 +239,8 @@ def _headers(error: Exception, status: int) -> dict[str, str]:
             return {"Content-Range": f"bytes */{size}"}
         case Unauthenticated():
             return {"WWW-Authenticate": "Bearer"}
+        case BodyStalled():
+            return {"Connection": "close"}
         case _:
             return {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
 

@@ -21,7 +21,7 @@ from server.errors import RETRY_SECONDS, RateLimited
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Per organization and process: requests a minute, runs and open streams at once; in all: bytes of attachments.
+    """Per organization and process: requests a minute; runs, open streams and uploads at once. In all: stored bytes.
 
     `ping_seconds`: how often an open stream is pinged, and how long it may outlive its key.
     """
@@ -29,6 +29,7 @@ class Limits(msgspec.Struct, frozen=True):
     requests: int = 6000
     runs: int = 200
     streams: int = 2000
+    uploads: int = 20
     kept_bytes: int = 10 * 2**30
     ping_seconds: float = 15.0
 

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from server.ai_chat_service import AIChatService, IfBusy
 from server.bodies import BODY_BYTES, read
+from server.body_stream import pieces_of
 from server.errors import InvalidRequest, TooLarge, UnsupportedMediaType
 from server.streams import Streams
 from stores.models import is_id
@@ -41,7 +42,7 @@ async def body_of(request: Request, type: type[B], *, empty: B | None = None) ->
     Raises: UnsupportedMediaType, TooLarge, MalformedBody, InvalidRequest.
     """
     data = bytearray()
-    async for part in request.stream():
+    async for part in pieces_of(request):
         data += part
         if len(data) > BODY_BYTES:
             raise TooLarge("body", BODY_BYTES)

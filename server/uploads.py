@@ -6,28 +6,34 @@ https://www.rfc-editor.org/rfc/rfc7578
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import msgspec
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from server.auth import principal_of
 from server.bodies import BODY_BYTES
-from server.errors import InvalidRequest, MalformedBody, TooLarge
+from server.body_stream import pieces_of
+from server.errors import DiskFull, InvalidRequest, MalformedBody, TooLarge
+from server.limits import Limits, Slots
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 FILE_BYTES = 25 * 2**20
 FILES = 10
+_FORM_BYTES = FILES * FILE_BYTES + 2 * BODY_BYTES
+"""What a form may take in all, its boundaries and headers too."""
 _FIELDS = 50
 _BOUNDARY_BYTES = 200
 """RFC 2046 allows 70; the parser raises above 256."""
@@ -54,24 +60,65 @@ def is_multipart(request: Request) -> bool:
     return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 
+class Uploads:
+    """The uploads under way in this process.
+
+    Attributes:
+        folder: where they lie until their request ends.
+        slots: how many each organization has at once.
+    """
+
+    def __init__(self, folder: Path, limits: Limits) -> None:
+        self.folder = folder
+        self.slots = Slots("uploads at once", limits.uploads)
+
+
 @asynccontextmanager
 async def form_of(request: Request) -> AsyncIterator[Form]:
     """Read the form; its files are there until the context is left.
 
     Raises:
+        RateLimited: the organization has as many uploads under way as it may have.
         MalformedBody: it isn't multipart/form-data as the header says.
-        TooLarge: a file is over 25 MB, or the fields over 2 MB.
+        BodyStalled: nothing arrived for 60 s.
+        DiskFull: there is no room for it.
+        TooLarge: a file is over 25 MB, the fields over 2 MB, or what follows the form.
         InvalidRequest: more than 10 files, a field twice or not in UTF-8; a part for files not named `files`.
     """
-    boundary = _boundary(request.headers["content-type"])
-    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="chat-upload-"))
+    uploads = cast(Uploads, request.state.uploads)
+    slot = uploads.slots.reserve(principal_of(request).organization_id)
+    folder: Path | None = None
     try:
-        with closing(_Reader(boundary, folder)) as reader:
-            async for data in request.stream():
-                await asyncio.to_thread(reader.feed, data)
-            yield await asyncio.to_thread(reader.form)
+        with _room():
+            folder = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=uploads.folder))
+            form = await _read(request, folder)
+        yield form
     finally:
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        slot.release()
+        if folder is not None:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+async def _read(request: Request, folder: Path) -> Form:
+    total = 0
+    with closing(_Reader(_boundary(request.headers["content-type"]), folder)) as reader:
+        async for data in pieces_of(request):
+            total += len(data)
+            if total > _FORM_BYTES:
+                raise TooLarge("body", _FORM_BYTES)
+            await asyncio.to_thread(reader.feed, data)
+        return await asyncio.to_thread(reader.form)
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Raises: DiskFull for the system's errors that say so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFull from error
+        raise
 
 
 def _boundary(content_type: str) -> bytes:
