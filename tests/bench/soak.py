@@ -53,7 +53,14 @@ def show(line: str) -> None:
 
 
 class SoakProcess(Process):
-    """A server, with what the end of a soak asks of it."""
+    """A server, with what a soak asks of it."""
+
+    async def start_again(self) -> None:
+        """Start it, however busy the machine is."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return await self.start()
+            await self.stop()
 
     async def post_until_free(self, thread: str, content: str) -> str | None:
         """Post, again while a run has the thread, for 60 seconds; the answer's id."""
@@ -101,7 +108,7 @@ class Soak:
             await self.pause(self.seconds / 10)
             server = self.rng.choice(self.servers)
             await server.stop()
-            await server.start()
+            await server.start_again()
             self.did["kills"] += 1
 
     async def watch_memory(self) -> None:
@@ -269,8 +276,7 @@ async def main(stores: str, seconds: float) -> int:
                     group.create_task(client.work())
                 group.create_task(soak.kill())
                 group.create_task(soak.watch_memory())
-            for client in clients:
-                await client.judge()
+            await asyncio.gather(*(client.judge() for client in clients))
             soak.judge_memory()
             soak.did["events read by viewers"] = sum(len(viewer.frames) for viewer in viewers)
             soak.did["viewers' connections"] = sum(viewer.connections for viewer in viewers)
