@@ -46,6 +46,7 @@ class Settings(msgspec.Struct, frozen=True):
     anthropic_base_url: str | None = None
     database_url: str | None = None
     events_url: str | None = None
+    events_megabytes: int = 256
     blobs_url: str | None = None
     reuse_port: bool = False
     drain_seconds: float = 20.0
@@ -58,7 +59,7 @@ class Settings(msgspec.Struct, frozen=True):
     @property
     def where(self) -> Where:
         """Where things are kept."""
-        return Where(self.data_dir, self.database_url, self.events_url)
+        return Where(self.data_dir, self.database_url, self.events_url, self.events_megabytes * 2**20)
 
 
 def environment() -> Mapping[str, str]:
@@ -87,6 +88,7 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         anthropic_base_url=_url(env, "ANTHROPIC_BASE_URL", "http", "https"),
         database_url=database_url,
         events_url=events_url,
+        events_megabytes=_integer(env, "CHAT_EVENTS_MEGABYTES", 256, 16, 10**6),
         blobs_url=env.get("CHAT_BLOBS_URL") or None,
         reuse_port=_switch(env, "CHAT_REUSE_PORT"),
         drain_seconds=_seconds(env, "CHAT_DRAIN_SECONDS", 20.0),

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from stores.budget import LogBudget
 from stores.events import Event, Fact, MessageSnapshot
 from stores.feed import Cursor
 from stores.fitting import READ_BYTES
@@ -468,6 +469,11 @@ class EventLog(Protocol):
     @property
     def away(self) -> bool:
         """True while the log takes no events."""
+        ...
+
+    @property
+    def budget(self) -> LogBudget:
+        """What all logs of this process hold in memory: the newest entries, for readers who follow or resume."""
         ...
 
     def writer(self, thread_id: str, snapshot: Callable[[], MessageSnapshot] | None = None) -> LogWriter:

@@ -8,9 +8,10 @@ refused: they cost memory per viewer and event, and must choose whom to drop.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Iterable
-from functools import cached_property
 
+from stores.budget import LogBudget
 from stores.errors import Gap
 from stores.events import (
     TERMINAL_TYPES,
@@ -29,6 +30,12 @@ KEPT_EVENTS = 10_000
 KEPT_BYTES = 8 * 2**20
 KEPT_SECONDS = 3600.0
 _TRIM_EVERY = 500
+_SHARED = 64
+"""How many of the newest entries store their wire forms, for readers who come soon after each other."""
+_ENTRY_BYTES = 192
+"""What an entry takes beside its data: two objects' headers, the position, its slots."""
+_BUFFER_BYTES = 1500
+"""What a log without an entry takes."""
 
 _TURNS = TERMINAL_TYPES | {"run.started", "message.created"}
 _BEGINNINGS = TERMINAL_TYPES | {"run.started", "message.snapshot"}
@@ -42,66 +49,151 @@ _ABOUT_RUNS = _BEGINNINGS | {
 
 
 class Entry:
-    """One event in a log: its position, its type, and its bytes for each kind of channel."""
+    """One event in a log: its position, its type, and its bytes for each kind of channel.
+
+    A wire form is stored for the next reader while the entry is among the newest of a buffer; `budget` counts it there.
+    """
+
+    __slots__ = ("_sse", "_ws", "budget", "data", "position", "type")
 
     def __init__(self, position: str, data: bytes) -> None:
         self.position = position
         self.data = data
-        self.type = type_of(data)
+        self.type = sys.intern(type_of(data))
+        self._sse: bytes | None = None
+        self._ws: str | None = None
+        self.budget: LogBudget | None = None
 
-    @cached_property
+    @property
     def sse(self) -> bytes:
         """A server-sent event with LF line ends, `id` last: a reader cut off inside the frame must not skip it."""
-        return b"event: %b\ndata: %b\nid: %b\n\n" % (self.type.encode(), self.data, self.position.encode())
+        frame = self._sse
+        if frame is None:
+            frame = b"event: %b\ndata: %b\nid: %b\n\n" % (self.type.encode(), self.data, self.position.encode())
+            if self.budget is not None:
+                self._sse = frame
+                self.budget.used += sys.getsizeof(frame)
+        return frame
 
-    @cached_property
+    @property
     def ws(self) -> str:
         """The same object with `position` inside."""
-        return f'{self.data[:-1].decode()},"position":"{self.position}"}}'
+        frame = self._ws
+        if frame is None:
+            frame = f'{self.data[:-1].decode()},"position":"{self.position}"}}'
+            if self.budget is not None:
+                self._ws = frame
+                self.budget.used += sys.getsizeof(frame)
+        return frame
+
+    def unshare(self) -> None:
+        """Release the wire forms: a late reader makes its own."""
+        if self.budget is not None:
+            if self._sse is not None:
+                self.budget.used -= sys.getsizeof(self._sse)
+                self._sse = None
+            if self._ws is not None:
+                self.budget.used -= sys.getsizeof(self._ws)
+                self._ws = None
+            self.budget = None
 
 
 class Buffer:
     """The newest entries of one thread's log, in this process.
 
-    `pages(position)` reads what follows a position that is not in the buffer (any more, or yet); without it that is
-    a Gap. It answers nothing only once the position is in the buffer or the buffer is lost.
+    Args:
+        pages: reads what follows a position that is not in the buffer (any more, or yet); without it that is a Gap. It
+            returns nothing only once the position is in the buffer or the buffer is lost.
+        budget: what the process' logs may take together.
+        evicted: called where the budget takes the last entry; by default the buffer is lost.
     """
 
-    def __init__(self, pages: Callable[[str], Awaitable[list[Entry]]] | None = None) -> None:
+    def __init__(
+        self,
+        pages: Callable[[str], Awaitable[list[Entry]]] | None = None,
+        budget: LogBudget | None = None,
+        evicted: Callable[[], None] | None = None,
+    ) -> None:
         self.entries: list[Entry] = []
         self.first = 0
         self.bytes = 0
         self.lost = False
         self.pages = pages
         self.cursors: set[Cursor] = set()
+        self._evicted = evicted or self.lose
+        self._budget = budget or LogBudget()
+        self._budget.used += _BUFFER_BYTES
+        self._budget.enter(self)
 
     @property
     def end(self) -> int:
         return self.first + len(self.entries)
 
     def push(self, entry: Entry) -> None:
-        self.entries.append(entry)
-        self.bytes += len(entry.data)
-        if len(self.entries) >= KEPT_EVENTS + _TRIM_EVERY:
-            self._drop(len(self.entries) - KEPT_EVENTS)
-        while self.bytes > KEPT_BYTES and len(self.entries) > 1:
-            self._drop(max(1, len(self.entries) // 20))
+        entries, budget, size = self.entries, self._budget, len(entry.data)
+        entry.budget = budget
+        entries.append(entry)
+        self.bytes += size
+        budget.used += size + _ENTRY_BYTES
+        if len(entries) > _SHARED:
+            entries[-1 - _SHARED].unshare()
+            if len(entries) >= KEPT_EVENTS + _TRIM_EVERY:
+                self._drop(len(entries) - KEPT_EVENTS)
+        while self.bytes > KEPT_BYTES and len(entries) > 1:
+            self._drop(max(1, len(entries) // 20))
+        if budget.used > budget.limit:
+            budget.make_room(self)
         for cursor in self.cursors:
             cursor.notify()
 
     def _drop(self, count: int) -> None:
-        self.bytes -= sum(len(entry.data) for entry in self.entries[:count])
+        size = 0
+        for entry in self.entries[:count]:
+            entry.unshare()
+            size += len(entry.data)
+        self.bytes -= size
+        self._budget.used -= size + count * _ENTRY_BYTES
         del self.entries[:count]
         self.first += count
 
+    def shrink(self) -> None:
+        """Release all entries but the last: whoever reads at the end continues, all others get a Gap."""
+        self._drop(len(self.entries) - 1)
+
+    def give_way(self, *, keep_last: bool) -> bool:
+        """Release the older half if anybody follows, else all but the last; the last one on the next call."""
+        if len(self.entries) <= 1 and keep_last:
+            return False
+        if len(self.entries) <= 1:
+            self._evicted()
+        elif self.cursors:
+            self._drop(len(self.entries) // 2)
+        else:
+            self.shrink()
+        return True
+
     def lose(self) -> None:
-        """Say that what follows is no continuation: every cursor gets a Gap."""
-        self.lost = True
+        """Declare that what follows is no continuation: every cursor gets a Gap, and the memory is released."""
+        if not self.lost:
+            self.lost = True
+            self._drop(len(self.entries))
+            self._budget.used -= _BUFFER_BYTES
+            self._budget.leave(self)
         for cursor in self.cursors:
             cursor.notify()
 
+    def join(self, cursor: Cursor) -> None:
+        self.cursors.add(cursor)
+        if len(self.cursors) == 1:
+            self._budget.follow(self)
+
+    def part(self, cursor: Cursor) -> None:
+        self.cursors.discard(cursor)
+        if not self.cursors:
+            self._budget.unfollow(self)
+
     def index_after(self, position: str) -> int | None:
-        """Where the entry behind `position` is or will be; null if the position isn't here."""
+        """Where the entry behind `position` is or will be; None if the position isn't here."""
         for back, entry in enumerate(reversed(self.entries)):
             if entry.position == position:
                 return self.end - back
@@ -118,7 +210,7 @@ class Cursor:
         self._closed = closed
         self._waiting: asyncio.Future[None] | None = None
         self._woken = False
-        buffer.cursors.add(self)
+        buffer.join(self)
 
     async def next(self) -> list[Entry]:
         """Everything new, waiting until there is something; an empty list after `wake` if there is none.
@@ -176,7 +268,7 @@ class Cursor:
         self.notify()
 
     def close(self) -> None:
-        self._buffer.cursors.discard(self)
+        self._buffer.part(self)
         if self._closed:
             self._closed()
             self._closed = None

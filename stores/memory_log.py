@@ -6,9 +6,11 @@ them, and old positions are met with a snapshot.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 
+from stores.budget import LogBudget
 from stores.errors import Gap, LogDeleted
 from stores.events import (
     TERMINAL_TYPES,
@@ -24,11 +26,16 @@ from stores.events import (
 from stores.feed import KEPT_SECONDS, Buffer, Cursor, Entry, in_run, position_before, run_events
 
 _DELETED_SECONDS = 60.0
+_TICK_SECONDS = 5.0
+
+
+_DELETED_READ_SECONDS = 5.0
+"""How long the entries before a thread's deletion stay for slow readers; the last one refuses appends for a minute."""
 
 
 class _Log(Buffer):
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, budget: LogBudget, evicted: Callable[[], None]) -> None:
+        super().__init__(budget=budget, evicted=evicted)
         self.deleted = False
         self.last_append = 0.0
 
@@ -38,10 +45,14 @@ class MemoryLog:
 
     Args:
         clock: seconds, monotonic; what "an hour after the last" is measured with.
+        budget: what all logs may take together.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, budget: LogBudget | None = None) -> None:
+        self.budget = budget or LogBudget()
         self._clock = clock
+        self._deleted: dict[str, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
         self._logs: dict[str, _Log] = {}
         self._callbacks: list[Callable[[str], None]] = []
         self._last_position = (0, 0)
@@ -83,6 +94,8 @@ class MemoryLog:
         self._callbacks.append(callback)
 
     async def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         for log in self._logs.values():
             log.lose()
         self._logs.clear()
@@ -114,25 +127,56 @@ class MemoryLog:
         """Drop the logs whose last entry is an hour old, and those of deleted threads after a minute."""
         now = self._clock()
         self._next_expiry = now + _DELETED_SECONDS
+        self._shrink_deleted(now)
         for thread_id, log in list(self._logs.items()):
             if now - log.last_append >= (_DELETED_SECONDS if log.deleted else KEPT_SECONDS):
                 del self._logs[thread_id]
                 log.lose()
+
+    def _shrink_deleted(self, now: float) -> None:
+        """Release what came before a deletion, once its readers had time to read it."""
+        for thread_id, since in list(self._deleted.items()):
+            if now - since < _DELETED_READ_SECONDS:
+                return
+            del self._deleted[thread_id]
+            if (log := self._logs.get(thread_id)) is not None:
+                log.shrink()
+
+    def _tick(self) -> None:
+        """Expire without being asked; the timer runs while there are logs."""
+        self._timer = None
+        try:
+            self._shrink_deleted(self._clock())
+            if self._clock() >= self._next_expiry:
+                self.expire()
+        finally:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is None and self._logs:
+            self._timer = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._tick)
 
     def _open(self, thread_id: str) -> _Log:
         log = self._logs.get(thread_id)
         if log is None:
             if self._clock() >= self._next_expiry:
                 self.expire()
-            log = self._logs[thread_id] = _Log()
+            log = self._logs[thread_id] = _Log(self.budget, lambda: self._evict(thread_id))
+            self._set_timer()
             self._push(log, LogOpened())
         return log
+
+    def _evict(self, thread_id: str) -> None:
+        if (log := self._logs.pop(thread_id, None)) is not None:
+            log.lose()
 
     def _push(self, log: _Log, event: Event) -> str:
         position = self._next_position()
         log.last_append = self._clock()
         log.push(Entry(position, encode(event)))
-        log.deleted = isinstance(event, ThreadDeleted)
+        if isinstance(event, ThreadDeleted):
+            log.deleted = True
+            self._deleted[event.thread_id] = log.last_append
         return position
 
     def _next_position(self) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from stores.budget import LOG_BYTES, LogBudget
 from stores.contracts import EventLog, Store
 from stores.folder import make_folder
 from stores.memory_log import MemoryLog
@@ -22,11 +23,13 @@ class Where(msgspec.Struct, frozen=True):
         data_dir: what is embedded lies here.
         database_url: `mongodb://…`; null for SQLite in the data folder.
         events_url: `redis://…`; null for memory.
+        events_bytes: what this process may hold of all logs together.
     """
 
     data_dir: Path
     database_url: str | None = None
     events_url: str | None = None
+    events_bytes: int = LOG_BYTES
 
 
 async def open_store(where: Where, *, serving: bool = True) -> Store:
@@ -52,7 +55,7 @@ async def open_backends(where: Where) -> AsyncIterator[tuple[Store, EventLog]]:
     """The store and the log of a serving process, closed at the end. Raises as `open_store`."""
     store = await open_store(where)
     try:
-        log = await _open_log(where.events_url)
+        log = await _open_log(where)
         try:
             yield store, log
         finally:
@@ -61,13 +64,14 @@ async def open_backends(where: Where) -> AsyncIterator[tuple[Store, EventLog]]:
         await store.close()
 
 
-async def _open_log(events_url: str | None) -> EventLog:
-    if events_url is None:
-        return MemoryLog()
+async def _open_log(where: Where) -> EventLog:
+    budget = LogBudget(where.events_bytes)
+    if where.events_url is None:
+        return MemoryLog(budget=budget)
     from stores.redis_log import open_redis_log
 
     with _named("CHAT_EVENTS_URL"):
-        return await open_redis_log(events_url)
+        return await open_redis_log(where.events_url, budget=budget)
 
 
 @contextmanager

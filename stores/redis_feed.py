@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+from stores.budget import LogBudget
 from stores.errors import Gap, LogUnavailable
 from stores.feed import Buffer, Cursor, Entry
 from stores.redis_writer import Backoff
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 PAGE = 500
 _PAGE_SECONDS = 2.0
 _STASHED = 10_000
+_STASHED_BYTES = 2**20
 
 Read = Callable[[str, str], Awaitable[list[Entry]]]
 """Up to PAGE entries of a thread from a position, inclusive. Raises: LogUnavailable."""
@@ -34,7 +36,8 @@ Open = Callable[[str], Awaitable[str]]
 class Feed:
     """What this process knows of one thread's log. `start`: where its first reader is."""
 
-    def __init__(self, thread_id: str, start: str, read: Read, open: Open) -> None:
+    def __init__(self, thread_id: str, start: str, read: Read, open: Open, budget: LogBudget | None = None) -> None:
+        self._budget = budget or LogBudget()
         self.thread_id = thread_id
         self.readers = 0
         self.idle_since = 0.0
@@ -45,11 +48,12 @@ class Feed:
         self._read = read
         self._open = open
         self._stash: list[tuple[str, str, bytes]] = []
+        self._stash_bytes = 0
         self._filling: asyncio.Task[None] | None = None
         self._again = False
 
     def _new_buffer(self) -> Buffer:
-        buffer = Buffer()
+        buffer = Buffer(budget=self._budget, evicted=self.lose)
         buffer.pages = partial(self._page, buffer)
         return buffer
 
@@ -64,8 +68,9 @@ class Feed:
     def offer(self, position: str, previous: str, data: bytes) -> None:
         """Take an entry that pub/sub brought."""
         if self._filling is not None or self._tail is None:
-            if len(self._stash) < _STASHED:
+            if len(self._stash) < _STASHED and self._stash_bytes < _STASHED_BYTES:
                 self._stash.append((position, previous, data))
+                self._stash_bytes += len(data)
             else:
                 self._again = True
         elif not self._fits(position, previous, data):
@@ -107,7 +112,7 @@ class Feed:
             self._filling = None
 
     def _take_stash(self) -> None:
-        stash, self._stash = self._stash, []
+        stash, self._stash, self._stash_bytes = self._stash, [], 0
         for message in stash:
             self._again = not self._fits(*message) or self._again
 

@@ -26,6 +26,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
+from stores.budget import LogBudget
 from stores.errors import Gap, LogUnavailable
 from stores.events import Event, MessageSnapshot
 from stores.feed import Cursor, Entry, in_run, position_before, run_events
@@ -239,7 +240,8 @@ class Subscription:
 class RedisLog:
     """Every thread's log, as this process sees it."""
 
-    def __init__(self, url: str, *, prefix: str, spacing: float = 0.0) -> None:
+    def __init__(self, url: str, *, prefix: str, spacing: float = 0.0, budget: LogBudget | None = None) -> None:
+        self.budget = budget or LogBudget()
         dial = Dial(url)
         self._prefix = prefix
         self._process = secrets.token_hex(8)
@@ -270,7 +272,7 @@ class RedisLog:
         channel = self._key(thread_id)
         feed = self._feeds.get(channel.encode())
         if feed is None:
-            feed = self._feeds[channel.encode()] = Feed(thread_id, after, self._page, self.tail)
+            feed = self._feeds[channel.encode()] = Feed(thread_id, after, self._page, self.tail, self.budget)
             self._subscription.add(channel)
         return feed.cursor(after)
 
@@ -401,10 +403,11 @@ def _seed() -> str:
     return str(secrets.randbits(60))
 
 
-async def open_redis_log(url: str, *, prefix: str = "chat") -> RedisLog:
+async def open_redis_log(url: str, *, prefix: str = "chat", budget: LogBudget | None = None) -> RedisLog:
     """Open the log; Redis may be away as yet. Raises: ValueError if the URL is none of Redis'.
 
     Args:
         prefix: begins every key and channel, so that several installations can share one Redis.
+        budget: what this process may hold of all logs together.
     """
-    return RedisLog(url, prefix=prefix)
+    return RedisLog(url, prefix=prefix, budget=budget)

@@ -1,0 +1,117 @@
+"""One budget for all logs of a process: what it counts is what they take, and who is not followed gives way first."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import tracemalloc
+
+import pytest
+
+from stores import memory_log
+from stores.budget import LogBudget
+from stores.errors import Gap
+from stores.events import MessageCreated, MessageDelta, ThreadDeleted
+from stores.memory_log import MemoryLog
+from stores.models import new_id
+from tests.contracts.conftest import Seconds
+from tests.contracts.samples import new_message, rest
+
+MEGABYTE = 2**20
+
+
+def fill(log: MemoryLog, thread_id: str, count: int = 3, size: int = 1000) -> None:
+    for number in range(count):
+        log.writer(thread_id).write(MessageDelta("m", number * size, "x" * size))
+
+
+async def test_what_is_counted_is_what_the_logs_take() -> None:
+    log = MemoryLog()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(40):
+            thread_id = new_id()
+            cursor = log.cursor(thread_id, await log.tail(thread_id))
+            fill(log, thread_id, 200, 20 + number)
+            for entry in await cursor.next():
+                assert len(entry.ws) + len(entry.sse) > 0
+            cursor.close()
+        gc.collect()
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0.8 < log.budget.used / taken < 1.25
+    await log.close()
+    assert log.budget.used == 0
+
+
+async def test_the_budget_holds_whatever_number_of_threads_is_written() -> None:
+    log = MemoryLog(budget=LogBudget(8 * MEGABYTE))
+    threads = [new_id() for _ in range(40)]
+    for number in range(160):
+        thread_id = threads[number % 40]
+        log.writer(thread_id).write(MessageCreated(new_message(thread_id, "x" * 500_000)))
+        assert log.budget.used <= log.budget.limit
+    assert log.budget.evictions > 0
+    await log.close()
+
+
+async def test_logs_that_are_followed_give_way_last_and_their_readers_miss_nothing() -> None:
+    log = MemoryLog(budget=LogBudget(MEGABYTE))
+    followed, earlier = new_id(), new_id()
+    start = await log.tail(followed)
+    cursor = log.cursor(followed, start)
+    fill(log, followed)
+    begin = await log.tail(earlier)
+    fill(log, earlier)
+    seen = await cursor.next()
+    for _ in range(20):
+        fill(log, new_id(), 10, 10_000)
+    assert await rest(log, followed, start) == seen, "all of it is still there"
+    with pytest.raises(Gap):
+        await rest(log, earlier, begin)
+    fill(log, followed, 1, 2 * MEGABYTE)
+    [entry] = await cursor.next()
+    assert len(entry.data) > 2 * MEGABYTE, "one entry larger than the budget still reaches who reads at the end"
+    cursor.close()
+    await log.close()
+
+
+async def test_a_reader_behind_what_gave_way_gets_a_gap_and_one_at_the_end_goes_on() -> None:
+    log = MemoryLog(budget=LogBudget(MEGABYTE))
+    thread_id = new_id()
+    start = await log.tail(thread_id)
+    behind, at_the_end = log.cursor(thread_id, start), log.cursor(thread_id, start)
+    for _ in range(300):
+        fill(log, thread_id, 1, 8_000)
+        assert len(await at_the_end.next()) == 1
+    with pytest.raises(Gap):
+        await behind.next()
+    behind.close()
+    at_the_end.close()
+    await log.close()
+
+
+async def test_deleted_and_silent_logs_are_released_without_another_being_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory_log, "_TICK_SECONDS", 0.01)
+    clock = Seconds()
+    log = MemoryLog(clock)
+    deleted, silent = new_id(), new_id()
+    for thread_id in (deleted, silent):
+        fill(log, thread_id, 1, MEGABYTE)
+    log.writer(deleted).write(ThreadDeleted(deleted))
+
+    async def comes_below(size: float) -> None:
+        async with asyncio.timeout(5):
+            while log.budget.used >= size:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    assert log.budget.used > 2 * MEGABYTE
+    clock.now += 6
+    await comes_below(1.1 * MEGABYTE)
+    clock.now += 3601
+    await comes_below(1)
+    await log.close()
