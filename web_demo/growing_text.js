@@ -58,8 +58,8 @@ export class GrowingText {
 function grow(parent, fresh, index) {
   const old = parent.childNodes[index];
   if (!old) return parent.append(fresh);
+  if (old.isEqualNode(fresh)) return;
   if (old.nodeType === Node.TEXT_NODE && fresh.nodeType === Node.TEXT_NODE) {
-    if (fresh.data === old.data) return;
     if (fresh.data.startsWith(old.data)) old.appendData(fresh.data.slice(old.length));
     else old.data = fresh.data;
     return;

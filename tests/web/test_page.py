@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.foreign.proxy import cutting_proxy
-from tests.journeys.live import Live, server_process
+from tests.journeys.live import KEY, Live, live_server, server_process
 from tests.web.browser import CUT, Desk, Visit, comes_to, reads, text_of
 
 if TYPE_CHECKING:
@@ -286,3 +286,23 @@ async def test_it_fits_a_phone(desk: Desk, server: Live) -> None:
         await page.locator("#show-sidebar").click()
         await page.locator("#new-thread").click()
         await page.locator("#welcome").wait_for()
+
+
+async def test_it_works_under_a_prefix(desk: Desk, tmp_path: Path) -> None:
+    async with live_server(tmp_path, root_path="/behind/a/proxy") as server, desk.visit(server) as visit:
+        page, elsewhere = visit.page, []
+        page.on("request", lambda each: elsewhere.append(each.url) if "/behind/a/proxy/" not in each.url else None)
+        await page.goto(f"/behind/a/proxy/?key={KEY}")
+        await page.locator("#attach:enabled").wait_for()
+        picture = tmp_path / "picture.png"
+        picture.write_bytes(await page.screenshot())
+        await page.locator("#files").set_input_files(picture)
+        await page.locator("#drafts img").evaluate("image => image.decode()")
+        await page.locator("#send:enabled").wait_for()
+        await visit.say("What is 6*7?")
+        await reads(visit.answer("completed"), "42")
+        await page.locator("article.user img").evaluate("image => image.decode()")
+        await page.reload()
+        await visit.answer("completed").wait_for()
+        assert page.url.startswith(f"{server.url}/behind/a/proxy/#/")
+        assert not elsewhere

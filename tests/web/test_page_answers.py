@@ -6,6 +6,7 @@ import json
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
+from server.markdown import to_html
 from tests.journeys.live import Live
 from tests.web.browser import Visit, reads
 
@@ -35,6 +36,14 @@ A claim[^1] and فارسی.
 
 [^1]: Its source.
 """
+CORNERS = [
+    "a_b **http://q.w/e** `http://c` <http://a.b> README.md www.x.com me@x.com ftp://x.y mailto:a@b.c",
+    "- [x] a\n- [ ]\n- [ ]x\n- [X] [l](http://e)\n\n  para\n- [](http://x)\n\n1. [ ] q\n   > - [x] deep",
+    "> مرحبا\n\n| ا | ب |\n|--|:-:|\n| 1 | `a` |\n\nText\n===\n\n    code\n\n~~~\nx\n~~~",
+    "![i](http://e/x.png) ![](http://e/y) [r](/rel) [j](javascript:alert(1)) <b>raw</b> &amp; \\* a\\\nb  \nc",
+    "x[^a] y[^b] z[^a] ^[inline] [^c]\n\n[^a]: one\n\n    more\n[^b]: two\n[^c]: three [^a]\n",
+    "[^1]: unused\n\n---\n\n***\n1) x\n2) y\n\n* a\n* b\n\n\n+ c",
+]
 OUTLINE = """
 (body) => [...body.children].map((each) => each.matches(".tool") ? "[card]" : each.innerText.replaceAll(/\\s+/g, " "))
 """
@@ -48,6 +57,16 @@ SKELETON = """
 }
 """
 """Tags, attributes that are seen, and texts."""
+BOTH = f"""
+async ([text, html]) => {{
+  const {{ blocks, decorated }} = await import("./markdown.js");
+  const [page, server] = [document.createElement("div"), document.createElement("div")];
+  page.append(...blocks(text, false, {{}}).map(({{ node }}) => node));
+  server.append(...decorated(html).childNodes);
+  return [page, server].map({SKELETON.strip()});
+}}
+"""
+"""The skeletons of a text rendered in the page, and of the server's HTML."""
 SHOW = """
 async ({ calls, run }) => {
   const { MessageList } = await import("./messages.js");
@@ -120,6 +139,13 @@ async def test_an_answer_looks_the_same_while_it_is_written_and_at_the_end(visit
     assert await answer.locator("td").nth(2).evaluate("cell => getComputedStyle(cell).textAlign") == "right"
     await answer.locator("pre").focus()
     assert await answer.locator("pre:focus").count() == 1
+
+
+async def test_the_page_renders_markdown_as_the_server_does(visit: Visit) -> None:
+    page = await visit.enter()
+    for corner in CORNERS:
+        rendered, expected = await page.evaluate(BOTH, [corner, to_html(corner.encode(), markdown=True)])
+        assert rendered == expected
 
 
 async def test_images_of_a_tool_are_shown_as_images(visit: Visit) -> None:
