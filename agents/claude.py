@@ -22,7 +22,7 @@ import httpx2
 import msgspec
 from jsonschema import Draft202012Validator, SchemaError  # type: ignore[import-untyped]
 
-from agents import AgentError, Ended, Part, Reasoning, Run, Text, Tool, ToolCompleted, ToolStarted, ToolUse, titles
+from agents import AgentError, Ended, Part, Reasoning, Run, Text, Tool, ToolCompleted, ToolStarted, ToolUse
 from agents.attached import Attached, attached
 from agents.blocks import text_block
 from agents.context import Turn, has_tools, history, merged, model_name, turns_of, without_images
@@ -101,7 +101,9 @@ class Claude:
             base_url=base_url,
             max_retries=0,
             http_client=model_client(
-                stall_seconds=stall_seconds, idle_seconds=KEPT_SECONDS if base_url else ANTHROPIC_KEPT_SECONDS
+                anthropic.DefaultAioHttpClient,
+                stall_seconds=stall_seconds,
+                idle_seconds=KEPT_SECONDS if base_url else ANTHROPIC_KEPT_SECONDS,
             ),
         )
 
@@ -228,10 +230,10 @@ class Claude:
             raise Failure("The connection to the model was lost.", again=True) from error
 
     async def title(self, run: Run) -> str:
-        """A title by the model; the first words of the thread if that fails."""
+        """Generate a title; "" if the model generates none."""
         said = [f"{message.role}: {message.content[:2000]}" for message in run.messages[:6] if message.content.strip()]
         if not said:
-            return await titles.from_first_message(run)
+            return ""
         try:
             async with asyncio.timeout(20):
                 answer = await self._client.messages.create(
@@ -240,11 +242,10 @@ class Claude:
                     messages=[{"role": "user", "content": _TITLE + "\n".join(said)}],
                 )
             text = "".join(block.text for block in answer.content if block.type == "text")
-            if line := " ".join(text.split()).strip(" \"'.")[:100]:
-                return line
-        except Exception as error:  # whatever it is that such a server says: there is a title without it
-            logger.warning("no title by the model: %s", error)
-        return await titles.from_first_message(run)
+            return text.strip().strip(" \"'.")
+        except Exception as error:  # any server may be behind the URL, and there is a title without it
+            logger.warning("The model generated no title: %s", error)
+            return ""
 
 
 class _Told:

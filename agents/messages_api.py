@@ -17,6 +17,7 @@ import msgspec
 
 from agents import AgentError, Reasoning, Text
 from stores.models import JSONObject
+from stores.text import without_surrogates
 
 
 class _Delta(msgspec.Struct):
@@ -211,7 +212,7 @@ class Answer:
         if "\ud800" <= text[-1:] <= "\udbff":
             self._halves[index] = text[-1]
             text = text[:-1]
-        return _without_surrogates(text)
+        return without_surrogates(text)
 
     def _buffer(self, parts: list[str], more: str | None) -> None:
         parts.append(more or "")
@@ -221,14 +222,14 @@ class Answer:
     def _close(self, index: int) -> Text | Reasoning | None:
         """End a block; what there is to show if it ends with half a surrogate pair."""
         block, parts, signatures = self._open.pop(index, (_Block(), [], []))
-        half = _without_surrogates(self._halves.pop(index, ""))
+        half = without_surrogates(self._halves.pop(index, ""))
         match block.type:
             case "text":
                 return Text(half)
             case "tool_use":
-                self.uses.append(_use(block, _without_surrogates("".join(parts))))
+                self.uses.append(_use(block, without_surrogates("".join(parts))))
             case "thinking":
-                thinking = _without_surrogates((block.thinking or "") + "".join(parts))
+                thinking = without_surrogates((block.thinking or "") + "".join(parts))
                 signature = (block.signature or "") + "".join(signatures)
                 self.thinking.append({"type": "thinking", "thinking": thinking, "signature": signature})
                 return Reasoning(half)
@@ -257,13 +258,8 @@ def _decode_leniently(data: bytes) -> _Event:
     if isinstance(part, dict) and part.get("type") not in known:
         event[name] = {"type": "other"}
     if event.get("type") != "content_block_delta":
-        event = json.loads(_without_surrogates(json.dumps(event, ensure_ascii=False)))
+        event = json.loads(without_surrogates(json.dumps(event, ensure_ascii=False)))
     return msgspec.convert(event, _Event)
-
-
-def _without_surrogates(text: str) -> str:
-    """The same text with surrogate pairs as one character each, and U+FFFD in place of a lone surrogate."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _use(block: _Block, text: str) -> Use:

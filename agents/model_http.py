@@ -6,7 +6,6 @@ followed at most twice and only on the configured host: a key must not reach a h
 
 from __future__ import annotations
 
-import anthropic
 import httpx2
 
 MAX_REDIRECTS = 2
@@ -20,14 +19,15 @@ class RedirectRefused(httpx2.RequestError):
         super().__init__(f"{_origin(source)} redirects to {_origin(target)}, which is not followed", request=request)
 
 
-def model_client(*, stall_seconds: float, idle_seconds: float) -> httpx2.AsyncClient:
+def model_client(client: type[httpx2.AsyncClient], *, stall_seconds: float, idle_seconds: float) -> httpx2.AsyncClient:
     """Make the client, with any number of connections.
 
     Args:
+        client: the SDK's client class.
         stall_seconds: how long a response may send nothing.
         idle_seconds: how long an idle connection may be used again.
     """
-    return anthropic.DefaultAioHttpClient(
+    return client(
         timeout=httpx2.Timeout(stall_seconds, connect=min(CONNECT_SECONDS, stall_seconds)),
         limits=httpx2.Limits(
             max_connections=0,  # no limit in aiohttp; None is not passed on, and its default is 100

@@ -18,12 +18,12 @@ LENGTH = 60
 FALLBACK = "New thread"
 
 _LOOKED_AT = 2_000
-_MARKDOWN = (
-    (re.compile(r"^\s*(`{3,}|~{3,}).*$", re.MULTILINE), " "),  # the fences of code, not the code
-    (re.compile(r"!?\[([^\]]*)\]\([^)\s]*\)"), r"\1"),  # links and images: their words
-    (re.compile(r"^\s*(#{1,6}|>|[-*+]|\d{1,3}\.)\s+", re.MULTILINE), ""),  # headings, quotes, list marks
-    (re.compile(r"(\*\*|__|~~|`)(?=\S)(.+?)(?<=\S)\1"), r"\2"),  # strong, struck, code
-    (re.compile(r"(?<![\w*])\*(?=\S)([^*\n]+?)(?<=\S)\*(?![\w*])"), r"\1"),  # emphasis, not 2*3*4
+_MARKDOWN = (  # each repetition is bounded or cannot start twice in one place: the time is linear in the text
+    (re.compile(r"^[^\S\n]*+(`{3,}|~{3,}).*$", re.MULTILINE), " "),  # the fences of code, not the code
+    (re.compile(r"!?\[([^\[\]]{0,200}+)\]\([^()\s]{0,500}+\)"), r"\1"),  # links and images: their words
+    (re.compile(r"^[^\S\n]*+(#{1,6}|>|[-*+]|\d{1,3}\.)[^\S\n]+", re.MULTILINE), ""),  # headings, quotes, list marks
+    (re.compile(r"(\*\*|__|~~|`)(?=\S)(.{1,200}?)(?<=\S)\1"), r"\2"),  # strong, struck, code
+    (re.compile(r"(?<![\w*])\*(?=\S)([^*\n]{1,200}?)(?<=\S)\*(?![\w*])"), r"\1"),  # emphasis, not 2*3*4
 )
 
 
@@ -36,21 +36,21 @@ async def from_first_message(run: Run) -> str:
         return FALLBACK
     first = next((message for message in run.messages if message.role == "user"), run.messages[0])
     filename = first.attachments[0].filename if first.attachments else None
-    return _shortened(_plain(first.content)) or _shortened(" ".join(str(filename or "").split())) or FALLBACK
+    return shortened(_plain(first.content)) or shortened(" ".join(str(filename or "").split())) or FALLBACK
 
 
 def _plain(markdown: str) -> str:
-    text = markdown[:_LOOKED_AT]
+    text = markdown.lstrip()[:_LOOKED_AT]
     for pattern, instead in _MARKDOWN:
         text = pattern.sub(instead, text)
     return " ".join(text.split())
 
 
-def _shortened(text: str) -> str:
-    """At most LENGTH characters, cut between words; a first word that is longer is cut itself."""
-    if len(text) <= LENGTH:
+def shortened(text: str, length: int = LENGTH) -> str:
+    """At most so many characters, cut between words; a first word that is longer is cut itself."""
+    if len(text) <= length:
         return text
-    start = text[: LENGTH - 1]
-    if not text[LENGTH - 1].isspace() and " " in start:
+    start = text[: length - 1]
+    if not text[length - 1].isspace() and " " in start:
         start = start[: start.rindex(" ")]
     return start.rstrip(" ,;:.-") + "…"

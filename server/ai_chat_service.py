@@ -34,6 +34,7 @@ from server.errors import (
 from server.facts import FactPublisher
 from server.limits import Limits, Slots
 from server.runner import Runner
+from server.titles import generate_title
 from server.uploads import FILES, Upload
 from server.viewer import Viewer, resumed
 from stores.contracts import AgentPage, Created, EventLog, MessagePage, Page, Posted, Store, ThreadPart
@@ -240,13 +241,22 @@ class AIChatService:
         await self.attachments.forget(who, thread_id)
 
     async def generate_title(self, who: Principal, agent_ref: str, thread_id: str) -> ThreadPart:
-        """Raises: AgentNotFound, ThreadNotFound, ThreadEmpty, AgentDeleted."""
+        """Generate and store a title; it counts as a run while it is generated.
+
+        Raises: AgentNotFound, ThreadNotFound, ThreadEmpty, AgentDeleted, Draining, RateLimited, AgentError.
+        """
         thread = (await self._read(who, agent_ref, thread_id, message_limit=50)).thread
         if not thread.messages:
             raise ThreadEmpty(thread_id)
         agent = await self._living_agent(who, thread)
         kind = self._registry.kind(agent.kind)
-        title = await kind.title(self.runner.prepared(who, agent, new_id(), thread.messages))
+        if self.runner.draining:
+            raise Draining
+        slot = self.run_slots.reserve(who.organization_id)
+        try:
+            title = await generate_title(kind, self.runner.prepared(who, agent, new_id(), thread.messages))
+        finally:
+            slot.release()
         updated = await self.store.update(who, thread_id, title=title)
         self.facts.publish(who, thread_id, ThreadUpdated(updated))
         return await self.store.read(who, thread_id, message_limit=50)

@@ -29,6 +29,7 @@ from stores.events import (
 )
 from stores.fold import Fold
 from stores.models import MESSAGE_BYTES, NESTING, Agent, Clock, JSONObject, Message, Principal, Status, depth, timestamp
+from stores.text import without_surrogates
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -175,11 +176,11 @@ class LiveRun:
 
 
 def _clean(text: str) -> str:
-    """The same text; where a model left half a surrogate pair, which no JSON can carry, a question mark."""
+    """The same text without lone surrogates, which JSON cannot carry."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode()
+        return without_surrogates(text)
     return text
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import msgspec
 import uvicorn
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from server.serving import listening_socket
@@ -167,7 +167,8 @@ class StandIn:
                 message = {"id": "msg_1", "type": "message", "role": "assistant", "model": body["model"]}
                 content = [{"type": "text", "text": reply}] if reply else []
                 rest = {"stop_reason": "end_turn", "stop_sequence": None, "usage": USAGE}
-                await JSONResponse({**message, "content": content, **rest})(scope, receive, send)
+                data = json.dumps({**message, "content": content, **rest})  # a lone surrogate stays as it is
+                await Response(data, media_type="application/json")(scope, receive, send)
             case Refusal():
                 error = {"type": "error", "error": {"type": reply.kind, "message": reply.message}}
                 await JSONResponse(error, reply.status, reply.headers)(scope, receive, send)

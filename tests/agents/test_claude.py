@@ -335,3 +335,14 @@ async def test_a_title_that_the_model_does_not_make_is_the_first_words(
     thread = await live.thread()
     await live.say(thread, "What is an *event log*?")
     assert (await live.http.post(f"{thread}/generate_title")).json()["title"] == "What is an event log?"
+
+
+@pytest.mark.parametrize(
+    ("reply", "title"),
+    [("A \ud83e fox", "A \ufffd fox"), ("NUL\0", "NUL"), ("x" * 300, "x" * 99 + "…"), ("A\nB", "A B")],
+)
+async def test_a_title_by_the_model_is_sanitized(live: Live, service: StandIn, reply: str, title: str) -> None:
+    service.title = reply
+    thread = await live.thread()
+    await live.say(thread, "Hello?")
+    assert (await live.http.post(f"{thread}/generate_title")).json()["title"] == title
