@@ -158,7 +158,7 @@ class AnswerView {
 
   /** Offer another try, on the last message only: `list` is the list that it is the last of, or false. */
   offerRetry(list) {
-    if (!list || !this.error?.retryable) return this.retry.remove();
+    if (!list || !this.error) return this.retry.remove();
     const repeatable = list.isRepeatable(this.message);
     const title = repeatable ? "" : "Sends the question once more, as a new message";
     const onclick = () => list.onRetry(this.message);

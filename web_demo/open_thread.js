@@ -162,19 +162,19 @@ export class OpenThread {
     return id;
   }
 
-  /** Whether `retry` runs again on the same question: its key is known here. */
+  /** Whether `retry` runs again on the same question: no tool stands against it, and its key is known here. */
   isRepeatable(failed) {
-    return keyOf(failed.metadata.run.in_reply_to) !== undefined;
+    const { error, in_reply_to: id } = failed.metadata.run;
+    return Boolean(error?.retryable && keyOf(id));
   }
 
-  /** Answer the question of a failed answer again; if its key is not known here, ask it a second time. */
+  /** Answer the question of a failed answer again, or else ask it a second time. */
   async retry(failed) {
     const question = this.state.messages.find((message) => message.id === failed.metadata.run.in_reply_to);
     if (!question || this.running || this.retrying) return;
-    const key = keyOf(question.id);
-    if (!key) return this.send(question.content, question.attachments);
+    if (!this.isRepeatable(failed)) return this.send(question.content, question.attachments);
     this.retrying = true;
-    await this.post(question, key, "reject").catch(this.onError);
+    await this.post(question, keyOf(question.id), "reject").catch(this.onError);
     this.retrying = false;
   }
 

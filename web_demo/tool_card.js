@@ -87,10 +87,10 @@ function isImage({ type, mimeType, data }) {
 function brief(value) {
   if (typeof value === "string") return value;
   if (value && typeof value === "object" && !Array.isArray(value)) {
-    const { content, ...others } = value;
     const blocks = blocksOf(value);
     if (!blocks.length) return pairs(value);
-    return [pairs(others), ...blocks.map((block) => block.text ?? block.type)].filter(Boolean).join(", ");
+    const { structuredContent = "" } = value;
+    return [brief(structuredContent), ...blocks.map(({ text, type }) => text ?? type)].filter(Boolean).join(", ");
   }
   return JSON.stringify(value) ?? "";
 }

@@ -155,11 +155,12 @@ async def test_images_of_a_tool_are_shown_as_images(visit: Visit) -> None:
     svg = {"type": "image", "data": b64encode(b"<svg/>").decode(), "mimeType": "image/svg+xml"}
     bad = {"type": "image", "data": 'x" onerror="alert(1)', "mimeType": "image/png"}
     blocks = [{"type": "text", "text": "A picture"}, png, svg, bad]
-    await page.evaluate(SHOW, {"calls": [call({"rows": [1], "content": blocks})], "run": {"status": "completed"}})
+    await page.evaluate(SHOW, {"calls": [call({"structuredContent": {"rows": [1]}, "content": blocks})], "run": {"status": "completed"}})
     images = page.locator(".tool .images img")
     assert await images.count() == 1
     assert await images.evaluate("image => image.decode().then(() => image.naturalWidth)") == 1280
     assert await images.get_attribute("alt") == "Image 1 of 1 from draw"
+    await reads(page.locator(".tool .outcome"), "rows: [1], A picture, image")
     await page.locator(".tool summary").click()
     shown = await page.locator(".tool pre").last.inner_text()
     assert "A picture" in shown
@@ -211,6 +212,17 @@ async def test_a_question_from_elsewhere_can_only_be_asked_again_which_the_butto
     await visit.page.goto(f"/#/{agent['id']}/{thread.rpartition('/')[2]}")
     await visit.page.get_by_role("button", name="Ask again").click()
     await visit.page.locator("article.user").nth(1).wait_for()
+    await visit.page.get_by_role("button", name="Try again").wait_for()  # this one was sent from here
+
+
+async def test_a_failure_that_must_not_be_repeated_can_only_be_asked_again(visit: Visit) -> None:
+    await visit.choose()
+    await visit.say("fail For good.")
+    await visit.answer("failed").get_by_role("button", name="Ask again").click()
+    await visit.page.locator("article.assistant[data-status=failed]").nth(1).wait_for()
+    await visit.page.locator("article.assistant").last.get_by_role("button", name="Ask again").wait_for()
+    assert await visit.page.get_by_role("button", name="Ask again").count() == 1
+    assert await visit.page.locator("article.user").count() == 2
 
 
 async def test_enter_during_an_answer_offers_to_stop_it(visit: Visit, server: Live) -> None:
