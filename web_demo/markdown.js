@@ -11,6 +11,7 @@ import "./vendor/markdown-it-footnote.js"; // defines globalThis.markdownitFootn
 
 const LONGEST = 20_000; // characters; a longer paragraph stays plain text: no delta may cost a visible moment
 const TASK = /^\[([ xX])\][ \t\n]+(?=\S)/;
+const LANGUAGE = /^language-([\w+#.-]{1,40})$/;
 const SAFE_LINK = /^(https?|mailto):/i;
 const LIST = /^(bullet|ordered)_list_(open|close)$/;
 const DIRECTED = /^(paragraph|heading|table|bullet_list|ordered_list)_open$/;
@@ -60,7 +61,8 @@ export function decorated(html) {
   const { content } = Object.assign(document.createElement("template"), { innerHTML: html });
   for (const link of content.querySelectorAll("a[href]")) {
     const url = link.getAttribute("href");
-    if (SAFE_LINK.test(url)) Object.assign(link, { target: "_blank", rel: "noopener noreferrer" });
+    link.rel = "noopener noreferrer";
+    if (SAFE_LINK.test(url)) link.target = "_blank";
     else link.removeAttribute("href"); // a relative one is about another page
   }
   for (const table of content.querySelectorAll("table")) {
@@ -69,7 +71,8 @@ export function decorated(html) {
     frame.append(table);
   }
   for (const code of content.querySelectorAll("pre")) {
-    const language = code.firstElementChild?.className.match(/language-(\S+)/)?.[1] ?? "";
+    const language = code.firstElementChild?.className.match(LANGUAGE)?.[1] ?? "";
+    if (!language) code.firstElementChild?.removeAttribute("class");
     const frame = h("div.code", { dir: "ltr" }, h("div.bar", {}, h("span", {}, language), copyButton("Copy")));
     Object.assign(code, { tabIndex: 0, dir: "ltr" });
     code.replaceWith(frame);

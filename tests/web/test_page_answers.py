@@ -42,6 +42,8 @@ CORNERS = [
     "> مرحبا\n\n| ا | ب |\n|--|:-:|\n| 1 | `a` |\n\nText\n===\n\n    code\n\n~~~\nx\n~~~",
     "![i](http://e/x.png) ![](http://e/y) [r](/rel) [j](javascript:alert(1)) <b>raw</b> &amp; \\* a\\\nb  \nc",
     "x[^a] y[^b] z[^a] ^[inline] [^c]\n\n[^a]: one\n\n    more\n[^b]: two\n[^c]: three [^a]\n",
+    '```a" onclick="alert(1)\nx\n```\n\n[t](http://e "a\\" onclick=\\"alert(1)") [d](data:text/html,x)',
+    "<img src=x onerror=alert(1)> <svg/onload=alert(1)> [v](vbscript:x) [e](java&#115;cript:x) <javascript:x>",
     "[^1]: unused\n\n---\n\n***\n1) x\n2) y\n\n* a\n* b\n\n\n+ c",
 ]
 OUTLINE = """
@@ -49,14 +51,15 @@ OUTLINE = """
 """
 SKELETON = """
 (root) => {
+  const isShown = ({ name }) => !["aria-level", "data-tip"].includes(name); // set where it is shown
+  const attributes = (node) => [...node.attributes].filter(isShown).map(({ name, value }) => `${name}=${value}`).sort();
   const of = (node) => node.nodeType === Node.TEXT_NODE
     ? node.data.trim()
-    : `<${node.tagName} ${["align", "href", "class", "dir", "checked"].map((name) => node.getAttribute(name) ?? "-")}>`
-      + [...node.childNodes].map(of).filter(Boolean).join("") + "</>";
+    : `<${node.tagName} ${attributes(node)}>` + [...node.childNodes].map(of).filter(Boolean).join("") + "</>";
   return [...root.childNodes].map(of).filter(Boolean);
 }
 """
-"""Tags, attributes that are seen, and texts."""
+"""Tags, attributes and texts."""
 BOTH = f"""
 async ([text, html]) => {{
   const {{ blocks, decorated }} = await import("./markdown.js");
@@ -155,7 +158,9 @@ async def test_images_of_a_tool_are_shown_as_images(visit: Visit) -> None:
     svg = {"type": "image", "data": b64encode(b"<svg/>").decode(), "mimeType": "image/svg+xml"}
     bad = {"type": "image", "data": 'x" onerror="alert(1)', "mimeType": "image/png"}
     blocks = [{"type": "text", "text": "A picture"}, png, svg, bad]
-    await page.evaluate(SHOW, {"calls": [call({"structuredContent": {"rows": [1]}, "content": blocks})], "run": {"status": "completed"}})
+    await page.evaluate(
+        SHOW, {"calls": [call({"structuredContent": {"rows": [1]}, "content": blocks})], "run": {"status": "completed"}}
+    )
     images = page.locator(".tool .images img")
     assert await images.count() == 1
     assert await images.evaluate("image => image.decode().then(() => image.naturalWidth)") == 1280
