@@ -21,8 +21,8 @@ class BadServers(Exception):
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One entry of `mcpServers`: `command` (stdio) or `url` (streamable HTTP).
 
-    `timeout` is seconds per call; `tools` are the names allowed, null for all. An unknown key is refused: a misspelt
-    `tools` would allow everything.
+    `timeout` is seconds per call; `tools` are the names allowed, None for all; `organizations` are the names or ids of
+    those that may use it, None for all. An unknown key is refused: a misspelt `tools` would allow everything.
     """
 
     command: str | None = None
@@ -33,6 +33,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     headers: dict[str, str] = {}
     timeout: float = 60.0
     tools: list[str] | None = None
+    organizations: list[str] | None = None
     type: str | None = None
 
     def __post_init__(self) -> None:
@@ -44,6 +45,10 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("its `timeout` must be more than 0 and at most 3600 seconds")
         if self.type not in (None, *(("stdio",) if self.command else ("http", "streamable-http", "streamableHttp"))):
             raise ValueError(f"its `type` {self.type!r} does not go with it (stdio with a command, http with a url)")
+
+    def serves(self, organization_id: str, name: str | None) -> bool:
+        """Whether the organization with this id and name may use it."""
+        return self.organizations is None or not {organization_id, name}.isdisjoint(self.organizations)
 
 
 def read_servers(path: Path | None, environ: Mapping[str, str]) -> dict[str, Server]:

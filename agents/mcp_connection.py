@@ -13,31 +13,30 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable
+from typing import Any, cast
 
 import anyio
 import httpx2
 import msgspec
-from jsonschema.exceptions import SchemaError  # type: ignore[import-untyped]
-from jsonschema.validators import Draft202012Validator, validator_for  # type: ignore[import-untyped]
-from mcp import Client, MCPError, StdioServerParameters
+from mcp import Client, MCPError
 from mcp.client import IncomingMessage
-from mcp.client.stdio import stdio_client
-from mcp.client.streamable_http import streamable_http_client
 from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
-from mcp.types import CONNECTION_CLOSED, INVALID_REQUEST, CallToolResult, TextContent, ToolListChangedNotification
-from referencing import Registry
+from mcp.types import (
+    CONNECTION_CLOSED,
+    INVALID_REQUEST,
+    CallToolResult,
+    InputRequiredResult,
+    RequestParamsMeta,
+    TextContent,
+    ToolListChangedNotification,
+)
 
+from agents.mcp_bounds import MESSAGE_BYTES, TOO_LARGE, TOO_LARGE_WORDS
 from agents.mcp_config import Server
+from agents.mcp_tools import Listed, list_tools
+from agents.mcp_transport import open_transport
 from stores.models import JSONObject
-
-if TYPE_CHECKING:
-    from mcp.client._transport import ReadStream, TransportStreams
-    from mcp.shared.message import SessionMessage
 
 CONNECT_SECONDS = 10.0
 BRIEF_SECONDS = 5.0
@@ -48,8 +47,14 @@ IDLE_SECONDS = 900.0
 """How long a connection that nobody uses stays."""
 LISTEN_AGAIN_SECONDS = 30.0
 
-_AT_ONCE = "It ended as soon as it was connected."
-_PAGES = 100
+RELIST_SECONDS = 1.0
+"""How often the tools are listed again at most because the server reports that they have changed."""
+
+ENDED_AT_ONCE = "It ended as soon as it was connected."
+_POLL_SECONDS = 0.25
+_ASKS_USER = "The tool asks the user for input (elicitation), which this chat server does not support yet."
+_ASKS_MODEL = "The tool asks the client's model for a text (sampling), which this chat server does not support."
+_ASKS = {"elicitation/create": _ASKS_USER, "sampling/createMessage": _ASKS_MODEL}
 _log = logging.getLogger(__name__)
 
 
@@ -58,7 +63,11 @@ class Unreachable(Exception):
 
 
 class Refused(Exception):
-    """A server answered a call with an error, which is the message."""
+    """A server responded to a call with an error, which is the message."""
+
+
+class CallFailed(Exception):
+    """A call failed for a reason that is this server's; the message is a sentence for the record."""
 
 
 class Gone(Exception):
@@ -66,71 +75,12 @@ class Gone(Exception):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What a tool answered: its blocks as JSON, those of text joined by lines, and the structured content if any."""
+    """A tool's result: its blocks as JSON, those of text joined by lines, and the structured content or None."""
 
     is_error: bool
     text: str
     structured: object
     blocks: list[JSONObject]
-
-
-class Listed(msgspec.Struct, frozen=True):
-    """A tool as its server lists it."""
-
-    description: str
-    parameters: JSONObject
-    check: Any  # a jsonschema validator: the package has no types
-    repeatable: bool
-
-
-class _Incoming:
-    """A transport's incoming stream that tells when it ends: the SDK tells only whoever waits for an answer."""
-
-    def __init__(self, stream: ReadStream[SessionMessage | Exception], ended: Callable[[], None]) -> None:
-        self._stream = stream
-        self._ended = ended
-
-    async def receive(self) -> SessionMessage | Exception:
-        return await self._stream.receive()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> SessionMessage | Exception:
-        try:
-            return await self._stream.__anext__()
-        except StopAsyncIteration:
-            self._ended()
-            raise
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-
-@asynccontextmanager
-async def _transport(server: Server, ended: Callable[[], None]) -> AsyncIterator[TransportStreams]:
-    """Open the server's streams. Over HTTP `ended` isn't called: there a broken transport raises."""
-    if server.url is not None:
-        timeout = httpx2.Timeout(CONNECT_SECONDS, read=max(300.0, server.timeout + 10))
-        # A call that waits for a free connection in vain would end all the others: the SDK lets the error through.
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
-        async with (
-            httpx2.AsyncClient(headers=server.headers, timeout=timeout, limits=limits) as http,
-            streamable_http_client(server.url, http_client=http) as streams,
-        ):
-            yield streams
-        return
-    command = StdioServerParameters(command=server.command or "", args=server.args, env=server.env, cwd=server.cwd)
-    async with stdio_client(command, errlog=sys.__stderr__ or sys.stderr) as (incoming, outgoing):
-        yield _Incoming(incoming, ended), outgoing
 
 
 class Connection:
@@ -161,6 +111,9 @@ class Connection:
         self._wake = asyncio.Event()
         self._scope = anyio.CancelScope()
         self._asking = anyio.CancelScope()
+        self._asked_during: dict[object, set[str]] = {}
+        self._relisted_at = -RELIST_SECONDS
+        self._relist_due: asyncio.TimerHandle | None = None
         # A context of its own: it outlives the run that happened to need it first.
         self.life = asyncio.create_task(self._live(), name=f"mcp {name}", context=contextvars.Context())
 
@@ -174,34 +127,78 @@ class Connection:
         await self.decided.wait()
         await self._trusted.wait()
 
-    async def call(self, tool: str, arguments: JSONObject, progress: Callable[..., Any]) -> Answer:
-        """Make one call; cancelling it cancels it on the server.
+    async def call(self, tool: str, arguments: JSONObject, meta: JSONObject, progress: Callable[..., Any]) -> Answer:
+        """Make one call, with `meta` as its `_meta`; cancelling it cancels it on the server.
 
         Raises:
-            Refused: the server answered with an error that is not the tool's.
-            Gone: it ended before it answered.
+            Refused: the server responded with an error that is not the tool's.
+            CallFailed: the tool wants what is not supported, or its result is too large.
+            Gone: the server ended before it responded.
         """
         if self.client is None:
             raise Unreachable("It is not connected.")
+        call = object()
+        asked = self._asked_during.setdefault(call, set())
         self._calls += 1
         try:
-            result = await self.client.call_tool(tool, arguments, progress_callback=progress)
+            answer = _answer(await self._result(self.client, tool, arguments, meta, progress))
         except MCPError as error:
-            if error.code == CONNECTION_CLOSED:
-                self._ended()
-                raise Gone from error
-            self._answered = True
-            if error.code == INVALID_REQUEST:  # what the SDK says of an HTTP session that has ended
-                self.retire()
-            raise Refused(error.message) from error
+            raise self._failure_of(error, asked) from error
         except asyncio.CancelledError:
             self._doubt()
             raise
         finally:
+            del self._asked_during[call]
             self._calls -= 1
             self._wake.set()
         self._answered = True
-        return _answer(result)
+        if answer.is_error and (sentence := _unsupported(asked, answer.text)):
+            raise CallFailed(sentence)
+        return answer
+
+    async def _result(
+        self, client: Client, tool: str, arguments: JSONObject, meta: JSONObject, progress: Callable[..., Any]
+    ) -> CallToolResult:
+        """The result; a tool that only wants to be asked again is asked again. Raises: MCPError, CallFailed."""
+        state: str | None = None
+        while True:
+            result = await client.session.call_tool(
+                tool,
+                arguments,
+                progress_callback=progress,
+                request_state=state,
+                meta=cast(RequestParamsMeta, meta),
+                allow_input_required=True,
+            )
+            if isinstance(result, CallToolResult):
+                return result
+            assert isinstance(result, InputRequiredResult)
+            self._answered = True
+            if result.input_requests:
+                methods: set[str] = {request.method for request in result.input_requests.values()}
+                raise CallFailed(_unsupported(methods, "") or _ASKS_USER)
+            state = result.request_state
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _failure_of(self, error: MCPError, asked: set[str]) -> Exception:
+        """What a call that failed with the SDK's error raises."""
+        if error.code == TOO_LARGE or TOO_LARGE_WORDS in error.message or "event exceeded the" in error.message:
+            self._answered = True
+            return CallFailed(f"The server's response was larger than {MESSAGE_BYTES // 2**20} MB and was dropped.")
+        if error.code == CONNECTION_CLOSED:
+            self._ended()
+            return Gone()
+        self._answered = True
+        if sentence := _unsupported(asked, error.message):
+            return CallFailed(sentence)
+        if error.code == INVALID_REQUEST:  # what the SDK says of an HTTP session that has ended
+            self.retire()
+        return Refused(error.message)
+
+    def _is_asked(self, method: str) -> None:
+        """Note a request of the server: any of the open calls may have caused it."""
+        for asked in self._asked_during.values():
+            asked.add(method)
 
     def touch(self) -> None:
         """Somebody is about to use it: it isn't idle."""
@@ -233,14 +230,16 @@ class Connection:
         )
         try:
             with self._scope:
-                transport = _transport(self._server, self._ended)
+                transport = open_transport(
+                    self._name, self._server, self._ended, self._is_asked, connect_seconds=CONNECT_SECONDS
+                )
                 async with (
                     Client(transport, message_handler=self._heard, cache=None) as client,
                     anyio.create_task_group() as beside,
                 ):
-                    self.tools = await _list_tools(client)
+                    self.tools = await list_tools(client)
                     if not self.usable:  # the end of its output came together with the list
-                        self._fail(_AT_ONCE)
+                        self._fail(ENDED_AT_ONCE)
                         return
                     limit.cancel()
                     self.client = client
@@ -267,8 +266,8 @@ class Connection:
 
     def _ended(self) -> None:
         """The server went, by itself. One that does so while connecting lets the SDK's error say why."""
-        if self.usable and self.decided.is_set() and not self.proven:
-            self.failure = _AT_ONCE
+        if self.usable and self.decided.is_set() and not self.proven and not self._calls:
+            self.failure = ENDED_AT_ONCE  # during a call it is the callers' failure: see Slot.blame
         self.retire()
 
     async def _stay(self, client: Client) -> None:
@@ -288,7 +287,7 @@ class Connection:
         late = asyncio.get_running_loop().call_later(PROBE_SECONDS, self._hung)
         try:
             with anyio.CancelScope() as self._asking:
-                self.tools = await _list_tools(client)
+                self.tools = await list_tools(client)
         except Exception as error:
             _log.warning("MCP server %s: its tools could not be listed again: %r", self._name, error)
         finally:
@@ -302,8 +301,18 @@ class Connection:
 
     async def _heard(self, message: IncomingMessage) -> None:
         if isinstance(message, ToolListChangedNotification):
-            self._stale = True
-            self._wake.set()
+            self._relist_soon()
+
+    def _relist_soon(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._relist_due is None:
+            self._relist_due = loop.call_at(self._relisted_at + RELIST_SECONDS, self._relist)
+
+    def _relist(self) -> None:
+        self._relist_due = None
+        self._relisted_at = asyncio.get_running_loop().time()
+        self._stale = True
+        self._wake.set()
 
     async def _listen(self, client: Client) -> None:
         """Keep the stream open on which servers since 2026-07-28 tell of changes; `_heard` hears them."""
@@ -318,46 +327,18 @@ class Connection:
             except (MCPError, SubscriptionLost) as error:
                 _log.debug("MCP server %s: the stream of changes broke: %r", self._name, error)
             await asyncio.sleep(LISTEN_AGAIN_SECONDS)
-            self._stale = True
-            self._wake.set()
-
-
-async def _list_tools(client: Client) -> dict[str, Listed]:
-    """All pages of the server's tools. One whose schema is none by its own dialect is left out: it checks nothing.
-
-    What a model's API accepts is less; that is seen to by the kind of agent that calls it.
-    """
-    tools: dict[str, Listed] = {}
-    cursor: str | None = None
-    for _ in range(_PAGES):
-        page = await client.list_tools(cursor=cursor)
-        for tool in page.tools:
-            try:
-                check = _check(tool.input_schema)
-            except Exception as error:  # not only SchemaError: one nested too deep is a RecursionError
-                why = error.message if isinstance(error, SchemaError) else error
-                _log.warning("The schema of the MCP tool %s is none, it is left out: %s", tool.name, why)
-                continue
-            hints = tool.annotations
-            repeatable = hints is not None and bool(hints.read_only_hint or hints.idempotent_hint)
-            tools[tool.name] = Listed(tool.description or "", tool.input_schema, check, repeatable)
-        cursor = page.next_cursor
-        if cursor is None:
-            break
-    return tools
-
-
-def _check(schema: JSONObject) -> Any:
-    """Its validator. The empty registry keeps a $ref from being fetched over the network."""
-    kind = validator_for(schema, default=Draft202012Validator)
-    kind.check_schema(schema)
-    return kind(schema, registry=Registry())
+            self._relist_soon()
 
 
 def _answer(result: CallToolResult) -> Answer:
     text = "\n".join(block.text for block in result.content if isinstance(block, TextContent))
     blocks = [block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in result.content]
     return Answer(bool(result.is_error), text, result.structured_content, blocks)
+
+
+def _unsupported(asked: set[str], words: str) -> str | None:
+    """What a failed tool wanted that is not supported: the server asked for it, or names it in its error."""
+    return next((sentence for method, sentence in _ASKS.items() if method in asked or method in words), None)
 
 
 def _root(error: BaseException) -> BaseException:
@@ -374,8 +355,8 @@ def _why(error: BaseException) -> str:
             return "Its command may not be run."
         case MCPError(code=code) if code == CONNECTION_CLOSED:
             return "It ended before it answered."
-        case MCPError():
-            return f"It refused the connection: {error.message[:200]}"
+        case MCPError():  # its words are in the log: what a server says has no place in a model's instructions
+            return "It refused the connection."
         case httpx2.TransportError() | OSError():
             return "It does not answer at its address."
     return "The connection failed."

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from jsonschema.exceptions import best_match  # type: ignore[import-untyped]
 
 from agents import Tool, ToolCompleted, ToolPart, ToolProgress, ToolStarted, ToolUse
-from agents.mcp_connection import Answer, Gone, Listed, Refused, Unreachable
+from agents.mcp_connection import CallFailed, Connection, Gone, Refused, Unreachable
+from agents.mcp_results import completed, cut
 from agents.mcp_slot import Slot
-from stores.models import JSONObject
+from agents.mcp_tools import Listed
+from stores.models import JSONObject, Principal
 
-RESULT_BYTES = 64 * 1024
-ERROR_CHARACTERS = 4_000
+READY_SECONDS = 2.0
+"""How long a run waits for servers that are still being connected before it goes on without them."""
+NOTICE_SECONDS = 0.1
+"""A wait that is longer than this is reported."""
+META = "agent-chat-server/"
+"""The namespace of what each call's `_meta` says of the caller: `organization_id` and `user_id`."""
 
 _log = logging.getLogger(__name__)
 
@@ -34,11 +40,26 @@ class _Route(msgspec.Struct, frozen=True):
 
 
 class AgentTools:
-    """The Toolbox of one agent: what its servers list, as far as the operator and the agent allow it."""
+    """The Toolbox of one agent: what its servers list, as far as the operator and the agent allow it.
 
-    def __init__(self, slots: Mapping[str, Slot | None], allowed: Sequence[str] | None) -> None:
+    Args:
+        serves: whether a server is configured for the caller's organization.
+        waiting: called with True when servers are waited for noticeably, and with False when that is over.
+    """
+
+    def __init__(
+        self,
+        slots: Mapping[str, Slot | None],
+        allowed: Sequence[str] | None,
+        who: Principal,
+        serves: Callable[[Slot, Principal], Awaitable[bool]],
+        waiting: Callable[[bool], None],
+    ) -> None:
         self._slots = slots
         self._allowed = allowed
+        self._who = who
+        self._serves = serves
+        self._waiting = waiting
         self._missing: dict[str, str] = {}
         self._routes: dict[str, _Route] | None = None
 
@@ -47,22 +68,46 @@ class AgentTools:
         return dict(self._missing)
 
     async def available(self) -> list[Tool]:
+        return [
+            Tool(name, route.listed.description, route.listed.parameters, route.listed.repeatable)
+            for name, route in (await self._find_routes(READY_SECONDS)).items()
+        ]
+
+    async def _find_routes(self, patience: float | None) -> dict[str, _Route]:
+        """The tools that there are, by the names that the agent knows them by; servers are waited for that long."""
         self._missing = {name: "It is not configured." for name, slot in self._slots.items() if slot is None}
-        slots = [slot for slot in self._slots.values() if slot is not None]
-        found = [route for routes in await asyncio.gather(*map(self._found, slots)) for route in routes]
+        found = [route for routes in await self._found_everywhere(patience) for route in routes]
         names = [route.name for route in found]
         self._routes = {}
         for route in found:
             shared = names.count(route.name) > 1
             self._routes.setdefault(f"{route.slot.name}__{route.name}" if shared else route.name, route)
-        return [
-            Tool(name, route.listed.description, route.listed.parameters, route.listed.repeatable)
-            for name, route in self._routes.items()
-        ]
+        return self._routes
 
-    async def _found(self, slot: Slot) -> list[_Route]:
+    async def _found_everywhere(self, patience: float | None) -> list[list[_Route]]:
+        """What each server has. A wait that can be noticed is reported, and its end too."""
+        reported = False
+
+        def report() -> None:
+            nonlocal reported
+            reported = True
+            self._waiting(True)
+
+        slots = [slot for slot in self._slots.values() if slot is not None]
+        notice = asyncio.get_running_loop().call_later(NOTICE_SECONDS, report)
         try:
-            connection = await slot.connection()
+            return await asyncio.gather(*(self._found(slot, patience) for slot in slots))
+        finally:
+            notice.cancel()
+            if reported:
+                self._waiting(False)
+
+    async def _found(self, slot: Slot, patience: float | None) -> list[_Route]:
+        if not await self._serves(slot, self._who):
+            self._missing[slot.name] = "It is not configured for this organization."
+            return []
+        try:
+            connection = await slot.connection(self._who, patience)
         except Unreachable as error:
             self._missing[slot.name] = str(error)
             return []
@@ -78,8 +123,8 @@ class AgentTools:
 
     async def call(self, uses: Sequence[ToolUse], *, round: int = 0) -> AsyncGenerator[ToolPart, None]:
         """See Toolbox. All calls are told as started before the first one is made."""
-        if self._routes is None:
-            await self.available()
+        if self._routes is None:  # nobody has asked what there is: a call is worth the whole time of connecting
+            await self._find_routes(None)
         for use in uses:
             arguments = use.arguments if isinstance(use.arguments, dict) else {}
             yield ToolStarted(use.id, use.name, arguments, round, self._is_repeatable(use))
@@ -116,27 +161,48 @@ class AgentTools:
     async def _outcome(self, use: ToolUse, progressed: Callable[..., Any]) -> ToolCompleted:
         route = (self._routes or {}).get(use.name)
         if route is None:
-            return ToolCompleted(use.id, error=f"There is no tool named {use.name[:200]!r}.")
+            return ToolCompleted(use.id, error=self._absent(use.name))
         server = route.slot.name
+        connection: Connection | None = None
         try:
             if (misfit := _misfit(route.listed.check, use.arguments)) is not None:
                 return ToolCompleted(use.id, error=misfit)
-            connection = await route.slot.connection()
+            connection = await route.slot.connection(self._who)
             async with asyncio.timeout(route.slot.server.timeout):
-                answer = await connection.call(route.name, use.arguments, progressed)
-            return _completed(use.id, answer)
+                answer = await connection.call(route.name, use.arguments, self._meta, progressed)
+            route.slot.trust(self._who)
+            return completed(use.id, answer)
         except Unreachable as error:
-            why = f"The server {server} can't be reached. {error}"
+            why = f"The server {server} is unavailable. {error}"
         except TimeoutError:
             why = f"The tool did not answer within {route.slot.server.timeout:g} s."
         except Gone:
+            if connection is not None and not connection.proven:
+                route.slot.blame(self._who)
             why = f"The server {server} ended during the call."
+        except CallFailed as error:
+            why = str(error)
         except Refused as error:
             why = f"The server refused it: {error}"
         except Exception as error:
             _log.warning("MCP server %s: the call of %s failed: %r", server, route.name, error)
             why = f"The server {server} gave an answer that can't be used."
-        return ToolCompleted(use.id, error=_cut(why))
+        return ToolCompleted(use.id, error=cut(why))
+
+    @property
+    def _meta(self) -> JSONObject:
+        return {f"{META}organization_id": self._who.organization_id, f"{META}user_id": self._who.user_id}
+
+    def _absent(self, name: str) -> str:
+        """Why there is no such tool: the server that has it is unavailable, or may be."""
+        for slot in self._slots.values():
+            if slot is None or slot.name not in self._missing:
+                continue
+            plain = name.removeprefix(f"{slot.name}__")
+            if plain in slot.known and self._allows(_Route(slot, plain, slot.known[plain])):
+                return f"The server {slot.name} is unavailable. {self._missing[slot.name]}"
+        unavailable = f" These servers are unavailable: {', '.join(self._missing)}." if self._missing else ""
+        return cut(f"There is no tool named {name[:200]!r}.{unavailable}")
 
 
 class _News:
@@ -163,9 +229,6 @@ class _News:
         return self._waiting.pop(next(iter(self._waiting)))
 
 
-# --- arguments and results
-
-
 def _misfit(check: Any, arguments: object) -> str | None:
     """Why the arguments don't fit the tool's schema; null if they do."""
     if not isinstance(arguments, dict):
@@ -177,49 +240,4 @@ def _misfit(check: Any, arguments: object) -> str | None:
     if error is None:
         return None
     where = ".".join(str(step) for step in error.absolute_path)
-    return _cut(f"The arguments don't fit the tool{f', at {where}' if where else ''}: {error.message}")
-
-
-def _completed(call_id: str, answer: Answer) -> ToolCompleted:
-    """The result as it is kept: structured content as it is, else the blocks; past 64 KB of JSON what is left of it.
-
-    A cut result is `{"truncated": true, "full_bytes": size of the whole as JSON, "text": the beginning}`; the text is
-    that of the blocks, in which a picture or a file is only named (half of one is no use), else the JSON of the result.
-    """
-    structured = answer.structured
-    if answer.is_error:
-        plain = answer.text or (msgspec.json.encode(structured).decode() if structured else "")
-        return ToolCompleted(call_id, error=_cut(plain or "The tool failed without saying why."))
-    kept: JSONObject = structured if isinstance(structured, dict) else {"content": answer.blocks}
-    whole = msgspec.json.encode(kept)
-    if len(whole) > RESULT_BYTES:
-        named = "\n".join(_named(block) for block in answer.blocks)
-        kept = _shortened((answer.text if structured else named) or whole.decode(), len(whole))
-    return ToolCompleted(call_id, result=kept)
-
-
-def _named(block: JSONObject) -> str:
-    """A block in words: its text, or what it is and how large."""
-    match block:
-        case {"type": "text", "text": str(text)} | {"resource": {"text": str(text)}}:
-            return text
-        case {"resource": {"uri": str(uri), "blob": str(data)}}:
-            return f"[{uri}: a file of {len(data)} base64 characters, left out]"
-        case {"type": str(kind), "mimeType": str(mime), "data": str(data)}:
-            return f"[{kind}, {mime}: {len(data)} base64 characters, left out]"
-    return msgspec.json.encode(block).decode()
-
-
-def _shortened(text: str, full_bytes: int) -> JSONObject:
-    while True:
-        kept: JSONObject = {"truncated": True, "full_bytes": full_bytes, "text": text}
-        size = len(msgspec.json.encode(kept))
-        if size <= RESULT_BYTES:
-            return kept
-        text = text[: min(int(len(text) * RESULT_BYTES / size), len(text) - 1)]
-
-
-def _cut(error: str) -> str:
-    return (
-        error if len(error) <= ERROR_CHARACTERS else f"{error[:ERROR_CHARACTERS]}… (cut from {len(error)} characters)"
-    )
+    return cut(f"The arguments don't fit the tool{f', at {where}' if where else ''}: {error.message}")
