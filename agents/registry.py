@@ -6,12 +6,15 @@ reply function (or a Kind, to make titles too).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 
 import msgspec
 
 from agents import AgentError, MakeTitle, Reply, titles
+
+logger = logging.getLogger(__name__)
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -26,7 +29,11 @@ class Registry(Mapping[str, Kind]):
         self._kinds = dict(kinds)
         for point in entry_points(group="chat.agents") if installed else ():
             if point.name not in self._kinds:
-                found = point.load()
+                try:
+                    found = point.load()
+                except Exception:
+                    logger.warning("agent kind %r skipped: %s cannot be loaded", point.name, point.value, exc_info=True)
+                    continue
                 self._kinds[point.name] = found if isinstance(found, Kind) else Kind(found)
 
     def __getitem__(self, name: str) -> Kind:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # until it listens, Ctrl-C ends the process without a traceback: imports take seconds
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import asyncio
+import logging
 import sys
 from collections.abc import Awaitable, Callable
 from typing import NoReturn, TypeVar
@@ -13,17 +19,22 @@ import click
 from agents.mcp_config import BadServers, read_servers
 from server.app import create_app, default_kind
 from server.connections import ConnectionLimits, connections_for, raise_file_limit
+from server.log_lines import configure
 from server.organizations import member, new_secret
 from server.serving import Server, freeze_startup_objects, listening_socket
-from server.settings import BadSetting, environment, load
+from server.settings import BadSetting, Settings, environment, load, unknown
 from stores.contracts import Store
 from stores.errors import BadBlobsURL, DataFolderInUse, DataFolderUnusable, StoreError, StoreUnavailable
 from stores.open import open_store
 
 R = TypeVar("R")
 
+logger = logging.getLogger("server")
+security = logging.getLogger("chat.security")
+
 
 @click.group(invoke_without_command=True)
+@click.version_option(package_name="agent-chat-server", prog_name="agent-chat-server")
 @click.pass_context
 def main(context: click.Context) -> None:
     """Serve agents to chat with. Settings come from the environment; the README lists them."""
@@ -34,9 +45,12 @@ def main(context: click.Context) -> None:
 def serve() -> None:
     try:
         settings = load()
+        configure(settings.log_format, settings.log_level)
+        for sentence in unknown():
+            logger.warning(sentence)
         app = create_app(settings)
     except (BadSetting, BadServers, DataFolderUnusable) as error:
-        _stop(str(error))
+        _stop(_line(error))
     except BadBlobsURL as error:
         _stop(f"CHAT_BLOBS_URL {error}")
     try:
@@ -54,7 +68,13 @@ def serve() -> None:
         count = connections_for(raise_file_limit(), settings.max_connections)
     except ValueError as error:
         _stop(f"CHAT_MAX_CONNECTIONS: {error}")
-    server = Server(app, announce, ConnectionLimits(count=count))
+
+    def announce_stop(running: int) -> None:
+        if running:
+            answers = "1 running answer" if running == 1 else f"{running} running answers"
+            click.echo(f"Waiting for {answers}, up to {settings.drain_seconds:g} s. Press Ctrl-C again to stop now.")
+
+    server = Server(app, announce, announce_stop, ConnectionLimits(count=count))
     try:
         server.run(sockets=[sock])
     except KeyboardInterrupt:
@@ -62,7 +82,7 @@ def serve() -> None:
     except SystemExit:
         failure = getattr(app.state, "failure", None)
         if isinstance(failure, DataFolderInUse | DataFolderUnusable | StoreUnavailable | ValueError):
-            _stop(str(failure))
+            _stop(_line(failure, settings))
         if isinstance(failure, OSError):
             _stop(f"CHAT_DATA_DIR: {failure}")
         raise failure or SystemExit(1) from None
@@ -85,7 +105,9 @@ def create_key(organization: str, user: str) -> None:
         kind = default_kind(settings)
         owner = (await member(store, organization, user, kind=kind, model=settings.model, servers=servers))[1]
         secret = new_secret()
-        await store.create_key(owner, secret)
+        key = await store.create_key(owner, secret)
+        facts = {"key_id": key.id, "organization_id": key.organization_id, "user_id": key.user_id}
+        security.info("key created", extra=facts)
         return secret
 
     click.echo(f"Key of {user} in {organization}, shown only now: {_in_store(create)}")
@@ -93,10 +115,10 @@ def create_key(organization: str, user: str) -> None:
 
 @keys.command("list")
 def list_keys() -> None:
-    """Print every key: its id, its organization, its user, its last characters, since when, and if it was revoked."""
+    """Print a header and a line per key: id, organization, user, last characters, creation time, state."""
 
     async def rows(store: Store) -> list[str]:
-        lines = []
+        lines = ["id\torganization\tuser\tends with\tcreated\tstate"]
         for key in await store.keys():
             organization = await store.find_organization(key.organization_id)
             user = await store.find_user(key.organization_id, key.user_id)
@@ -113,12 +135,20 @@ def list_keys() -> None:
 @click.argument("key_id")
 def revoke_key(key_id: str) -> None:
     """Revoke the key with this id (see `keys list`); it stops working at once."""
-    click.echo(f"Revoked {_in_store(lambda store: store.revoke_key(key_id)).id}")
+
+    async def revoke(store: Store) -> str:
+        key = await store.revoke_key(key_id)
+        security.info("key revoked", extra={"key_id": key.id, "organization_id": key.organization_id})
+        return key.id
+
+    click.echo(f"Revoked {_in_store(revoke)}")
 
 
 def _in_store(work: Callable[[Store], Awaitable[R]]) -> R:
+    settings = _loaded()
+
     async def run() -> R:
-        store = await open_store(load().where, serving=False)
+        store = await open_store(settings.where, serving=False)
         try:
             return await work(store)
         finally:
@@ -127,7 +157,26 @@ def _in_store(work: Callable[[Store], Awaitable[R]]) -> R:
     try:
         return asyncio.run(run())
     except (BadSetting, BadServers, StoreError, ValueError) as error:
+        _stop(_line(error, settings))
+
+
+def _loaded() -> Settings:
+    try:
+        settings = load()
+    except BadSetting as error:
         _stop(str(error))
+    configure(settings.log_format, settings.log_level)
+    return settings
+
+
+def _line(error: Exception, settings: Settings | None = None) -> str:
+    """One line that names the setting, where the error does not name one itself."""
+    line = " ".join(str(error).split())
+    if isinstance(error, BadServers):
+        return line if line.startswith("CHAT_MCP_CONFIG") else f"CHAT_MCP_CONFIG: {line}"
+    if isinstance(error, StoreUnavailable) and settings is not None and settings.database_url is not None:
+        return f"CHAT_DATABASE_URL: {line}"
+    return line
 
 
 def _stop(line: str) -> NoReturn:

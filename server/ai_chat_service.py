@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
 from typing import Literal
@@ -65,6 +66,8 @@ from stores.models import (
     timestamp,
     utcnow,
 )
+
+security = logging.getLogger("chat.security")
 
 DEFAULT = "default"
 CANCEL_SECONDS = 5.0
@@ -161,7 +164,9 @@ class AIChatService:
 
     async def delete_agent(self, who: Principal, agent_ref: str) -> None:
         """Raises: AgentNotFound."""
-        await self.store.delete_agent(who, (await self._agent(who, agent_ref)).id)
+        agent = await self._agent(who, agent_ref)
+        await self.store.delete_agent(who, agent.id)
+        security.info("agent deleted", extra=_by(who, agent_id=agent.id))
 
     def _fitting(self, agent: Agent) -> Agent:
         if agent.kind not in self._registry:
@@ -235,6 +240,7 @@ class AIChatService:
         """Delete it with all its messages; a run that has it stops. Raises: AgentNotFound, ThreadNotFound."""
         await self._thread(who, agent_ref, thread_id)
         running = await self.store.delete(who, thread_id)
+        security.info("thread deleted", extra=_by(who, deleted_thread_id=thread_id))
         self.facts.publish(who, thread_id, ThreadDeleted(thread_id))
         if running:
             await self.log.signal(running)
@@ -570,6 +576,11 @@ class AIChatService:
             metadata={} if body.metadata is UNSET else body.metadata,
             created_at=timestamp(self._clock()),
         )
+
+
+def _by(who: Principal, **facts: str) -> dict[str, str]:
+    """The facts of a security event: who did it, and to what."""
+    return {"organization_id": who.organization_id, "user_id": who.user_id, **facts}
 
 
 _TURNS = TERMINAL_TYPES | {"thread.deleted"}

@@ -25,6 +25,7 @@ from server.limits import Limits, RequestRate
 from server.metrics import Metrics
 from server.openapi import APIDescription
 from server.organizations import first_start
+from server.request_log import RequestLog
 from server.routes import agents, attachments, docs, events, health, messages, pages, threads
 from server.runner import Runner
 from server.settings import Settings, environment
@@ -88,7 +89,8 @@ def create_app(
 
     Raises: BadServers, BadBlobsURL for settings that can't be used.
 
-    While it runs, `app.state.key` is the first key and `app.state.drain` ends it gently; `app.state.failure` is why it
+    While it runs, `app.state.key` is the first key and `app.state.drain` ends it gently, waiting for
+    `app.state.running()` runs; `app.state.failure` is why it
     could not start.
     """
     servers = read_servers(settings.mcp_config, environment())
@@ -125,6 +127,7 @@ def create_app(
                 streams.close()
 
             app.state.drain = drain
+            app.state.running = lambda: service.runner.count
             supervisor = Supervisor()
             stack.push_async_callback(supervisor.close)
             supervisor.start("sweep runs", service.runner.sweep_forever)
@@ -137,7 +140,7 @@ def create_app(
                 "service": service,
                 "streams": streams,
                 "supervisor": supervisor,
-                "metrics": Metrics(service.runner, streams),
+                "metrics": Metrics(service.runner, streams, supervisor, service.log, connections),
                 "rate": RequestRate(limits),
                 "uploads": uploads,
                 "api": APIDescription(ROUTES),
@@ -150,7 +153,11 @@ def create_app(
 
     app = Starlette(
         routes=ROUTES,
-        middleware=[Middleware(Front, running=running, root_path=settings.root_path), Middleware(Authentication)],
+        middleware=[
+            Middleware(Front, running=running, root_path=settings.root_path),
+            Middleware(RequestLog, lines=settings.access_log),
+            Middleware(Authentication),
+        ],
         exception_handlers=dict.fromkeys([*EXPECTED, Exception], respond),
         lifespan=lifespan,
     )

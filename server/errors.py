@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from agents import AgentError
+from server.log_lines import REQUEST_ID
 from stores import errors as stores
 from stores.models import JSONObject, Message
 
@@ -287,6 +288,8 @@ async def respond(request: Request, error: Exception) -> Response:
     response = problem_of(error).response()
     if response.status_code == 405:
         response.headers["Allow"] = ", ".join(sorted(_methods(request)))
+    if response.status_code == 500 and (request_id := REQUEST_ID.get()):
+        response.headers["X-Request-Id"] = request_id  # this response does not pass the middleware
     return response
 
 

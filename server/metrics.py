@@ -1,41 +1,111 @@
-"""/metrics: what an operator watches, read off the parts when Prometheus asks. Nothing is counted per token."""
+"""/metrics: what an operator watches. Parts count plain numbers; they are read when Prometheus asks.
+
+Labels are bounded: routes by their template, methods and outcomes by fixed sets. Nothing is counted per token.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from server.connections import Connections
 from server.runner import Runner
+from server.statistics import Durations
 from server.streams import Streams
+from server.supervision import Supervisor
+from stores.contracts import EventLog
+
+_METHODS = {"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS", "WEBSOCKET"}
 
 
-class _Parts(Collector):
-    def __init__(self, runner: Runner, streams: Streams) -> None:
+class Metrics(Collector):
+    """The metrics of this process.
+
+    Args:
+        connections: None where another server than ours serves the application.
+    """
+
+    def __init__(
+        self, runner: Runner, streams: Streams, supervisor: Supervisor, log: EventLog, connections: Connections | None
+    ) -> None:
         self._runner = runner
         self._streams = streams
-
-    def collect(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily("chat_runs_in_progress", "Runs of this process.", self._runner.count)
-        yield GaugeMetricFamily("chat_streams_open", "Open event streams, SSE and WebSocket.", len(self._streams))
-        yield GaugeMetricFamily("chat_draining", "1 while the server is stopping.", int(self._runner.draining))
-        yield CounterMetricFamily("chat_runs_started", "Runs begun by this process.", self._runner.started)
-        ended = CounterMetricFamily("chat_runs_ended", "Runs whose end this process stored.", labels=["status"])
-        for status, count in self._runner.ended.items():
-            ended.add_metric([status], count)
-        yield ended
-
-
-class Metrics:
-    def __init__(self, runner: Runner, streams: Streams) -> None:
+        self._supervisor = supervisor
+        self._log = log
+        self._connections = connections
+        self._requests: Counter[tuple[str, str, str]] = Counter()
+        self._latencies: defaultdict[str, Durations] = defaultdict(Durations)
         self._registry = CollectorRegistry()
-        self._registry.register(_Parts(runner, streams))
+        self._registry.register(self)
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
 
+    def count_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count a request. `route`: its template; `seconds`: until its response started."""
+        self._requests[method if method in _METHODS else "other", route, str(status)] += 1
+        self._latencies[route].add(seconds)
+
     def text(self) -> bytes:
         """The Prometheus text format."""
         return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._collect_requests()
+        yield from self._collect_runs()
+        yield GaugeMetricFamily("chat_streams_open", "Open event streams, SSE and WebSocket.", len(self._streams))
+        yield GaugeMetricFamily("chat_log_bytes", "Memory that all event logs hold here.", self._log.budget.used)
+        yield CounterMetricFamily("chat_log_evictions", "Times that a log gave way.", self._log.budget.evictions)
+        yield GaugeMetricFamily("chat_log_unavailable", "1 while the event log takes no events.", int(self._log.away))
+        yield CounterMetricFamily("chat_loop_restarts", "Background loops started again.", self._supervisor.restarts)
+        yield GaugeMetricFamily("chat_loops_failing", "Background loops that fail.", len(self._supervisor.failing))
+        if self._connections is not None:
+            yield from _collect_connections(self._connections)
+
+    def _collect_requests(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily("chat_requests", "Requests.", labels=["method", "route", "status"])
+        for labels, count in self._requests.items():
+            requests.add_metric(labels, count)
+        yield requests
+        latencies = HistogramMetricFamily(
+            "chat_response_start_seconds", "Seconds until a response started.", labels=["route"]
+        )
+        for route, durations in self._latencies.items():
+            latencies.add_metric([route], buckets=durations.cumulated(), sum_value=durations.seconds)
+        yield latencies
+
+    def _collect_runs(self) -> Iterator[Metric]:
+        runner, runs = self._runner, self._runner.statistics
+        yield GaugeMetricFamily("chat_runs_in_progress", "Runs of this process.", runner.count)
+        yield GaugeMetricFamily("chat_draining", "1 while the server is stopping.", int(runner.draining))
+        yield CounterMetricFamily("chat_runs_started", "Runs begun by this process.", runner.started)
+        yield _counter("chat_runs_ended", "Runs whose end this process stored.", "status", runs.ended)
+        yield _counter("chat_run_failures", "Failed runs by their error's code.", "code", runs.failures)
+        yield _counter("chat_tokens", "Tokens that models reported.", "kind", runs.tokens)
+        yield _counter("chat_tool_calls", "Tool calls of ended runs.", "outcome", runs.tool_calls)
+        yield CounterMetricFamily("chat_store_failures", "Times that a run found no database.", runs.store_failures)
+        yield HistogramMetricFamily(
+            "chat_first_text_seconds",
+            "Seconds from a run's start to its first text.",
+            buckets=runs.first_text.cumulated(),
+            sum_value=runs.first_text.seconds,
+        )
+
+
+def _collect_connections(connections: Connections) -> Iterator[Metric]:
+    yield GaugeMetricFamily("chat_connections_open", "Open connections.", len(connections))
+    yield GaugeMetricFamily("chat_connections_limit", "Connections that may be open.", connections.limits.count)
+    refused = Counter({"full": connections.refused, "malformed": connections.malformed})
+    yield _counter("chat_connections_refused", "Connections or requests refused unread.", "reason", refused)
+    yield _counter("chat_connections_expired", "Connections closed by a time limit.", "state", connections.expired)
+
+
+def _counter(name: str, help: str, label: str, counts: Mapping[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, help, labels=[label])
+    for value, count in counts.items():
+        family.add_metric([value], count)
+    return family

@@ -64,6 +64,8 @@ class LiveRun:
         self.fold = Fold(posted.answer)
         self.writer = log.writer(self.thread_id, lambda: MessageSnapshot(self.message()))
         self.ending: asyncio.Future[Ending | None] = asyncio.get_running_loop().create_future()
+        self.started_at = time.monotonic()
+        self.first_text_at: float | None = None
         self.look = asyncio.Event()
         self.stored = asyncio.Event()
         self.changed = False
@@ -97,6 +99,8 @@ class LiveRun:
         match part:
             case Text(text=text):
                 if text:
+                    if self.first_text_at is None:
+                        self.first_text_at = time.monotonic()
                     text = self._separator() + _clean(text)
                     self._grow(len(text.encode()))
                     self._say(MessageDelta(self.id, self.fold.length, text))

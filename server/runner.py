@@ -12,7 +12,6 @@ import contextlib
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TypeVar
 
@@ -21,7 +20,9 @@ from msgspec.structs import replace
 from agents import AgentError, Files, NoFiles, Run, Toolbox, ToolStarted
 from agents.registry import Registry
 from server.limits import Slot
+from server.log_lines import RUN_ID, THREAD_ID
 from server.run import CANCELLED, COMPLETED, INTERRUPTED, Ending, LiveRun, TooLong, finished
+from server.statistics import RunStatistics
 from stores.contracts import LEASE_SECONDS, EventLog, Finished, LogWriter, Posted, Store
 from stores.errors import (
     BlobUnavailable,
@@ -75,7 +76,7 @@ class Runner:
         self.worker = new_id()
         self.draining = False
         self.started = 0
-        self.ended: Counter[str] = Counter()
+        self.statistics = RunStatistics()
         self._store = store
         self._log = log
         self._registry = registry
@@ -137,10 +138,14 @@ class Runner:
             run.look.set()
 
     async def _live(self, run: LiveRun, answer: Message) -> None:
+        RUN_ID.set(run.id)
+        THREAD_ID.set(run.thread_id)
         try:
             run.begin(answer)
             ending = await self._answered(run)
             if ending is not None:
+                if run.first_text_at is not None:
+                    self.statistics.first_text.add(run.first_text_at - run.started_at)
                 outcome = await self._end(run.who, run.message(), ending, run.writer.write)
                 run.stored.set()
                 if outcome is None or outcome.won:
@@ -230,7 +235,7 @@ class Runner:
                 lease = await self._store.checkpoint(run.who, run.id, worker=self.worker, partial=partial)
             except StoreUnavailable as error:
                 logger.warning("run %s could not be checkpointed: %s", run.id, error)
-                self._lost_at = time.monotonic()
+                self._lose_contact()
                 run.changed = run.changed or partial is not None
                 continue
             finally:
@@ -253,7 +258,7 @@ class Runner:
         message = replace(message, content_html=await self._html(who, message))
         outcome = await self._stored(who, message)
         if outcome is not None and outcome.won:
-            self.ended[ending.status] += 1
+            self.statistics.count(outcome.message, len(closed))
             for event in closed:
                 say(event)
             say(terminal(outcome.message))
@@ -293,7 +298,7 @@ class Runner:
                 raise
             except StoreUnavailable as error:
                 logger.warning("%s: %s", failure, error)
-                self._lost_at = time.monotonic()
+                self._lose_contact()
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, LEASE_SECONDS / 10)
 
@@ -311,6 +316,10 @@ class Runner:
         with contextlib.suppress(StoreUnavailable):
             await self._store.forget(who, run_id)
 
+    def _lose_contact(self) -> None:
+        self._lost_at = time.monotonic()
+        self.statistics.store_failures += 1
+
     @property
     def _in_contact(self) -> bool:
         """False until a full lease after the database last failed to answer.
@@ -323,7 +332,7 @@ class Runner:
         """End the runs whose process died, or see whether the database is back for long enough to do so."""
         if not self._in_contact:
             if not await self._store.ready():
-                self._lost_at = time.monotonic()
+                self._lose_contact()
             return
         for record in await self._store.orphans(self.worker):
             if self.has(record.id):
@@ -340,7 +349,7 @@ class Runner:
                 await self.sweep()
             except StoreUnavailable as error:
                 logger.warning("could not sweep: %s", error)
-                self._lost_at = time.monotonic()
+                self._lose_contact()
             except Exception:
                 logger.exception("could not sweep")
 

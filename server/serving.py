@@ -1,8 +1,9 @@
-"""uvicorn, with a drain: on SIGTERM or Ctrl-C it still listens while runs end and streams say goodbye."""
+"""uvicorn, with a drain: on SIGTERM or Ctrl-C it still listens while runs end and streams are closed."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import math
@@ -23,14 +24,16 @@ from server.websocket_protocol import WebSocketProtocol
 
 _SEND_BUFFER = 64 * 1024
 _CLOSE_SECONDS = 5
+_FORCED_SECONDS = 1.0
 _GC_THRESHOLDS = (10_000, 20, 20)
 
 
 class Server(uvicorn.Server):
-    """Serves one application on one socket. A second signal skips the drain.
+    """Serves one application on one socket. A second signal stops it immediately.
 
     Args:
         announce: called once it listens.
+        announce_stop: called with the number of running answers when it begins to wait for them.
         limits: what connections may take.
     """
 
@@ -38,14 +41,17 @@ class Server(uvicorn.Server):
         self,
         app: Starlette,
         announce: Callable[[], None] = lambda: None,
+        announce_stop: Callable[[int], None] = lambda running: None,
         limits: ConnectionLimits = ConnectionLimits(),
     ) -> None:
         config = uvicorn.Config(
             app,
+            log_config=None,
             log_level="critical",  # a start that fails is told by the command line, in one line
             access_log=False,
             timeout_graceful_shutdown=_CLOSE_SECONDS,
             lifespan="on",
+            server_header=False,
             timeout_keep_alive=math.ceil(limits.idle_seconds),
             ws=WebSocketProtocol,
             ws_max_size=BODY_BYTES,
@@ -58,6 +64,7 @@ class Server(uvicorn.Server):
         self.listening = asyncio.Event()
         self._app = app
         self._announce = announce
+        self._announce_stop = announce_stop
         self._draining: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -70,14 +77,20 @@ class Server(uvicorn.Server):
             self.listening.set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._loop is None or self._draining is not None:
-            super().handle_exit(signal.SIGINT if self.should_exit else sig, frame)
+        if self._loop is None:
+            super().handle_exit(sig, frame)
             return
+        if not self.started:
+            signal.signal(sig, signal.SIG_DFL)  # a start that hangs is ended by the next one
         self._loop.call_soon_threadsafe(self.drain)
 
     def drain(self) -> None:
-        """Stop gently: the runs first, then the streams, then the server."""
-        if self._draining is None and self.started:
+        """Stop gently: the runs first, then the streams, then the server. The second time: now."""
+        if self._draining is not None:
+            self.force_exit = True
+            self._draining.cancel()
+        elif self.started:
+            self._announce_stop(self._app.state.running())
             self._draining = asyncio.get_running_loop().create_task(self._drain())
         else:
             self.should_exit = True
@@ -87,6 +100,13 @@ class Server(uvicorn.Server):
             await self._app.state.drain()
         finally:
             self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves it out then; runs are stored as interrupted by it, or at the next start
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FORCED_SECONDS):
+                    await self.lifespan.shutdown()
 
 
 def freeze_startup_objects() -> None:

@@ -78,7 +78,8 @@ def answering() -> Iterator[None]:
     try:
         yield
     except PyMongoError as error:
-        raise StoreUnavailable(f"{type(error).__name__}: {str(error)[:200]}") from error
+        reason, _, _ = str(error).partition(", Topology Description")
+        raise StoreUnavailable(f"{type(error).__name__}: {reason[:200]}") from error
 
 
 class MotorCollection:

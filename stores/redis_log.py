@@ -24,7 +24,7 @@ from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
 
 from stores.budget import LogBudget
 from stores.errors import Gap, LogUnavailable
@@ -404,10 +404,29 @@ def _seed() -> str:
 
 
 async def open_redis_log(url: str, *, prefix: str = "chat", budget: LogBudget | None = None) -> RedisLog:
-    """Open the log; Redis may be away as yet. Raises: ValueError if the URL is none of Redis'.
+    """Open the log; Redis may be unreachable yet.
+
+    Raises: ValueError if the URL is not understood, or Redis refuses its user or password.
 
     Args:
         prefix: begins every key and channel, so that several installations can share one Redis.
         budget: what this process may hold of all logs together.
     """
+    await _check_login(Dial(url))
     return RedisLog(url, prefix=prefix, budget=budget)
+
+
+async def _check_login(dial: Dial) -> None:
+    """Raises: ValueError."""
+    try:
+        connection = await dial.connect()
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                await connection.send_packed_command(_packed([("PING",)]), check_health=False)
+                await connection.read_response()
+        finally:
+            await hang_up(connection)
+    except (AuthenticationError, AuthorizationError) as error:
+        raise ValueError(f"Redis refuses the login: {error}") from error
+    except _FAILURES as error:
+        logger.warning("Redis is unreachable, events are stored and sent later: %s", error or type(error).__name__)

@@ -22,6 +22,8 @@ from pathlib import Path
 
 from agents import AgentError, Part, Reasoning, Run, Text, ToolCompleted, ToolStarted, ToolUse
 
+INTERNAL_TEXT = "secret internal text"
+
 
 class Gates:
     """Where scripts hold, by name: tests see that a script got there, and let it go on."""
@@ -110,6 +112,6 @@ class Scripted:
                 case "overload":
                     raise AgentError(rest, code="agent_overloaded", retryable=True)
                 case "crash":
-                    raise RuntimeError("secret internal text")
+                    raise RuntimeError(INTERNAL_TEXT)
                 case _:
                     yield Text(line)

@@ -8,6 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from server.__main__ import main
+from tests.services import redis_process
+from tests.services_mongo import mongo_server as mongo_server
+from tests.services_mongo import mongo_url as mongo_url
 
 REDIS = "redis://127.0.0.1:1"
 
@@ -56,3 +59,61 @@ def test_an_empty_database_beside_a_key_and_attachments_is_refused(tmp_path: Pat
     for _ in range(2):
         line = refused(tmp_path, [])
         assert line.startswith(f"CHAT_DATA_DIR: can't keep anything in {tmp_path / 'data'}: the database is empty")
+
+
+def unreachable_mongo() -> dict[str, str]:
+    url = "mongodb://127.0.0.1:1/?timeoutMS=100"
+    return {"CHAT_DATABASE_URL": url, "CHAT_EVENTS_URL": REDIS}
+
+
+@pytest.mark.parametrize("arguments", [[], ["keys", "list"]], ids=["serve", "keys"])
+def test_an_unreachable_database_is_named_by_its_setting_without_a_dump(tmp_path: Path, arguments: list[str]) -> None:
+    line = refused(tmp_path, arguments, **unreachable_mongo())
+    assert line.startswith("CHAT_DATABASE_URL: The database did not answer: ")
+    assert "Topology" not in line
+    assert len(line) < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("CHAT_MCP_CONFIG", __file__, "The MCP file "),
+        ("CHAT_MAX_CONNECTIONS", "1000000", "1000000 is more than "),
+        ("CHAT_LOG_LEVEL", "loud", "'loud' is none of info, debug, warning, error"),
+        ("CHAT_LOG_FORMAT", "xml", "'xml' is none of text, json"),
+    ],
+)
+def test_a_bad_setting_is_named(tmp_path: Path, name: str, value: str, reason: str) -> None:
+    assert refused(tmp_path, [], **{name: value}).startswith(f"{name}: {reason}")
+
+
+@pytest.mark.parametrize("login", ["", ":wrong@", "nobody:secret@"], ids=["none", "wrong password", "unknown user"])
+def test_a_redis_that_refuses_the_login_stops_the_start(tmp_path: Path, mongo_url: str, login: str) -> None:
+    with redis_process() as redis:
+        redis.command("CONFIG", "SET", "requirepass", "right")
+        url = f"redis://{login}127.0.0.1:{redis.port}"
+        line = refused(tmp_path, [], CHAT_DATABASE_URL=mongo_url, CHAT_EVENTS_URL=url)
+    assert line.startswith("CHAT_EVENTS_URL: Redis refuses the login: ")
+
+
+def test_version_is_printed() -> None:
+    assert CliRunner().invoke(main, ["--version"]).output.startswith("agent-chat-server, version ")
+
+
+def test_keys_are_listed_under_a_header_and_making_and_revoking_them_are_security_events(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(main, ["keys", *arguments], env={"CHAT_DATA_DIR": str(tmp_path)})
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    secret = run("create", "--organization", "acme", "--user", "bob").split()[-1]
+    header, row = run("list").splitlines()
+    assert header.split("\t")[:3] == ["id", "organization", "user"]
+    assert len(header.split("\t")) == len(row.split("\t"))
+    run("revoke", row.split("\t")[0])
+    events = [record for record in caplog.records if record.name == "chat.security"]
+    assert [event.getMessage() for event in events] == ["key created", "key revoked"]
+    assert {vars(event)["key_id"] for event in events} == {row.split("\t")[0]}
+    assert not [event for event in events if secret in str(vars(event))]

@@ -54,3 +54,16 @@ def test_a_kind_that_is_not_there_is_told_in_words() -> None:
     with pytest.raises(AgentError, match="no agents of kind 'vanished'"):
         Registry({}, installed=False).kind("vanished")
     assert AGENT.kind == "demo"
+
+
+def test_a_broken_entry_point_is_left_out_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    package = tmp_path / "broken-1.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (package / "entry_points.txt").write_text("[chat.agents]\nbroken = no_such_module:reply\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "broken" not in Registry({})
+    (record,) = [record for record in caplog.records if record.name == "agents.registry"]
+    assert record.getMessage() == "agent kind 'broken' skipped: no_such_module:reply cannot be loaded"
