@@ -75,6 +75,7 @@ class Claude:
         api_key: null for servers that want none.
         base_url: null for Anthropic's.
         model: for agents that name none.
+        max_tokens: the most for agents that set none; MAX_TOKENS if that is less.
         title_model: for titles; null for the agent's own.
         stall_seconds: how long the stream may say nothing.
         context_tokens: how much history is sent, roughly.
@@ -87,12 +88,14 @@ class Claude:
         base_url: str | None = None,
         *,
         model: str | None = None,
+        max_tokens: int = MAX_TOKENS,
         title_model: str | None = None,
         stall_seconds: float = STALL_SECONDS,
         context_tokens: int = CONTEXT_TOKENS,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
         self._model = model or DEFAULT_MODEL
+        self._max_tokens = min(max_tokens, MAX_TOKENS)
         self._title_model = title_model
         self._context_tokens = context_tokens
         self._retry_seconds = retry_seconds
@@ -155,7 +158,7 @@ class Claude:
         agent = run.agent
         request: JSONObject = {
             "model": agent.model or self._model,
-            "max_tokens": agent.max_tokens or MAX_TOKENS,
+            "max_tokens": agent.max_tokens or self._max_tokens,
             "cache_control": {"type": "ephemeral"},
         }
         stable: list[JSONObject] = []
@@ -381,8 +384,8 @@ def _described(tool: Tool) -> JSONObject:
 
 
 def _unreachable(missing: Mapping[str, str]) -> str:
-    """What the model is told of tools that it can't have now."""
-    return "\n".join(f"[The tools of {server} are not there now. {why}]" for server, why in missing.items())
+    """What the model is told of servers whose tools are missing. The reasons are ours, never a server's own words."""
+    return "\n".join(f"[The tools of the server {name} are not available now. {why}]" for name, why in missing.items())
 
 
 def _add(usage: JSONObject, counts: Mapping[str, int]) -> None:

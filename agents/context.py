@@ -165,11 +165,12 @@ def _result(call_id: str, call: ToolCall) -> JSONObject:
 
 
 def _result_blocks(result: JSONObject) -> list[JSONObject]:
-    """MCP's blocks as the API's; anything else as JSON."""
-    blocks = result.get("content")
-    if set(result) != {"content"} or not isinstance(blocks, list):
+    """MCP's structured content as JSON and its blocks as the API's; anything else as JSON."""
+    blocks = result.get("content", [])
+    if not set(result) <= {"structuredContent", "content"} or not isinstance(blocks, list):
         return [json_block(result)]
-    return [_result_block(block) for block in blocks] or [text_block("(The tool returned nothing.)")]
+    structured = [json_block(result["structuredContent"])] if "structuredContent" in result else []
+    return structured + [_result_block(block) for block in blocks] or [text_block("(The tool returned nothing.)")]
 
 
 def _result_block(block: object) -> JSONObject:

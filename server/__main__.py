@@ -103,7 +103,7 @@ def create_key(organization: str, user: str) -> None:
         settings = load()
         servers = read_servers(settings.mcp_config, environment())
         kind = default_kind(settings)
-        owner = (await member(store, organization, user, kind=kind, model=settings.model, servers=servers))[1]
+        owner = (await member(store, organization, user, kind=kind, model=settings.default_model, servers=servers))[1]
         secret = new_secret()
         key = await store.create_key(owner, secret)
         facts = {"key_id": key.id, "organization_id": key.organization_id, "user_id": key.user_id}

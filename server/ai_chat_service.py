@@ -14,13 +14,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 from msgspec import UNSET
 from msgspec.structs import replace
 
+from agents.mcp_config import Server as McpServer
 from agents.registry import Registry
 from server.attachments import Attachments
 from server.bodies import AgentCreate, AgentUpdate, MessageCreate, ThreadCreate, ThreadUpdate, fingerprint
@@ -34,6 +35,7 @@ from server.errors import (
 )
 from server.facts import FactPublisher
 from server.limits import Limits, Slots
+from server.model_policy import ModelPolicy
 from server.runner import Runner
 from server.titles import generate_title
 from server.uploads import FILES, Upload
@@ -93,8 +95,9 @@ class AIChatService:
     """Threads, messages, runs and agents for one Principal at a time.
 
     Args:
-        servers: the names of the MCP servers that agents may use.
+        servers: the MCP servers that the operator configured, by name.
         default_kind: the kind of agents that don't say one.
+        model_policy: what agents may ask of models.
     """
 
     def __init__(
@@ -106,8 +109,9 @@ class AIChatService:
         registry: Registry,
         renderer: Renderer,
         *,
-        servers: Collection[str],
+        servers: Mapping[str, McpServer],
         default_kind: str,
+        model_policy: ModelPolicy,
         limits: Limits,
         attachments: Attachments,
         clock: Clock = utcnow,
@@ -121,13 +125,14 @@ class AIChatService:
         self._renderer = renderer
         self._servers = servers
         self._default_kind = default_kind
+        self._model_policy = model_policy
         self.run_slots = Slots("runs at once", limits.runs)
         self._clock = clock
 
     # Agents
 
     async def create_agent(self, who: Principal, body: AgentCreate) -> Agent:
-        """Raises: InvalidRequest for an unknown kind or MCP server."""
+        """Raises: InvalidRequest for an unknown kind or MCP server, or for more than the operator allows."""
         now = timestamp(self._clock())
         kind = self._default_kind if body.kind is UNSET else body.kind
         agent = Agent(
@@ -145,7 +150,7 @@ class AIChatService:
             created_at=now,
             updated_at=now,
         )
-        return await self.store.create_agent(who, self._fitting(agent))
+        return await self.store.create_agent(who, await self._checked(who, agent, AgentCreate.__struct_fields__))
 
     async def list_agents(self, who: Principal, *, limit: int, offset: int) -> AgentPage:
         return await self.store.agents(who, limit=limit, offset=offset)
@@ -160,7 +165,7 @@ class AIChatService:
         given = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
         changed = replace(agent, **given, updated_at=timestamp(self._clock()))
         is_default = None if body.is_default is UNSET else body.is_default
-        return await self.store.update_agent(who, self._fitting(changed), is_default=is_default)
+        return await self.store.update_agent(who, await self._checked(who, changed, given), is_default=is_default)
 
     async def delete_agent(self, who: Principal, agent_ref: str) -> None:
         """Raises: AgentNotFound."""
@@ -168,13 +173,22 @@ class AIChatService:
         await self.store.delete_agent(who, agent.id)
         security.info("agent deleted", extra=_by(who, agent_id=agent.id))
 
-    def _fitting(self, agent: Agent) -> Agent:
+    async def _checked(self, who: Principal, agent: Agent, given: Collection[str]) -> Agent:
+        """The agent, once those fields of it that a client has sent are known to be allowed. Raises: InvalidRequest."""
         if agent.kind not in self._registry:
             raise InvalidRequest("kind", f"There is no kind {agent.kind!r}; there are {', '.join(self._registry)}.")
-        for index, name in enumerate(agent.mcp_servers):
-            if name not in self._servers:
-                raise InvalidRequest(f"mcp_servers[{index}]", f"The operator configured no MCP server {name!r}.")
+        self._model_policy.check(agent, given)
+        if "mcp_servers" in given:
+            await self._check_servers(who, agent.mcp_servers)
         return agent
+
+    async def _check_servers(self, who: Principal, names: Sequence[str]) -> None:
+        """Another organization's server is unknown, like one that does not exist. Raises: InvalidRequest."""
+        organization = await self.store.find_organization(who.organization_id)
+        for index, name in enumerate(names):
+            server = self._servers.get(name)
+            if server is None or not server.serves(who.organization_id, organization.name if organization else None):
+                raise InvalidRequest(f"mcp_servers[{index}]", f"The operator configured no MCP server {name!r}.")
 
     # Threads
 

@@ -80,12 +80,14 @@ def create_app(
     kinds: Mapping[str, Kind] | None = None,
     backends: Backends = open_backends,
     limits: Limits = Limits(),
+    connect_tools: bool = True,
 ) -> Starlette:
     """Make the ASGI application.
 
     Args:
         kinds: further kinds of agents, beside `demo` and those of installed packages.
         backends: opens the store and the log.
+        connect_tools: connect to the MCP servers at start, and not only when they are needed first.
 
     Raises: BadServers, BadBlobsURL for settings that can't be used.
 
@@ -99,13 +101,14 @@ def create_app(
 
     async def started(app: Starlette, stack: AsyncExitStack) -> AIChatService:
         store, log = await stack.enter_async_context(backends(settings.where))
-        service = _service(stack, settings, store, log, {**KINDS, **(kinds or {})}, servers, blobs, limits)
+        all_kinds = {**KINDS, **(kinds or {})}
+        service = _service(stack, settings, store, log, all_kinds, servers, blobs, limits, connect_tools)
         app.state.key = await first_start(
             store,
             settings.data_dir,
             settings.api_key,
             kind=default_kind(settings),
-            model=settings.model,
+            model=settings.default_model,
             servers=servers,
         )
         await service.runner.sweep()  # the first request finds no run of a process that died
@@ -174,12 +177,20 @@ def _service(
     servers: Mapping[str, McpServer],
     blobs: Blobs,
     limits: Limits,
+    connect_tools: bool,
 ) -> AIChatService:
     """Put the service together; what must be closed is closed by the stack, the runs first."""
     if _has_claude(settings):
         kinds = {"claude": _claude(stack, settings), **kinds}
     registry = Registry(kinds)
-    pool = mcp.Pool(servers)
+
+    async def organization_name(organization_id: str) -> str | None:
+        found = await store.find_organization(organization_id)
+        return found.name if found else None
+
+    pool = mcp.Pool(servers, organization_name=organization_name)
+    if connect_tools:
+        pool.connect()
     stack.push_async_callback(pool.close)
     renderer = Renderer()
     stack.push_async_callback(renderer.close)
@@ -193,6 +204,7 @@ def _service(
         pool.toolbox,
         renderer.answer,
         files=attached.of_thread,
+        permitted=settings.model_policy.permitted,
         run_seconds=settings.run_seconds,
     )
     stack.push_async_callback(runner.drain, 0.0)
@@ -207,6 +219,7 @@ def _service(
         renderer,
         servers=servers,
         default_kind=default_kind(settings),
+        model_policy=settings.model_policy,
         limits=limits,
         attachments=attached,
     )
@@ -218,7 +231,8 @@ def _claude(stack: AsyncExitStack, settings: Settings) -> Kind:
     claude = Claude(
         settings.anthropic_api_key,
         settings.anthropic_base_url,
-        model=settings.model,
+        model=settings.default_model,
+        max_tokens=settings.max_tokens,
         title_model=settings.title_model,
     )
     stack.push_async_callback(claude.close)

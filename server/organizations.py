@@ -6,11 +6,12 @@ import asyncio
 import os
 import secrets
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from msgspec.structs import replace
 
+from agents.mcp_config import Server as McpServer
 from stores.contracts import Store
 from stores.errors import DataFolderUnusable
 from stores.models import Agent, Organization, Principal, User, hash_of, new_id, timestamp, utcnow
@@ -26,7 +27,7 @@ def new_secret() -> str:
 
 
 async def member(
-    store: Store, organization: str, user: str, *, kind: str, model: str | None, servers: Collection[str]
+    store: Store, organization: str, user: str, *, kind: str, model: str | None, servers: Mapping[str, McpServer]
 ) -> tuple[Organization, User]:
     """Find or make the organization (by id or name), its user and, if it has no agent, its default agent.
 
@@ -46,7 +47,7 @@ async def member(
             kind=kind,
             model=model,
             instructions="",
-            mcp_servers=list(servers),
+            mcp_servers=[each for each, server in servers.items() if server.serves(found.id, found.name)],
             tools=None,
             max_tokens=None,
             is_default=False,
@@ -67,7 +68,7 @@ def _is_untouched_demo(agent: Agent) -> bool:
 
 
 async def first_start(
-    store: Store, data_dir: Path, api_key: str | None, *, kind: str, model: str | None, servers: Collection[str]
+    store: Store, data_dir: Path, api_key: str | None, *, kind: str, model: str | None, servers: Mapping[str, McpServer]
 ) -> str:
     """See that there is an organization, a user, a key and an agent; the key.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 
 import msgspec
 from msgspec.structs import replace
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 from agents import Ended, Part, Reasoning, Text, ToolCompleted, ToolProgress, ToolStarted
 from agents.rounds import separator
 from stores.contracts import EventLog, Posted
+from stores.errors import LogDeleted
 from stores.events import (
     Event,
     MessageCreated,
@@ -28,7 +30,19 @@ from stores.events import (
     ToolCallStarted,
 )
 from stores.fold import Fold
-from stores.models import MESSAGE_BYTES, NESTING, Agent, Clock, JSONObject, Message, Principal, Status, depth, timestamp
+from stores.models import (
+    ACTIVITY,
+    MESSAGE_BYTES,
+    NESTING,
+    Agent,
+    Clock,
+    JSONObject,
+    Message,
+    Principal,
+    Status,
+    depth,
+    timestamp,
+)
 from stores.text import without_surrogates
 
 
@@ -45,6 +59,9 @@ CANCELLED = Ending("cancelled", open_calls="The run was cancelled.")
 INTERRUPTED = Ending(
     "failed", RunError("interrupted", "The server stopped before the answer was complete.", retryable=True)
 )
+
+
+CONNECTING_TO_TOOLS = "connecting_to_tools"
 
 
 class TooLong(Exception):
@@ -93,6 +110,16 @@ class LiveRun:
     def message(self) -> Message:
         """The message as far as it has come."""
         return self.fold.message().with_run(tool_calls=list(self._calls), **self._facts)
+
+    def wait_for_tools(self, waiting: bool) -> None:
+        """Publish that the run waits for tool servers, or no longer does: as a snapshot with that in its metadata."""
+        if waiting:
+            self._facts[ACTIVITY] = CONNECTING_TO_TOOLS
+        else:
+            self._facts.pop(ACTIVITY, None)
+        if not self.ending.done():
+            with suppress(LogDeleted):
+                self.writer.write(MessageSnapshot(self.message()))
 
     def take(self, part: Part) -> None:
         """Turn one part into an event, keep it, say it. Raises: TooLong, LogDeleted, and ValueError on nonsense."""
@@ -207,7 +234,9 @@ def finished(partial: Message, ending: Ending, now: str) -> tuple[Message, list[
             calls[index] = replace(call, error=ending.open_calls, end_time=now)
             closed.append(ToolCallCompleted(partial.id, index, calls[index]))
     error = msgspec.to_builtins(_final(ending.error, partial))
-    message = replace(partial, tool_calls=calls).with_run(status=ending.status, error=error)
+    run = {name: value for name, value in (partial.run or {}).items() if name != ACTIVITY}
+    message = replace(partial, tool_calls=calls, metadata={**partial.metadata, "run": run})
+    message = message.with_run(status=ending.status, error=error)
     return message, closed
 
 

@@ -55,7 +55,9 @@ class Runner:
     """Starts, keeps, ends and repairs runs.
 
     Args:
-        toolbox: makes the tools of an agent for one run.
+        toolbox: makes the tools of an agent for one run of a principal; what it is given last is called with True while
+            the run waits for tool servers, then with False.
+        permitted: the agent within the operator's limits on models. Raises: AgentError for a model that is not allowed.
         render: an organization's Markdown to sanitized HTML.
         files: gives the attachments of a thread.
         run_seconds: how long a run may take.
@@ -66,10 +68,11 @@ class Runner:
         store: Store,
         log: EventLog,
         registry: Registry,
-        toolbox: Callable[[Agent], Toolbox],
+        toolbox: Callable[[Agent, Principal, Callable[[bool], None]], Toolbox],
         render: Callable[[str, str], Awaitable[str]],
         *,
         files: Callable[[Principal, str], Files] = lambda who, thread_id: NoFiles(),
+        permitted: Callable[[Agent], Agent] = lambda agent: agent,
         run_seconds: float = 600.0,
         clock: Clock = utcnow,
     ) -> None:
@@ -82,6 +85,7 @@ class Runner:
         self._registry = registry
         self._toolbox = toolbox
         self._files = files
+        self._permitted = permitted
         self._render = render
         self._run_seconds = run_seconds
         self._clock = clock
@@ -127,11 +131,20 @@ class Runner:
         task.add_done_callback(lambda _: slot.release())  # a run that broke has no ending
 
     def prepared(
-        self, who: Principal, agent: Agent, run_id: str, messages: list[Message], *, earlier: bool = False
+        self,
+        who: Principal,
+        agent: Agent,
+        run_id: str,
+        messages: list[Message],
+        *,
+        earlier: bool = False,
+        waiting: Callable[[bool], None] = lambda is_waiting: None,
     ) -> Run:
-        """What an agent is given."""
+        """What an agent is given. Raises: AgentError if its model is not allowed (any more)."""
+        agent = self._permitted(agent)
         thread_id = messages[-1].thread_id if messages else ""
-        return Run(run_id, who, agent, messages, self._toolbox(agent), earlier, self._files(who, thread_id))
+        tools = self._toolbox(agent, who, waiting)
+        return Run(run_id, who, agent, messages, tools, earlier, self._files(who, thread_id))
 
     def _look(self, run_id: str) -> None:
         if run := self._runs.get(run_id):
@@ -218,7 +231,8 @@ class Runner:
         )
         before = stored.messages[-(HISTORY - 1) :]
         earlier = stored.cut or len(stored.messages) > len(before)
-        return self.prepared(run.who, run.agent, run.id, [*before, question], earlier=earlier)
+        history = [*before, question]
+        return self.prepared(run.who, run.agent, run.id, history, earlier=earlier, waiting=run.wait_for_tools)
 
     async def _keep(self, run: LiveRun) -> None:
         """Checkpoint every two seconds and at each tool boundary; learn there whether the run may go on."""

@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from server.model_policy import ModelPolicy
 from stores.open import Where
 
 
@@ -41,6 +42,9 @@ class Settings(msgspec.Struct, frozen=True):
     api_key: str | None = None
     mcp_config: Path | None = None
     model: str | None = None
+    models: tuple[str, ...] = ()
+    max_tokens: int = ModelPolicy().max_tokens
+    thinking_tokens: int = ModelPolicy().thinking_tokens
     title_model: str | None = None
     anthropic_api_key: str | None = None
     anthropic_base_url: str | None = None
@@ -55,6 +59,16 @@ class Settings(msgspec.Struct, frozen=True):
     log_format: Literal["text", "json"] = "text"
     log_level: str = "INFO"
     access_log: bool = False
+
+    @property
+    def default_model(self) -> str | None:
+        """The model of agents that name none; None for the kind's own."""
+        return self.model or (self.models[0] if self.models else None)
+
+    @property
+    def model_policy(self) -> ModelPolicy:
+        """What agents may ask of models."""
+        return ModelPolicy(self.models, self.max_tokens, self.thinking_tokens)
 
     @property
     def where(self) -> Where:
@@ -82,7 +96,10 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         data_dir=Path(env.get("CHAT_DATA_DIR") or ".chat"),
         api_key=_key(env),
         mcp_config=_file(env, "CHAT_MCP_CONFIG"),
-        model=env.get("CHAT_MODEL") or None,
+        model=_model(env),
+        models=_names(env, "CHAT_MODELS"),
+        max_tokens=_integer(env, "CHAT_MAX_TOKENS", ModelPolicy().max_tokens, 1, 1_000_000),
+        thinking_tokens=_integer(env, "CHAT_THINKING_TOKENS", ModelPolicy().thinking_tokens, 0, 1_000_000),
         title_model=env.get("CHAT_TITLE_MODEL") or None,
         anthropic_api_key=env.get("ANTHROPIC_API_KEY") or None,
         anthropic_base_url=_url(env, "ANTHROPIC_BASE_URL", "http", "https"),
@@ -136,6 +153,17 @@ def _choice(env: Mapping[str, str], name: str, default: str, *others: str) -> st
     if text.lower() not in (default, *others):
         raise BadSetting(name, f"{text!r} is none of {', '.join((default, *others))}")
     return text.lower()
+
+
+def _names(env: Mapping[str, str], name: str) -> tuple[str, ...]:
+    return tuple(stripped for each in env.get(name, "").split(",") if (stripped := each.strip()))
+
+
+def _model(env: Mapping[str, str]) -> str | None:
+    model, models = env.get("CHAT_MODEL") or None, _names(env, "CHAT_MODELS")
+    if model and models and model not in models:
+        raise BadSetting("CHAT_MODEL", f"{model!r} is not among CHAT_MODELS")
+    return model
 
 
 def _integer(env: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:

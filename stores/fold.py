@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from stores.events import Event, MessageDelta, MessageSnapshot, RunStarted, ToolCallCompleted, ToolCallStarted
-from stores.models import JSONObject, Message, ToolCall
+from stores.models import ACTIVITY, JSONObject, Message, ToolCall
 
 
 class Fold:
@@ -67,7 +67,8 @@ class Fold:
 def _known(before: JSONObject, told: JSONObject) -> JSONObject:
     """What two tellings know of a run: the ids and rounds of its calls, its model and usage are in no other event."""
     calls = max(before.get("tool_calls", []), told.get("tool_calls", []), key=len)
-    known = {**told, **{name: value for name, value in before.items() if value is not None}}
+    lasting = {name: value for name, value in before.items() if value is not None and name != ACTIVITY}
+    known = {**told, **lasting}
     return {**known, "tool_calls": calls} if known else {}
 
 

@@ -27,6 +27,8 @@ JSONObject = dict[str, Any]
 
 NESTING = 64
 """How deep JSON from outside may be nested: in a body, in a tool's arguments and results."""
+ACTIVITY = "activity"
+"""The key of `metadata["run"]` that is there only while a running message waits for something, and says for what."""
 MESSAGE_BYTES = 8 * 2**20
 """What one message may take in all, its tool calls included."""
 
@@ -123,7 +125,13 @@ class Agent(msgspec.Struct, frozen=True):
 
 
 class ToolCall(msgspec.Struct, frozen=True):
-    """One call of a tool. While it is open, result, error and end_time are null."""
+    """One call of a tool. While it is open, result, error and end_time are null.
+
+    The result of an MCP tool is its structured content; `{"content": [blocks]}` with MCP's content blocks where it has
+    none; `{"structuredContent": …, "content": [blocks]}` where it has both and the blocks are more than the same as
+    text. An image is a block `{"type": "image", "mimeType": "image/png", "data": base64}`. A result above 64 KB is
+    `{"truncated": true, "full_bytes": …, "text": the beginning}`.
+    """
 
     tool_name: str
     arguments: JSONObject
@@ -180,7 +188,10 @@ class Message(msgspec.Struct, frozen=True):
 
     @property
     def run(self) -> JSONObject | None:
-        """status, in_reply_to, model, usage, stop_reason, error and tool_calls of the run; null if none made it."""
+        """status, in_reply_to, model, usage, stop_reason, error and tool_calls of the run; null if none made it.
+
+        While it waits for tool servers it has `activity` too: `connecting_to_tools`.
+        """
         return self.metadata.get("run")
 
     @property

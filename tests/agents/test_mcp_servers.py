@@ -208,7 +208,7 @@ async def test_a_server_killed_in_mid_call_costs_that_call_and_comes_back(
 
         service.will(says(use("get_current_time", {"timezone": "UTC"})), DONE)
         assert (await asked(live, thread, "And now?"))["tool_calls"][0]["error"] is None
-        assert "The tools of http are not there now." in str(service.requests[-1]["system"])
+        assert "The tools of the server http are not available now." in str(service.requests[-1]["system"])
 
         await http.start()
         service.will(says(use("add", {"a": 1, "b": 2})), DONE)

@@ -24,7 +24,7 @@ from stores.contracts import EventLog, Store
 from stores.events import TERMINAL_TYPES
 from stores.feed import Buffer
 from stores.memory_log import MemoryLog
-from stores.models import Agent, Principal, RunRecord, new_id
+from stores.models import Principal, RunRecord, new_id
 from stores.open import Where
 from stores.sqlite import open_sqlite
 from tests.journeys.live import Frame, Live, frames, live_server
@@ -197,7 +197,7 @@ class Race:
     def other_process(self) -> Runner:
         """The runner that another process on the same store and log would have."""
 
-        def no_tools(agent: Agent) -> Any:
+        def no_tools(*of: object) -> Any:
             raise NotImplementedError
 
         async def plain(organization_id: str, text: str) -> str:

@@ -143,13 +143,17 @@ async def live_server(
     limits: Limits | None = None,
     kinds: Mapping[str, Kind] | None = None,
     connections: ConnectionLimits | None = None,
+    connect_tools: bool = False,
     **settings: Any,
 ) -> AsyncIterator[Live]:
-    """A uvicorn on port 0 in this event loop. `kinds` are further ones, beside `scripted`."""
+    """A uvicorn on port 0 in this event loop. `kinds` are further ones, beside `scripted`.
+
+    `connect_tools`: most tests call no tool, and the bundled server takes a second of CPU to start.
+    """
     scripted = Scripted()
     wanted = Settings(data_dir=data_dir, api_key=KEY, drain_seconds=0.0, **settings)
     all_kinds = {"scripted": Kind(scripted), **(kinds or {})}
-    app = create_app(wanted, kinds=all_kinds, backends=backends, limits=limits or Limits())
+    app = create_app(wanted, kinds=all_kinds, backends=backends, limits=limits or Limits(), connect_tools=connect_tools)
     sock = listening_socket("127.0.0.1", 0)
     server = Server(app, limits=connections or ConnectionLimits())
     serving = asyncio.create_task(server._serve([sock]))

@@ -130,7 +130,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         ours = await store.find_organization("default")
         assert ours is not None
         await store.create_key(await store.create_user(ours.id, "colleague"), COLLEAGUES_KEY)
-        _, mallory = await member(store, "Other", "mallory", kind="scripted", model=None, servers=())
+        _, mallory = await member(store, "Other", "mallory", kind="scripted", model=None, servers={})
         await store.create_key(mallory, STRANGERS_KEY)
         agent = await live.agent()
         made = await live.http.post(f"/api/v1/chat/{agent['id']}/threads", json={"title": "A's"}, headers=IDEMPOTENT)

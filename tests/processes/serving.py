@@ -147,7 +147,8 @@ def serve() -> None:
     redis_log._TICK_SECONDS = 0.05
     signal.signal(signal.SIGUSR1, _let_go)
     settings = load()
-    app = create_app(settings, kinds={"scripted": Kind(Scripted(_gates()))}, backends=backends)
+    kinds = {"scripted": Kind(Scripted(_gates()))}
+    app = create_app(settings, kinds=kinds, backends=backends, connect_tools=False)
     left = Left()
     app.router.routes.insert(0, Route("/left", left.tell))
     sock = listening_socket(settings.host, settings.port, reuse_port=settings.reuse_port)

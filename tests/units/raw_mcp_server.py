@@ -7,6 +7,7 @@ of a wrong schema) is easy here. Run by tests/units/test_mcp.py over stdio.
 import functools
 import json
 import os
+import queue
 import signal
 import sys
 import threading
@@ -21,6 +22,7 @@ writing = threading.Lock()
 cancelled: dict[object, threading.Event] = {}
 meetings: dict[int, threading.Barrier] = {}
 grown: list[str] = []
+answers: dict[object, "queue.Queue[JSON]"] = {}
 
 
 def send(message: JSON) -> None:
@@ -54,6 +56,42 @@ def kill_caller(call: JSON) -> JSON:
         ran.write("ran\n")
     os.kill(os.getppid(), signal.SIGKILL)
     return text("killed")
+
+
+def both(call: JSON) -> JSON:
+    """Structured content, the same as text, and a picture."""
+    structured = {"rows": [1, 2]}
+    picture = {"type": "image", "mimeType": "image/png", "data": call["arguments"]["picture"]}
+    own = {"type": "text", "text": json.dumps(structured, indent=2)}
+    blocks = [own, picture] if call["arguments"].get("own") else [{"type": "text", "text": "Two rows."}, picture]
+    return {"content": blocks, "structuredContent": structured}
+
+
+def huge(call: JSON) -> JSON:
+    return text("x" * call["arguments"]["bytes"])
+
+
+def complain(call: JSON) -> JSON:
+    for line in call["arguments"]["lines"]:
+        sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+    return text("complained")
+
+
+def elicit(call: JSON) -> JSON:
+    """Asks the client to ask its user, and fails as its client does."""
+    schema = {"type": "object", "properties": {"name": {"type": "string"}}}
+    ask = f"ask-{call['id']}"
+    waiting = answers[ask] = queue.Queue()
+    params = {"message": "Who?", "requestedSchema": schema}
+    send({"id": ask, "method": "elicitation/create", "params": params})
+    answer = waiting.get(timeout=5)
+    return text(f"The client said: {answer['error']['message']}", isError=True)
+
+
+def meta(call: JSON) -> JSON:
+    said = {key: value for key, value in call["_meta"].items() if key != "progressToken"}
+    return text("", structuredContent=said)
 
 
 def fail(call: JSON) -> JSON:
@@ -120,6 +158,11 @@ OLDER: JSON = {"type": "object", "properties": {"n": {"type": "number", "minimum
 TOOLS: dict[str, tuple[Callable[[JSON], JSON], JSON]] = {
     "pid": (pid, ANYTHING),
     **dict.fromkeys(ANNOTATIONS, (pid, ANYTHING)),
+    "both": (both, ANYTHING),
+    "huge": (huge, ANYTHING),
+    "complain": (complain, ANYTHING),
+    "elicit": (elicit, ANYTHING),
+    "meta": (meta, ANYTHING),
     "kill_caller": (kill_caller, ANYTHING),
     "echo": (echo, {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}),
     "environment": (environment, ANYTHING),
@@ -137,13 +180,24 @@ TOOLS: dict[str, tuple[Callable[[JSON], JSON], JSON]] = {
     "older_dialect": (echo, {"$schema": "http://json-schema.org/draft-04/schema#", **OLDER}),
 }
 
+ODD: list[Any] = [
+    {"name": "typeless", "inputSchema": {"properties": {"a": {"type": "integer"}}}},
+    {"name": "schemaless", "description": 5, "annotations": "none", "outputSchema": {"type": "string"}},
+    {"name": 7, "inputSchema": ANYTHING},
+    "not a tool",
+]
+
 
 def listed() -> list[JSON]:
     """All tools there are now; `tools/list` gives six a page."""
-    return [
-        {"name": name, "inputSchema": schema, "annotations": ANNOTATIONS.get(name, {})}
-        for name, (_, schema) in TOOLS.items()
-    ] + [{"name": name, "inputSchema": ANYTHING} for name in grown]
+    return (
+        [
+            {"name": name, "inputSchema": schema, "annotations": ANNOTATIONS.get(name, {})}
+            for name, (_, schema) in TOOLS.items()
+        ]
+        + ODD
+        + [{"name": name, "inputSchema": ANYTHING} for name in grown]
+    )
 
 
 def answer(message: JSON) -> None:
@@ -171,13 +225,19 @@ def answer(message: JSON) -> None:
 
 
 def main() -> None:
+    if "stays" in sys.argv:
+        Path(os.environ["PID"]).write_text(str(os.getpid()))
     for line in sys.stdin:
         message = json.loads(line)
-        if message["method"] == "notifications/cancelled":
+        if message.get("method") == "notifications/cancelled":
             cancelled[message["params"]["requestId"]].set()
+        elif message.get("id") in answers:
+            answers[message["id"]].put(message)
         elif "id" in message:
             cancelled[message["id"]] = threading.Event()
             threading.Thread(target=answer, args=[message], daemon=True).start()
+    while "stays" in sys.argv:
+        time.sleep(60)
     os._exit(0)
 
 

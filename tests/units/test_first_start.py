@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from agents.mcp_config import Server
 from server.organizations import KEY_FILE, _kept_secret, first_start
 from stores.contracts import Store
 from stores.models import Agent, Principal
@@ -27,7 +28,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 
 async def start(store: Store, folder: Path, api_key: str | None = None) -> str:
-    return await first_start(store, folder, api_key, kind="demo", model=None, servers=[])
+    return await first_start(store, folder, api_key, kind="demo", model=None, servers={})
 
 
 async def revoke(store: Store, secret: str) -> None:
@@ -76,7 +77,7 @@ def test_those_who_start_together_have_one_key(tmp_path: Path) -> None:
 
 
 async def agents_after(store: Store, folder: Path, kind: str, model: str | None = None) -> list[Agent]:
-    key = await first_start(store, folder, "a-key", kind=kind, model=model, servers=["tools"])
+    key = await first_start(store, folder, "a-key", kind=kind, model=model, servers={"tools": Server(command="x")})
     who = await store.principal(key)
     assert who is not None
     return (await store.agents(who)).agents
