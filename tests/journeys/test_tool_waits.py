@@ -1,0 +1,65 @@
+"""A run that waits for tool servers says so in its stream, waits two seconds, and goes on without them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agents.mcp_config import Server
+from agents.registry import Kind
+from stores.events import decode
+from stores.fold import fold
+from stores.models import Message
+from tests.agents.serving import mcp_file
+from tests.journeys.live import live_server
+from tests.journeys.test_operator_limits import tells
+from tests.journeys.viewing import View
+
+MUTE = Server(command="sh", args=["-c", "cat > /dev/null"])
+
+
+async def test_the_first_answer_does_not_wait_for_a_server_that_hangs(tmp_path: Path) -> None:
+    file = mcp_file(tmp_path, {"mute": MUTE})
+    async with live_server(tmp_path, kinds={"tells": Kind(tells)}, connect_tools=True, mcp_config=file) as live:
+        thread = await live.thread((await live.agent(kind="tells", mcp_servers=["mute"]))["id"])
+        began = time.monotonic()
+        streamed = await live.streamed(thread, "What?")
+        assert time.monotonic() - began < 4
+        snapshots = [frame.data["message"] for frame in streamed if frame.event == "message.snapshot"]
+        assert [each["metadata"]["run"].get("activity") for each in snapshots] == ["connecting_to_tools", None]
+        answer = streamed[-1].data["message"]
+        assert streamed[-1].event == "run.completed"
+        assert "activity" not in answer["metadata"]["run"]
+        assert "It is still being connected." in answer["content"]
+        assert (await live.get(thread))["messages"][-1] == answer
+
+        started = next(frame for frame in streamed if frame.event == "run.started")
+        events = [decode(msgspec.json.encode(frame.data)) for frame in streamed[:-1]]
+        folded = fold(events, onto=msgspec.convert(started.data["message"], Message))
+        assert folded.content == answer["content"]
+        assert "activity" not in (folded.run or {})
+
+
+async def test_a_run_that_is_cancelled_while_it_waits_keeps_no_activity(tmp_path: Path) -> None:
+    file = mcp_file(tmp_path, {"mute": MUTE})
+    async with live_server(tmp_path, kinds={"tells": Kind(tells)}, mcp_config=file) as live:
+        thread = await live.thread((await live.agent(kind="tells", mcp_servers=["mute"]))["id"])
+        view = View()
+        async with live.watching(thread) as stream:
+            posted = await live.http.post(
+                f"{thread}/messages", json={"content": "What?"}, headers={"Prefer": "respond-async"}
+            )
+            async for frame in stream:
+                view.apply(frame)
+                if frame.event == "message.snapshot":
+                    break
+            cancelled: Any = await live.http.post(f"{thread}/messages/{posted.json()['id']}/cancel")
+            async for frame in stream:
+                view.apply(frame)
+                if frame.event == "run.cancelled":
+                    break
+        assert "activity" not in cancelled.json()["metadata"]["run"]
+        assert view.shows(await live.get(thread))
