@@ -4,11 +4,18 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from agents import mcp_toolbox
 from agents.claude import Claude
 from tests.agents.serving import claude_server, quick
 from tests.agents.standin import StandIn, stand_in
 from tests.journeys.live import Live
 from tests.units.test_mcp import raw
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for slow servers on a slow machine; tests of the limit itself use a server that never responds."""
+    monkeypatch.setattr(mcp_toolbox, "READY_SECONDS", 20.0)
 
 
 @pytest.fixture(scope="module")

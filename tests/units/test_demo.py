@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from msgspec.structs import replace
 
-from agents import Ended, Part, Run, Text, ToolCompleted, ToolProgress, ToolStarted
+from agents import Ended, Part, Run, Text, ToolCompleted, ToolProgress, ToolStarted, mcp_toolbox
 from agents.demo import reply, wanted
 from agents.mcp import Pool
 from agents.mcp_config import Server, read_servers
@@ -16,6 +16,12 @@ from stores.models import Agent, Attachment, JSONObject, Message, Principal
 
 FAST: JSONObject = {"demo": {"delay_ms": 0}}
 AGENT = Agent("a", "o", "Demo", "demo", None, "", ["demo"], None, None, True, FAST, "", "")
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for slow servers on a slow machine; tests of the limit itself use a server that never responds."""
+    monkeypatch.setattr(mcp_toolbox, "READY_SECONDS", 20.0)
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from agents import Toolbox, ToolCompleted, ToolUse
+from agents import Toolbox, ToolCompleted, ToolUse, mcp_toolbox
 from agents.mcp import Pool
 from agents.mcp_config import read_servers
 from stores.models import Agent, JSONObject
 
 ROOT = Path(__file__).parents[2]
 AGENT = Agent("a", "o", "", "demo", None, "", ["demo"], None, None, True, {}, "", "")
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for slow servers on a slow machine; tests of the limit itself use a server that never responds."""
+    monkeypatch.setattr(mcp_toolbox, "READY_SECONDS", 20.0)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from agents import mcp_toolbox
 from tests.journeys.live import Live, live_server
 from tests.web.browser import Desk, Visit, chromium
 
@@ -29,3 +30,9 @@ async def visit(desk: Desk, server: Live) -> AsyncIterator[Visit]:
     """Somebody with an empty tab; whatever their console says against the page fails the test."""
     async with desk.visit(server) as visit:
         yield visit
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for slow servers on a slow machine; tests of the limit itself use a server that never responds."""
+    monkeypatch.setattr(mcp_toolbox, "READY_SECONDS", 20.0)
