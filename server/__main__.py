@@ -23,6 +23,7 @@ from server.log_lines import configure
 from server.organizations import member, new_secret
 from server.serving import Server, freeze_startup_objects, listening_socket
 from server.settings import BadSetting, Settings, environment, load, unknown
+from server.worker_process import hide_process
 from stores.contracts import Store
 from stores.errors import BadBlobsURL, DataFolderInUse, DataFolderUnusable, StoreError, StoreUnavailable
 from stores.open import open_store
@@ -43,6 +44,7 @@ def main(context: click.Context) -> None:
 
 
 def serve() -> None:
+    hide_process()
     try:
         settings = load()
         configure(settings.log_format, settings.log_level)

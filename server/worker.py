@@ -145,7 +145,7 @@ class Workers:
             kind, size = REPLY.unpack(await worker.stdout.readexactly(REPLY.size))
             most = _NOTE_BYTES if kind == NOTE else self._limits.reply_bytes
             if kind not in (NOTE, DONE, LAST, NO_MEMORY, ERROR) or size > most or len(notes) > _NOTES:
-                raise EOFError(f"invalid frame: kind {kind}, {size} bytes")
+                raise WorkerFailed("error", f"invalid frame: kind {kind}, {size} bytes")
             data = await worker.stdout.readexactly(size)
             if kind != NOTE:
                 return kind, data

@@ -32,11 +32,13 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 
 class _Channel:
-    """The frames' way out. Whatever a library prints goes to stderr instead."""
+    """The frames' way out. What a library prints to stdout is dropped, so that it is not taken for a frame."""
 
     def __init__(self) -> None:
         self._out: BinaryIO = os.fdopen(os.dup(1), "wb")
-        os.dup2(2, 1)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
 
     def send(self, kind: int, data: bytes) -> None:
         self._out.write(REPLY.pack(kind, len(data)) + data)

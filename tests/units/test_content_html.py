@@ -2,19 +2,21 @@
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import time
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from server.content_html import LIMITS, Renderer
-from server.markdown import HTML_BYTES
-from tests.units.gaps import gaps
+from server.errors import RateLimited
+from server.markdown import HTML_BYTES, is_cheap, to_html
+from tests.units.gaps import STEP_SECONDS, gaps
 
 LARGE = (
     "An *ordinary* sentence with `code` and a [link](https://example.com/a), as people write them. " * 5 + "\n\n"
@@ -264,3 +266,164 @@ async def test_no_worker_outlives_a_server_that_was_killed(divs: int) -> None:
         server.kill()
         assert await server.stderr.read() == b""  # the worker holds it as well, so it ends with the last of the two
         await server.wait()
+
+
+@pytest.mark.parametrize(
+    ("content", "html"),
+    [
+        ("see https://a.example/b_c_d?e=1.", '<a href="https://a.example/b_c_d?e=1"'),
+        ("(http://a.example/b)", '(<a href="http://a.example/b" rel="noopener noreferrer">http://a.example/b</a>)'),
+        ("**https://a.example**", '<strong><a href="https://a.example"'),
+        ("[https://a.example](https://b.example)", '<a href="https://b.example" rel="noopener noreferrer">https://a.'),
+        ("- [ ] milk", '<li class="task-list-item"><input type="checkbox" disabled="" aria-label="To do"> milk</li>'),
+        ("1. [x] tea", '<input type="checkbox" disabled="" checked="" aria-label="Done"> tea</li>'),
+        ("- a\n  - [X] b", '<li class="task-list-item"><input type="checkbox" disabled="" checked=""'),
+        (
+            "a[^1]\n\n[^1]: *note*",
+            '<p dir="auto">a<sup>[1]</sup></p>\n<hr>\n<ol class="footnotes">\n<li><p dir="auto"><em>note</em>',
+        ),
+        ("|a|b|c|\n|:-|:-:|-:|", '<th align="left">a</th>\n<th align="center">b</th>\n<th align="right">c</th>'),
+        ("```c++\na\n```", '<pre tabindex="0" dir="ltr"><code class="language-c++">'),
+        ("    a\n", '<pre tabindex="0" dir="ltr"><code>a'),
+        ("- مرحبا\n- b", '<ul dir="auto">\n<li>مرحبا</li>'),
+        ("> a", '<blockquote>\n<p dir="auto">a</p>'),
+        ("|a|\n|-|", '<table dir="auto">'),
+    ],
+)
+async def test_what_people_and_models_write_beyond_commonmark(renderer: Renderer, content: str, html: str) -> None:
+    assert html in await renderer.markdown(ORG, content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "README.md and setup.py, a@b.example, ftp://a.example",
+        "`https://a.example` xhttps://a.example",
+        "- [y] a\n- [x]b\n- \\[ ] c\n\n[x] d",
+        "<input type=text> <input type=checkbox>",
+        "a[^2] ^[inline]",
+    ],
+)
+async def test_what_looks_like_a_link_a_task_or_a_footnote_is_text(renderer: Renderer, content: str) -> None:
+    html = await renderer.markdown(ORG, content)
+    for tag in ("<a ", "<input", "<sup"):
+        assert tag not in html
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[^a"><script>alert(1)</script>]: b\n\n[^a"><script>alert(1)</script>]',
+        "[^toString]: a\n\n[^toString] [^__proto__]",
+        '```"><script>alert(1)</script>\na\n```',
+        '```x" onclick="alert(1)\na\n```',
+        'https://a.example/"><script>alert(1)</script>',
+        "https://a.example/'onmouseover='alert(1)",
+        "- [x] <input onfocus=alert(1)>",
+        '|a|\n|:"onclick=1-:|',
+        "JAVASCRIPT://a.example/%0aalert(1)",
+    ],
+)
+async def test_nothing_of_a_text_becomes_an_attribute_an_id_or_a_script(renderer: Renderer, content: str) -> None:
+    html = await renderer.markdown(ORG, content)
+    assert "<script" not in html
+    tags = re.findall(r"<[^>]*>", html)
+    assert not [tag for tag in tags if re.search(r"\s(on\w+|id|name|style)\s*=", tag)]
+
+
+@pytest.mark.parametrize(
+    ("given", "html"),
+    [
+        ('<input type="password"><input type="checkbox">', ""),
+        ('<p dir="rtl">a</p><p dir="x">b</p>', '<p dir="rtl">a</p><p>b</p>'),
+        ('<pre tabindex="0">a</pre><pre tabindex="5">b</pre>', '<pre tabindex="0">a</pre><pre>b</pre>'),
+        ('<li class="task-list-item x" id="send">a</li>', "<li>a</li>"),
+    ],
+)
+async def test_a_clients_html_has_no_form_and_no_id(renderer: Renderer, given: str, html: str) -> None:
+    assert await renderer.sanitized(ORG, given) == html
+
+
+@pytest.mark.parametrize("unit", ["https://a.example/b?c=d ", "https://a.example\n", "- [ ] a\n", "a[^1] "])
+async def test_many_urls_tasks_and_footnotes_cost_no_more_each(unit: str) -> None:
+    """The plugins that were refused took 16 times as long for four times the text."""
+
+    def seconds(size: int) -> float:
+        text = ("[^1]: a\n\n" + unit * (size // len(unit))).encode()
+        begun = time.process_time()
+        to_html(text, True)
+        return time.process_time() - begun
+
+    assert min(seconds(80_000) for _ in range(2)) < 8 * max(seconds(20_000) for _ in range(2))
+
+
+UNITS = [
+    *("_*", "a**b", "**x ", "[", "![", "`", "<", "&amp;", "\\*", "> ", "- ", "|a", "|a|b|\n|-|-|\n", "# a\n", "a~~b"),
+    *("[a](b) ", "[a]: b\n", "1. a\n", "*a* ", '<a href="', "<!--", "[[]", "](", "a  \n", "- a\n  ", "> - 1. ", "[^1]"),
+    *("[^1]: a\n", "http://", "https://a.b/(", "- [ ] a\n", "\t", "<http://a.b>", "ordinary words, as people write. "),
+]
+HTML_UNITS = ["<b>", "<b><i>", "<a href=x>", "<p><b>", "<table><b>", "<div>", "<li><b>x</p>", "&amp;", "<p dir=auto>"]
+
+
+async def stall(render: Callable[[str, str], Awaitable[str]], text: str) -> float:
+    """Seconds for which the loop stood still: the least of three, for other causes do not come each time."""
+    worst = []
+    for _ in range(3):
+        async with gaps() as late:
+            await asyncio.sleep(0)  # now it measures
+            await render(ORG, text)
+            await asyncio.sleep(2 * STEP_SECONDS)  # until it has measured
+        worst.append(STEP_SECONDS + max(late))  # the sleep that it is late from passes meanwhile
+        if worst[-1] < 0.008:
+            break
+    return min(worst)
+
+
+async def test_no_text_holds_up_the_event_loop(hasty: Renderer) -> None:
+    await started(hasty)
+    texts = [(longest_cheap(unit, True), True) for unit in UNITS]
+    texts += [(longest_cheap(unit, False), False) for unit in HTML_UNITS]
+    texts += [((unit * 16_384)[:16_384], True) for unit in ("_*", "1. a\n", "![", "|a|b|\n|-|-|\n")]
+    found = {}
+    for text, markdown in texts:
+        found[text[:20]] = await stall(hasty.markdown if markdown else hasty.sanitized, text)
+    worst = max(found, key=lambda text: found[text])
+    print(f"the loop stood still for {found[worst] * 1000:.1f} ms at most, by {worst!r}")  # noqa: T201
+    assert found[worst] < 0.01
+
+
+def longest_cheap(unit: str, markdown: bool) -> str:
+    """The longest text of such units that the event loop renders itself."""
+    count = 1
+    while is_cheap((unit * (count + 1)).encode(), markdown):
+        count += 1
+    return unit * count
+
+
+async def test_one_organizations_texts_do_not_delay_anothers(hasty: Renderer) -> None:
+    flood = [asyncio.create_task(hasty.markdown("another", ENDLESS)) for _ in range(6)]
+    await asyncio.sleep(0)
+    assert (hasty.turns.running, hasty.turns.waiting) == (1, 5)
+    async with asyncio.timeout(20):
+        assert "<em>" in await hasty.markdown(ORG, LARGE)
+        assert hasty.turns.waiting >= 3
+    for task in flood:
+        task.cancel()
+    await asyncio.wait(flood)
+
+
+async def test_too_much_waiting_text_is_refused_but_never_an_answer() -> None:
+    renderer = Renderer(workers=1)
+    flood = [asyncio.create_task(renderer.markdown(ORG, ENDLESS)) for _ in range(20)]
+    await asyncio.sleep(0)
+    refused = [task for task in flood if task.done()]
+    assert len(refused) == 20 - 1 - 16
+    with pytest.raises(RateLimited):
+        await refused[0]
+    answer = asyncio.create_task(renderer.answer(ORG, LARGE))
+    await asyncio.sleep(0)
+    assert not answer.done()
+    await renderer.close()
+    assert await answer == f"<pre>{LARGE}</pre>"
+    assert renderer.turns.refused == 3
+    await asyncio.gather(*flood, return_exceptions=True)
