@@ -36,6 +36,7 @@ from server.errors import (
 from server.facts import FactPublisher
 from server.limits import Limits, Slots
 from server.model_policy import ModelPolicy
+from server.quota import Quota, size_of
 from server.runner import Runner
 from server.titles import generate_title
 from server.uploads import FILES, Upload
@@ -68,6 +69,7 @@ from stores.models import (
     timestamp,
     utcnow,
 )
+from stores.storage import THREAD_BYTES
 
 security = logging.getLogger("chat.security")
 
@@ -114,6 +116,7 @@ class AIChatService:
         model_policy: ModelPolicy,
         limits: Limits,
         attachments: Attachments,
+        quota: Quota,
         clock: Clock = utcnow,
     ) -> None:
         self.store = store
@@ -121,6 +124,7 @@ class AIChatService:
         self.runner = runner
         self.facts = facts
         self.attachments = attachments
+        self._quota = quota
         self._registry = registry
         self._renderer = renderer
         self._servers = servers
@@ -150,7 +154,9 @@ class AIChatService:
             created_at=now,
             updated_at=now,
         )
-        return await self.store.create_agent(who, await self._checked(who, agent, AgentCreate.__struct_fields__))
+        checked = await self._checked(who, agent, AgentCreate.__struct_fields__)
+        async with self._quota.spending(who.organization_id, size_of(checked)):
+            return await self.store.create_agent(who, checked)
 
     async def list_agents(self, who: Principal, *, limit: int, offset: int) -> AgentPage:
         return await self.store.agents(who, limit=limit, offset=offset)
@@ -165,7 +171,9 @@ class AIChatService:
         given = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
         changed = replace(agent, **given, updated_at=timestamp(self._clock()))
         is_default = None if body.is_default is UNSET else body.is_default
-        return await self.store.update_agent(who, await self._checked(who, changed, given), is_default=is_default)
+        checked = await self._checked(who, changed, given)
+        async with self._quota.spending(who.organization_id, max(0, size_of(checked) - size_of(agent))):
+            return await self.store.update_agent(who, checked, is_default=is_default)
 
     async def delete_agent(self, who: Principal, agent_ref: str) -> None:
         """Raises: AgentNotFound."""
@@ -211,9 +219,11 @@ class AIChatService:
             updated_at=now,
             archived=False,
         )
-        made = await self.store.create(who, thread, _idempotency(idempotency_key, body))
+        async with self._quota.spending(who.organization_id, THREAD_BYTES + size_of(thread)) as spent:
+            made = await self.store.create(who, thread, _idempotency(idempotency_key, body))
         if not made.replayed:
             return made
+        spent.give_back()
         part = await self.store.read(who, made.thread.id, message_limit=50)
         return replace(made, thread=part.thread, cut=part.cut)
 
@@ -346,7 +356,7 @@ class AIChatService:
         the post follows; only that needs the log's position.
 
         Raises: AgentNotFound, ThreadNotFound, ThreadArchived, ThreadBusy, AgentDeleted, IdempotencyMismatch,
-        InvalidRequest, Draining.
+        InvalidRequest, Draining, StorageFull.
         """
         thread = await self._thread(who, agent_ref, thread_id)
         idempotency = _idempotency(idempotency_key, body, files)
@@ -366,7 +376,10 @@ class AIChatService:
         added = await self.attachments.add(who, thread_id, files)
         try:
             message = await self._made(who, thread_id, body, attachments + added)
-            posted = await self._stored(who, agent, message, idempotency, if_busy)
+            async with self._quota.spending(who.organization_id, THREAD_BYTES + size_of(message)) as spent:
+                posted = await self._stored(who, agent, message, idempotency, if_busy)
+                if posted.replayed:
+                    spent.give_back()
         except StoreUnavailable:  # it may be stored all the same
             raise
         except Exception:

@@ -25,6 +25,7 @@ from server.limits import Limits, RequestRate
 from server.metrics import Metrics
 from server.openapi import APIDescription
 from server.organizations import first_start
+from server.quota import Quota
 from server.request_log import RequestLog
 from server.routes import agents, attachments, docs, events, health, messages, pages, threads
 from server.runner import Runner
@@ -135,6 +136,7 @@ def create_app(
             stack.push_async_callback(supervisor.close)
             supervisor.start("sweep runs", service.runner.sweep_forever)
             supervisor.start("publish facts", service.facts.sweep_forever)
+            supervisor.start("sweep storage", service.attachments.sweep_forever)
             supervisor.start("ping streams", streams.ping_forever)
             if (connections := getattr(app.state, "connections", None)) is not None:
                 supervisor.start("check connections", connections.check_forever)
@@ -196,7 +198,9 @@ def _service(
     stack.push_async_callback(renderer.close)
     extractor = Extractor()
     stack.push_async_callback(extractor.close)
-    attached = Attachments(store, blobs, extractor, kept_bytes=limits.kept_bytes, clock=utcnow)
+    quota = Quota(store, settings.storage_mb * 2**20 if limits.stored_bytes is None else limits.stored_bytes)
+    stack.push_async_callback(quota.close)
+    attached = Attachments(store, blobs, extractor, quota=quota, clock=utcnow)
     runner = Runner(
         store,
         log,
@@ -205,6 +209,7 @@ def _service(
         renderer.answer,
         files=attached.of_thread,
         permitted=settings.model_policy.permitted,
+        charge=quota.charge,
         run_seconds=settings.run_seconds,
     )
     stack.push_async_callback(runner.drain, 0.0)
@@ -222,6 +227,7 @@ def _service(
         model_policy=settings.model_policy,
         limits=limits,
         attachments=attached,
+        quota=quota,
     )
 
 

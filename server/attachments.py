@@ -1,25 +1,32 @@
 """Attachments: an upload's bytes go to the blob store, its text is extracted once, its record is written last.
 
-The record makes the attachment exist, and only an existing thread takes one: what fails before it leaves at most a
-blob that nobody can reach, and that is deleted here or with its thread.
+The record makes the attachment exist, and only an existing thread takes one. The removal of the blob is stored before
+the blob is put and dropped with the record: what fails in between, or what can't be deleted while the blob storage is
+unreachable, is deleted by the sweeper.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 
-from server.errors import InvalidRequest, StorageFull
+from msgspec.structs import replace
+
+from server.errors import InvalidRequest
 from server.extraction import Extractor, small_of
+from server.quota import Quota
 from server.uploads import FILES, Upload
 from stores.blobs import Blobs
-from stores.contracts import ThreadStore
+from stores.contracts import Store, ThreadStore
 from stores.errors import AttachmentNotFound, BlobNotFound, BlobUnavailable, StoreUnavailable, ThreadNotFound
 from stores.models import Attachment, Clock, KeptFile, Principal, is_id, new_id, timestamp
+from stores.storage import UPLOAD_SECONDS, BlobRemoval
 
 logger = logging.getLogger(__name__)
 
+SWEEP_SECONDS = 30.0
 _SMALL = "-small"
 """Behind the key of a large picture: its smaller copy, for models."""
 
@@ -28,16 +35,14 @@ class Attachments:
     """The attachments of threads.
 
     Args:
-        kept_bytes: how much one organization may keep.
+        quota: counts what is stored.
     """
 
-    def __init__(
-        self, store: ThreadStore, blobs: Blobs, extractor: Extractor, *, kept_bytes: int, clock: Clock
-    ) -> None:
+    def __init__(self, store: Store, blobs: Blobs, extractor: Extractor, *, quota: Quota, clock: Clock) -> None:
         self._store = store
         self._blobs = blobs
         self._extractor = extractor
-        self._kept_bytes = kept_bytes
+        self._quota = quota
         self._clock = clock
 
     async def add(self, who: Principal, thread_id: str, uploads: Sequence[Upload]) -> list[Attachment]:
@@ -47,10 +52,6 @@ class Attachments:
 
         Raises: StorageFull, ThreadNotFound, BlobUnavailable.
         """
-        if uploads:
-            kept = await self._store.kept_bytes(who)
-            if kept + sum(upload.size for upload in uploads) > self._kept_bytes:
-                raise StorageFull(self._kept_bytes)
         added: list[Attachment] = []
         try:
             for upload in uploads:
@@ -63,14 +64,27 @@ class Attachments:
     async def remove(self, who: Principal, thread_id: str, attachments: Sequence[Attachment]) -> None:
         """Take back attachments that no message has; what can't be reached now goes with the thread."""
         for attachment in attachments:
-            with contextlib.suppress(StoreUnavailable, ThreadNotFound, BlobUnavailable):
+            with contextlib.suppress(StoreUnavailable, ThreadNotFound):
                 await self._store.remove_file(who, thread_id, attachment.id)
-                await self._delete(_key(who, thread_id, attachment.id))
+                await self._remove(BlobRemoval(attachment.id, who.organization_id, thread_id, attachment.id, 0))
 
     async def _add(self, who: Principal, thread_id: str, upload: Upload) -> Attachment:
+        removal = BlobRemoval(new_id(), who.organization_id, thread_id, None, upload.size)
+        await self._quota.reserve(who.organization_id, upload.size)
+        try:
+            await self._store.begin_upload(who, thread_id, removal.id, upload.size)
+            async with asyncio.timeout(UPLOAD_SECONDS):
+                return await self._put(who, thread_id, removal.id, upload)
+        except BaseException as error:
+            await self._remove(replace(removal, attachment_id=removal.id))
+            if isinstance(error, TimeoutError):
+                raise BlobUnavailable("storing the file took too long") from error
+            raise
+
+    async def _put(self, who: Principal, thread_id: str, attachment_id: str, upload: Upload) -> Attachment:
         found = await self._extractor.extract(who.organization_id, upload.path, upload.filename, upload.content_type)
         attachment = Attachment(
-            id=new_id(),
+            id=attachment_id,
             filename=upload.filename,
             content_type=found.content_type,
             size=upload.size,
@@ -82,20 +96,40 @@ class Attachments:
             created_at=timestamp(self._clock()),
         )
         key = _key(who, thread_id, attachment.id)
-        try:
-            await self._blobs.put(key, upload.path)
-            if found.small:
-                await self._blobs.put(key + _SMALL, small_of(upload.path))
-            await self._store.add_file(who, KeptFile(attachment, thread_id, found.text, found.small))
-        except BaseException:
-            with contextlib.suppress(BlobUnavailable):
-                await self._delete(key)
-            raise
+        await self._blobs.put(key, upload.path)
+        if found.small:
+            await self._blobs.put(key + _SMALL, small_of(upload.path))
+        await self._store.add_file(who, KeptFile(attachment, thread_id, found.text, found.small))
+        self._quota.charge(who.organization_id, len(found.text))
         return attachment
 
-    async def _delete(self, key: str) -> None:
-        await self._blobs.delete(key)
-        await self._blobs.delete(key + _SMALL)
+    async def _remove(self, removal: BlobRemoval) -> None:
+        """Delete the blobs; what can't be deleted now is left to the sweeper."""
+        try:
+            prefix = f"{removal.organization_id}/{removal.thread_id}"
+            if removal.attachment_id is None:
+                await self._blobs.delete_all(prefix)
+            else:
+                await self._blobs.delete(f"{prefix}/{removal.attachment_id}")
+                await self._blobs.delete(f"{prefix}/{removal.attachment_id}{_SMALL}")
+            await self._store.finish_removal(removal.id)
+        except (BlobUnavailable, StoreUnavailable) as error:
+            logger.warning("the blobs of thread %s are deleted later: %s", removal.thread_id, error)
+
+    async def sweep(self) -> None:
+        """Delete the blobs whose removal is due. Raises: StoreUnavailable."""
+        for removal in await self._store.take_removals():
+            await self._remove(removal)
+
+    async def sweep_forever(self) -> None:
+        """Delete blobs that are due, and correct what organizations' stored bytes are counted as."""
+        while True:
+            try:
+                await self.sweep()
+                await self._store.correct_bytes()
+            except StoreUnavailable as error:
+                logger.warning("storage could not be swept: %s", error)
+            await asyncio.sleep(SWEEP_SECONDS)
 
     async def named(self, who: Principal, thread_id: str, ids: Sequence[str]) -> list[Attachment]:
         """The attachments that a message's body names. Raises: InvalidRequest for one that isn't in the thread."""
@@ -135,10 +169,7 @@ class Attachments:
 
     async def forget(self, who: Principal, thread_id: str) -> None:
         """Delete a deleted thread's blobs."""
-        try:
-            await self._blobs.delete_all(_prefix(who, thread_id))
-        except BlobUnavailable as error:
-            logger.warning("the blobs of deleted thread %s remain: %s", thread_id, error)
+        await self._remove(BlobRemoval(thread_id, who.organization_id, thread_id, None, 0))
 
     def of_thread(self, who: Principal, thread_id: str) -> ThreadFiles:
         """What an agent may read during a run."""
@@ -168,9 +199,5 @@ class ThreadFiles:
         return None
 
 
-def _prefix(who: Principal, thread_id: str) -> str:
-    return f"{who.organization_id}/{thread_id}"
-
-
 def _key(who: Principal, thread_id: str, attachment_id: str) -> str:
-    return f"{_prefix(who, thread_id)}/{attachment_id}"
+    return f"{who.organization_id}/{thread_id}/{attachment_id}"

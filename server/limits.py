@@ -21,7 +21,9 @@ from server.errors import RETRY_SECONDS, RateLimited
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Per organization and process: requests a minute; runs, open streams and uploads at once. In all: stored bytes.
+    """Per organization and process: requests a minute; runs, open streams and uploads at once.
+
+    In all: `stored_bytes`; None takes it from the settings.
 
     `ping_seconds`: how often an open stream is pinged, and how long it may outlive its key.
     """
@@ -30,7 +32,7 @@ class Limits(msgspec.Struct, frozen=True):
     runs: int = 200
     streams: int = 2000
     uploads: int = 20
-    kept_bytes: int = 10 * 2**30
+    stored_bytes: int | None = None
     ping_seconds: float = 15.0
 
 

@@ -21,6 +21,7 @@ from agents import AgentError, Files, NoFiles, Run, Toolbox, ToolStarted
 from agents.registry import Registry
 from server.limits import Slot
 from server.log_lines import RUN_ID, THREAD_ID
+from server.quota import size_of
 from server.run import CANCELLED, COMPLETED, INTERRUPTED, Ending, LiveRun, TooLong, finished
 from server.statistics import RunStatistics
 from stores.contracts import LEASE_SECONDS, EventLog, Finished, LogWriter, Posted, Store
@@ -60,6 +61,7 @@ class Runner:
         permitted: the agent within the operator's limits on models. Raises: AgentError for a model that is not allowed.
         render: an organization's Markdown to sanitized HTML.
         files: gives the attachments of a thread.
+        charge: counts the bytes of an answer that was stored.
         run_seconds: how long a run may take.
     """
 
@@ -73,6 +75,7 @@ class Runner:
         *,
         files: Callable[[Principal, str], Files] = lambda who, thread_id: NoFiles(),
         permitted: Callable[[Agent], Agent] = lambda agent: agent,
+        charge: Callable[[str, int], None] = lambda organization_id, count: None,
         run_seconds: float = 600.0,
         clock: Clock = utcnow,
     ) -> None:
@@ -86,6 +89,7 @@ class Runner:
         self._toolbox = toolbox
         self._files = files
         self._permitted = permitted
+        self._charge = charge
         self._render = render
         self._run_seconds = run_seconds
         self._clock = clock
@@ -273,6 +277,7 @@ class Runner:
         outcome = await self._stored(who, message)
         if outcome is not None and outcome.won:
             self.statistics.count(outcome.message, len(closed))
+            self._charge(who.organization_id, size_of(outcome.message))
             for event in closed:
                 say(event)
             say(terminal(outcome.message))

@@ -31,6 +31,7 @@ from stores.models import (
     Thread,
     User,
 )
+from stores.storage import Storage
 
 Lease = Literal["held", "cancelled", "lost"]
 
@@ -301,7 +302,12 @@ class ThreadStore(Protocol):
         ...
 
     async def delete(self, who: Principal, thread_id: str) -> str | None:
-        """Delete the thread and all of it; the id of the run that had it. Raises: ThreadNotFound."""
+        """Delete the thread and all of it; the id of the run that had it.
+
+        The removal of its blobs, if it has any, is stored under the thread's id.
+
+        Raises: ThreadNotFound.
+        """
         ...
 
     async def messages(
@@ -335,9 +341,9 @@ class ThreadStore(Protocol):
         ...
 
     async def add_file(self, who: Principal, file: KeptFile) -> None:
-        """Keep an attachment's record in its thread; a thread that is being deleted keeps none.
+        """Store an attachment's record in its thread, not in one that is being deleted, and drop its removal.
 
-        Raises: ThreadNotFound.
+        Raises: ThreadNotFound; StoreUnavailable if a sweeper has taken its removal, so that its blob may be gone.
         """
         ...
 
@@ -346,14 +352,10 @@ class ThreadStore(Protocol):
         ...
 
     async def remove_file(self, who: Principal, thread_id: str, attachment_id: str) -> None:
-        """Forget an attachment's record, if it is there. What a message says of it stays.
+        """Delete an attachment's record, if it is there, and store the removal of its blob. Messages keep naming it.
 
         Raises: ThreadNotFound.
         """
-        ...
-
-    async def kept_bytes(self, who: Principal) -> int:
-        """The size of all the organization's attachments."""
         ...
 
     async def claim(
@@ -430,11 +432,11 @@ class ThreadStore(Protocol):
         ...
 
 
-class Store(Directory, ThreadStore, Protocol):
-    """One database: both contracts, and its lifetime."""
+class Store(Directory, ThreadStore, Storage, Protocol):
+    """One database: all three contracts, and its lifetime."""
 
     async def ready(self) -> bool:
-        """True if the database answers."""
+        """True if the database answers and its last write succeeded, or one does now."""
         ...
 
     async def close(self) -> None: ...

@@ -1,9 +1,9 @@
 """The shared Store on MongoDB, for any number of processes. The only file that meets the driver.
 
 Above it are the verbs of `mongo_threads`, `mongo_runs` and `mongo_directory`; below it is motor, of which only those
-calls are used that PyMongo's own asyncio API has too (all but `close`). Writes are acknowledged by a majority, reads
-are the primary's and see only what a majority has, and the driver repeats a write whose answer was lost, which the
-server does once.
+calls are used that PyMongo's own asyncio API has too (all but `close` and `aggregate`). Writes are acknowledged by a
+majority, reads are the primary's and see only what a majority has, and the driver repeats a write whose answer was
+lost, which the server does once.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ INDEXES = {
             [("organization_id", 1), ("agent_id", 1), ("archived", 1), ("updated_at", -1), ("_id", -1)], name="page"
         ),
         IndexModel("key_id", name="key", unique=True, sparse=True),
+        IndexModel([("organization_id", 1), ("bytes", 1), ("paged_bytes", 1)], name="stored"),
         IndexModel("sweep_at", name="sweep", sparse=True),
         IndexModel("outbox_at", name="outbox", sparse=True),
     ],
@@ -58,7 +59,7 @@ INDEXES = {
     ],
     "runs": [IndexModel("lease", name="lease"), IndexModel("thread_id", name="thread")],
     "attachments": [
-        IndexModel([("organization_id", 1), ("size", 1)], name="kept"),
+        IndexModel([("organization_id", 1), ("size", 1), ("text_bytes", 1)], name="stored"),
         IndexModel("thread_id", name="thread"),
     ],
     "organizations": [IndexModel("name", name="name", unique=True)],
@@ -69,6 +70,8 @@ INDEXES = {
     ],
     "sessions": [IndexModel("expires_at", name="expiry")],
     "agents": [IndexModel([("organization_id", 1), ("deleted", 1), ("order", 1)], name="list")],
+    "storage": [IndexModel("measure_at", name="measure")],
+    "removals": [IndexModel("due", name="due"), IndexModel("organization_id", name="organization")],
 }
 
 
@@ -130,6 +133,12 @@ class MotorCollection:
             except DuplicateKeyError:
                 return None
 
+    async def total(self, query: Document, value: Document | str) -> int:
+        pipeline = [{"$match": query}, {"$group": {"_id": None, "total": {"$sum": value}}}]
+        with answering():
+            found = await self._motor.aggregate(pipeline).to_list(None)
+        return int(found[0]["total"]) if found else 0
+
     async def remove(self, query: Document) -> None:
         with answering():
             await self._motor.delete_one(query)
@@ -151,6 +160,8 @@ class MotorCollections:
     keys: Collection
     sessions: Collection
     agents: Collection
+    storage: Collection
+    removals: Collection
 
     def __init__(self, url: str, **options: Any) -> None:
         try:

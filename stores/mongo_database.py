@@ -1,4 +1,4 @@
-"""What the MongoDB store asks of a driver: six calls on a collection, and the database's clock.
+"""What the MongoDB store asks of a driver: seven calls on a collection, and the database's clock.
 
 `mongo` makes them of motor; the verbs in `mongo_pages`, `mongo_threads`, `mongo_runs` and `mongo_directory` know no
 driver. So errors are turned into StoreUnavailable in one place, tests can count and break every command, and
@@ -48,6 +48,10 @@ class Collection(Protocol):
         """
         ...
 
+    async def total(self, query: Document, value: Document | str) -> int:
+        """The sum of an expression over the documents that match."""
+        ...
+
     async def remove(self, query: Document) -> None:
         """Delete one document, if it is there."""
         ...
@@ -67,6 +71,8 @@ class Collections(Protocol):
     keys: Collection
     sessions: Collection
     agents: Collection
+    storage: Collection
+    removals: Collection
 
     async def now(self) -> datetime:
         """The clock of the server that takes writes."""

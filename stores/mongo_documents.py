@@ -21,6 +21,7 @@ minute: `cleared` tells that what it left was deleted once, `sweep_at` when a sw
 the last two.
 
 `total` is the number of messages, `pushed` the times that the newest write appended (its last is the thread's last),
+`paged_bytes` is what moving has taken out of it,
 `fence` is raised by what a claim under way must not overlook (a move, a sweeper), `count` and `bytes` measure the
 document. Keeping a list of pages in the thread was refused: 100,000 messages would make it, and every write, grow.
 """
@@ -38,6 +39,7 @@ import msgspec
 from msgspec.structs import replace
 
 from stores.models import Idempotency, JSONObject, Message, Principal, Thread, timestamp
+from stores.storage import THREAD_BYTES
 
 Document = dict[str, Any]
 Pipeline = list[Document]
@@ -152,7 +154,7 @@ def thread_document(who: Principal, thread: Thread) -> Document:
         "pushed": [-(2**53)],
         "fence": 0,
         "count": 0,
-        "bytes": 0,
+        "bytes": THREAD_BYTES + len(thread.metadata and json_text(thread.metadata)) + len(thread.title),
     }
 
 
@@ -268,7 +270,9 @@ def covering(page: Document) -> Pipeline:
         "keys": {"$filter": {"input": "$keys", "as": "it", "cond": elsewhere}},
         "fence": {"$add": ["$fence", 1]},
     }
-    return [{"$set": sets}, *MEASURE]
+    moved: Document = {"$subtract": ["$bytes", {"$bsonSize": "$$ROOT"}]}
+    paged = {"paged_bytes": {"$add": [{"$ifNull": ["$paged_bytes", 0]}, moved]}}
+    return [{"$set": sets}, {"$set": paged}, *MEASURE]
 
 
 # what to move

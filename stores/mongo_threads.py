@@ -33,6 +33,8 @@ from stores.mongo_documents import (
 )
 from stores.mongo_outbox import PUBLISHED, MongoOutbox, adding
 from stores.mongo_pages import TRIES, contended, where
+from stores.mongo_storage import THREAD_STORED, MongoStorage
+from stores.storage import REMOVAL_SECONDS, BlobRemoval
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ def unused(head: Document, new_key: Document | None, key: Document | None, now: 
     return {"fence": head["fence"], "keys": {"$not": valid}}
 
 
-class MongoThreads(MongoOutbox):
+class MongoThreads(MongoOutbox, MongoStorage):
     async def create(self, who: Principal, thread: Thread, idempotency: Idempotency | None = None) -> Created:
         now = self.now()
         document = thread_document(who, thread)
@@ -160,14 +162,19 @@ class MongoThreads(MongoOutbox):
 
     async def delete(self, who: Principal, thread_id: str) -> str | None:
         """One write makes the thread nobody's and empties it; what it leaves is cleared here or by a sweeper."""
-        kept = {"_id": "$_id", "running": "$running", "total": "$total", "owner": "$organization_id"}
+        await self._add_removal(BlobRemoval(thread_id, who.organization_id, thread_id, None, 0), REMOVAL_SECONDS)
+        kept: Document = {"_id": "$_id", "running": "$running", "total": "$total", "owner": "$organization_id"}
+        kept["stored"] = THREAD_STORED
         emptied = {**kept, "organization_id": None, "cleared": False, "sweep_at": "$$NOW"}
         pipeline = [{"$replaceWith": emptied}, adding("thread.deleted", "$_id", self.lease)]
         document = await self.db.threads.change(where(who, thread_id), pipeline)
         if document is None:
+            await self.db.removals.remove({"_id": thread_id, "taken": False})
             raise ThreadNotFound(thread_id)
         try:
+            files = await self._files_bytes(thread_id)
             await self._clear(document)
+            await self.release_bytes(who.organization_id, int(document["stored"]) + files)
         except StoreUnavailable as error:
             logger.warning("the rest of thread %s was not deleted yet: %s", thread_id, error)
         running: str | None = (document["running"] or {}).get("id")
@@ -194,10 +201,19 @@ class MongoThreads(MongoOutbox):
     async def add_file(self, who: Principal, file: KeptFile) -> None:
         await self.get(who, file.thread_id, message_limit=0)
         id = file.attachment.id
-        kept = {"thread_id": file.thread_id, "organization_id": who.organization_id, "size": file.attachment.size}
+        body = msgspec.json.encode(file)
+        kept = {
+            "thread_id": file.thread_id,
+            "organization_id": who.organization_id,
+            "size": file.attachment.size,
+            "text_bytes": len(body),
+            "body": body,
+        }
         try:
-            await self.db.attachments.insert({"_id": id, **kept, "body": msgspec.json.encode(file)})
+            await self.db.attachments.insert({"_id": id, **kept})
             await self.get(who, file.thread_id, message_limit=0)
+            if not await self._cancel_removal(id):
+                raise StoreUnavailable(f"storing attachment {id} took too long")
         except BaseException:  # the thread was deleted meanwhile, or the caller will not know that the record is there
             with contextlib.suppress(StoreUnavailable):
                 await self.db.attachments.remove({"_id": id})
@@ -212,11 +228,11 @@ class MongoThreads(MongoOutbox):
 
     async def remove_file(self, who: Principal, thread_id: str, attachment_id: str) -> None:
         await self.get(who, thread_id, message_limit=0)
-        await self.db.attachments.remove({"_id": attachment_id, "thread_id": thread_id})
-
-    async def kept_bytes(self, who: Principal) -> int:
-        found = await self.db.attachments.many({"organization_id": who.organization_id}, {"_id": 0, "size": 1})
-        return sum(int(each["size"]) for each in found)
+        attachment = {"_id": attachment_id, "thread_id": thread_id}
+        if found := await self.db.attachments.one(attachment, {"size": 1}):
+            removal = BlobRemoval(attachment_id, who.organization_id, thread_id, attachment_id, found["size"])
+            await self._add_removal(removal, REMOVAL_SECONDS)
+            await self.db.attachments.remove(attachment)
 
     async def messages(
         self, who: Principal, thread_id: str, *, before: str | None, limit: int, max_bytes: int = READ_BYTES

@@ -8,10 +8,11 @@ from pathlib import Path
 from stores.contracts import LEASE_SECONDS
 from stores.models import Clock, utcnow
 from stores.sqlite_directory import SQLiteDirectory
+from stores.sqlite_storage import SQLiteStorage
 from stores.sqlite_threads import SQLiteThreads
 
 
-class SQLiteStore(SQLiteThreads, SQLiteDirectory):
+class SQLiteStore(SQLiteThreads, SQLiteDirectory, SQLiteStorage):
     pass
 
 

@@ -84,6 +84,12 @@ CREATE TABLE IF NOT EXISTS outbox (
     type TEXT NOT NULL, due REAL NOT NULL, cut INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS outbox_of ON outbox (thread_id, seq);
 CREATE INDEX IF NOT EXISTS outbox_due ON outbox (due);
+CREATE TABLE IF NOT EXISTS storage (
+    organization_id TEXT PRIMARY KEY, stored INTEGER NOT NULL DEFAULT 0, measure_at REAL NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS removals (
+    id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, thread_id TEXT NOT NULL, attachment_id TEXT,
+    size INTEGER NOT NULL, due REAL NOT NULL, taken INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS removals_due ON removals (due);
 CREATE TABLE IF NOT EXISTS probe (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
 """
 _ADDED_COLUMNS = {"keys": {"source": "TEXT", "held_at": "REAL"}}
@@ -118,6 +124,7 @@ def _prepare(path: Path, *, serving: bool) -> None:
         if serving:
             db.execute("UPDATE runs SET lease = 0")
             db.execute("UPDATE outbox SET due = 0")
+            db.execute("UPDATE removals SET due = 0")
 
 
 def _add_columns(db: sqlite3.Connection) -> None:

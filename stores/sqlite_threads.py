@@ -18,6 +18,7 @@ from stores.errors import (
     AttachmentNotFound,
     IdempotencyMismatch,
     MessageNotFound,
+    StoreUnavailable,
     ThreadArchived,
     ThreadBusy,
     ThreadNotFound,
@@ -27,6 +28,8 @@ from stores.fitting import READ_BYTES, fitting, latest_fitting
 from stores.models import Idempotency, KeptFile, Message, Principal, RunRecord, Thread, later, timestamp
 from stores.sqlite_database import NOW, Database, reading, writing
 from stores.sqlite_outbox import add_fact, has_fact, remove_facts, take_outboxes
+from stores.sqlite_storage import add_bytes, add_removal, cancel_removal, thread_bytes
+from stores.storage import REMOVAL_SECONDS, BlobRemoval
 
 logger = logging.getLogger(__name__)
 
@@ -242,6 +245,9 @@ class SQLiteThreads(Database):
     @writing
     def delete(self, db: sqlite3.Connection, who: Principal, thread_id: str) -> str | None:
         row = _row(db, who, thread_id)
+        add_bytes(db, who.organization_id, -thread_bytes(db, thread_id))
+        if db.execute("SELECT 1 FROM attachments WHERE thread_id = ?", (thread_id,)).fetchone():
+            add_removal(db, BlobRemoval(thread_id, who.organization_id, thread_id, None, 0), REMOVAL_SECONDS)
         db.execute("DELETE FROM threads WHERE id = ?", (thread_id,))
         self._add_fact(db, who, thread_id, ThreadDeleted(thread_id))
         running: str | None = row["running"]
@@ -287,6 +293,8 @@ class SQLiteThreads(Database):
     @writing
     def add_file(self, db: sqlite3.Connection, who: Principal, file: KeptFile) -> None:
         _row(db, who, file.thread_id)
+        if not cancel_removal(db, file.attachment.id):
+            raise StoreUnavailable(f"storing attachment {file.attachment.id} took too long")
         db.execute(
             "INSERT INTO attachments (id, organization_id, size, body, thread_id) VALUES (?, ?, ?, ?, ?)",
             (
@@ -311,14 +319,12 @@ class SQLiteThreads(Database):
     @writing
     def remove_file(self, db: sqlite3.Connection, who: Principal, thread_id: str, attachment_id: str) -> None:
         _row(db, who, thread_id)
-        db.execute("DELETE FROM attachments WHERE id = ? AND thread_id = ?", (attachment_id, thread_id))
-
-    @reading
-    def kept_bytes(self, db: sqlite3.Connection, who: Principal) -> int:
-        (size,) = db.execute(
-            "SELECT COALESCE(SUM(size), 0) FROM attachments WHERE organization_id = ?", (who.organization_id,)
+        row = db.execute(
+            "DELETE FROM attachments WHERE id = ? AND thread_id = ? RETURNING size", (attachment_id, thread_id)
         ).fetchone()
-        return int(size)
+        if row:
+            removal = BlobRemoval(attachment_id, who.organization_id, thread_id, attachment_id, row["size"])
+            add_removal(db, removal, REMOVAL_SECONDS)
 
     @reading
     def replay(self, db: sqlite3.Connection, who: Principal, thread_id: str, idempotency: Idempotency) -> Posted | None:

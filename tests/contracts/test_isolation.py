@@ -65,7 +65,7 @@ async def everything(store: Store, world: World) -> str:
             await store.page(who, world.agent.id, limit=50, offset=0, archived=None, message_limit=50, max_bytes=2**23),
             await store.record(who, world.running.id),
             await store.file(who, world.thread.id, world.file.attachment.id),
-            await store.kept_bytes(who),
+            await store.stored_bytes(who.organization_id),
             await store.replay(who, world.thread.id, idempotent()),
             await store.agents(who),
             await store.agent(who, None),
@@ -142,7 +142,6 @@ CASES: dict[str, tuple[Case, Outcome]] = {
         lambda store, who, world: store.remove_file(who, world.thread.id, world.file.attachment.id),
         ThreadNotFound,
     ),
-    "kept_bytes": (lambda store, who, world: store.kept_bytes(who), 0),
     "replay": (lambda store, who, world: store.replay(who, world.thread.id, idempotent()), ThreadNotFound),
     "claim": (claim, ThreadNotFound),
     "checkpoint": (

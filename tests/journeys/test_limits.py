@@ -100,16 +100,36 @@ async def test_a_stream_too_many_is_ended_politely(tmp_path: Path) -> None:
             assert connection.connection.close_code == 1013
 
 
-async def test_files_above_what_an_organization_may_keep_are_refused_until_it_makes_room(tmp_path: Path) -> None:
-    async with live_server(tmp_path, limits=Limits(kept_bytes=10)) as live:
+async def test_what_an_organization_stores_is_limited_until_it_makes_room(tmp_path: Path) -> None:
+    async with live_server(tmp_path, limits=Limits(stored_bytes=100_000)) as live:
         agent = (await live.agent())["id"]
         first, second = await live.thread(agent), await live.thread(agent)
-        six, four = [("files", ("six.txt", b"123456"))], [("files", ("four.txt", b"1234"))]
-        assert (await live.http.post(f"{first}/attachments", files=six)).status_code == 201
+        large, small = [("files", ("large.bin", b"\0" * 60_000))], [("files", ("small.bin", b"\0" * 20_000))]
+        assert (await live.http.post(f"{first}/attachments", files=large)).status_code == 201
         for path, data in (("attachments", None), ("messages", {"content": "say x"})):
-            answer = await live.http.post(f"{second}/{path}", data=data, files=six)
-            is_problem(answer, 507, "storage_full")
+            is_problem(await live.http.post(f"{second}/{path}", data=data, files=large), 507, "storage_full")
         assert (await live.get(second))["messages"] == []
-        assert (await live.http.post(f"{second}/attachments", files=four)).status_code == 201
+        assert (await live.http.post(f"{second}/attachments", files=small)).status_code == 201
         assert (await live.http.delete(first)).status_code == 204
-        assert (await live.http.post(f"{second}/attachments", files=six)).status_code == 201
+        assert (await live.http.post(f"{second}/attachments", files=large)).status_code == 201
+
+
+async def test_messages_count_and_are_refused_beyond_the_limit(tmp_path: Path) -> None:
+    async with live_server(tmp_path, limits=Limits(stored_bytes=100_000)) as live:
+        thread = await live.scripted_thread()
+        body = {"content": "x" * 9_000, "content_html": "", "role": "system"}
+        statuses = [(await live.http.post(f"{thread}/messages", json=body)).status_code for _ in range(12)]
+        assert statuses == sorted(statuses)
+        assert 8 <= statuses.count(201) <= 10
+        refused = await live.http.post("/api/v1/agents", json={"name": "x", "instructions": "x" * 20_000})
+        is_problem(refused, 507, "storage_full")
+        await live.http.delete(thread)
+        assert (await live.http.post(f"{await live.thread()}/messages", json=body)).status_code == 201
+
+
+async def test_uploads_at_once_pass_the_storage_limit_together_never(tmp_path: Path) -> None:
+    async with live_server(tmp_path, limits=Limits(stored_bytes=100_000)) as live:
+        thread = await live.scripted_thread()
+        file = [("files", ("a.bin", b"\0" * 30_000))]
+        answers = await asyncio.gather(*[live.http.post(f"{thread}/attachments", files=file) for _ in range(8)])
+        assert sorted(answer.status_code for answer in answers) == [201] * 3 + [507] * 5

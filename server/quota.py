@@ -1,0 +1,106 @@
+"""How many bytes organizations may store: everything counts, and no message costs a write for it.
+
+A process reserves a piece of the organization's quota in the database and spends it here. What a run has said is
+stored in any case, though it exceeds the quota: the next to store something pays for it first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from server.errors import StorageFull
+from stores.errors import StoreUnavailable
+from stores.storage import Storage
+
+PIECE_BYTES = 16 * 2**20
+
+
+class Quota:
+    """The pieces that this process holds.
+
+    Args:
+        limit: how many bytes one organization may store in all.
+    """
+
+    def __init__(self, store: Storage, limit: int) -> None:
+        self._store = store
+        self._limit = limit
+        self._piece = min(PIECE_BYTES, limit // 100)
+        self._unspent: defaultdict[str, int] = defaultdict(int)
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def spend(self, organization_id: str, count: int) -> None:
+        """Take bytes for something that is about to be stored. Raises: StorageFull, StoreUnavailable."""
+        async with self._locks[organization_id]:
+            need = count - self._unspent[organization_id]
+            if need > 0:
+                granted = await self._store.reserve_bytes(organization_id, need, max(need, self._piece), self._limit)
+                if not granted:
+                    raise StorageFull(self._limit)
+                self._unspent[organization_id] += granted
+            self._unspent[organization_id] -= count
+
+    @asynccontextmanager
+    async def spending(self, organization_id: str, count: int) -> AsyncIterator[Spent]:
+        """Spend bytes for what the block stores; given back if it raises, unless it may be stored all the same.
+
+        Raises: StorageFull, StoreUnavailable.
+        """
+        await self.spend(organization_id, count)
+        spent = Spent(self, organization_id, count)
+        try:
+            yield spent
+        except StoreUnavailable:
+            raise
+        except BaseException:
+            spent.give_back()
+            raise
+
+    def charge(self, organization_id: str, count: int) -> None:
+        """Take bytes for something that is stored in any case; a negative count gives bytes back."""
+        self._unspent[organization_id] -= count
+
+    async def reserve(self, organization_id: str, count: int) -> None:
+        """Count exactly so many bytes in the database; what this process holds unspent makes room if need be.
+
+        Raises: StorageFull, StoreUnavailable.
+        """
+        if not count or await self._store.reserve_bytes(organization_id, count, count, self._limit):
+            return
+        await self._return_unspent(organization_id)
+        if not await self._store.reserve_bytes(organization_id, count, count, self._limit):
+            raise StorageFull(self._limit)
+
+    async def _return_unspent(self, organization_id: str) -> None:
+        async with self._locks[organization_id]:
+            unspent = self._unspent.pop(organization_id, 0)
+            await self._store.release_bytes(organization_id, unspent)
+
+    async def close(self) -> None:
+        """Give back what is not spent."""
+        for organization_id in list(self._unspent):
+            await self._return_unspent(organization_id)
+
+
+class Spent:
+    """Bytes that were spent on one thing."""
+
+    def __init__(self, quota: Quota, organization_id: str, count: int) -> None:
+        self._quota = quota
+        self._organization_id = organization_id
+        self._count = count
+
+    def give_back(self) -> None:
+        """Nothing was stored."""
+        self._quota.charge(self._organization_id, -self._count)
+        self._count = 0
+
+
+def size_of(value: msgspec.Struct) -> int:
+    """What storing it takes, about."""
+    return len(msgspec.json.encode(value))

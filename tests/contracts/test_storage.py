@@ -1,0 +1,141 @@
+"""The Storage contract: bytes that are counted, and blobs that must go."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from stores import mongo_storage, mongo_threads, sqlite_storage, sqlite_threads
+from stores.contracts import Store
+from stores.errors import StoreUnavailable
+from stores.models import Principal, Thread, new_id
+from tests.contracts.conftest import OpenStore
+from tests.contracts.samples import new_agent, new_file, new_message, new_thread, principal
+
+
+@pytest.fixture
+def who() -> Principal:
+    return principal()
+
+
+@pytest.fixture
+async def thread(store: Store, who: Principal) -> Thread:
+    return (await store.create(who, new_thread(who))).thread
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removals are due at once."""
+    for module in (sqlite_storage, mongo_storage):
+        monkeypatch.setattr(module, "UPLOAD_SECONDS", -1.0)
+    for module in (sqlite_storage, mongo_storage, sqlite_threads, mongo_threads):
+        monkeypatch.setattr(module, "REMOVAL_SECONDS", -1.0)
+
+
+async def test_bytes_are_reserved_up_to_the_limit_however_many_ask_at_once(store: Store) -> None:
+    organization = new_id()
+    granted = await asyncio.gather(*[store.reserve_bytes(organization, 30, 30, 100) for _ in range(10)])
+    assert sorted(granted) == [0] * 7 + [30] * 3
+    assert await store.reserve_bytes(organization, 5, 50, 100) == 10  # what is left
+    assert await store.reserve_bytes(organization, 1, 1, 100) == 0
+    assert await store.stored_bytes(organization) == 100
+    await store.release_bytes(organization, 40)
+    assert await store.reserve_bytes(organization, 40, 40, 100) == 40
+    assert await store.reserve_bytes(new_id(), 100, 100, 100) == 100
+    await store.release_bytes(organization, 1000)
+    assert await store.stored_bytes(organization) == 0
+
+
+async def test_what_was_reserved_and_never_stored_is_corrected(store: Store) -> None:
+    who = principal((await store.create_organization("Acme")).id)
+    thread = (await store.create(who, new_thread(who))).thread
+    for _ in range(3):
+        await store.append_message(who, new_message(thread.id, "x" * 10_000))
+    await store.add_file(who, new_file(thread.id, size=5_000))
+    await store.create_agent(who, new_agent(who))
+    await store.begin_upload(who, thread.id, new_id(), 7_000)
+    await store.reserve_bytes(who.organization_id, 2**24, 2**24, 2**30)  # by a process that has died
+    await store.correct_bytes()
+    measured = await store.stored_bytes(who.organization_id)
+    assert 42_000 < measured < 48_000
+    await store.reserve_bytes(who.organization_id, 2**24, 2**24, 2**30)
+    await store.correct_bytes()  # not again within the hour
+    assert await store.stored_bytes(who.organization_id) == measured + 2**24
+
+
+async def test_a_deleted_thread_makes_room(store: Store) -> None:
+    who = principal((await store.create_organization("Acme")).id)
+    await store.reserve_bytes(who.organization_id, 100_000, 100_000, 2**30)
+    thread = (await store.create(who, new_thread(who))).thread
+    await store.append_message(who, new_message(thread.id, "x" * 10_000))
+    await store.add_file(who, new_file(thread.id, size=20_000))
+    await store.delete(who, thread.id)
+    assert 66_000 < await store.stored_bytes(who.organization_id) < 70_000
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_an_upload_whose_process_died_is_handed_out_for_removal(
+    store: Store, who: Principal, thread: Thread
+) -> None:
+    await store.reserve_bytes(who.organization_id, 100, 100, 1000)
+    lost = new_id()
+    await store.begin_upload(who, thread.id, lost, 40)
+    (removal,) = await store.take_removals()
+    fields = (removal.organization_id, removal.thread_id, removal.attachment_id, removal.size)
+    assert fields == (who.organization_id, thread.id, lost, 40)
+    assert await store.take_removals() == [removal]  # it was not finished: the next try
+    await store.finish_removal(removal.id)
+    await store.finish_removal(removal.id)
+    assert await store.take_removals() == []
+    assert await store.stored_bytes(who.organization_id) == 60
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_stored_attachment_is_not_removed(store: Store, who: Principal, thread: Thread) -> None:
+    file = new_file(thread.id)
+    await store.begin_upload(who, thread.id, file.attachment.id, 40)
+    await store.add_file(who, file)
+    assert await store.take_removals() == []
+    await store.begin_upload(who, thread.id, file.attachment.id, 40)  # as if dropping it had failed
+    assert await store.take_removals() == []
+    assert await store.file(who, thread.id, file.attachment.id) == file
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_an_upload_that_was_taken_for_dead_stores_no_record(store: Store, who: Principal, thread: Thread) -> None:
+    file = new_file(thread.id)
+    await store.begin_upload(who, thread.id, file.attachment.id, 40)
+    assert len(await store.take_removals()) == 1
+    with pytest.raises(StoreUnavailable):
+        await store.add_file(who, file)
+    assert len(await store.take_removals()) == 1
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_deleted_attachments_and_threads_leave_removals(store: Store, who: Principal, thread: Thread) -> None:
+    first, second = new_file(thread.id), new_file(thread.id)
+    for file in (first, second):
+        await store.add_file(who, file)
+    await store.remove_file(who, thread.id, first.attachment.id)
+    (removal,) = await store.take_removals()
+    assert removal.attachment_id == first.attachment.id
+    await store.finish_removal(removal.id)
+    await store.delete(who, thread.id)
+    (removal,) = await store.take_removals()
+    assert (removal.id, removal.thread_id, removal.attachment_id) == (thread.id, thread.id, None)
+
+
+async def test_removals_wait_for_uploads_under_way(store: Store, who: Principal, thread: Thread) -> None:
+    await store.begin_upload(who, thread.id, new_id(), 40)
+    assert await store.take_removals() == []
+
+
+async def test_uploads_of_an_embedded_server_that_was_killed_are_removed_at_its_start(
+    open_store: OpenStore, embedded: None, who: Principal
+) -> None:
+    async with open_store() as store:
+        thread = (await store.create(who, new_thread(who))).thread
+        await store.begin_upload(who, thread.id, new_id(), 40)
+    async with open_store() as store:
+        assert len(await store.take_removals()) == 1
