@@ -141,12 +141,14 @@ async def loaded(
     size = store.limits.slack + 1
     pages = 0 if onto else max(0, (len(entries) - store.limits.keep) // size)
     await _put_pages(store, thread.id, [entries[page * size : (page + 1) * size] for page in range(pages)])
-    changes = {
+    changes: Document = {
         "messages": {"$concatArrays": ["$messages", entries[pages * size :]]},
         "total": n + len(entries),
         "pushed": [entries[-1]["at"]],
         "fence": {"$add": ["$fence", pages]},
     }
+    if pages:
+        changes["paged_bytes"] = pages * size * 300
     await store.db.threads.change({"_id": thread.id}, [{"$set": changes}, *MEASURE], {"_id": 1})
     return thread, messages
 
