@@ -15,12 +15,15 @@ from typing import NoReturn, TypeVar
 from urllib.parse import quote
 
 import click
+from msgspec.structs import replace
 
 from agents.mcp_config import BadServers, read_servers
 from server.app import create_app, default_kind
 from server.connections import ConnectionLimits, connections_for, raise_file_limit
+from server.hosts import default_hosts, is_loopback
 from server.log_lines import configure
 from server.organizations import member, new_secret
+from server.own_key import KEY_FILE, OwnKey
 from server.serving import Server, freeze_startup_objects, listening_socket
 from server.settings import BadSetting, Settings, environment, load, unknown
 from server.worker_process import hide_process
@@ -50,7 +53,7 @@ def serve() -> None:
         configure(settings.log_format, settings.log_level)
         for sentence in unknown():
             logger.warning(sentence)
-        app = create_app(settings)
+        app = create_app(replace(settings, hosts=settings.hosts or default_hosts(settings.host)))
     except (BadSetting, BadServers, DataFolderUnusable) as error:
         _stop(_line(error))
     except BadBlobsURL as error:
@@ -64,7 +67,7 @@ def serve() -> None:
 
     def announce() -> None:
         freeze_startup_objects()
-        click.echo(f"Listening. Open {url}/?key={quote(app.state.key, safe='')}")
+        click.echo(_greeting(url, settings, app.state.own_key))
 
     try:
         count = connections_for(raise_file_limit(), settings.max_connections)
@@ -76,7 +79,7 @@ def serve() -> None:
             answers = "1 running answer" if running == 1 else f"{running} running answers"
             click.echo(f"Waiting for {answers}, up to {settings.drain_seconds:g} s. Press Ctrl-C again to stop now.")
 
-    server = Server(app, announce, announce_stop, ConnectionLimits(count=count))
+    server = Server(app, announce, announce_stop, ConnectionLimits(count=count), settings.forwarded_allow_ips)
     try:
         server.run(sockets=[sock])
     except KeyboardInterrupt:
@@ -88,6 +91,17 @@ def serve() -> None:
         if isinstance(failure, OSError):
             _stop(f"CHAT_DATA_DIR: {failure}")
         raise failure or SystemExit(1) from None
+
+
+def _greeting(url: str, settings: Settings, own: OwnKey | None) -> str:
+    """What the start prints: a URL with a key only on loopback, and never a CHAT_API_KEY."""
+    if own is None:
+        return f"Listening on {url}. Keys: `python -m server keys create --organization NAME --user NAME`"
+    if own.source == "environment":
+        return f"Listening on {url}. Sign in with CHAT_API_KEY: {url}{settings.root_path}/?key=…"
+    if is_loopback(settings.host):
+        return f"Listening. Open {url}{settings.root_path}/?key={quote(own.secret, safe='')}"
+    return f"Listening on {url}. The first key is in {settings.data_dir / KEY_FILE}"
 
 
 @main.group()
@@ -107,7 +121,7 @@ def create_key(organization: str, user: str) -> None:
         kind = default_kind(settings)
         owner = (await member(store, organization, user, kind=kind, model=settings.default_model, servers=servers))[1]
         secret = new_secret()
-        key = await store.create_key(owner, secret)
+        key = await store.create_key(owner, secret, "command_line")
         facts = {"key_id": key.id, "organization_id": key.organization_id, "user_id": key.user_id}
         security.info("key created", extra=facts)
         return secret
@@ -117,16 +131,16 @@ def create_key(organization: str, user: str) -> None:
 
 @keys.command("list")
 def list_keys() -> None:
-    """Print a header and a line per key: id, organization, user, last characters, creation time, state."""
+    """Print a header and a line per key: id, organization, user, last characters, source, creation time, state."""
 
     async def rows(store: Store) -> list[str]:
-        lines = ["id\torganization\tuser\tends with\tcreated\tstate"]
+        lines = ["id\torganization\tuser\tends with\tsource\tcreated\tstate"]
         for key in await store.keys():
             organization = await store.find_organization(key.organization_id)
             user = await store.find_user(key.organization_id, key.user_id)
             names = f"{organization.name if organization else '?'}\t{user.name if user else '?'}"
             state = f"revoked {key.revoked_at}" if key.revoked_at else "valid"
-            lines.append(f"{key.id}\t{names}\t{key.hint}\t{key.created_at}\t{state}")
+            lines.append(f"{key.id}\t{names}\t{key.hint}\t{key.source or 'unknown'}\t{key.created_at}\t{state}")
         return lines
 
     for row in _in_store(rows):
@@ -136,7 +150,7 @@ def list_keys() -> None:
 @keys.command("revoke")
 @click.argument("key_id")
 def revoke_key(key_id: str) -> None:
-    """Revoke the key with this id (see `keys list`); it stops working at once."""
+    """Revoke the key with this id (see `keys list`); it and its sessions stop working within seconds."""
 
     async def revoke(store: Store) -> str:
         key = await store.revoke_key(key_id)

@@ -15,7 +15,8 @@ from agents.mcp_config import read_servers
 from agents.registry import Kind, Registry
 from server.ai_chat_service import AIChatService
 from server.attachments import Attachments
-from server.auth import Authentication
+from server.auth import Authentication, Authenticator
+from server.auth_failures import AuthFailures
 from server.content_html import Renderer
 from server.errors import EXPECTED, respond
 from server.extraction import Extractor
@@ -24,10 +25,12 @@ from server.front import Front, Running
 from server.limits import Limits, RequestRate
 from server.metrics import Metrics
 from server.openapi import APIDescription
-from server.organizations import first_start
+from server.organizations import first_member
+from server.own_key import OwnKey, hold_forever, open_own_key, refuse_lost_database
+from server.principals import Principals
 from server.quota import Quota
 from server.request_log import RequestLog
-from server.routes import agents, attachments, docs, events, health, messages, pages, threads
+from server.routes import agents, attachments, docs, events, health, messages, pages, sessions, threads
 from server.runner import Runner
 from server.settings import Settings, environment
 from server.streams import Streams
@@ -50,6 +53,7 @@ ROUTES = [
     *attachments.ROUTES,
     *events.ROUTES,
     *docs.ROUTES,
+    *sessions.ROUTES,
     *pages.ROUTES,
 ]
 
@@ -73,6 +77,8 @@ class State(TypedDict):
     rate: RequestRate
     uploads: Uploads
     api: APIDescription
+    authenticator: Authenticator
+    metrics_token: str | None
 
 
 def create_app(
@@ -92,39 +98,36 @@ def create_app(
 
     Raises: BadServers, BadBlobsURL for settings that can't be used.
 
-    While it runs, `app.state.key` is the first key and `app.state.drain` ends it gently, waiting for
-    `app.state.running()` runs; `app.state.failure` is why it
-    could not start.
+    While it runs, `app.state.own_key` is the server's own key, if it has one, and `app.state.drain` ends it gently,
+    waiting for `app.state.running()` runs; `app.state.failure` is why it could not start.
     """
     servers = read_servers(settings.mcp_config, environment())
     blobs = open_blobs(settings.blobs_url, settings.data_dir)
     running = Running()
 
-    async def started(app: Starlette, stack: AsyncExitStack) -> AIChatService:
+    async def started(app: Starlette, stack: AsyncExitStack) -> tuple[AIChatService, OwnKey | None]:
         store, log = await stack.enter_async_context(backends(settings.where))
         all_kinds = {**KINDS, **(kinds or {})}
         service = _service(stack, settings, store, log, all_kinds, servers, blobs, limits, connect_tools)
-        app.state.key = await first_start(
-            store,
-            settings.data_dir,
-            settings.api_key,
-            kind=default_kind(settings),
-            model=settings.default_model,
-            servers=servers,
-        )
+        await refuse_lost_database(store, settings.data_dir)
+        kind, model = default_kind(settings), settings.default_model
+        owner = await first_member(store, kind=kind, model=model, servers=servers)
+        shared = settings.database_url is not None
+        own = app.state.own_key = await open_own_key(store, owner, settings.data_dir, settings.api_key, shared=shared)
         await service.runner.sweep()  # the first request finds no run of a process that died
-        return service
+        return service, own
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
             try:
-                service = await started(app, stack)
+                service, own_key = await started(app, stack)
                 uploads = Uploads(stack.enter_context(upload_folder(settings.data_dir)), limits)
             except Exception as error:
                 app.state.failure = error
                 raise
             streams = Streams(limits)
+            principals = Principals(service.store, limits.lookup_seconds)
 
             async def drain() -> None:
                 await service.runner.drain(settings.drain_seconds)
@@ -140,7 +143,10 @@ def create_app(
             supervisor.start("ping streams", streams.ping_forever)
             if (connections := getattr(app.state, "connections", None)) is not None:
                 supervisor.start("check connections", connections.check_forever)
-            supervisor.start("check keys", lambda: streams.check_keys_forever(service.store))
+            supervisor.start("check keys", lambda: streams.check_keys_forever(principals))
+            if settings.database_url is not None:
+                hold_seconds = limits.key_hold_seconds
+                supervisor.start("hold key", lambda: hold_forever(service.store, own_key, hold_seconds))
             state: State = {
                 "service": service,
                 "streams": streams,
@@ -149,6 +155,8 @@ def create_app(
                 "rate": RequestRate(limits),
                 "uploads": uploads,
                 "api": APIDescription(ROUTES),
+                "authenticator": Authenticator(principals, AuthFailures(limits.auth_failures)),
+                "metrics_token": settings.metrics_token,
             }
             running.state = state
             try:
@@ -159,7 +167,7 @@ def create_app(
     app = Starlette(
         routes=ROUTES,
         middleware=[
-            Middleware(Front, running=running, root_path=settings.root_path),
+            Middleware(Front, running=running, root_path=settings.root_path, hosts=settings.hosts),
             Middleware(RequestLog, lines=settings.access_log),
             Middleware(Authentication),
         ],

@@ -74,6 +74,19 @@ class Unauthenticated(ChatError):
         super().__init__("Send a valid key as `Authorization: Bearer <key>`.")
 
 
+class AuthRateLimited(ChatError):
+    """Too many wrong keys came from the client's address; `retry_after` is in seconds."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"This key is not valid, as others from your address; try again in {retry_after} s.")
+        self.retry_after = retry_after
+
+
+class Forbidden(ChatError):
+    def __init__(self) -> None:
+        super().__init__("A page of another origin may not do this.")
+
+
 class StorageFull(ChatError):
     """The organization stores as many bytes as it may."""
 
@@ -171,6 +184,7 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     ClientDisconnect: (400, "malformed_body"),
     BodyStalled: (400, "malformed_body"),
     Unauthenticated: (401, "unauthenticated"),
+    Forbidden: (403, "forbidden"),
     stores.AgentNotFound: (404, "agent_not_found"),
     stores.ThreadNotFound: (404, "thread_not_found"),
     stores.MessageNotFound: (404, "message_not_found"),
@@ -187,6 +201,7 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     InvalidRequest: (422, "invalid_request"),
     stores.IdempotencyMismatch: (422, "idempotency_mismatch"),
     RateLimited: (429, "rate_limited"),
+    AuthRateLimited: (429, "rate_limited"),
     Draining: (503, "draining"),
     stores.StoreDamaged: (500, "internal"),
     stores.StoreUnavailable: (503, "store_unavailable"),
@@ -234,7 +249,7 @@ def problem_of(error: Exception) -> Problem:
 
 def _headers(error: Exception, status: int) -> dict[str, str]:
     match error:
-        case RateLimited(retry_after=retry_after):
+        case RateLimited(retry_after=retry_after) | AuthRateLimited(retry_after=retry_after):
             return {"Retry-After": str(retry_after)}
         case RangeNotSatisfiable(size=size):
             return {"Content-Range": f"bytes */{size}"}

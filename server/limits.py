@@ -25,7 +25,9 @@ class Limits(msgspec.Struct, frozen=True):
 
     In all: `stored_bytes`; None takes it from the settings.
 
-    `ping_seconds`: how often an open stream is pinged, and how long it may outlive its key.
+    `ping_seconds`: how often an open stream is pinged, and how long it may outlive its key. `auth_failures`: wrong
+    keys of one address in a minute. `lookup_seconds`: how long the lookup of a key or a session is used.
+    `key_hold_seconds`: after how long a CHAT_API_KEY that no process of a shared database has is revoked.
     """
 
     requests: int = 6000
@@ -34,6 +36,9 @@ class Limits(msgspec.Struct, frozen=True):
     uploads: int = 20
     stored_bytes: int | None = None
     ping_seconds: float = 15.0
+    auth_failures: int = 20
+    lookup_seconds: float = 3.0
+    key_hold_seconds: float = 60.0
 
 
 class Slot:

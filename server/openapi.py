@@ -154,10 +154,11 @@ def document(routes: Sequence[BaseRoute]) -> JSONObject:
         "info": {"title": "Agent chat server", "version": "1", "description": _DESCRIPTION},
         "security": [{"key": []}],
         "paths": paths,
-        "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "components": {"schemas": components, "securitySchemes": {"key": _BEARER, "metrics_token": _BEARER}},
     }
 
 
+_BEARER = {"type": "http", "scheme": "bearer"}
 _DESCRIPTION = (
     "Threads of messages with agents. `{agent_id}` may be `default`. A WebSocket at "
     "`/api/v1/chat/{agent_id}/threads/{thread_id}/ws` gives the same events as `…/events`, and takes commands."
@@ -181,7 +182,9 @@ def _operation(route: Route, operation: Operation, schemas: dict[str, JSONObject
         "parameters": [*in_path, *in_query, *in_header],
         "responses": _responses(operation, schemas),
     }
-    if not route.path.startswith(KEYED):
+    if route.endpoint is health.metrics:
+        found["security"] = [{"metrics_token": []}]
+    elif not route.path.startswith(KEYED):
         found["security"] = []
     content = _json(schemas[repr(operation.body)]) if operation.body is not None else {}
     if operation.form is not None:

@@ -35,6 +35,8 @@ class Server(uvicorn.Server):
         announce: called once it listens.
         announce_stop: called with the number of running answers when it begins to wait for them.
         limits: what connections may take.
+        forwarded_allow_ips: the proxies whose X-Forwarded-For and -Proto are believed, separated by commas; None for
+            loopback.
     """
 
     def __init__(
@@ -43,15 +45,17 @@ class Server(uvicorn.Server):
         announce: Callable[[], None] = lambda: None,
         announce_stop: Callable[[int], None] = lambda running: None,
         limits: ConnectionLimits = ConnectionLimits(),
+        forwarded_allow_ips: str | None = None,
     ) -> None:
         config = uvicorn.Config(
             app,
             log_config=None,
             log_level="critical",  # a start that fails is told by the command line, in one line
             access_log=False,
+            server_header=False,
+            forwarded_allow_ips=forwarded_allow_ips,
             timeout_graceful_shutdown=_CLOSE_SECONDS,
             lifespan="on",
-            server_header=False,
             timeout_keep_alive=math.ceil(limits.idle_seconds),
             ws=WebSocketProtocol,
             ws_max_size=BODY_BYTES,

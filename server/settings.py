@@ -18,6 +18,8 @@ import msgspec
 from server.model_policy import ModelPolicy
 from stores.open import Where
 
+SECRET_LENGTH = 20
+
 
 class BadSetting(Exception):
     """One line for stderr; the start ends with exit code 2."""
@@ -38,6 +40,9 @@ class Settings(msgspec.Struct, frozen=True):
     host: str = "127.0.0.1"
     port: int = 8000
     root_path: str = ""
+    hosts: tuple[str, ...] = ()
+    forwarded_allow_ips: str | None = None
+    metrics_token: str | None = None
     data_dir: Path = Path(".chat")
     api_key: str | None = None
     mcp_config: Path | None = None
@@ -94,8 +99,11 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         host=env.get("CHAT_HOST") or "127.0.0.1",
         port=_integer(env, "PORT", 8000, 0, 65535),
         root_path=_root_path(env),
+        hosts=_hosts(env),
+        forwarded_allow_ips=env.get("CHAT_FORWARDED_ALLOW_IPS") or None,
+        metrics_token=_secret(env, "CHAT_METRICS_TOKEN"),
         data_dir=Path(env.get("CHAT_DATA_DIR") or ".chat"),
-        api_key=_key(env),
+        api_key=_secret(env, "CHAT_API_KEY"),
         mcp_config=_file(env, "CHAT_MCP_CONFIG"),
         model=_model(env),
         models=_names(env, "CHAT_MODELS"),
@@ -193,11 +201,20 @@ def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
     return value
 
 
-def _key(env: Mapping[str, str]) -> str | None:
-    key = env.get("CHAT_API_KEY") or None
-    if key is not None and (len(key) < 8 or not key.isascii() or any(c.isspace() for c in key)):
-        raise BadSetting("CHAT_API_KEY", "needs at least 8 ASCII characters and no white space")
-    return key
+def _secret(env: Mapping[str, str], name: str) -> str | None:
+    secret = env.get(name) or None
+    if secret is not None and (len(secret) < SECRET_LENGTH or not secret.isascii() or any(c.isspace() for c in secret)):
+        raise BadSetting(name, f"needs at least {SECRET_LENGTH} ASCII characters and no white space")
+    return secret
+
+
+def _hosts(env: Mapping[str, str]) -> tuple[str, ...]:
+    names = (env.get("CHAT_HOSTS") or "").replace(" ", "").lower()
+    hosts = tuple(name for name in names.split(",") if name)
+    for host in hosts:
+        if not re.fullmatch(r"\*|(\*\.)?[\w.-]+|\[[0-9a-f:.]+\]", host, re.ASCII):
+            raise BadSetting("CHAT_HOSTS", f"{host!r} is not a host name without a port")
+    return hosts
 
 
 def _root_path(env: Mapping[str, str]) -> str:

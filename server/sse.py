@@ -72,7 +72,7 @@ class EventStream(EventSourceResponse):
         if self._viewer is not None and scope["method"] == "HEAD":
             self._viewer.close()
         elif self._viewer is not None:
-            with self._streams.open(self._viewer, scope["key"], self._slot) as stream:
+            with self._streams.open(self._viewer, scope["credential"], self._slot) as stream:
                 watcher = asyncio.create_task(_watch(receive, stream))
                 try:
                     await self._pump(stream, send)

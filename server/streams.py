@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 from server.limits import Limits, Slot, Slots
+from server.principals import Credential, Principals
 from server.viewer import Viewer
-from stores.contracts import Directory
 from stores.errors import StoreUnavailable
 from stores.models import Principal
 
@@ -21,9 +21,9 @@ from stores.models import Principal
 class Stream:
     """One open stream. Its pump looks at `ping_due`, `gone`, `revoked` and `Streams.closing` whenever it wakes."""
 
-    def __init__(self, viewer: Viewer, key: str) -> None:
+    def __init__(self, viewer: Viewer, credential: Credential) -> None:
         self.viewer = viewer
-        self.key = key
+        self.credential = credential
         self.ping_due = False
         self.gone = False
         self.revoked = False
@@ -64,12 +64,12 @@ class Streams:
         return self.slots.starting(who.organization_id)
 
     @contextmanager
-    def open(self, viewer: Viewer, key: str, slot: Slot) -> Iterator[Stream]:
+    def open(self, viewer: Viewer, credential: Credential, slot: Slot) -> Iterator[Stream]:
         """Hold a stream for as long as it is open, then close its viewer and release its slot.
 
-        `key`: what it was opened with.
+        `credential`: what it was opened with.
         """
-        stream = Stream(viewer, key)
+        stream = Stream(viewer, credential)
         self._open.add(stream)
         if self.closing:
             viewer.wake()
@@ -93,16 +93,19 @@ class Streams:
                 stream.ping_due = True
                 stream.viewer.wake()
 
-    async def check_keys_forever(self, directory: Directory) -> None:
-        """End the streams whose key was revoked. Beside the pings: a database that is slow holds those up no more."""
+    async def check_keys_forever(self, principals: Principals) -> None:
+        """End the streams whose key was revoked or whose session ended.
+
+        Separate from the pings, so that a slow database does not delay those.
+        """
         while True:
             await asyncio.sleep(self._ping_seconds)
             with suppress(StoreUnavailable):  # that ends nobody's stream
-                await self._check_keys(directory)
+                await self._check_keys(principals)
 
-    async def _check_keys(self, directory: Directory) -> None:
-        for key, who in {(stream.key, stream.viewer.who) for stream in self._open}:
-            if await directory.principal(key) != who:
+    async def _check_keys(self, principals: Principals) -> None:
+        for credential, who in {(stream.credential, stream.viewer.who) for stream in self._open}:
+            if await principals.check(credential) != who:
                 for stream in self._open:
-                    if stream.key == key:
+                    if stream.credential == credential:
                         stream.revoke()

@@ -18,10 +18,11 @@ from msgspec import Meta, Struct
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.ai_chat_service import AIChatService, IfBusy
-from server.auth import authenticated, key_of, same_origin
+from server.auth import authenticator_of, credential_of, same_origin
 from server.bodies import MessageCreate, read
-from server.errors import InvalidRequest, MalformedBody, RateLimited, Unauthenticated, problem_of
+from server.errors import AuthRateLimited, InvalidRequest, MalformedBody, RateLimited, Unauthenticated, problem_of
 from server.limits import RequestRate, Slot
+from server.principals import Credential
 from server.streams import Stream, Streams
 from server.viewer import Viewer
 from stores.errors import AgentNotFound, StoreUnavailable, ThreadNotFound
@@ -75,13 +76,13 @@ async def serve_thread(websocket: WebSocket) -> None:
     if bearer is None and not same_origin(websocket):
         await _close(websocket, FOREIGN_ORIGIN, "foreign origin")
         return
-    key = key_of(websocket) if bearer is None else bearer
+    credential = credential_of(websocket) if bearer is None else Credential("key", bearer)
     try:
-        viewer, slot = await _viewer(websocket, key)
+        viewer, slot = await _viewer(websocket, credential)
     except Exception as error:
         await _close(websocket, *_refusal(error))
         return
-    with cast(Streams, websocket.state.streams).open(viewer, key, slot) as stream:
+    with cast(Streams, websocket.state.streams).open(viewer, credential, slot) as stream:
         code = await _Socket(websocket, stream).serve()
         if code is not None:
             await _close(websocket, code)
@@ -92,13 +93,13 @@ async def _close(websocket: WebSocket, code: int, reason: str = "") -> None:
         await websocket.close(code, reason)
 
 
-async def _viewer(websocket: WebSocket, key: str) -> tuple[Viewer, Slot]:
+async def _viewer(websocket: WebSocket, credential: Credential) -> tuple[Viewer, Slot]:
     """The viewer, and the slot of its stream.
 
-    Raises: Unauthenticated, RateLimited, AgentNotFound, ThreadNotFound, StoreUnavailable.
+    Raises: Unauthenticated, AuthRateLimited, RateLimited, AgentNotFound, ThreadNotFound, StoreUnavailable.
     """
     service, path = cast(AIChatService, websocket.state.service), websocket.path_params
-    who = await authenticated(service.store, key)
+    who = await authenticator_of(websocket).authenticate(websocket, credential)
     cast(RequestRate, websocket.state.rate).count(who.organization_id)
     after = websocket.query_params.get("after") or None
     with cast(Streams, websocket.state.streams).starting(who) as slot:
@@ -108,7 +109,7 @@ async def _viewer(websocket: WebSocket, key: str) -> tuple[Viewer, Slot]:
 def _refusal(error: Exception) -> tuple[int, str]:
     """The close code, and a word about it."""
     match error:
-        case Unauthenticated():
+        case Unauthenticated() | AuthRateLimited():
             return NO_KEY, "no valid key"
         case AgentNotFound() | ThreadNotFound():
             return NO_THREAD, "no such thread"
@@ -215,7 +216,7 @@ class _Socket:
 
     async def _check_key(self) -> None:
         """Raises: Unauthenticated, and the socket ends; StoreUnavailable."""
-        if await self._service.store.principal(self._stream.key) != self._who:
+        if await authenticator_of(self._websocket).principals.find(self._stream.credential) != self._who:
             self._stream.revoke()
             raise Unauthenticated
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hmac
 from typing import cast
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from server.errors import Unauthenticated
 from server.metrics import Metrics
 from server.requests import as_json, service_of
 from server.supervision import Supervisor
@@ -34,7 +37,14 @@ async def readyz(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """Prometheus metrics of this process. Wants a key."""
+    """Prometheus metrics of this process, with CHAT_METRICS_TOKEN as the bearer token."""
+    wanted: str | None = request.state.metrics_token
+    if wanted is None:
+        raise HTTPException(404)
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    given = token.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
+    if not hmac.compare_digest(given, wanted.encode()):
+        raise Unauthenticated
     return Response(cast(Metrics, request.state.metrics).text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 

@@ -1,4 +1,4 @@
-"""The web demo at `/`, and the login URL: `/?key=…` sets the cookie and goes on to `/`, as Jupyter does."""
+"""The web demo at `/`, and the login URL: `/?key=…` starts a session and goes on to `/`, as Jupyter does."""
 
 from __future__ import annotations
 
@@ -6,40 +6,39 @@ from pathlib import Path
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from server.auth import COOKIE
 from server.errors import Unauthenticated, problem_of
-from server.requests import public_path, service_of
+from server.routes.sessions import confirmation, needs_confirmation, sign_in
 
 DEMO = Path(__file__).parent.parent.parent / "web_demo"
 _HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; form-action 'self'"
+        "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none';"
+        " form-action 'self'"
     ),
     "Cache-Control": "no-cache",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-_YEAR = 365 * 24 * 3600
 
 
 async def index(request: Request) -> Response:
     """The demo page; with `?key=`, the login."""
     key = request.query_params.get("key")
-    if key is None:
+    if key is None or request.method == "HEAD":
         return FileResponse(DEMO / "index.html", headers=_HEADERS)
     if request.headers.get("sec-fetch-dest", "document") != "document":
         return problem_of(Unauthenticated()).response()  # an image in a message must not log its reader in
-    if await service_of(request).store.principal(key) is None:
+    if needs_confirmation(request):
+        return confirmation(key)
+    try:
+        return await sign_in(request, key)
+    except Unauthenticated:
         return FileResponse(DEMO / "index.html", 401, _HEADERS)  # the page says how to sign in
-    response = RedirectResponse(public_path(request, "/"), 303, headers=_HEADERS)
-    secure = request.url.scheme == "https"
-    response.set_cookie(COOKIE, key, max_age=_YEAR, httponly=True, samesite="strict", secure=secure)
-    return response
 
 
 class _Files(StaticFiles):

@@ -22,13 +22,14 @@ def is_later(answer: httpx.Response) -> None:
 
 
 @pytest.mark.parametrize("table", ["keys", "threads"])
-async def test_a_watcher_without_a_database_is_told_to_come_back(live: Live, table: str) -> None:
-    thread = await live.scripted_thread()
-    with without(live.data_dir, table):
-        is_later(await live.http.get(f"{thread}/events", headers={"Last-Event-ID": "1-0"}))
-        is_problem(await live.http.get(thread), 503, "store_unavailable")
-    async with live.watching(thread) as events:
-        assert (await anext(events)).event == "thread.snapshot"
+async def test_a_watcher_without_a_database_is_told_to_come_back(tmp_path: Path, table: str) -> None:
+    async with live_server(tmp_path, limits=Limits(lookup_seconds=0.0)) as live:
+        thread = await live.scripted_thread()
+        with without(live.data_dir, table):
+            is_later(await live.http.get(f"{thread}/events", headers={"Last-Event-ID": "1-0"}))
+            is_problem(await live.http.get(thread), 503, "store_unavailable")
+        async with live.watching(thread) as events:
+            assert (await anext(events)).event == "thread.snapshot"
 
 
 async def test_a_watcher_with_too_many_requests_is_told_to_come_back(tmp_path: Path) -> None:

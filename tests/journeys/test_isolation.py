@@ -256,13 +256,6 @@ async def test_an_attachment_is_of_one_thread_and_no_message_elsewhere_takes_it(
     assert (await client.http.delete(thread)).status_code == 204
 
 
-async def test_metrics_want_a_key(world: World) -> None:
-    async with httpx.AsyncClient(base_url=world.live.url) as nobody:
-        is_problem(await nobody.get("/metrics"), 401, "unauthenticated")
-    answer = await world.live.http.get("/metrics")
-    assert (answer.status_code, "chat_runs_in_progress" in answer.text) == (200, True)
-
-
 async def test_a_position_of_another_log_tells_nothing(world: World) -> None:
     thread = await world.stranger.thread()
     async with world.stranger.watching(thread, await world.log.tail(world.ids["thread_id"])) as watcher:

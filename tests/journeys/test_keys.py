@@ -5,11 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from server.__main__ import main
-from tests.journeys.live import Client, Live
+from server.limits import Limits
+from tests.journeys.live import Client, Live, live_server
+
+
+@pytest.fixture
+async def live(tmp_path: Path) -> AsyncIterator[Live]:
+    async with live_server(tmp_path, limits=Limits(lookup_seconds=0.0)) as live:
+        yield live
 
 
 async def run_keys(live: Live, *words: str) -> str:
@@ -39,8 +49,8 @@ async def test_a_key_made_beside_a_running_server_works_until_it_is_revoked(live
     try:
         assert (await bob.http.get("/api/v1/agents")).status_code == 200
         row = next(row for row in (await call_keys(live, "list")).splitlines() if "\tbob\t" in row)
-        key_id, organization, *_, state = row.split("\t")
-        assert (organization, state) == ("acme", "valid")
+        key_id, organization, _, _, source, _, state = row.split("\t")
+        assert (organization, source, state) == ("acme", "command_line", "valid")
         assert told.split()[-1] not in row
         assert await call_keys(live, "revoke", key_id) == f"Revoked {key_id}\n"
         assert (await bob.http.get("/api/v1/agents")).status_code == 401

@@ -21,7 +21,8 @@ from tests.journeys.sockets import Socket, socket
 
 SECRET = "a-key-that-will-be-revoked"
 NOBODY = "00000000-0000-4000-8000-000000000000"
-SOON = Limits(ping_seconds=0.05)
+SOON = Limits(ping_seconds=0.05, lookup_seconds=0.0)
+FRESH = Limits(lookup_seconds=0.0)
 
 
 class World(msgspec.Struct, frozen=True):
@@ -62,7 +63,7 @@ async def closed(connection: Socket) -> int | None:
 
 
 async def test_a_command_with_a_revoked_key_is_refused_and_ends_the_socket(tmp_path: Path) -> None:
-    async with world(tmp_path, Limits()) as there, socket(there.live.url, there.thread, key=SECRET) as connection:
+    async with world(tmp_path, FRESH) as there, socket(there.live.url, there.thread, key=SECRET) as connection:
         await connection.until("thread.snapshot")
         await connection.create("say before")
         await connection.until("run.completed")
@@ -76,7 +77,7 @@ async def test_a_command_with_a_revoked_key_is_refused_and_ends_the_socket(tmp_p
 
 
 async def test_a_revoked_key_cancels_nothing(tmp_path: Path) -> None:
-    async with world(tmp_path, Limits()) as there, socket(there.live.url, there.thread, key=SECRET) as connection:
+    async with world(tmp_path, FRESH) as there, socket(there.live.url, there.thread, key=SECRET) as connection:
         asking = asyncio.create_task(there.live.say(there.thread, "hold it\nsay done"))
         await there.live.gates.reached("it")
         run_id = (await connection.until("run.started"))[-1]["message"]["id"]

@@ -204,9 +204,10 @@ async def test_a_browser_may_bring_its_key_as_a_subprotocol_or_a_cookie(live: Li
     async with socket(live.url, thread, key=None, subprotocols=["chat", f"bearer.{key}"]) as connection:
         assert connection.connection.subprotocol == "chat"
         assert (await connection.receive())["type"] == "thread.snapshot"
-    wrong = await live.http.get("/?key=wrong", headers={"Authorization": ""})
+    typed = {"Authorization": "", "Sec-Fetch-Site": "none"}
+    wrong = await live.http.get("/?key=wrong", headers=typed)
     assert (wrong.status_code, "Set-Cookie" in wrong.headers, "<html" in wrong.text) == (401, False, True)
-    login = await live.http.get(f"/?key={key}", headers={"Authorization": ""})
+    login = await live.http.get(f"/?key={key}", headers=typed)
     cookie = login.headers["Set-Cookie"]
     assert (login.status_code, login.headers["Location"]) == (303, "/")
     assert "HttpOnly" in cookie

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from collections.abc import AsyncIterator
@@ -12,10 +13,13 @@ import pytest
 from msgspec.structs import replace
 
 from agents.mcp_config import Server
-from server.organizations import KEY_FILE, _kept_secret, first_start
+from server.organizations import first_member
+from server.own_key import KEY_FILE, _stored_secret, hold_forever, open_own_key
 from stores.contracts import Store
-from stores.models import Agent, Principal
+from stores.models import Agent, Key, Principal, User, hash_of
 from stores.sqlite import open_sqlite
+
+OLD, NEW = "the-old-key-from-the-environment", "the-new-key-from-the-environment"
 
 
 @pytest.fixture
@@ -27,8 +31,14 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
         await opened.close()
 
 
+async def member(store: Store) -> User:
+    return await first_member(store, kind="demo", model=None, servers={})
+
+
 async def start(store: Store, folder: Path, api_key: str | None = None) -> str:
-    return await first_start(store, folder, api_key, kind="demo", model=None, servers={})
+    own = await open_own_key(store, await member(store), folder, api_key, shared=False)
+    assert own is not None
+    return own.secret
 
 
 async def revoke(store: Store, secret: str) -> None:
@@ -55,12 +65,93 @@ async def test_a_first_key_that_was_revoked_is_replaced_and_stays_revoked(store:
     assert stat.S_IMODE((tmp_path / KEY_FILE).stat().st_mode) == 0o600
 
 
+async def test_a_new_first_key_replaces_the_one_whose_file_is_gone(store: Store, tmp_path: Path) -> None:
+    old = await start(store, tmp_path)
+    (tmp_path / KEY_FILE).unlink()
+    assert await store.principal(await start(store, tmp_path)) is not None
+    assert await store.principal(old) is None
+
+
 async def test_the_environments_key_is_valid_again_from_the_next_start_on(store: Store, tmp_path: Path) -> None:
     for _ in range(2):
-        assert await start(store, tmp_path, "from-the-environment") == "from-the-environment"
-        assert await store.principal("from-the-environment") is not None
-        await revoke(store, "from-the-environment")
+        assert await start(store, tmp_path, NEW) == NEW
+        assert await store.principal(NEW) is not None
+        await revoke(store, NEW)
     assert not (tmp_path / KEY_FILE).exists()
+
+
+async def test_a_changed_or_removed_key_of_the_environment_ends_at_the_next_start(store: Store, tmp_path: Path) -> None:
+    made = await store.create_key(await member(store), "made-by-the-command-line", "command_line")
+    first = await start(store, tmp_path)
+    await start(store, tmp_path, OLD)
+    await start(store, tmp_path, NEW)
+    assert await store.principal(OLD) is None
+    assert await store.principal(NEW) is not None
+    assert await start(store, tmp_path) == first
+    assert await store.principal(NEW) is None
+    assert await store.principal(first) is not None
+    assert made in await store.keys()
+
+
+async def test_keys_without_a_source_are_recognized_by_their_secret_and_never_replaced_else(
+    store: Store, tmp_path: Path
+) -> None:
+    owner = await member(store)
+    (tmp_path / KEY_FILE).write_text("stored-by-an-earlier-version\n")
+    for secret in ("stored-by-an-earlier-version", OLD, "of unknown origin"):
+        await store.create_key(owner, secret)
+    await start(store, tmp_path, OLD)
+    assert [key.source for key in await store.keys()] == ["first_start", "environment", None]
+    await start(store, tmp_path, NEW)
+    await start(store, tmp_path)
+    valid = [key.source for key in await store.keys() if key.revoked_at is None]
+    assert valid == ["first_start", None]
+
+
+async def test_on_a_shared_database_no_key_is_made(store: Store, tmp_path: Path) -> None:
+    assert await open_own_key(store, await member(store), tmp_path, None, shared=True) is None
+    assert (await store.keys(), (tmp_path / KEY_FILE).exists()) == ([], False)
+
+
+async def valid_keys(store: Store) -> list[Key]:
+    return [key for key in await store.keys() if key.revoked_at is None]
+
+
+async def test_a_rolling_restart_rotates_the_key_once_the_last_process_has_the_new_one(
+    store: Store, tmp_path: Path
+) -> None:
+    """Two processes on a shared database; one still has the old key, and restarts with it meanwhile."""
+    owner, seconds = await member(store), 0.3
+    holding: list[asyncio.Task[None]] = []
+
+    async def process(api_key: str | None) -> asyncio.Task[None]:
+        own = await open_own_key(store, owner, tmp_path, api_key, shared=True)
+        holding.append(asyncio.create_task(hold_forever(store, own, seconds)))
+        return holding[-1]
+
+    async def until_valid(*secrets: str) -> None:
+        async with asyncio.timeout(10):
+            while {key.hash for key in await valid_keys(store)} != {hash_of(secret) for secret in secrets}:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    try:
+        one, other = [await process(OLD) for _ in range(2)]
+        one.cancel()
+        one = await process(NEW)
+        other.cancel()
+        other = await process(OLD)
+        await asyncio.sleep(3 * seconds)
+        await until_valid(OLD, NEW)
+        other.cancel()
+        other = await process(NEW)
+        await until_valid(NEW)
+        one.cancel()
+        other.cancel()
+        await process(None)
+        await until_valid()
+    finally:
+        for task in holding:
+            task.cancel()
 
 
 async def test_an_empty_key_file_is_no_key(store: Store, tmp_path: Path) -> None:
@@ -72,14 +163,13 @@ async def test_an_empty_key_file_is_no_key(store: Store, tmp_path: Path) -> None
 
 def test_those_who_start_together_have_one_key(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
-        made = [threads.submit(_kept_secret, tmp_path / KEY_FILE, ()) for _ in range(8)]
+        made = [threads.submit(_stored_secret, tmp_path / KEY_FILE, ()) for _ in range(8)]
     assert len({future.result() for future in made}) == 1
 
 
 async def agents_after(store: Store, folder: Path, kind: str, model: str | None = None) -> list[Agent]:
-    key = await first_start(store, folder, "a-key", kind=kind, model=model, servers={"tools": Server(command="x")})
-    who = await store.principal(key)
-    assert who is not None
+    owner = await first_member(store, kind=kind, model=model, servers={"tools": Server(command="x")})
+    who = Principal(owner.organization_id, owner.id)
     return (await store.agents(who)).agents
 
 

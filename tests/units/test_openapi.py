@@ -9,10 +9,10 @@ from starlette.routing import Route
 
 from server.app import ROUTES, create_app
 from server.openapi import OPERATIONS, APIDescription, document
-from server.routes import docs, pages, threads
+from server.routes import docs, pages, sessions, threads
 from server.settings import Settings
 
-UNDESCRIBED = {docs.openapi, docs.docs, pages.index, threads.gone}
+UNDESCRIBED = {docs.openapi, docs.docs, pages.index, sessions.login, sessions.logout, threads.gone}
 
 
 def test_the_document_is_built_once_and_encoded_once_for_each_prefix() -> None:

@@ -1,0 +1,172 @@
+"""The key that a server brings itself: CHAT_API_KEY, or the one of its first start, stored in the data folder.
+
+A new one replaces the earlier ones of its source. On an embedded database this process is the only one, so earlier
+keys are revoked at start. On a shared database other processes may still run with the earlier CHAT_API_KEY, and a
+rolling restart must not lock out their clients, nor may a process that restarts with the old setting revoke the new
+key. So each process holds its key (`hold_forever`), and every process revokes the keys of the environment that nobody
+has held for a while. That needs no order among the processes: the old key ends after the last process that has it.
+
+A shared database gets no key at the first start: every container with an empty data folder would add one.
+
+Keys of versions without sources are recognized by their secret, when it is CHAT_API_KEY or in the data folder's file;
+all others stay valid until they are revoked by hand: `keys create` may have made them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+
+import msgspec
+
+from server.organizations import FIRST, new_secret
+from stores.contracts import Store
+from stores.errors import DataFolderUnusable, StoreUnavailable
+from stores.models import Key, KeySource, User, hash_of
+
+KEY_FILE = "key"
+_ROUNDS = 6
+"""Rounds of `hold_forever` within the time after which a key counts as unheld."""
+
+logger = logging.getLogger("chat.security")
+
+
+class OwnKey(msgspec.Struct, frozen=True):
+    """`secret` may be shown for `first_start` only: CHAT_API_KEY is known to whoever set it."""
+
+    id: str
+    source: KeySource
+    secret: str
+
+
+async def open_own_key(
+    store: Store, owner: User, data_dir: Path, api_key: str | None, *, shared: bool
+) -> OwnKey | None:
+    """Make the server's own key valid; None on a shared database without CHAT_API_KEY.
+
+    CHAT_API_KEY is valid from each start on, even if it was revoked before. The data folder's key stays revoked once
+    it was: a new one takes its place.
+    """
+    path = data_dir / KEY_FILE
+    await _recognize_stored_secret(store, owner, path)
+    if api_key is not None:
+        own = await _store(store, owner, api_key, "environment")
+    elif shared:
+        own = None
+    else:
+        own = await _store(store, owner, _stored_secret(path, await _revoked(store)), "first_start")
+        await _revoke_replaced(store, own, "first_start", 0.0)
+    if not shared:
+        await _revoke_replaced(store, own, "environment", 0.0)
+    unknown = [key.id for key in await store.keys() if key.source is None and key.revoked_at is None]
+    if unknown:
+        logger.warning(
+            "%d valid keys have no recorded source; revoke those that nobody needs (`keys list`)", len(unknown)
+        )
+    return own
+
+
+async def refuse_lost_database(store: Store, data_dir: Path) -> None:
+    """Raises: DataFolderUnusable if the database is empty beside a key and blobs: the old one was lost or moved.
+
+    A start on an empty one would hide the loss, and its key would open nothing.
+    """
+    if not (data_dir / KEY_FILE).is_file() or await store.find_organization(FIRST):
+        return
+    blobs = data_dir / "blobs"
+    if await asyncio.to_thread(lambda: blobs.is_dir() and any(blobs.iterdir())):
+        reason = "the database is empty, but a key and attachments are here: restore it, or remove `key` and `blobs`"
+        raise DataFolderUnusable(str(data_dir), reason)
+
+
+async def hold_forever(store: Store, own: OwnKey | None, seconds: float) -> None:
+    """On a shared database: hold the own key, and revoke CHAT_API_KEYs that nobody has held for `seconds`.
+
+    While the database is unreachable nobody can hold a key, so nothing is revoked before it has been reachable for
+    longer than the other processes need for their next round.
+    """
+    reachable = 0
+    valid = True
+    while True:
+        await asyncio.sleep(seconds / _ROUNDS)
+        try:
+            if own is not None and own.source == "environment" and not await store.hold_key(own.id) and valid:
+                valid = False
+                logger.warning("CHAT_API_KEY is revoked", extra={"key_id": own.id})
+            reachable += 1
+            if reachable > _ROUNDS // 2:
+                await _revoke_replaced(store, own, "environment", seconds)
+        except StoreUnavailable:
+            reachable = 0
+
+
+async def _store(store: Store, owner: User, secret: str, source: KeySource) -> OwnKey:
+    key = await store.create_key(owner, secret, source)
+    return OwnKey(key.id, source, secret)
+
+
+async def _recognize_stored_secret(store: Store, owner: User, path: Path) -> None:
+    """Record the source of the data folder's key, if it is valid and a version without sources made it."""
+    secret = _read(path)
+    if secret and await store.principal(secret) is not None:
+        await store.create_key(owner, secret, "first_start")
+
+
+async def _revoke_replaced(store: Store, own: OwnKey | None, source: KeySource, seconds: float) -> None:
+    for key in await store.revoke_unheld_keys(source, keep=own.id if own else None, seconds=seconds):
+        _log_revoked(key)
+
+
+def _log_revoked(key: Key) -> None:
+    facts = {"key_id": key.id, "organization_id": key.organization_id, "source": key.source}
+    logger.warning("key revoked: another one replaces it, or its setting was removed", extra=facts)
+
+
+async def _revoked(store: Store) -> set[str]:
+    """The hashes of revoked secrets."""
+    keys = await store.keys()
+    return {key.hash for key in keys if key.revoked_at} - {key.hash for key in keys if not key.revoked_at}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _stored_secret(path: Path, revoked: Collection[str]) -> str:
+    """The first key, from the data folder or made now; readable by the owner only.
+
+    An empty file counts as none, and a revoked key is replaced.
+    """
+    try:
+        stored = path.read_text().strip()
+    except FileNotFoundError:
+        return _write(path, new_secret(), replace=False)
+    if stored and hash_of(stored) not in revoked:
+        return stored
+    return _write(path, new_secret(), replace=True)
+
+
+def _write(path: Path, secret: str, *, replace: bool) -> str:
+    """Write the file whole or not at all; returns the secret in it, which another process may have written first."""
+    descriptor, written = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secret + "\n")
+            file.flush()
+            os.fsync(descriptor)
+        if replace:
+            os.replace(written, path)
+        else:
+            os.link(written, path)
+        return secret
+    except FileExistsError:
+        return path.read_text().strip()
+    finally:
+        Path(written).unlink(missing_ok=True)
