@@ -18,6 +18,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from server.app import ROUTES
+from server.limits import Limits
 from server.organizations import member
 from stores.contracts import EventLog, Store
 from stores.open import Where, open_backends
@@ -82,6 +83,9 @@ def routes() -> list[tuple[str, str]]:
     return table
 
 
+LIMITS = Limits(auth_failures=10**6, lookup_seconds=0.0)
+
+
 class World(msgspec.Struct, frozen=True):
     """The first organization's thread, with a finished run and one that goes on, and a stranger who knows every id."""
 
@@ -124,7 +128,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
             opened.append((store, log))
             yield store, log
 
-    async with live_server(tmp_path_factory.mktemp("isolation"), backends) as live:
+    async with live_server(tmp_path_factory.mktemp("isolation"), backends, LIMITS) as live:
         [(store, log)] = opened
         stranger, colleague = Client(live.url, STRANGERS_KEY), Client(live.url, COLLEAGUES_KEY)
         ours = await store.find_organization("default")

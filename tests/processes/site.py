@@ -204,6 +204,7 @@ class Site:
             {
                 "CHAT_DATA_DIR": str(self._folder / name),
                 "CHAT_API_KEY": KEY,
+                "CHAT_METRICS_TOKEN": KEY,  # so that one client reads both
                 "PORT": str(port),
                 "CHAT_DATABASE_URL": self.mongo_url,
                 "CHAT_EVENTS_URL": self.redis_url,
