@@ -127,6 +127,7 @@ class AIChatService:
         self._quota = quota
         self._registry = registry
         self._renderer = renderer
+        self.queues = {"render": renderer.turns, "extract": attachments.turns}
         self._servers = servers
         self._default_kind = default_kind
         self._model_policy = model_policy

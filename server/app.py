@@ -151,7 +151,7 @@ def create_app(
                 "service": service,
                 "streams": streams,
                 "supervisor": supervisor,
-                "metrics": Metrics(service.runner, streams, supervisor, service.log, connections),
+                "metrics": Metrics(service, streams, supervisor, connections),
                 "rate": RequestRate(limits),
                 "uploads": uploads,
                 "api": APIDescription(ROUTES),

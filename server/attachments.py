@@ -42,6 +42,7 @@ class Attachments:
         self._store = store
         self._blobs = blobs
         self._extractor = extractor
+        self.turns = extractor.turns
         self._quota = quota
         self._clock = clock
 

@@ -12,12 +12,11 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from server.ai_chat_service import AIChatService
 from server.connections import Connections
-from server.runner import Runner
 from server.statistics import Durations
 from server.streams import Streams
 from server.supervision import Supervisor
-from stores.contracts import EventLog
 
 _METHODS = {"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS", "WEBSOCKET"}
 
@@ -30,12 +29,13 @@ class Metrics(Collector):
     """
 
     def __init__(
-        self, runner: Runner, streams: Streams, supervisor: Supervisor, log: EventLog, connections: Connections | None
+        self, service: AIChatService, streams: Streams, supervisor: Supervisor, connections: Connections | None
     ) -> None:
-        self._runner = runner
+        self._runner = service.runner
+        self._queues = service.queues
         self._streams = streams
         self._supervisor = supervisor
-        self._log = log
+        self._log = service.log
         self._connections = connections
         self._requests: Counter[tuple[str, str, str]] = Counter()
         self._latencies: defaultdict[str, Durations] = defaultdict(Durations)
@@ -57,6 +57,7 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._collect_requests()
         yield from self._collect_runs()
+        yield from self._collect_queues()
         yield GaugeMetricFamily("chat_streams_open", "Open event streams, SSE and WebSocket.", len(self._streams))
         yield GaugeMetricFamily("chat_log_bytes", "Memory that all event logs hold here.", self._log.budget.used)
         yield CounterMetricFamily("chat_log_evictions", "Times that a log gave way.", self._log.budget.evictions)
@@ -94,6 +95,16 @@ class Metrics(Collector):
             buckets=runs.first_text.cumulated(),
             sum_value=runs.first_text.seconds,
         )
+
+    def _collect_queues(self) -> Iterator[Metric]:
+        waiting = GaugeMetricFamily("chat_worker_waiting", "Texts and files that wait for a worker.", labels=["queue"])
+        running = GaugeMetricFamily("chat_worker_running", "Texts and files in a worker.", labels=["queue"])
+        refused = CounterMetricFamily("chat_worker_refused", "Refused because the queue was full.", labels=["queue"])
+        for name, turns in self._queues.items():
+            waiting.add_metric([name], turns.waiting)
+            running.add_metric([name], turns.running)
+            refused.add_metric([name], turns.refused)
+        yield from (waiting, running, refused)
 
 
 def _collect_connections(connections: Connections) -> Iterator[Metric]:
