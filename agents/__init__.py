@@ -24,7 +24,7 @@ from stores.models import Agent, Attachment, JSONObject, Message, Principal
 
 
 class Text(msgspec.Struct, frozen=True):
-    """More of the answer, in Markdown."""
+    """More of the answer, in Markdown. Before the text that follows a tool call the server inserts a blank line."""
 
     text: str
 

@@ -20,6 +20,6 @@ def separator(before: str) -> str:
 def without_separator(text: str, before: str) -> str:
     """`text`, which follows a call, without the separator that was put between it and `before`.
 
-    Messages that were stored before there was a separator are returned as they are.
+    Text that was stored before there were separators loses at most line ends at its beginning.
     """
     return text.removeprefix(separator(before))

@@ -26,7 +26,7 @@ async def generate_title(kind: Kind, run: Run) -> str:
     generating = asyncio.create_task(_generate(kind, run), name=f"title {run.id}")
     try:
         done, _ = await asyncio.wait({generating}, timeout=TITLE_SECONDS)
-        title = generating.result() if done else ""
+        title = generating.result() if done and not generating.cancelled() else ""
     finally:
         generating.cancel()
     if not done:
