@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 
-from stores.contracts import EventLog, LogWriter, Outbox, ThreadStore
+from stores.contracts import LEASE_SECONDS, OUTBOX_LEASE, EventLog, LogWriter, Outbox, ThreadStore
 from stores.errors import LogDeleted, LogUnavailable, StoreUnavailable
 from stores.events import Fact, fact_id
 from stores.models import Principal
@@ -19,6 +20,9 @@ from stores.models import Principal
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 5.0
+LEFT_OVER_SECONDS = 2 * LEASE_SECONDS * OUTBOX_LEASE
+"""By then a sweep has published what stayed in the outbox, of whichever process."""
+
 _FLUSH_SECONDS = 2.0
 _SWEEP_ROUNDS = 100
 
@@ -39,6 +43,7 @@ class FactPublisher:
         self._log = log
         self._publications: dict[str, _Publication] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._left_over: dict[str, float] = {}
 
     @property
     def pending(self) -> int:
@@ -46,7 +51,12 @@ class FactPublisher:
         return sum(len(publication.facts) for publication in self._publications.values())
 
     def publish(self, who: Principal, thread_id: str, fact: Fact) -> None:
-        """Append a fact that is stored. Returns immediately; the rest happens in the background."""
+        """Append a fact that is stored. Returns immediately; the rest happens in the background.
+
+        Behind facts of the same thread that stayed in the outbox it stays there too, so that they remain in order.
+        """
+        if thread_id in self._left_over:
+            return
         publication = self._publications.get(thread_id)
         if publication is None:
             publication = _Publication(who, thread_id, self._log.writer(thread_id))
@@ -62,12 +72,16 @@ class FactPublisher:
     async def sweep(self) -> None:
         """Publish what is left over in outboxes. Raises: StoreUnavailable."""
         for _ in range(_SWEEP_ROUNDS):
-            outboxes = [] if self._log.away else await self._store.unpublished()
-            if not outboxes:
+            if self._log.away:
                 return
+            outboxes = await self._store.unpublished()
             for outbox in outboxes:
                 if outbox.thread_id not in self._publications:
                     await self._publish_left_over(outbox)
+            if not outboxes:
+                break
+        before = time.monotonic() - LEFT_OVER_SECONDS
+        self._left_over = {thread_id: at for thread_id, at in self._left_over.items() if at > before}
 
     async def sweep_forever(self) -> None:
         """Sweep immediately, then every five seconds."""
@@ -99,7 +113,10 @@ class FactPublisher:
                 await self._store.mark_published(publication.who, publication.thread_id, facts)
                 for fact in facts:
                     del publication.facts[fact_id(fact)]
-        except (LogUnavailable, StoreUnavailable) as error:
+        except LogUnavailable as error:
+            self._left_over[publication.thread_id] = time.monotonic()
+            logger.info("facts of thread %s stay in the outbox: %s", publication.thread_id, error)
+        except StoreUnavailable as error:
             logger.info("facts of thread %s stay in the outbox: %s", publication.thread_id, error)
         except Exception:
             logger.exception("facts of thread %s stay in the outbox", publication.thread_id)

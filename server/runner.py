@@ -170,6 +170,8 @@ class Runner:
                     await self._forget(run.who, run.id)
         except LogDeleted:
             await self._forget(run.who, run.id)
+        except LogUnavailable as error:
+            logger.warning("run %s is stored, a sweeper will publish its terminal event: %s", run.id, error)
         except Exception:
             logger.exception("run %s broke; a sweeper will end it", run.id)
         finally:

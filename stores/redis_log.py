@@ -6,7 +6,8 @@ reconnects without a word, and a pool costs a connection for every reader that w
 the URL, TLS, the login and the parser.
 
 Redis away: writers keep and join what they have, feeds wait, whoever asks gets `LogUnavailable` within two seconds.
-Redis empty: writers say a snapshot, readers get a Gap. Nothing but resuming depends on what lies here.
+Redis empty: writers say a snapshot, readers get a Gap. Nothing but resuming depends on what lies here. Redis full: logs
+that were silent for long are deleted (`redis_room`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    OutOfMemoryError,
+    RedisError,
+    ResponseError,
+)
 
 from stores.budget import LogBudget
 from stores.errors import Gap, LogUnavailable
@@ -32,6 +39,7 @@ from stores.events import Event, MessageSnapshot
 from stores.feed import Cursor, Entry, in_run, position_before, run_events
 from stores.redis_feed import PAGE, Feed
 from stores.redis_reads import READ_SECONDS, Reads
+from stores.redis_room import Room
 from stores.redis_script import APPEND, APPEND_SHA, RESET
 from stores.redis_writer import Answer, Away, Backoff, Command, Flusher, RedisWriter, Refusal
 
@@ -143,7 +151,7 @@ class Wire:
         try:
             return cast(Answer, await connection.read_response())
         except ResponseError as error:
-            return Refusal(str(error))
+            return Refusal(str(error), full=isinstance(error, OutOfMemoryError))
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -249,8 +257,11 @@ class RedisLog:
         self._callbacks: list[Callable[[str], None]] = []
         self._signals = f"{prefix}:signals"
         self._wires = Wire(dial), Wire(dial)
-        self._reads = Reads(self._wires[0].exchange)
-        self._flusher = Flusher(self._wires[1].exchange, self._process, self._append, _seed, spacing=spacing)
+        self._room = Room(prefix)
+        self._reads = Reads(self._wires[0].exchange, self._room)
+        self._flusher = Flusher(
+            self._wires[1].exchange, self._process, self._append, _seed, spacing=spacing, full=self._room.make
+        )
         self._subscription = Subscription(dial, self._heard, self._subscribed)
         self._subscription.add(self._signals)
         self._ticking = asyncio.create_task(self._tick_forever(), name="log ticks")
@@ -259,6 +270,16 @@ class RedisLog:
     def away(self) -> bool:
         """True while Redis takes no events."""
         return self._flusher.away
+
+    @property
+    def evicted(self) -> int:
+        """How many logs this process has deleted because Redis was full."""
+        return self._room.evicted
+
+    @property
+    def pending_bytes(self) -> int:
+        """What the writers of this process hold that Redis has not acknowledged, but for the deltas of runs."""
+        return self._flusher.pending_bytes
 
     def writer(self, thread_id: str, snapshot: Callable[[], MessageSnapshot] | None = None) -> RedisWriter:
         return RedisWriter(self._flusher, thread_id, snapshot)

@@ -12,6 +12,7 @@ import time
 from collections import deque
 
 from stores.errors import LogUnavailable
+from stores.redis_room import Room
 from stores.redis_writer import Answer, Away, Backoff, Command, Exchange, Refusal
 
 logger = logging.getLogger(__name__)
@@ -31,8 +32,9 @@ class _Question:
 class Reads:
     """Questions to Redis: all that wait go in one pipeline, in a task that no reader's leaving cancels."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, room: Room) -> None:
         self._exchange = exchange
+        self._room = room
         self._asked: deque[_Question] = deque()
         self._some = asyncio.Event()
         self._unanswered_since: float | None = None
@@ -89,6 +91,7 @@ class Reads:
             if not question.answer.done():
                 questions.append(question)
         failure = None
+        answers: list[Answer] = []
         try:
             answers = await self._exchange([question.command for question in questions] or [("PING",)])
         except Away as away:
@@ -101,6 +104,8 @@ class Reads:
             elif not question.answer.done():
                 question.answer.set_result(answer)
         self._asked.extendleft(reversed(again))
+        if any(isinstance(answer, Refusal) and answer.full for answer in answers):
+            await self._room.make(self._exchange)
         return failure
 
     def _give_up(self, reason: str) -> None:

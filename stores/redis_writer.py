@@ -20,7 +20,22 @@ from itertools import count
 import msgspec
 
 from stores.errors import LogDeleted, LogUnavailable
-from stores.events import Event, MessageSnapshot, RunStarted, ThreadDeleted, encode, joined, partial_only
+from stores.events import (
+    Event,
+    MessageCreated,
+    MessageDelta,
+    MessageSnapshot,
+    ReasoningDelta,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunStarted,
+    Terminal,
+    ThreadDeleted,
+    encode,
+    joined,
+    partial_only,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +49,10 @@ _PIPELINE_BYTES = 4 * 2**20
 _SHRINK_EVENTS = 256
 _PENDING_EVENTS = 2000
 _PENDING_BYTES = 2**20
+_EVENT_BYTES = 500
+PENDING_BYTES = 64 * 2**20
+"""What all writers of a process may hold while Redis is unreachable, but for the deltas of runs (1 MB each)."""
+
 _SILENT_SECONDS = 2.0
 _WAITS = (0.0, 0.05, 0.1, 0.2, 0.5)
 
@@ -47,9 +66,13 @@ class Away(Exception):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """An answer that is an error: nothing was done, or a part of a command that may be sent again."""
+    """An answer that is an error: nothing was done, or a part of a command that may be sent again.
+
+    `full`: because Redis' memory is used up.
+    """
 
     reason: str
+    full: bool = False
 
 
 Exchange = Callable[[Sequence[Command]], Awaitable[list[Answer]]]
@@ -82,8 +105,21 @@ class _Call:
         self.retry = False
 
 
+def _weight(event: Event) -> int:
+    """About how many bytes an event takes; of a delta only its text is counted, where that is asked for."""
+    match event:
+        case MessageDelta(text=text) | ReasoningDelta(text=text):
+            return len(text)
+        case MessageCreated() | RunStarted() | MessageSnapshot() | RunCompleted() | RunFailed() | RunCancelled():
+            message = event.message
+            calls = len(msgspec.json.encode(message.tool_calls)) if message.tool_calls else 0
+            return len(message.content) + len(message.content_html) + calls + _EVENT_BYTES
+        case _:
+            return len(encode(event))
+
+
 class RedisWriter:
-    """A LogWriter of one thread."""
+    """A LogWriter of one thread. `is_run`: it has a snapshot to put in place of deltas."""
 
     def __init__(self, flusher: Flusher, thread_id: str, snapshot: Callable[[], MessageSnapshot] | None) -> None:
         self.thread_id = thread_id
@@ -97,11 +133,21 @@ class RedisWriter:
         self._refused = False
         self._failed: LogUnavailable | None = None
         self._shrink_at = _SHRINK_EVENTS
+        self._size = 0
         self._waiting: list[asyncio.Future[None]] = []
 
     @property
     def idle(self) -> bool:
         return not (self._pending or self._call or self._whole)
+
+    @property
+    def is_run(self) -> bool:
+        return self._snapshot is not None
+
+    @property
+    def has_ended(self) -> bool:
+        """True if the last thing to send is a terminal event: nothing more is written."""
+        return bool(self._pending) and isinstance(self._pending[-1], Terminal)
 
     def write(self, event: Event) -> None:
         if self._deleted:
@@ -110,7 +156,18 @@ class RedisWriter:
             self._pending.append(event)
             if len(self._pending) >= self._shrink_at:
                 self._shrink()
+            elif not isinstance(event, MessageDelta | ReasoningDelta):
+                self._count(self._size + _weight(event))
         self._flusher.want(self)
+
+    def _count(self, size: int) -> None:
+        """Say how much is pending now."""
+        self._flusher.pending_bytes += size - self._size
+        self._size = size
+
+    def _recount(self) -> None:
+        if self._size:
+            self._count(sum(map(_weight, self._pending)) + (self._call.size if self._call else 0))
 
     async def flush(self) -> None:
         """Raises: LogDeleted; LogUnavailable once the log of this process is closed."""
@@ -127,14 +184,17 @@ class RedisWriter:
     def _shrink(self) -> None:
         """Keep what is pending small while Redis is away: a snapshot stands for any number of parts."""
         self._pending = joined(self._pending)
-        size = sum(len(getattr(event, "text", "")) for event in self._pending)
+        size = sum(map(_weight, self._pending))
+        self._count(size + (self._call.size if self._call else 0))
         if self._snapshot and self._flusher.away and (len(self._pending) > _PENDING_EVENTS or size > _PENDING_BYTES):
-            self._make_whole()
+            self.make_whole()
         self._shrink_at = len(self._pending) + _SHRINK_EVENTS
 
-    def _make_whole(self) -> None:
+    def make_whole(self) -> None:
+        """Send a snapshot in place of the parts that are pending."""
         self._pending = [event for event in self._pending if not partial_only(event)]
         self._whole = True
+        self._recount()
 
     def call(self, new_batch: Callable[[], str]) -> _Call | None:
         """What to send: the call that was not answered, else one of what is pending."""
@@ -148,6 +208,7 @@ class RedisWriter:
                     logger.exception("an event of thread %s can't be encoded", self.thread_id)
             if data:
                 self._call = _Call(new_batch(), self._last, events, data)
+                self._recount()
             elif self.idle:
                 self._wake(None)
         return self._call
@@ -171,12 +232,13 @@ class RedisWriter:
     def settle(self, answer: bytes) -> None:
         """Take the answer to the call."""
         call, self._call = self._call, None
-        assert call is not None
+        if call is None:  # it was given up meanwhile
+            return
         if answer == b"LOST":
             self._last = ""
             self._pending = call.events + self._pending
             if self._snapshot:
-                self._make_whole()
+                self.make_whole()
         elif answer == b"ENDED":
             self._pending, self._whole = [], False
         elif answer == b"DELETED":
@@ -185,12 +247,14 @@ class RedisWriter:
             self._last = answer.decode()
             if isinstance(call.events[-1], ThreadDeleted):
                 self._delete(refused=bool(self._pending))
+        self._recount()
         if self.idle:
             self._wake(None)
 
     def fail(self, reason: str) -> None:
-        """Give up: nobody will send what is pending."""
+        """Give up: what is pending is dropped."""
         self._pending, self._call, self._whole = [], None, False
+        self._count(0)
         self._failed = LogUnavailable(reason)
         self._wake(self._failed)
 
@@ -215,6 +279,7 @@ class Flusher:
         process: an id of this process, never used by another.
         append: makes the command for KEYS[1] = the thread's key and these ARGV.
         spacing: seconds between the ends and starts of two pipelines; the first goes at once.
+        full: called with the exchange where Redis refuses an append because its memory is used up.
     """
 
     def __init__(
@@ -225,7 +290,10 @@ class Flusher:
         seed: Callable[[], str],
         *,
         spacing: float = 0.0,
+        full: Callable[[Exchange], Awaitable[None]] | None = None,
     ) -> None:
+        self.pending_bytes = 0
+        self._full = full
         self._failing = False
         self._sent_at: float | None = None
         self._closed = False
@@ -251,9 +319,27 @@ class Flusher:
             writer.fail("it is closed")
             return
         self._wanting[writer] = None
+        if self.pending_bytes > PENDING_BYTES and self.away:
+            self._relieve()
         if not self._some.is_set():
             self._some.set()
             self._none.clear()
+
+    def _relieve(self) -> None:
+        """Drop what the store can provide again once Redis is back, until half of the bound is free.
+
+        Facts come again from the outbox, a finished run's from its record; a run that goes on has a snapshot instead
+        of its parts.
+        """
+        reason = "too much is pending"
+        for droppable in (lambda writer: not writer.is_run, lambda writer: writer.has_ended):
+            for writer in [writer for writer in self._wanting if droppable(writer)]:
+                if self.pending_bytes <= PENDING_BYTES // 2:
+                    return
+                self._wanting.pop(writer)
+                writer.fail(reason)
+        for writer in [writer for writer in self._wanting if writer.is_run]:
+            writer.make_whole()
 
     async def close(self, seconds: float) -> None:
         """Send for so long what can be sent, then stop."""
@@ -306,6 +392,8 @@ class Flusher:
                     self._wanting.pop(writer, None)
             else:
                 reason = answer.reason if isinstance(answer, Refusal) else repr(answer)
+        if self._full and any(isinstance(answer, Refusal) and answer.full for answer in answers):
+            await self._full(self._exchange)
         if reason and not self._failing:
             logger.warning("Redis takes no events (%s); they are kept and sent later", reason)
         if reason is None and self._failing:

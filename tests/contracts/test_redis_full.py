@@ -1,0 +1,94 @@
+"""A Redis whose memory is full: logs that were silent for long give way, whatever its eviction policy is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from stores.errors import Gap, LogUnavailable
+from stores.events import MessageCreated, MessageDelta, RunStarted
+from stores.models import new_id
+from stores.redis_log import RedisLog, open_redis_log
+from tests.contracts.samples import new_message, rest, turn
+from tests.services import RedisServer, running_redis
+
+POST = 1_900_000
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[RedisServer]:
+    async with running_redis() as server:
+        server.command("CONFIG", "SET", "maxmemory", "24mb")
+        yield server
+
+
+async def post(log: RedisLog, thread_id: str) -> None:
+    writer = log.writer(thread_id)
+    writer.write(MessageCreated(new_message(thread_id, "x" * POST, "system")))
+    await writer.flush()
+
+
+async def test_one_organizations_posts_do_not_silence_anothers_run(server: RedisServer) -> None:
+    log, watching = await open_redis_log(server.url), await open_redis_log(server.url)
+    try:
+        watched, threads = new_id(), [new_id() for _ in range(10)]
+        question, answer = turn(watched)
+        cursor = watching.cursor(watched, await watching.tail(watched))
+        writer = log.writer(watched)
+        writer.write(MessageCreated(question))
+        writer.write(RunStarted(answer))
+        words = 0
+        async with asyncio.timeout(30):
+            for number in range(40):
+                posting = asyncio.create_task(post(log, threads[number % len(threads)]))
+                writer.write(MessageDelta(answer.id, number * 5, "word "))
+                await asyncio.gather(posting, writer.flush())
+            while words < 40:
+                words += sum(entry.data.count(b"word ") for entry in await cursor.next())
+        cursor.close()
+        assert not log.away
+        assert log.evicted > 0
+    finally:
+        await log.close()
+        await watching.close()
+
+
+async def test_readers_of_a_log_that_gave_way_get_a_gap_and_read_on(server: RedisServer) -> None:
+    log = await open_redis_log(server.url)
+    try:
+        silent = new_id()
+        before = await log.tail(silent)
+        await post(log, silent)
+        async with asyncio.timeout(20):
+            for _ in range(20):
+                await post(log, new_id())
+            with pytest.raises(Gap):
+                await rest(log, silent, before)
+            assert await log.tail(silent) != before, "it can be opened again though Redis was full"
+            await post(log, silent)
+    finally:
+        await log.close()
+
+
+async def test_a_redis_that_others_have_filled_is_reported_and_loses_nothing_of_theirs(server: RedisServer) -> None:
+    """Nothing that is not a log of ours is deleted, however it is named."""
+    log = await open_redis_log(server.url)
+    try:
+        server.command("XADD", "chat:theirs", "*", "a", "b")
+        server.command("SET", f"chat:{new_id()}", "theirs")
+        server.command("CONFIG", "SET", "maxmemory", "1mb")
+        with pytest.raises(LogUnavailable):
+            await log.tail(new_id())
+        assert server.command("DBSIZE") == b":2\r\n"
+        server.command("CONFIG", "SET", "maxmemory", "24mb")
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    await log.tail(new_id())
+                    break
+                except LogUnavailable:
+                    await asyncio.sleep(0.05)
+    finally:
+        await log.close()

@@ -1,0 +1,132 @@
+"""Publishing stored facts: what the log could not take comes from the outbox, in order, or as a snapshot."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from server.facts import FactPublisher
+from server.viewer import Viewer
+from stores import redis_writer
+from stores.contracts import EventLog, Store
+from stores.events import MessageCreated, MessageDelta, MessageSnapshot, RunStarted, ThreadSnapshot, decode
+from stores.memory_log import MemoryLog
+from stores.models import Principal, Thread
+from stores.redis_log import open_redis_log
+from stores.sqlite import open_sqlite
+from tests.contracts.samples import new_message, principal, rest, started_thread, turn
+from tests.services import RedisServer, running_redis
+
+
+@pytest.fixture
+async def redis() -> AsyncIterator[RedisServer]:
+    async with running_redis() as server:
+        yield server
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    store = await open_sqlite(tmp_path / "chat.db", lease=0.4)
+    yield store
+    await store.close()
+
+
+async def post(store: Store, facts: FactPublisher, who: Principal, thread: Thread, content: str) -> None:
+    posted = await store.append_message(who, new_message(thread.id, content, "system"))
+    facts.publish(who, thread.id, MessageCreated(posted.message))
+
+
+async def contents(log: EventLog, thread: Thread, after: str) -> list[str]:
+    events = [decode(entry.data) for entry in await rest(log, thread.id, after)]
+    return [event.message.content[:4] for event in events if isinstance(event, MessageCreated)]
+
+
+async def swept(facts: FactPublisher, store: Store) -> None:
+    """Sweep until nothing is left over."""
+    async with asyncio.timeout(10):
+        while True:
+            await asyncio.sleep(0.15)  # over a quarter of a lease
+            await facts.sweep()
+            await asyncio.sleep(0.15)
+            if not facts.pending and not await store.unpublished():
+                return
+
+
+async def test_facts_that_are_too_many_while_redis_is_down_are_dropped_and_come_from_the_outbox(
+    store: Store, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_writer, "PENDING_BYTES", 2_000_000)
+    log = await open_redis_log(redis.url)
+    facts, who = FactPublisher(store, log), principal()
+    try:
+        threads = [await started_thread(store, who) for _ in range(3)]
+        starts = [await log.tail(thread.id) for thread in threads]
+        redis.pause()
+        monkeypatch.setattr(redis_writer, "_SILENT_SECONDS", 0.0)
+        for number in range(24):
+            await post(store, facts, who, threads[number % 3], f"{number:04}" + "x" * 500_000)
+            assert log.pending_bytes < 3_000_000
+        assert facts.pending <= 6
+        redis.resume()
+        async with asyncio.timeout(10):
+            while log.away and facts.pending:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        await swept(facts, store)
+        for index, (thread, start) in enumerate(zip(threads, starts, strict=True)):
+            published = await contents(log, thread, start)
+            assert list(dict.fromkeys(published)) == [f"{number:04}" for number in range(index, 24, 3)]
+        assert log.pending_bytes == 0
+    finally:
+        await facts.close()
+        await log.close()
+
+
+async def test_a_run_keeps_a_snapshot_of_what_it_cannot_send(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_writer, "PENDING_BYTES", 100_000)
+    log = await open_redis_log(redis.url)
+    try:
+        question, answer = turn("t")
+        start = await log.tail("t")
+        redis.pause()
+        writer = log.writer("t", lambda: MessageSnapshot(answer))
+        monkeypatch.setattr(redis_writer, "_SILENT_SECONDS", 0.0)
+        writer.write(MessageCreated(question))
+        writer.write(RunStarted(answer))
+        await asyncio.sleep(0)
+        for number in range(10):
+            log.writer("other").write(MessageCreated(new_message("other", "x" * 50_000)))
+            writer.write(MessageDelta(answer.id, number, "x"))
+        assert log.pending_bytes <= 160_000
+        redis.resume()
+        async with asyncio.timeout(10):
+            await writer.flush()
+        kinds = [entry.type for entry in await rest(log, "t", start)]
+        assert kinds[:2] == ["message.created", "run.started"]
+        assert set(kinds[2:]) <= {"message.snapshot", "message.delta"}
+    finally:
+        redis.resume()
+        await log.close()
+
+
+async def test_watchers_get_a_snapshot_where_the_outbox_was_cut(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stores.sqlite_outbox.OUTBOX_FACTS", 3)
+    log, who = MemoryLog(), principal()
+    facts = FactPublisher(store, log)
+    thread = await started_thread(store, who)
+    viewer = Viewer(store, log, who, thread.id, after=await log.tail(thread.id))
+    for number in range(5):  # stored by a process that died before it published them
+        await store.append_message(who, new_message(thread.id, str(number), "system"))
+    await swept(facts, store)
+    async with asyncio.timeout(5):
+        entries = await viewer.next()
+    assert entries is not None
+    event = decode(entries[0].data)
+    assert isinstance(event, ThreadSnapshot)
+    assert [message.content for message in event.thread.messages] == ["0", "1", "2", "3", "4"]
+    viewer.close()
+    await log.close()
