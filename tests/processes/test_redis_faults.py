@@ -19,7 +19,7 @@ from tests.services import RedisServer, redis_process
 
 SCRIPT = "say begun\ncount 40 5\nhold on\nsay held\nopen oven\ncount 40 5\nsay done"
 COUNTED = "".join(f"{n} " for n in range(40))
-WHOLE = f"begun{COUNTED}held{COUNTED}done"
+WHOLE = f"begun{COUNTED}held\n\n{COUNTED}done"
 
 
 @pytest.fixture
