@@ -64,7 +64,7 @@ class Front:
             raise AppNotStarted
         scope = {**scope, "state": dict(self._running.state)}
         if self._root_path and not scope.get("root_path"):
-            if scope["path"] == self._root_path:
+            if scope["path"] == self._root_path and scope["type"] == "http":
                 await _to_slash(scope)(scope, receive, send)
                 return
             if not scope["path"].startswith(f"{self._root_path}/"):

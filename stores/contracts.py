@@ -33,6 +33,8 @@ from stores.models import (
 )
 from stores.storage import Storage
 
+SESSIONS_PER_KEY = 1000
+
 Lease = Literal["held", "cancelled", "lost"]
 
 LEASE_SECONDS = 20.0
@@ -182,10 +184,12 @@ class Directory(Protocol):
         """The Principal of an unrevoked key; null for any other string."""
         ...
 
-    async def create_session(self, secret: str, token: str, *, seconds: float) -> Principal | None:
+    async def create_session(
+        self, secret: str, token: str, *, seconds: float, limit: int = SESSIONS_PER_KEY
+    ) -> Principal | None:
         """Store the hash of `token`, which stands for the valid key `secret` that long; None for any other secret.
 
-        Deletes the sessions that have expired.
+        Deletes the sessions that have expired, and the oldest of this key beyond `limit`.
         """
         ...
 

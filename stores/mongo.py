@@ -68,7 +68,10 @@ INDEXES = {
         IndexModel("hash", name="hash", unique=True, partialFilterExpression={"valid": True}),
         IndexModel("order", name="order"),
     ],
-    "sessions": [IndexModel("expires_at", name="expiry")],
+    "sessions": [
+        IndexModel("expires_at", name="expiry"),
+        IndexModel([("key_id", 1), ("created_at", -1)], name="key"),
+    ],
     "agents": [IndexModel([("organization_id", 1), ("deleted", 1), ("order", 1)], name="list")],
     "storage": [IndexModel("measure_at", name="measure")],
     "removals": [IndexModel("due", name="due"), IndexModel("organization_id", name="organization")],

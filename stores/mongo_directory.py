@@ -11,7 +11,7 @@ from datetime import timedelta
 import msgspec
 from msgspec.structs import asdict, replace
 
-from stores.contracts import AgentPage
+from stores.contracts import SESSIONS_PER_KEY, AgentPage
 from stores.errors import AgentNotFound, KeyNotFound, StoreUnavailable
 from stores.fitting import READ_BYTES, latest_fitting
 from stores.models import Agent, Key, KeySource, Organization, Principal, User, hash_of, new_id, timestamp
@@ -114,7 +114,9 @@ class MongoDirectory(Database):
         found = await self.db.keys.one({"hash": hash_of(secret), "valid": True}, {"organization_id": 1, "user_id": 1})
         return Principal(found["organization_id"], found["user_id"]) if found else None
 
-    async def create_session(self, secret: str, token: str, *, seconds: float) -> Principal | None:
+    async def create_session(
+        self, secret: str, token: str, *, seconds: float, limit: int = SESSIONS_PER_KEY
+    ) -> Principal | None:
         now = self.clock()
         await self.db.sessions.remove_all({"expires_at": {"$lte": timestamp(now)}})
         key = await self.db.keys.one({"hash": hash_of(secret), "valid": True}, {"organization_id": 1, "user_id": 1})
@@ -129,6 +131,9 @@ class MongoDirectory(Database):
             "expires_at": timestamp(now + timedelta(seconds=seconds)),
         }
         await self.db.sessions.insert(session)
+        query, newest_first = {"key_id": key["_id"]}, [("created_at", -1)]
+        for surplus in await self.db.sessions.many(query, {"_id": 1}, sort=newest_first, skip=limit, limit=100):
+            await self.db.sessions.remove({"_id": surplus["_id"]})
         return Principal(key["organization_id"], key["user_id"])
 
     async def session_principal(self, token: str) -> Principal | None:

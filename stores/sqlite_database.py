@@ -51,6 +51,7 @@ CREATE TABLE IF NOT EXISTS sessions (
     hash TEXT PRIMARY KEY, key_id TEXT NOT NULL, organization_id TEXT NOT NULL, user_id TEXT NOT NULL,
     created_at TEXT NOT NULL, expires_at TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS expired_sessions ON sessions (expires_at);
+CREATE INDEX IF NOT EXISTS sessions_of ON sessions (key_id, created_at);
 CREATE TABLE IF NOT EXISTS agents (
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, organization_id TEXT NOT NULL, body BLOB NOT NULL,
     deleted INTEGER NOT NULL DEFAULT 0);

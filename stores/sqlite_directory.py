@@ -8,7 +8,7 @@ from datetime import timedelta
 import msgspec
 from msgspec.structs import replace
 
-from stores.contracts import AgentPage
+from stores.contracts import SESSIONS_PER_KEY, AgentPage
 from stores.errors import AgentNotFound, KeyNotFound
 from stores.fitting import READ_BYTES, latest_fitting
 from stores.models import Agent, Key, KeySource, Organization, Principal, User, hash_of, new_id, timestamp
@@ -124,16 +124,25 @@ class SQLiteDirectory(Database):
         return Principal(*row) if row else None
 
     @writing
-    def create_session(self, db: sqlite3.Connection, secret: str, token: str, *, seconds: float) -> Principal | None:
+    def create_session(
+        self, db: sqlite3.Connection, secret: str, token: str, *, seconds: float, limit: int = SESSIONS_PER_KEY
+    ) -> Principal | None:
         now = self.clock()
         db.execute("DELETE FROM sessions WHERE expires_at <= ?", (timestamp(now),))
         row = db.execute(
             "INSERT INTO sessions (hash, key_id, organization_id, user_id, created_at, expires_at)"
             " SELECT ?, id, organization_id, user_id, ?, ? FROM keys WHERE hash = ? AND revoked_at IS NULL"
-            " RETURNING organization_id, user_id",
+            " RETURNING key_id, organization_id, user_id",
             (hash_of(token), timestamp(now), timestamp(now + timedelta(seconds=seconds)), hash_of(secret)),
         ).fetchone()
-        return Principal(*row) if row else None
+        if row is None:
+            return None
+        db.execute(
+            "DELETE FROM sessions WHERE rowid IN (SELECT rowid FROM sessions WHERE key_id = ?"
+            " ORDER BY created_at DESC, rowid DESC LIMIT -1 OFFSET ?)",
+            (row["key_id"], limit),
+        )
+        return Principal(row["organization_id"], row["user_id"])
 
     @reading
     def session_principal(self, db: sqlite3.Connection, token: str) -> Principal | None:

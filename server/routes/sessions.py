@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 from html import escape
+from typing import cast
 from urllib.parse import parse_qs
 
 from starlette.requests import Request
@@ -19,6 +20,7 @@ from starlette.routing import Route
 from server.auth import authenticator_of, client_address, same_origin
 from server.cookies import SESSION_SECONDS, clear_session, session_token, set_session
 from server.errors import Forbidden, MalformedBody, TooLarge, Unauthenticated
+from server.limits import RequestRate
 from server.principals import Credential
 from server.requests import public_path, service_of
 
@@ -55,9 +57,10 @@ def confirmation(key: str) -> Response:
 async def sign_in(request: Request, key: str) -> Response:
     """Start a session in place of the browser's earlier one, and go to the page.
 
-    Raises: Unauthenticated, AuthRateLimited, StoreUnavailable.
+    Raises: Unauthenticated, AuthRateLimited, RateLimited, StoreUnavailable.
     """
-    await authenticator_of(request).authenticate(request, Credential("key", key))
+    who = await authenticator_of(request).authenticate(request, Credential("key", key))
+    cast(RequestRate, request.state.rate).count(who.organization_id)
     store = service_of(request).store
     token = secrets.token_urlsafe(32)
     principal = await store.create_session(key, token, seconds=SESSION_SECONDS)

@@ -205,6 +205,21 @@ async def test_a_session_needs_a_valid_key_and_ends_with_it(store: Store, user: 
     assert await store.session_principal("token") is None
 
 
+async def test_a_key_has_a_bounded_number_of_sessions_the_newest(open_store: OpenStore) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    async with open_store(clock=lambda: now) as store:
+        user = await store.create_user((await store.create_organization("Acme")).id, "Ada")
+        for secret in ("secret", "other"):
+            await store.create_key(user, secret)
+        await store.create_session("other", "another key's", seconds=60)
+        for number in range(5):
+            now += timedelta(seconds=1)
+            await store.create_session("secret", f"token {number}", seconds=60, limit=3)
+        valid = [n for n in range(5) if await store.session_principal(f"token {n}")]
+        assert valid == [2, 3, 4]
+        assert await store.session_principal("another key's") is not None
+
+
 async def test_a_session_expires(open_store: OpenStore) -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     async with open_store(clock=lambda: now) as store:
