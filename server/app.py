@@ -128,6 +128,7 @@ def create_app(
                 raise
             streams = Streams(limits)
             principals = Principals(service.store, limits.lookup_seconds)
+            failures = AuthFailures(limits.auth_failures)
 
             async def drain() -> None:
                 await service.runner.drain(settings.drain_seconds)
@@ -151,11 +152,11 @@ def create_app(
                 "service": service,
                 "streams": streams,
                 "supervisor": supervisor,
-                "metrics": Metrics(service, streams, supervisor, connections),
+                "metrics": Metrics(service, streams, supervisor, failures, connections),
                 "rate": RequestRate(limits),
                 "uploads": uploads,
                 "api": APIDescription(ROUTES),
-                "authenticator": Authenticator(principals, AuthFailures(limits.auth_failures)),
+                "authenticator": Authenticator(principals, failures),
                 "metrics_token": settings.metrics_token,
             }
             running.state = state

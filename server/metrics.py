@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from server.ai_chat_service import AIChatService
+from server.auth_failures import AuthFailures
 from server.connections import Connections
 from server.statistics import Durations
 from server.streams import Streams
@@ -29,13 +30,19 @@ class Metrics(Collector):
     """
 
     def __init__(
-        self, service: AIChatService, streams: Streams, supervisor: Supervisor, connections: Connections | None
+        self,
+        service: AIChatService,
+        streams: Streams,
+        supervisor: Supervisor,
+        auth_failures: AuthFailures,
+        connections: Connections | None,
     ) -> None:
         self._runner = service.runner
         self._queues = service.queues
         self._streams = streams
         self._supervisor = supervisor
         self._log = service.log
+        self._auth_failures = auth_failures
         self._connections = connections
         self._requests: Counter[tuple[str, str, str]] = Counter()
         self._latencies: defaultdict[str, Durations] = defaultdict(Durations)
@@ -72,6 +79,7 @@ class Metrics(Collector):
         for labels, count in self._requests.items():
             requests.add_metric(labels, count)
         yield requests
+        yield CounterMetricFamily("chat_auth_failures", "Wrong keys and sessions.", self._auth_failures.total)
         latencies = HistogramMetricFamily(
             "chat_response_start_seconds", "Seconds until a response started.", labels=["route"]
         )

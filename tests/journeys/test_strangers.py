@@ -48,6 +48,8 @@ async def test_wrong_keys_are_limited_per_address_and_valid_ones_keep_working(
         "authentication failed too often; further failures are not logged"
     ]
     assert "wrong" not in caplog.text
+    metrics = await live.http.get("/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
+    assert "chat_auth_failures_total 14.0" in metrics.text
 
 
 async def test_requests_for_other_hosts_are_refused(live: Live) -> None:
