@@ -8,7 +8,7 @@ lost, which the server does once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -29,6 +29,7 @@ from stores.mongo_documents import Document, Pipeline
 from stores.mongo_runs import MongoRuns
 
 DATABASE = "chat"
+_PROBE = "probe"
 OPTIONS: dict[str, Any] = {
     "serverSelectionTimeoutMS": 5000,
     "connectTimeoutMS": 5000,
@@ -89,10 +90,25 @@ def answering() -> Iterator[None]:
 
 
 class MotorCollection:
-    """A Collection, by motor."""
+    """A Collection, by motor.
 
-    def __init__(self, motor: AsyncIOMotorCollection[Document]) -> None:
+    Args:
+        report: called after each write with whether it failed.
+    """
+
+    def __init__(self, motor: AsyncIOMotorCollection[Document], report: Callable[[bool], None]) -> None:
         self._motor = motor
+        self._report = report
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with answering():
+                yield
+        except StoreUnavailable:
+            self._report(True)
+            raise
+        self._report(False)
 
     async def one(self, query: Document, fields: Document | None = None) -> Document | None:
         with answering():
@@ -111,7 +127,7 @@ class MotorCollection:
             return await self._motor.find(query, fields, sort=sort, skip=skip, limit=limit).to_list(None)
 
     async def insert(self, document: Document) -> bool:
-        with answering():
+        with self._writing():
             try:
                 await self._motor.insert_one(document)
             except DuplicateKeyError:
@@ -128,7 +144,7 @@ class MotorCollection:
         upsert: bool = False,
     ) -> Document | None:
         which = ReturnDocument.BEFORE if before else ReturnDocument.AFTER
-        with answering():
+        with self._writing():
             try:
                 return await self._motor.find_one_and_update(
                     query, update, fields, upsert=upsert, return_document=which
@@ -143,11 +159,11 @@ class MotorCollection:
         return int(found[0]["total"]) if found else 0
 
     async def remove(self, query: Document) -> None:
-        with answering():
+        with self._writing():
             await self._motor.delete_one(query)
 
     async def remove_all(self, query: Document) -> None:
-        with answering():
+        with self._writing():
             await self._motor.delete_many(query)
 
 
@@ -179,8 +195,12 @@ class MotorCollections:
             write_concern=WriteConcern("majority"),
             read_concern=ReadConcern("majority"),
         )
+        self.failing = False
         for name in INDEXES:
-            setattr(self, name, MotorCollection(self._database[name]))
+            setattr(self, name, MotorCollection(self._database[name], self._report))
+
+    def _report(self, failing: bool) -> None:
+        self.failing = failing
 
     async def prepare(self) -> None:
         """Make the indexes that aren't there yet."""
@@ -203,7 +223,9 @@ class MotorCollections:
 class MongoStore(MongoRuns, MongoDirectory):
     async def ready(self) -> bool:
         try:
-            await self.db.now()
+            now = await self.db.now()
+            if self.db.failing:  # a full disk refuses writes alone: only a write shows whether there is room again
+                await self.db.storage.change({"_id": _PROBE}, {"$set": {"probed_at": now}}, {"_id": 1}, upsert=True)
         except StoreUnavailable:
             return False
         return True

@@ -73,6 +73,8 @@ class Collections(Protocol):
     agents: Collection
     storage: Collection
     removals: Collection
+    failing: bool
+    """The last write failed."""
 
     async def now(self) -> datetime:
         """The clock of the server that takes writes."""

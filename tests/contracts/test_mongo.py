@@ -285,6 +285,19 @@ async def test_a_server_that_stops_is_unavailable_and_has_everything_when_it_is_
             await store.close()
 
 
+async def test_after_a_write_that_failed_readiness_is_decided_by_a_real_write(mongo_url: str) -> None:
+    read = Read()
+    async with opened(mongo_url, read=read) as store:
+        assert await store.ready() is True
+        assert "findAndModify" not in read.commands
+        with pytest.raises(StoreUnavailable):
+            await store.db.pages.change({"_id": "x"}, {"$no_such_operator": {"a": 1}}, upsert=True)
+        assert store.db.failing
+        assert await store.ready() is True
+        assert "findAndModify" in read.commands
+        assert not store.db.failing
+
+
 async def test_every_query_has_an_index(mongo_url: str, mongo_server: str, who: Principal) -> None:
     """A query by `_id` has its own."""
     read = Read()
