@@ -16,11 +16,15 @@ from mcp.server.mcpserver import Context, MCPServer
 from mcp.types import (
     BlobResourceContents,
     ContentBlock,
+    ElicitRequest,
+    ElicitRequestFormParams,
     EmbeddedResource,
     ImageContent,
+    InputRequiredResult,
     TextContent,
     TextResourceContents,
 )
+from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 server = MCPServer("counting")
@@ -75,6 +79,29 @@ def look() -> list[ContentBlock]:
         EmbeddedResource(type="resource", resource=log),
         EmbeddedResource(type="resource", resource=chart),
     ]
+
+
+class Name(BaseModel):
+    name: str
+
+
+@server.tool()
+async def ask(ctx: Context) -> str:
+    """Ask the user while it runs."""
+    return str(await ctx.elicit("Who are you?", Name))
+
+
+@server.tool()
+def require() -> InputRequiredResult:
+    """Respond that the user must be asked first."""
+    form = ElicitRequestFormParams(message="Who are you?", requested_schema=Name.model_json_schema())
+    return InputRequiredResult(input_requests={"who": ElicitRequest(params=form)}, request_state="1")
+
+
+@server.tool()
+def huge() -> str:
+    """More than a message may be."""
+    return "x" * 5 * 2**20
 
 
 @server.tool()

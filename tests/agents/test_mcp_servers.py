@@ -26,7 +26,7 @@ from tests.units.test_mcp import agent, call, children, held, names, raw, result
 
 TIME = Server(command=sys.executable, args=["-m", "mcp_server_time", "--local-timezone", "UTC"])
 HTTP_TOOLS = str(Path(__file__).with_name("http_tools.py"))
-HTTP_NAMES = {"add", "counted", "wait", "meet", "look", "die"}
+HTTP_NAMES = {"add", "counted", "wait", "meet", "look", "die", "ask", "require", "huge"}
 LOG = {"uri": "harbour://log", "mimeType": "text/plain", "text": "417 herons at Ærø"}
 DONE = says(text("Done."))
 
@@ -149,6 +149,51 @@ async def test_pictures_and_resources_of_a_tool_are_kept_and_shown_to_the_model(
         picture,
     ]
     assert service.refused == []
+
+
+async def test_text_and_images_beside_structured_content_reach_the_record_and_the_model(
+    tmp_path: Path, service: StandIn, claude: Claude
+) -> None:
+    async with claude_server(tmp_path, service, claude, {"raw": raw()}) as live:
+        thread = await live.thread()
+        service.will(says(use("both", {"picture": PICTURE}), use("both", {"picture": PICTURE, "own": True})), DONE)
+        said, own = (await asked(live, thread, "What do you see?"))["tool_calls"]
+        assert (await live.get(thread))["messages"][-1]["tool_calls"] == [said, own]
+        service.will(DONE)
+        await asked(live, thread, "And now?")
+    rows, image = {"rows": [1, 2]}, {"type": "image", "data": PICTURE, "mimeType": "image/png"}
+    assert said["result"] == {"structuredContent": rows, "content": [{"type": "text", "text": "Two rows."}, image]}
+    assert own["result"] == {"structuredContent": rows, "content": [image]}
+    shown = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PICTURE}}
+    told = [block["content"] for block in service.requests[-2]["messages"][-1]["content"]]
+    assert told == [
+        [{"type": "text", "text": '{"rows":[1,2]}'}, {"type": "text", "text": "Two rows."}, shown],
+        [{"type": "text", "text": '{"rows":[1,2]}'}, shown],
+    ]
+    assert service.requests[-1]["messages"][2] == service.requests[-2]["messages"][-1], "the cached prefix is the same"
+    assert service.refused == []
+
+
+@pytest.mark.parametrize("tool", ["ask", "require"])
+async def test_a_tool_that_needs_an_answer_from_the_user_fails_with_a_clear_sentence(http: Http, tool: str) -> None:
+    """`ask` elicits while it runs; `require` responds with `input_required`, as servers since 2026-07-28 do."""
+    async with pool(http=http.config) as connections:
+        toolbox = connections.toolbox(agent("http"))
+        assert (await call(toolbox, tool)).error == (
+            "The tool asks the user for input (elicitation), which this chat server does not support yet."
+        )
+        assert await result(toolbox, "add", {"a": 1, "b": 2}) == {"result": 3}
+
+
+async def test_a_response_over_http_that_is_too_large_is_an_error_of_its_call_alone(http: Http) -> None:
+    async with pool(http=http.config) as connections:
+        toolbox = connections.toolbox(agent("http"))
+        parts = [
+            part.error
+            async for part in toolbox.call([ToolUse("1", "huge", {}), ToolUse("2", "add", {"a": 1, "b": 2})])
+            if isinstance(part, ToolCompleted)
+        ]
+        assert sorted(map(str, parts)) == ["None", "The server's response was larger than 4 MB and was dropped."]
 
 
 async def test_connections_are_not_made_again_for_every_message(

@@ -8,15 +8,18 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx2
 import pytest
 from mcp.shared.message import SessionMessage
 from mcp.types import JSONRPCNotification
 
 from agents import Toolbox, ToolCompleted, ToolUse
+from agents.mcp_bounds import MESSAGE_BYTES, BoundedTransport, TooLarge
 from agents.mcp_config import Server
 from agents.mcp_process import OversizedLine, split_lines
 from agents.mcp_tools import TOOLS, repaired
@@ -65,6 +68,35 @@ async def test_a_response_that_is_too_large_is_an_error_of_its_call_alone(make_p
     completed = await call(toolbox, "huge", {"bytes": 5 * 2**20})
     assert completed.error == "The server's response was larger than 4 MB and was dropped."
     assert await result(toolbox, "pid") == first
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "error"),
+    [
+        ("Content-Type: application/json", b"x" * (MESSAGE_BYTES + 1), TooLarge),
+        ("Content-Type: application/json\r\nContent-Encoding: gzip", b"", httpx2.RemoteProtocolError),
+        ("Content-Type: application/json", b"x" * MESSAGE_BYTES, None),
+        ("Content-Type: text/event-stream", b"x" * (MESSAGE_BYTES + 1), None),
+    ],
+)
+async def test_the_bodies_that_the_sdk_reads_whole_are_bounded(
+    headers: str, body: bytes, error: type[Exception] | None
+) -> None:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 200 OK\r\n{headers}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        with suppress(ConnectionError):
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(respond, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    async with server, httpx2.AsyncClient(transport=BoundedTransport()) as http, asyncio.timeout(10):
+        if error is None:
+            assert len((await http.get(url)).content) == len(body)
+        else:
+            with pytest.raises(error):
+                await http.get(url)
 
 
 async def test_a_flood_of_progress_is_thinned_out_before_it_costs_a_task_each() -> None:
