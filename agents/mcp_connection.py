@@ -249,7 +249,7 @@ class Connection:
                     await self._stay(client)
                     beside.cancel_scope.cancel()
         except Exception as error:
-            _log.warning("MCP server %s: the connection ended: %r", self._name, _root(error))
+            _log.warning("MCP server %s: the connection ended: %.500r", self._name, _root(error))
             self._fail(_why(_root(error)))
         finally:
             limit.cancel()
@@ -289,7 +289,7 @@ class Connection:
             with anyio.CancelScope() as self._asking:
                 self.tools = await list_tools(client)
         except Exception as error:
-            _log.warning("MCP server %s: its tools could not be listed again: %r", self._name, error)
+            _log.warning("MCP server %s: its tools could not be listed again: %.500r", self._name, error)
         finally:
             late.cancel()
         self._trusted.set()

@@ -91,7 +91,7 @@ async def stdio_streams(name: str, server: Server) -> AsyncIterator[TransportStr
 async def _start(server: Server) -> Process:
     environment = get_default_environment() | server.env
     command = [_found(server, environment), *server.args]
-    if sys.platform == "linux":
+    if sys.platform == "linux" and sys.executable:
         command = [sys.executable, "-I", "-S", _LAUNCHER, str(os.getpid()), *command]
     return await anyio.open_process(
         command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment, cwd=server.cwd, start_new_session=True
@@ -136,9 +136,13 @@ async def _read_messages(
 ) -> None:
     assert process.stdout is not None
     with messages, suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        receiver_is_there = True
         async for line in split_lines(process.stdout, MESSAGE_BYTES):
-            if (message := _parsed(name, line)) is not None:
-                await messages.send(message)
+            if receiver_is_there and (message := _parsed(name, line)) is not None:
+                try:
+                    await messages.send(message)
+                except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                    receiver_is_there = False  # read on: a server that cannot write would not end by itself
 
 
 def _parsed(name: str, line: bytes | OversizedLine) -> SessionMessage | None:

@@ -185,7 +185,7 @@ class AgentTools:
         except Refused as error:
             why = f"The server refused it: {error}"
         except Exception as error:
-            _log.warning("MCP server %s: the call of %s failed: %r", server, route.name, error)
+            _log.warning("MCP server %s: the call of %s failed: %.500r", server, route.name, error)
             why = f"The server {server} gave an answer that can't be used."
         return ToolCompleted(use.id, error=cut(why))
 
