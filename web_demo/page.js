@@ -75,18 +75,14 @@ function toast(text) {
   toastTimer = setTimeout(() => ($("toast").hidden = true), 7000);
 }
 
-function lock(reason = strange ? "This key is not known here" : "Not signed in") {
+function lock() {
   open.close();
-  if (!isSignedOut()) coverPage(location.origin + chat.base, reason);
+  if (!isSignedOut()) coverPage(location.origin + chat.base, strange ? "This key is not known here" : "Not signed in");
 }
 
+/** End the session and load the page anew: nothing that was shown stays in memory or in the address. */
 async function signOut() {
-  try {
-    await chat.request("POST", "/logout");
-  } catch (error) {
-    if (error.status !== 401) return tell(error); // 401: the session has ended already
-  }
-  lock("You are signed out");
+  if ((await call("POST", "/logout")) === null) location.replace(location.pathname);
 }
 
 /** What the timer does, and whoever comes back to the page. */
@@ -241,7 +237,8 @@ const patch = (thread) => thread && list.patch(thread);
 /** Send what is written. While an answer is being written the person is asked whether to stop it (`interrupt`). */
 function submit({ interrupt = false } = {}) {
   const text = $("input").value;
-  if (!sendable() || open.pending.length) return;
+  if (!sendable()) return;
+  if (open.pending.length) return toast("The last message is still being sent.");
   insisting = Boolean(open.running) && !interrupt;
   if (insisting) return draw();
   write("");

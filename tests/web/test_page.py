@@ -288,6 +288,24 @@ async def test_it_fits_a_phone(desk: Desk, server: Live) -> None:
         await page.locator("#welcome").wait_for()
 
 
+async def test_signing_out_ends_the_session_in_every_tab(desk: Desk, server: Live) -> None:
+    async with desk.visit(server) as visit:
+        visit.expected = ["status of 401"]
+        page = await visit.enter()
+        await visit.say("What is 6*7?")
+        await visit.answer("completed").wait_for()
+        second = await visit.tab()
+        await second.goto("/")
+        await second.locator("#attach:enabled").wait_for()
+        await page.get_by_role("button", name="Sign out").click()
+        await reads(page.locator("h1:focus"), "Not signed in")
+        assert page.url == f"{server.url}/"
+        await second.evaluate("() => { dispatchEvent(new Event('online')) }")
+        await reads(second.locator("#signed-out h1"), "Not signed in")
+        assert await page.locator("article").count() == 0
+        assert not await visit.context.cookies()
+
+
 async def test_it_works_under_a_prefix(desk: Desk, tmp_path: Path) -> None:
     async with live_server(tmp_path, root_path="/behind/a/proxy") as server, desk.visit(server) as visit:
         page, elsewhere = visit.page, []
