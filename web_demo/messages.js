@@ -17,10 +17,10 @@ const ACTIVITIES = { connecting_to_tools: "Connecting to tools…" };
 /** The messages of a thread, kept in step with a container's children. */
 export class MessageList {
   /**
-   *   onRetry(message)     the person wants a failed answer tried again
-   *   isRepeatable(message)  whether that runs again on the same question, instead of asking it a second time
-   *   urlOf(attachment)    where it is
-   *   nameOf(message)      who says it
+   *   onRetry(message)        a failed answer is to be tried again
+   *   isRepeatable(message)   whether that runs again on the same question, instead of asking it a second time
+   *   urlOf(attachment)       where it is
+   *   nameOf(message)         the name of its author
    */
   constructor(container, { onRetry, isRepeatable, urlOf, nameOf }) {
     Object.assign(this, { container, onRetry, isRepeatable, urlOf, nameOf });

@@ -10,7 +10,7 @@ import { isNameless, learnName, nameOf } from "./names.js";
 const $ = (id) => document.getElementById(id);
 const PAGE = 50;
 const PATIENCE_MS = 20_000;
-const NAMING = 10; // messages of each thread, fetched to name those without a title
+const NAMING = 10; // latest messages of each thread, fetched to name those without a title by the first of them
 
 export class ThreadList {
   /** `onError(error)`; `onLost()`: there is no such agent. */
