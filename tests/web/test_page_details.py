@@ -166,12 +166,12 @@ async def test_markdown_that_grows_letter_by_letter_becomes_what_it_is_at_once(v
 async def test_agents_that_cannot_be_loaded_at_first_are_asked_for_again(visit: Visit) -> None:
     page = visit.page
     visit.expected = ["status of 503"]
-    await page.route("**/api/v1/agents", lambda route: route.fulfill(status=503, body="{}"))
+    await page.route("**/api/v1/agents?*", lambda route: route.fulfill(status=503, body="{}"))
     await page.goto(f"/?key={KEY}")
     await reads(page.locator("#welcome"), "Trying again")
     assert await page.locator("#starters").is_hidden()
     assert "Make an agent" not in await page.locator("body").inner_text()
-    await page.unroute("**/api/v1/agents")
+    await page.unroute("**/api/v1/agents?*")
     await page.evaluate("() => { dispatchEvent(new Event('online')) }")
     await page.locator("#attach:enabled").wait_for()
     await page.locator("#starters button").first.wait_for()
