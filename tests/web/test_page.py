@@ -291,8 +291,9 @@ async def test_it_fits_a_phone(desk: Desk, server: Live) -> None:
 async def test_signing_out_ends_the_session_in_every_tab(desk: Desk, server: Live) -> None:
     async with desk.visit(server) as visit:
         visit.expected = ["status of 401"]
-        page = await visit.enter()
-        await visit.say("What is 6*7?")
+        page = visit.page
+        await visit.choose()
+        await visit.say("say hello")
         await visit.answer("completed").wait_for()
         second = await visit.tab()
         await second.goto("/")
