@@ -106,6 +106,12 @@ class Connections:
                 return True
         return False
 
+    def abort_stalled(self) -> None:
+        """Abort what waits for its client to read, for a server that stops."""
+        for connection in list(self._open):
+            if connection.state()[0] in ("sending", "closing"):
+                connection.abort()
+
     async def check_forever(self) -> None:
         while True:
             await asyncio.sleep(_CHECK_SECONDS)

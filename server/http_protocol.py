@@ -56,7 +56,7 @@ class HTTPProtocol(HttpToolsProtocol):
             return "closing", 0
         if self.flow.write_paused:
             return "sending", self.transport.get_write_buffer_size()
-        if self._part == "head":
+        if self._part == "head" and not self.flow.read_paused:
             return "head", self._requests
         responding = self.cycle is not None and not self.cycle.response_complete
         if self._part == "body":
@@ -145,7 +145,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self._running = cycle
         if not self._admitted:
             cycle.keep_alive = False
-            if cycle.scope["path"] not in HEALTH:
+            if not cycle.scope["path"].endswith(HEALTH):
                 app = _refuse_all
         super()._start_asgi_task(cycle, app)
 

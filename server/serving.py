@@ -106,7 +106,9 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        stalled = asyncio.get_running_loop().call_later(_FORCED_SECONDS, self.connections.abort_stalled)
         await super().shutdown(sockets)
+        stalled.cancel()
         if self.force_exit:  # uvicorn leaves it out then; runs are stored as interrupted by it, or at the next start
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FORCED_SECONDS):
