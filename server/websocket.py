@@ -4,8 +4,8 @@
 task of its own, so that a slow one (an interrupt) holds up neither the stream nor a ping nor a cancel. Messages are
 stored in the order in which they came: one at a time. With 16 commands under way nothing more is read until one is
 done. A bad frame gets an error frame and the socket stays open; so does one beyond the organization's rate, followed
-by a pause, and many of those in a row close the socket with 1013. The socket is accepted before it is refused: closed earlier,
-the close code would be lost behind an HTTP 403.
+by a pause, and many of those in a row close the socket with 1013. The socket is accepted before it is refused: closed
+earlier, the close code would be lost behind an HTTP 403.
 """
 
 from __future__ import annotations

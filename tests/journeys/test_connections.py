@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import socket as sockets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -25,7 +26,11 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 async def connect(live: Live, data: bytes = b"") -> Connection:
     host, port = live.url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    sock = sockets.socket()
+    sock.setblocking(False)
+    sock.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)  # a client that stops reading is noticed early
+    await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
+    reader, writer = await asyncio.open_connection(sock=sock)
     writer.write(data)
     return reader, writer
 
