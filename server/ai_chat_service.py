@@ -69,7 +69,7 @@ from stores.models import (
     timestamp,
     utcnow,
 )
-from stores.storage import THREAD_BYTES
+from stores.storage import RECORD_BYTES
 
 security = logging.getLogger("chat.security")
 
@@ -220,7 +220,7 @@ class AIChatService:
             updated_at=now,
             archived=False,
         )
-        async with self._quota.spending(who.organization_id, THREAD_BYTES + size_of(thread)) as spent:
+        async with self._quota.spending(who.organization_id, RECORD_BYTES + size_of(thread)) as spent:
             made = await self.store.create(who, thread, _idempotency(idempotency_key, body))
         if not made.replayed:
             return made
@@ -377,7 +377,7 @@ class AIChatService:
         added = await self.attachments.add(who, thread_id, files)
         try:
             message = await self._made(who, thread_id, body, attachments + added)
-            async with self._quota.spending(who.organization_id, THREAD_BYTES + size_of(message)) as spent:
+            async with self._quota.spending(who.organization_id, RECORD_BYTES + size_of(message)) as spent:
                 posted = await self._stored(who, agent, message, idempotency, if_busy)
                 if posted.replayed:
                     spent.give_back()

@@ -22,7 +22,7 @@ from stores.blobs import Blobs
 from stores.contracts import Store, ThreadStore
 from stores.errors import AttachmentNotFound, BlobNotFound, BlobUnavailable, StoreUnavailable, ThreadNotFound
 from stores.models import Attachment, Clock, KeptFile, Principal, is_id, new_id, timestamp
-from stores.storage import UPLOAD_SECONDS, BlobRemoval
+from stores.storage import RECORD_BYTES, UPLOAD_SECONDS, BlobRemoval
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Attachments:
         if found.small:
             await self._blobs.put(key + _SMALL, small_of(upload.path))
         await self._store.add_file(who, KeptFile(attachment, thread_id, found.text, found.small))
-        self._quota.charge(who.organization_id, len(found.text))
+        self._quota.charge(who.organization_id, RECORD_BYTES + len(found.text))
         return attachment
 
     async def _remove(self, removal: BlobRemoval) -> None:

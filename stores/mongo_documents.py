@@ -39,7 +39,7 @@ import msgspec
 from msgspec.structs import replace
 
 from stores.models import Idempotency, JSONObject, Message, Principal, Thread, timestamp
-from stores.storage import THREAD_BYTES
+from stores.storage import RECORD_BYTES
 
 Document = dict[str, Any]
 Pipeline = list[Document]
@@ -154,7 +154,7 @@ def thread_document(who: Principal, thread: Thread) -> Document:
         "pushed": [-(2**53)],
         "fence": 0,
         "count": 0,
-        "bytes": THREAD_BYTES + len(thread.metadata and json_text(thread.metadata)) + len(thread.title),
+        "bytes": RECORD_BYTES + len(thread.metadata and json_text(thread.metadata)) + len(thread.title),
     }
 
 

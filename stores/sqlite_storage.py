@@ -9,18 +9,18 @@ from stores.sqlite_database import NOW, Database, reading, writing
 from stores.storage import (
     MEASURE_SECONDS,
     MEASURED_AT_ONCE,
+    RECORD_BYTES,
     REMOVAL_SECONDS,
     REMOVALS_TAKEN,
-    THREAD_BYTES,
     UPLOAD_SECONDS,
     BlobRemoval,
 )
 
 _MEASURE = f"""
 SELECT
-    (SELECT COALESCE(SUM(length(m.body) + {THREAD_BYTES}), 0)
+    (SELECT COALESCE(SUM(length(m.body) + {RECORD_BYTES}), 0)
         FROM threads t JOIN messages m ON m.thread_id = t.id WHERE t.organization_id = ?1)
-    + (SELECT COALESCE(SUM(length(metadata) + length(title) + {THREAD_BYTES}), 0)
+    + (SELECT COALESCE(SUM(length(metadata) + length(title) + {RECORD_BYTES}), 0)
         FROM threads WHERE organization_id = ?1)
     + (SELECT COALESCE(SUM(size + length(body)), 0) FROM attachments WHERE organization_id = ?1)
     + (SELECT COALESCE(SUM(length(body)), 0) FROM agents WHERE organization_id = ?1)
@@ -38,12 +38,12 @@ def add_bytes(db: sqlite3.Connection, organization_id: str, count: int) -> None:
 def thread_bytes(db: sqlite3.Connection, thread_id: str) -> int:
     """What deleting the thread makes free."""
     (messages,) = db.execute(
-        f"SELECT COALESCE(SUM(length(body) + {THREAD_BYTES}), 0) FROM messages WHERE thread_id = ?", (thread_id,)
+        f"SELECT COALESCE(SUM(length(body) + {RECORD_BYTES}), 0) FROM messages WHERE thread_id = ?", (thread_id,)
     ).fetchone()
     (files,) = db.execute(
         "SELECT COALESCE(SUM(size + length(body)), 0) FROM attachments WHERE thread_id = ?", (thread_id,)
     ).fetchone()
-    return int(messages) + int(files) + THREAD_BYTES
+    return int(messages) + int(files) + RECORD_BYTES
 
 
 def add_removal(db: sqlite3.Connection, removal: BlobRemoval, seconds: float) -> None:

@@ -26,8 +26,8 @@ MEASURE_SECONDS = 3600.0
 REMOVALS_TAKEN = 50
 MEASURED_AT_ONCE = 20
 
-THREAD_BYTES = 500
-"""What a thread takes besides its messages and metadata, about; and a message besides its text."""
+RECORD_BYTES = 500
+"""What a thread, a message or an attachment takes besides its text, about."""
 
 
 class BlobRemoval(msgspec.Struct, frozen=True):
