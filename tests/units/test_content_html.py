@@ -354,7 +354,7 @@ async def test_many_urls_tasks_and_footnotes_cost_no_more_each(unit: str) -> Non
         to_html(text, True)
         return time.process_time() - begun
 
-    assert min(seconds(80_000) for _ in range(2)) < 8 * max(seconds(20_000) for _ in range(2))
+    assert min(seconds(40_000) for _ in range(2)) < 8 * max(seconds(10_000) for _ in range(2))
 
 
 UNITS = [

@@ -1,0 +1,36 @@
+"""An answer that waits to be rendered: its run stays its owner's, and is complete in the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from server import runner
+from server.content_html import Renderer
+from tests.journeys.gates import critical
+from tests.journeys.viewing import status
+
+
+async def test_a_run_renews_its_lease_while_its_answer_waits_to_be_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", 0.05)
+    async with critical(tmp_path, lease=20) as race:
+        renderer = race.runner._render.__self__  # type: ignore[attr-defined]
+        assert isinstance(renderer, Renderer)
+        thread = await race.live.scripted_thread()
+        run = await race.start(thread, "hold start\nsay " + "*word* " * 100)
+        for organization in ("a", "b"):
+            await renderer.turns._enter(organization, 1, True)
+        renewed, stored = race.store.hold("checkpoint", "before", skip=5), race.store.hold("finish", "after")
+        race.live.gates.release("start")
+        await renewed.reached()
+        assert renderer.turns.waiting == 1
+        renewed.release()
+        for organization in ("a", "b"):
+            renderer.turns._leave(organization)
+        await stored.passed()
+        answer = await race.live.get(f"{thread}/messages/{run}")
+        assert status(answer) == "completed"
+        assert "<em>word</em>" in answer["content_html"]
