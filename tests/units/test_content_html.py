@@ -366,9 +366,9 @@ HTML_UNITS = ["<b>", "<b><i>", "<a href=x>", "<p><b>", "<table><b>", "<div>", "<
 
 
 async def stall(render: Callable[[str, str], Awaitable[str]], text: str) -> float:
-    """Seconds for which the loop stood still: the least of three, for other causes do not come each time."""
+    """Seconds for which the loop stood still: the least of several, for other causes do not come each time."""
     worst = []
-    for _ in range(3):
+    for _ in range(10):
         async with gaps() as late:
             await asyncio.sleep(0)  # now it measures
             await render(ORG, text)
