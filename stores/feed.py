@@ -118,6 +118,7 @@ class Buffer:
         self.first = 0
         self.bytes = 0
         self.lost = False
+        self.cut_end = -1
         self.pages = pages
         self.cursors: set[Cursor] = set()
         self._evicted = evicted or self.lose
@@ -161,7 +162,12 @@ class Buffer:
         self._drop(len(self.entries) - 1)
 
     def give_way(self, *, keep_last: bool) -> bool:
-        """Release the older half if anybody follows, else all but the last; the last one on the next call."""
+        """Release the older half if anybody follows, else all but the last; the last one on the next call.
+
+        `cut_end` is where the log ended then: what was released may be newer than a run's last checkpoint, so a run
+        that continues behind it must publish its whole message, or late readers would miss a part of the text.
+        """
+        self.cut_end = self.end
         if len(self.entries) <= 1 and keep_last:
             return False
         if len(self.entries) <= 1:

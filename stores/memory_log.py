@@ -108,11 +108,12 @@ class MemoryLog:
         return self._push(log, event)
 
     def holds(self, thread_id: str, position: str) -> bool:
-        """True if that entry is still in the log."""
+        """True if that entry is still in the log, and nothing gave way since."""
         log = self._logs.get(thread_id)
         if log is None:
             return False
-        return log.entries[-1].position == position or log.index_after(position) is not None
+        end = log.end if log.entries[-1].position == position else log.index_after(position)
+        return end is not None and end > log.cut_end
 
     def ended(self, thread_id: str, run_id: str | None, since: str) -> bool:
         """True if the end of that run stands behind that entry."""

@@ -11,11 +11,12 @@ import pytest
 from stores import memory_log
 from stores.budget import LogBudget
 from stores.errors import Gap
-from stores.events import MessageCreated, MessageDelta, ThreadDeleted
+from stores.events import MessageCreated, MessageDelta, MessageSnapshot, RunStarted, ThreadDeleted, decode
+from stores.fold import Fold, fold
 from stores.memory_log import MemoryLog
 from stores.models import new_id
 from tests.contracts.conftest import Seconds
-from tests.contracts.samples import new_message, rest
+from tests.contracts.samples import new_message, rest, turn
 
 MEGABYTE = 2**20
 
@@ -90,6 +91,40 @@ async def test_a_reader_behind_what_gave_way_gets_a_gap_and_one_at_the_end_goes_
         await behind.next()
     behind.close()
     at_the_end.close()
+    await log.close()
+
+
+async def test_a_run_whose_log_gave_way_publishes_its_whole_message() -> None:
+    """A reader who comes then has the last checkpoint, and no entry that closes the gap to the next delta."""
+    log = MemoryLog()
+    _, answer = turn("t")
+    folding = Fold(answer)
+    follower = log.cursor("t", await log.tail("t"))
+    writer = log.writer("t", lambda: MessageSnapshot(folding.message()))
+
+    def generate(word: str) -> None:
+        delta = MessageDelta(answer.id, folding.length, word)
+        folding.apply(delta)
+        writer.write(delta)
+
+    writer.write(RunStarted(answer))
+    for number in range(50):
+        generate(f"{number} ")
+    await follower.next()
+    log.budget.limit = log.budget.used - 1
+    fill(log, new_id(), 1, 1)
+    assert log.budget.evictions == 1
+    position = await log.tail("t")
+    late = fold(await log.run_events("t", answer.id, position), onto=answer)
+    assert len(late.content) < folding.length, "the log gave way"
+    log.budget.limit *= 2
+    late_reader = log.cursor("t", position)
+    for word in ("more ", "and ", "more"):
+        generate(word)
+    news = await late_reader.next()
+    assert [entry.type for entry in news] == ["message.snapshot", "message.delta", "message.delta"]
+    assert fold([decode(entry.data) for entry in news], onto=late) == folding.message()
+    assert await follower.next() == news, "who reads at the end goes on"
     await log.close()
 
 
