@@ -20,7 +20,7 @@ from tests.journeys.viewing import status
 
 DRAIN_SECONDS = 2
 SLACK_SECONDS = 10
-ENDLESS = "say never\nopen oven\nhold for-ever"
+ENDLESS = "say never\nlookup oven\nhold for-ever"
 KEY = {"Idempotency-Key": "k"}
 
 

@@ -244,7 +244,7 @@ def _message_id(frame: Frame) -> object:
 async def test_a_run_that_takes_too_long_fails_with_a_timeout_and_keeps_what_it_said(tmp_path: Path) -> None:
     async with live_server(tmp_path, run_seconds=0.3) as live:
         thread = await live.scripted_thread()
-        answer = await live.say(thread, "say slow\nopen tool\nhold for ever")
+        answer = await live.say(thread, "say slow\nlookup tool\nhold for ever")
         problem = answer.json()
         assert (answer.status_code, problem["code"], problem["retryable"]) == (504, "agent_timeout", True)
         message = await live.get(f"{thread}/messages/{problem['message_id']}")

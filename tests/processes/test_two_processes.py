@@ -34,7 +34,7 @@ async def test_a_run_on_one_is_watched_on_the_other_from_before_the_middle_and_a
             after, again = Viewer([b], thread, door), resumed.branch([b], door)
             async with viewing(after, again):
                 _, answer = await site.over(thread, before, middle, resumed, after, again)
-    assert answer["content"] == f"{COUNTED}🎈{COUNTED}"
+    assert answer["content"] == f"{COUNTED}\n\n🎈{COUNTED}"
     assert answer["tool_calls"][0]["result"]["value"] == 42
     assert [viewer.snapshots for viewer in (before, middle, resumed, after, again)] == [1, 1, 0, 1, 0]
 
