@@ -87,12 +87,18 @@ async def test_ctrl_c_says_what_it_waits_for_and_a_second_one_stops(tmp_path: Pa
         await line(process, "Listening")  # the data folder is free, and the run is repaired
 
 
+def reached(process: Process, when: str, folder: Path) -> bool:
+    """True once a start has got there."""
+    if when == "opening":
+        return (folder / "lock").exists()
+    return "msgspec" in Path(f"/proc/{process.pid}/maps").read_text()
+
+
 @pytest.mark.parametrize("when", ["importing", "opening"])
 async def test_ctrl_c_before_it_listens_ends_without_a_traceback(tmp_path: Path, when: str) -> None:
     async with command(CHAT_DATA_DIR=str(tmp_path)) as process:
-        maps = Path(f"/proc/{process.pid}/maps")
         async with asyncio.timeout(30):
-            while not ((tmp_path / "lock").exists() if when == "opening" else "msgspec" in maps.read_text()):
+            while not reached(process, when, tmp_path):  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
         process.send_signal(signal.SIGINT)
         text = await rest(process)
