@@ -114,7 +114,6 @@ async def test_tool_cards_stay_between_the_texts_at_the_end_and_after_a_reload(v
         )
     )
     before = ["See the forecast first: one", "[card]", "[card]"]
-    await server.gates.reached("the last text")
     await visit.page.locator(".tool[data-status=done]").nth(2).wait_for()
     assert (await outline(visit.answer("in_progress")))[:3] == before
     server.gates.release("the last text")
