@@ -91,7 +91,7 @@ async def test_other_processes_of_its_user_cannot_read_the_environment_of_a_serv
         "PATH": os.environ["PATH"],
         "CHAT_DATA_DIR": str(tmp_path),
         "PORT": "0",
-        "CHAT_API_KEY": "not-for-children-1",
+        "CHAT_API_KEY": "a-key-not-for-children",
     }
     server = await asyncio.create_subprocess_exec(
         *(*powerless(), sys.executable, "-m", "server"), stdout=PIPE, stderr=PIPE, cwd=ROOT, env=env
