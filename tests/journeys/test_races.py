@@ -443,7 +443,7 @@ async def test_deleting_in_mid_run_stops_it_tells_the_watchers_and_leaves_nothin
 
 async def test_a_watcher_whose_thread_goes_while_it_takes_its_snapshot_hears_of_it(race: Race) -> None:
     thread = await race.live.scripted_thread()
-    reading = race.store.hold("get", "before", skip=1)
+    reading = race.store.hold("read", "before", skip=1)
     watching = Watcher()
     async with race.live.watching(thread) as stream:
         follow = asyncio.create_task(watching.read(stream))
