@@ -36,7 +36,7 @@ from tests.services_mongo import mongo_process
 
 CLIENTS = 50
 SEED = int(os.environ.get("CHAT_BENCH_SEED", "1"))
-LOG_MEGABYTES = 32
+EVENTS_MEGABYTES = 32
 _GROWTH = 1.10
 _AGAIN_SECONDS = 0.2
 _FORMS: tuple[dict[str, str], ...] = ({}, {"Prefer": "respond-async"}, {"Accept": "text/event-stream"})
@@ -244,7 +244,7 @@ class Client:
 
 @asynccontextmanager
 async def _servers(stores: str, folder: Path) -> AsyncIterator[list[SoakProcess]]:
-    environment = {"CHAT_LOG_MEGABYTES": str(LOG_MEGABYTES)}
+    environment = {"CHAT_EVENTS_MEGABYTES": str(EVENTS_MEGABYTES)}
     async with AsyncExitStack() as stack:
         if stores == "shared":
             mongo = stack.enter_context(mongo_process(durable=True))
