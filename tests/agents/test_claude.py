@@ -260,7 +260,7 @@ async def test_a_server_that_is_down_costs_only_its_tools_and_the_model_is_told(
         assert [call["error"] for call in answer["tool_calls"]] == [None, None]
     first, last = service.requests[0], service.requests[-1]
     told = first["system"][-1]["text"]
-    assert told == "[The tools of absent are not there now. Its command was not found.]"
+    assert told == "[The tools of the server absent are not available now. Its command was not found.]"
     assert [block["text"] for block in first["messages"][0]["content"]] == ["Do it."]
     assert last["system"] == first["system"]
 

@@ -95,11 +95,14 @@ async def test_an_organization_without_agents_is_told_to_create_one(live: Live) 
         assert "POST /api/v1/agents" in is_problem(answer, 404, "agent_not_found")["detail"]
 
 
-async def test_after_the_default_is_deleted_the_next_agent_is_the_default(live: Live) -> None:
-    other = await live.agent()
+async def test_after_the_default_is_deleted_the_oldest_remaining_agent_is_the_default(live: Live) -> None:
+    oldest, newest = await live.agent(), await live.agent()
     await live.http.delete(f"{AGENTS}/default")
+    defaults = [(agent["id"], agent["is_default"]) for agent in await live.get(AGENTS)]
+    assert defaults == [(oldest["id"], True), (newest["id"], False)]
+    for agent in (oldest, newest):
+        await live.http.delete(f"{AGENTS}/{agent['id']}")
     is_problem(await live.http.get(f"{AGENTS}/default"), 404, "agent_not_found")
-    assert [(agent["id"], agent["is_default"]) for agent in await live.get(AGENTS)] == [(other["id"], False)]
     assert (await live.agent())["is_default"]
 
 

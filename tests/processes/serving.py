@@ -116,7 +116,7 @@ class Left:
 
 def _of_mcp(name: str) -> bool:
     """True for the tasks of a connection to an MCP server: they outlive the run that opened it."""
-    return name.startswith(("mcp ", "mcp.", "agents.mcp_connection."))
+    return name.startswith(("mcp ", "mcp.", "agents.mcp_"))
 
 
 def _tasks() -> Counter[str]:
