@@ -96,7 +96,7 @@ async def a_run_goes_on(site: Site, thread: str) -> Scene:
     a, b, _ = site.servers
     viewers = [Viewer([server], thread, door) for server in (a, b) for door in DOORS]
     async with viewing(*viewers):
-        run = await a.begin(thread, "say begun\nhold on\nsay on\nopen oven\ncount 20 10\nhold off\nsay done")
+        run = await a.begin(thread, "say begun\nopen oven\nhold on\nsay on\ncount 20 10\nhold off\nsay done")
         for viewer in viewers:
             await viewer.reads(run, "begun")
         yield
