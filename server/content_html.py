@@ -24,7 +24,7 @@ LIMITS = WorkerLimits(
     processes=0,
     requests=10_000,
     resident_bytes=300 * 2**20,
-    nice=2,
+    nice=5,
 )
 WORKERS = 2
 WAITING_BYTES = 16 * 2**20

@@ -4,7 +4,7 @@ Each client has a thread of its own: it posts (JSON, 202, SSE), stores messages,
 not acknowledged with the same Idempotency-Key; a viewer follows the thread over SSE or WebSocket and is cut off now and
 then. For three fifths of the time a server is killed by `kill -9` and started again every few seconds; in the last two
 fifths nothing is killed, and the servers' memory may not grow any more. `embedded` is one server on SQLite, `shared`
-two on MongoDB's wire protocol and Redis. CHAT_BENCH_SEED (1) says which run this is.
+two on MongoDB's wire protocol and Redis. BENCH_SEED (1) says which run this is.
 
 Checked at the end: every acknowledged message is stored exactly once, every run has ended, every thread takes another
 message, every viewer holds the stored thread. Exit status 1 if not.
@@ -35,7 +35,7 @@ from tests.services import redis_process
 from tests.services_mongo import mongo_process
 
 CLIENTS = 50
-SEED = int(os.environ.get("CHAT_BENCH_SEED", "1"))
+SEED = int(os.environ.get("BENCH_SEED", "1"))
 EVENTS_MEGABYTES = 32
 _GROWTH = 1.10
 _AGAIN_SECONDS = 0.2

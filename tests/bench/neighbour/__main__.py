@@ -2,7 +2,8 @@
 
 The model, the server, the victim and the neighbour are processes of their own; the neighbour runs at low priority, so
 that only what it costs *the server* is seen on a small machine. The victim is measured alone and then beside each
-attack. Passed: every p99 within twice what it is alone, or 20 ms if that is larger; no token missing, nothing failed.
+attack: the p99 of tokens and reads, and the median of uploads and of messages that are rendered, of which there are a
+few dozen. Passed: each within twice what it is alone, or 20 ms if that is larger; no token missing, nothing failed.
 Exit status 1 if an attack did not pass.
 """
 
@@ -27,9 +28,9 @@ from tests.bench.neighbour.attacks import ATTACKS, Neighbour
 from tests.bench.neighbour.model import app
 from tests.bench.neighbour.victim import STREAMS, Noticed, notice
 
-SECONDS = float(os.environ.get("CHAT_BENCH_SECONDS", "6"))
+SECONDS = float(os.environ.get("BENCH_SECONDS", "8"))
 _KEY = "key-of-the-operator-for-this-bench"
-_NAMES = ("token", "read", "upload", "render")
+_SHARES = {"token": 0.99, "read": 0.99, "upload": 0.5, "render": 0.5}
 
 
 def show(line: str) -> None:
@@ -79,8 +80,8 @@ def _memory(pid: int) -> int:
 
 def _row(name: str, alone: Noticed, beside: Noticed, server: int, seen: str) -> bool:
     cells, passed = [], not beside.failed and not beside.missing_tokens
-    for what in _NAMES:
-        before, after = alone.percentile(what, 0.99), beside.percentile(what, 0.99)
+    for what, share in _SHARES.items():
+        before, after = alone.percentile(what, share), beside.percentile(what, share)
         good = after <= max(2 * before, 20.0)
         passed = passed and good
         cells.append(f"{before:.0f} → {after:.0f}{'' if good else ' !'}")
@@ -113,14 +114,15 @@ async def main(names: list[str]) -> int:
                 "PORT": str(port),
                 "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{int(await _line(model))}",
                 "ANTHROPIC_API_KEY": "a-key",
+                "CHAT_LOG_LEVEL": "error",
             }
             victim, attacker = await _key("victim", environment), await _key("neighbour", environment)
             async with _process("server", **environment) as server:
                 assert b"Listening" in await _line(server)
                 await _measure(url, victim)  # warm
-                show(f"{STREAMS} streams of 50 tokens a second, {SECONDS:g} s each; p99 in ms, alone → beside it")
-                show(f"| attack | {' | '.join(_NAMES)} | failed / lost | server MB | its answers | passed |")
-                show("|---|" + "---|" * (len(_NAMES) + 4))
+                show(f"{STREAMS} streams of 50 tokens a second, {SECONDS:g} s each; ms, alone → beside it")
+                show(f"| attack | {' | '.join(_SHARES)} | failed / lost | server MB | its answers | passed |")
+                show("|---|" + "---|" * (len(_SHARES) + 4))
                 passed = [await _attacked(name, url, victim, attacker, server.pid) for name in names]
     return 0 if all(passed) else 1
 

@@ -45,9 +45,9 @@ class Victim:
         async with asyncio.TaskGroup() as group:
             for thread in threads[1:]:
                 group.create_task(self._stream(thread))
-            group.create_task(self._repeat(until, 0.05, "read", self._read))
-            group.create_task(self._repeat(until, 0.5, "upload", lambda: self._upload(threads[0])))
-            group.create_task(self._repeat(until, 1.0, "render", lambda: self._render(threads[0])))
+            group.create_task(self._repeat(until, 0.02, "read", self._read))
+            group.create_task(self._repeat(until, 0.25, "upload", lambda: self._upload(threads[0])))
+            group.create_task(self._repeat(until, 0.5, "render", lambda: self._render(threads[0])))
         return Noticed({name: sorted(values) for name, values in self._took.items()}, self._failed, self._missing)
 
     async def _thread(self) -> str:
