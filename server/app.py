@@ -207,7 +207,7 @@ def _service(
     stack.push_async_callback(renderer.close)
     extractor = Extractor()
     stack.push_async_callback(extractor.close)
-    quota = Quota(store, settings.storage_mb * 2**20 if limits.stored_bytes is None else limits.stored_bytes)
+    quota = Quota(store, settings.storage_megabytes * 2**20 if limits.stored_bytes is None else limits.stored_bytes)
     stack.push_async_callback(quota.close)
     attached = Attachments(store, blobs, extractor, quota=quota, clock=utcnow)
     runner = Runner(

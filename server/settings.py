@@ -60,7 +60,7 @@ class Settings(msgspec.Struct, frozen=True):
     reuse_port: bool = False
     drain_seconds: float = 20.0
     run_seconds: float = 600.0
-    storage_mb: int = 10240
+    storage_megabytes: int = 10240
     max_connections: int | None = None
     log_format: Literal["text", "json"] = "text"
     log_level: str = "INFO"
@@ -119,7 +119,7 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         reuse_port=_switch(env, "CHAT_REUSE_PORT"),
         drain_seconds=_seconds(env, "CHAT_DRAIN_SECONDS", 20.0),
         run_seconds=_seconds(env, "CHAT_RUN_SECONDS", 600.0),
-        storage_mb=_integer(env, "CHAT_STORAGE_MB", 10240, 1, 10**9),
+        storage_megabytes=_integer(env, "CHAT_STORAGE_MEGABYTES", 10240, 1, 10**9),
         max_connections=_integer(env, "CHAT_MAX_CONNECTIONS", 0, 0, 10**6) or None,
         log_format="json" if _choice(env, "CHAT_LOG_FORMAT", "text", "json") == "json" else "text",
         log_level=_choice(env, "CHAT_LOG_LEVEL", "info", "debug", "warning", "error").upper(),

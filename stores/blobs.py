@@ -50,8 +50,9 @@ class Blobs:
     Everything may raise BlobUnavailable when the storage doesn't answer or refuses.
     """
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, *, folder: Path | None = None) -> None:
         self._store = store
+        self._folder = folder
 
     async def put(self, key: str, path: Path) -> None:
         """Store the file under `key`, in place of what was there. Cancelled, it leaves nothing there."""
@@ -111,12 +112,14 @@ class Blobs:
             return _pieces(key, aiter(result.stream(PIECE_BYTES)))
 
     async def delete(self, key: str) -> None:
-        """Delete the blob, if it is there."""
+        """Delete the blob, if it is there, and what a killed process left of one: obstore's files `<key>#<number>`."""
         try:
             with _told(_checked(key)):
                 await self._store.delete_async(key)
         except BlobNotFound:
             pass
+        if self._folder is not None:
+            await asyncio.to_thread(_delete_unfinished, self._folder / key)
 
     async def delete_all(self, prefix: str) -> None:
         """Delete every blob whose key begins with `prefix` and a slash: `a/b` has `a/b/c`, but not `a/bc`."""
@@ -143,7 +146,7 @@ def open_blobs(url: str | None, data_dir: Path) -> Blobs:
         folder = data_dir / "blobs"
         for made in (data_dir, folder):  # one by one: parents of a folder that is made get the process' own mode
             make_folder(made)
-        return Blobs(LocalStore(folder, automatic_cleanup=True))
+        return Blobs(LocalStore(folder, automatic_cleanup=True), folder=folder)
     if url.partition("://")[0] not in _SCHEMES:
         raise BadBlobsURL("must be a URL that begins with " + " or ".join(f"{scheme}://" for scheme in _SCHEMES))
     try:
@@ -195,6 +198,12 @@ def _checked(key: str) -> str:
     if not _KEY.fullmatch(key):
         raise ValueError(f"{key!r} is no key of a blob.")
     return key
+
+
+def _delete_unfinished(blob: Path) -> None:
+    with suppress(OSError):  # the folder may be gone, or cleaned up by another process
+        for unfinished in blob.parent.glob(f"{blob.name}#*"):
+            unfinished.unlink()
 
 
 @contextmanager
