@@ -58,13 +58,16 @@ class HTTPProtocol(HttpToolsProtocol):
             return "sending", self.transport.get_write_buffer_size()
         if self._part == "head" and not self.flow.read_paused:
             return "head", self._requests
-        responding = self.cycle is not None and not self.cycle.response_complete
+        responding = self._is_responding()
         if self._part == "body":
             if not responding:
                 return "lingering", self._requests
             if not self.flow.read_paused:
                 return "body", self._body_bytes // self._limits.body_bytes
         return ("working", 0) if responding else ("idle", self._requests)
+
+    def _is_responding(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
     def expire(self, name: str) -> None:
         if name in ("head", "body"):
@@ -153,6 +156,9 @@ class HTTPProtocol(HttpToolsProtocol):
         if not self._admitted:
             self._refuse(_FULL)
             return
+        if self._is_responding():  # the earlier request would never be told that its client has left
+            self._refuse(_MALFORMED)
+            return
         super().handle_websocket_upgrade()
         protocol = cast(WebSocketProtocol, self.transport.get_protocol())
         if not protocol.handshake_initiated:  # `websockets` has narrower limits: 8 KB a line, 128 headers
@@ -164,8 +170,7 @@ class HTTPProtocol(HttpToolsProtocol):
     def _refuse(self, problem: Problem) -> None:
         """Write the problem and close; abort where it would be read as the response to an earlier request."""
         self._all.malformed += 1
-        responding = self.cycle is not None and not self.cycle.response_complete
-        if self.pipeline or (responding and (self._part != "body" or self.cycle.response_started)):
+        if self.pipeline or (self._is_responding() and (self._part != "body" or self.cycle.response_started)):
             self.abort()
             return
         body = msgspec.json.encode(problem.body())

@@ -22,6 +22,7 @@ from tests.journeys.live import KEY, Live, live_server
 from tests.journeys.sockets import socket
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+SOCKET_KEY = f"Sec-WebSocket-Key: {base64.b64encode(b'k' * 16).decode()}"
 
 
 async def connect(live: Live, data: bytes = b"") -> Connection:
@@ -137,6 +138,20 @@ async def test_a_pipelined_stream_ends_when_its_client_leaves(live: Live) -> Non
             await asyncio.sleep(0.01)
 
 
+async def test_an_upgrade_behind_a_running_stream_ends_both(live: Live) -> None:
+    thread = await live.scripted_thread()
+    keyed = f"Host: x\r\nAuthorization: Bearer {KEY}\r\n"
+    reader, writer = await connect(live, f"GET {thread}/events HTTP/1.1\r\n{keyed}\r\n".encode())
+    async with asyncio.timeout(10):
+        await reader.readuntil(b"event: thread.snapshot")
+        upgrade = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n{SOCKET_KEY}\r\n\r\n"
+        writer.write(f"GET {thread}/ws HTTP/1.1\r\n{keyed}{upgrade}".encode())
+        assert b"101 Switching" not in await read_all(reader)
+        writer.close()
+        while len(live.server.lifespan.state["streams"]):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 SHORT = ConnectionLimits(
     head_seconds=1, idle_seconds=1, body_seconds=1, send_seconds=1, linger_seconds=1, close_seconds=1
 )
@@ -236,8 +251,7 @@ async def opened(live: Live) -> Connection:
     connection = await connect(
         live,
         f"GET {thread}/ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Authorization: Bearer {KEY}\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
-        f"{base64.b64encode(b'k' * 16).decode()}\r\n\r\n".encode(),
+        f"Authorization: Bearer {KEY}\r\nSec-WebSocket-Version: 13\r\n{SOCKET_KEY}\r\n\r\n".encode(),
     )
     async with asyncio.timeout(10):
         await connection[0].readuntil(b"\r\n\r\n")
