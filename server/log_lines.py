@@ -8,6 +8,7 @@ be a message or a key; CHAT_LOG_LEVEL=debug shows it.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import traceback
@@ -78,7 +79,14 @@ class LineFormatter(logging.Formatter):
         line |= {name: value for name, value in vars(record).items() if name not in _STANDARD and value is not None}
         if record.exc_info and record.exc_info[1] is not None:
             line["traceback"] = "".join(_traceback(record.exc_info[1], whole=self._whole)).rstrip("\n")
-        return msgspec.json.encode(line, enc_hook=str).decode() if self._json else _text(line)
+        return _json(line) if self._json else _text(line)
+
+
+def _json(line: dict[str, object]) -> str:
+    try:
+        return msgspec.json.encode(line, enc_hook=str).decode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return json.dumps(line, default=str)
 
 
 def _text(line: dict[str, object]) -> str:

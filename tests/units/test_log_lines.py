@@ -46,6 +46,11 @@ def test_a_json_line_has_time_level_logger_message_ids_and_facts() -> None:
     }
 
 
+def test_a_lone_surrogate_is_escaped() -> None:
+    line = json.loads(LineFormatter("json").format(record("no tool %s", "x\ud800", path="\udfff")))
+    assert (line["message"], line["path"]) == ("no tool x\ud800", "\udfff")
+
+
 def test_a_text_line_is_one_line_whatever_a_client_sent() -> None:
     text = LineFormatter("text").format(record("of %s", "a\r\n2026 INFO forged\x1b[0m\u2028", path="/x\ny"))
     assert text.splitlines() == [text]
