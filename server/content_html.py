@@ -96,5 +96,10 @@ class Renderer:
         return escaped(data) if len(data) <= _SMALL_BYTES else await asyncio.to_thread(escaped, data)
 
 
+def unrendered(content: str) -> str:
+    """The text as it is, in `<pre>`."""
+    return escaped(_encoded(content))
+
+
 def _encoded(text: str) -> bytes:
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace")

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from agents import AgentError, Files, NoFiles, Run, Toolbox, ToolStarted
 from agents.registry import Registry
+from server.content_html import unrendered
 from server.limits import Slot
 from server.log_lines import RUN_ID, THREAD_ID
 from server.quota import size_of
@@ -97,6 +98,7 @@ class Runner:
         self._unstored: dict[str, float] = {}
         self._runs: dict[str, LiveRun] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._hurry = asyncio.Event()
         log.on_signal(self._look)
 
     @property
@@ -286,15 +288,24 @@ class Runner:
         return outcome
 
     async def _html(self, who: Principal, message: Message) -> str:
-        """Render the answer, and renew the run's lease while that waits for other texts of the organization."""
+        """Render the answer, and renew the run's lease while that waits for other texts of the organization.
+
+        A server that must stop now shows it as it is: what was not stored by then would be lost.
+        """
         rendering = asyncio.ensure_future(self._render(who.organization_id, message.content))
+        hurry = asyncio.ensure_future(self._hurry.wait())
         try:
-            while not (await asyncio.wait({rendering}, timeout=CHECKPOINT_SECONDS))[0]:
+            while True:
+                await asyncio.wait({rendering, hurry}, timeout=CHECKPOINT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                if rendering.done():
+                    return rendering.result()
+                if hurry.done():
+                    return unrendered(message.content)
                 with contextlib.suppress(StoreUnavailable):
                     await self._store.checkpoint(who, message.id, worker=self.worker, partial=None)
-            return await rendering
         finally:
             rendering.cancel()
+            hurry.cancel()
 
     async def _stored(self, who: Principal, message: Message) -> Finished | None:
         reason = f"run {message.id} could not be finished yet"
@@ -431,12 +442,18 @@ class Runner:
             return None
 
     async def drain(self, seconds: float) -> None:
-        """Start nothing more; let runs end for that long, then keep what the others have said as interrupted."""
+        """Start nothing more; let runs end for that long, then keep what the others have said as interrupted.
+
+        Answers that still wait to be rendered after that are stored as they are.
+        """
         self.draining = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
         for run in list(self._runs.values()):
             run.end(INTERRUPTED)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_STUBBORN_SECONDS)
+        self._hurry.set()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_STUBBORN_SECONDS)
         for task in list(self._tasks):

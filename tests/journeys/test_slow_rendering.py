@@ -34,3 +34,26 @@ async def test_a_run_renews_its_lease_while_its_answer_waits_to_be_rendered(
         answer = await race.live.get(f"{thread}/messages/{run}")
         assert status(answer) == "completed"
         assert "<em>word</em>" in answer["content_html"]
+
+
+async def test_a_stop_stores_the_answers_that_wait_to_be_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_STUBBORN_SECONDS", 0.1)
+    async with critical(tmp_path, lease=20) as race:
+        renderer = race.runner._render.__self__  # type: ignore[attr-defined]
+        thread = await race.live.scripted_thread()
+        run = await race.start(thread, "hold start\nsay " + "*word* " * 100)
+        for organization in ("a", "b"):
+            await renderer.turns._enter(organization, 1, True)
+        waiting = race.store.hold("checkpoint", "before")
+        race.live.gates.release("start")
+        await waiting.reached()
+        waiting.release()
+        await race.runner.drain(0.1)
+        answer = await race.live.get(f"{thread}/messages/{run}")
+        for organization in ("a", "b"):
+            renderer.turns._leave(organization)
+        assert status(answer) == "completed"
+        assert answer["content"] == "*word* " * 100
+        assert answer["content_html"].startswith("<pre>*word*")
