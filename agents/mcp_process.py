@@ -113,10 +113,10 @@ async def _stop(process: Process) -> None:
     assert process.stdin is not None
     with suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
         await process.stdin.aclose()
+    await _ended(process)
+    await terminate_posix_process_tree(process, EXIT_SECONDS)  # what it started, too: it may have left that behind
     if not await _ended(process):
-        await terminate_posix_process_tree(process, EXIT_SECONDS)
-        if not await _ended(process):
-            _log.warning("MCP server process %d is still there after SIGKILL", process.pid)
+        _log.warning("MCP server process %d is still there after SIGKILL", process.pid)
     transport = getattr(getattr(process, "_process", None), "_transport", None)
     if transport is not None:  # a descendant that holds a pipe would keep it open
         with suppress(PermissionError):

@@ -21,7 +21,7 @@ from mcp.types import JSONRPCNotification
 from agents import Toolbox, ToolCompleted, ToolUse
 from agents.mcp_bounds import MESSAGE_BYTES, BoundedTransport, TooLarge
 from agents.mcp_config import Server
-from agents.mcp_process import OversizedLine, split_lines
+from agents.mcp_process import OversizedLine, split_lines, stdio_streams
 from agents.mcp_tools import TOOLS, repaired
 from agents.mcp_transport import Incoming
 from stores.models import Principal
@@ -223,6 +223,14 @@ def _is_running(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
+
+
+async def test_what_a_server_started_and_left_behind_ends_with_it(tmp_path: Path) -> None:
+    script = f"sleep 600 & echo $! > {tmp_path}/pid; exec cat > /dev/null"
+    async with stdio_streams("leaving", Server(command="/bin/sh", args=["-c", script])):
+        await until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith("\n"))
+    child = Path("/proc", (tmp_path / "pid").read_text().strip(), "cmdline")
+    await until(lambda: not child.exists() or not child.read_bytes())  # gone, or waiting to be reaped
 
 
 async def test_the_back_off_of_one_that_never_comes_to_be_is_everybodys(make_pool: MakePool, tmp_path: Path) -> None:
