@@ -168,8 +168,7 @@ class MongoThreads(MongoOutbox, MongoStorage):
         emptied = {**kept, "organization_id": None, "cleared": False, "sweep_at": "$$NOW"}
         pipeline = [{"$replaceWith": emptied}, adding("thread.deleted", "$_id", self.lease)]
         document = await self.db.threads.change(where(who, thread_id), pipeline)
-        if document is None:
-            await self.db.removals.remove({"_id": thread_id, "taken": False})
+        if document is None:  # the removal stays: it may be that of another process' deletion, else it deletes nothing
             raise ThreadNotFound(thread_id)
         try:
             files = await self._files_bytes(thread_id)

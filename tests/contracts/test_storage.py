@@ -8,7 +8,7 @@ import pytest
 
 from stores import mongo_storage, mongo_threads, sqlite_storage, sqlite_threads
 from stores.contracts import Store
-from stores.errors import StoreUnavailable
+from stores.errors import StoreUnavailable, ThreadNotFound
 from stores.models import Principal, Thread, new_id
 from tests.contracts.conftest import OpenStore
 from tests.contracts.samples import new_agent, new_file, new_message, new_thread, principal
@@ -122,6 +122,8 @@ async def test_deleted_attachments_and_threads_leave_removals(store: Store, who:
     assert removal.attachment_id == first.attachment.id
     await store.finish_removal(removal.id)
     await store.delete(who, thread.id)
+    with pytest.raises(ThreadNotFound):  # another process' deletion, a moment later
+        await store.delete(who, thread.id)
     (removal,) = await store.take_removals()
     assert (removal.id, removal.thread_id, removal.attachment_id) == (thread.id, thread.id, None)
 
