@@ -56,6 +56,7 @@ class FactPublisher:
         Behind facts of the same thread that stayed in the outbox it stays there too, so that they remain in order.
         """
         if thread_id in self._left_over:
+            self._left_over[thread_id] = time.monotonic()
             return
         publication = self._publications.get(thread_id)
         if publication is None:

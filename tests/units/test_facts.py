@@ -12,7 +12,8 @@ from server.facts import FactPublisher
 from server.viewer import Viewer
 from stores import redis_writer
 from stores.contracts import EventLog, Store
-from stores.events import MessageCreated, MessageDelta, MessageSnapshot, RunStarted, ThreadSnapshot, decode
+from stores.errors import LogUnavailable
+from stores.events import Event, MessageCreated, MessageDelta, MessageSnapshot, RunStarted, ThreadSnapshot, decode
 from stores.memory_log import MemoryLog
 from stores.models import Principal, Thread
 from stores.redis_log import open_redis_log
@@ -42,6 +43,14 @@ async def post(store: Store, facts: FactPublisher, who: Principal, thread: Threa
 async def contents(log: EventLog, thread: Thread, after: str) -> list[str]:
     events = [decode(entry.data) for entry in await rest(log, thread.id, after)]
     return [event.message.content[:4] for event in events if isinstance(event, MessageCreated)]
+
+
+class _AwayWriter:
+    def write(self, event: Event) -> None:
+        pass
+
+    async def flush(self) -> None:
+        raise LogUnavailable("too much is pending")
 
 
 async def swept(facts: FactPublisher, store: Store) -> None:
@@ -82,6 +91,31 @@ async def test_facts_that_are_too_many_while_redis_is_down_are_dropped_and_come_
     finally:
         await facts.close()
         await log.close()
+
+
+async def test_a_fact_waits_for_one_that_stayed_in_the_outbox_behind_an_earlier_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.facts.LEFT_OVER_SECONDS", 0.2)
+    log, who = MemoryLog(), principal()
+    facts = FactPublisher(store, log)
+    thread = await started_thread(store, who)
+    start = await log.tail(thread.id)
+    monkeypatch.setattr(log, "writer", lambda thread_id: _AwayWriter())
+    await post(store, facts, who, thread, "0")
+    await facts.close()
+    monkeypatch.undo()
+    monkeypatch.setattr("server.facts.LEFT_OVER_SECONDS", 0.2)
+    await asyncio.sleep(0.15)
+    await facts.sweep()  # publishes the first
+    await post(store, facts, who, thread, "1")  # waits
+    await asyncio.sleep(0.08)
+    await facts.sweep()  # the first has been left over for long enough
+    await post(store, facts, who, thread, "2")
+    await swept(facts, store)
+    assert await contents(log, thread, start) == ["0", "1", "2"]
+    await facts.close()
+    await log.close()
 
 
 async def test_a_run_keeps_a_snapshot_of_what_it_cannot_send(
