@@ -157,9 +157,8 @@ class Client:
                     await self.rename(number)
                 case _:
                     count, pace = self.rng.randrange(1, 60), self.rng.choice([1, 5, 20])
-                    await self.post(
-                        {"content": f"say {number} 🎈\ncount {count} {pace}\nopen tool\ncount {count} {pace}"}
-                    )
+                    call = self.rng.choice(["open tool\n", ""])  # after that call a failed answer is final
+                    await self.post({"content": f"say {number} 🎈\ncount {count} {pace}\n{call}count {count} {pace}"})
             assert self.viewer is not None
             if self.rng.random() < 0.3:
                 self.viewer.cut()
@@ -191,7 +190,10 @@ class Client:
         path = f"{self.thread}/messages{self.rng.choice(['', '', '?if_busy=interrupt'])}"
         if "Accept" not in headers:
             answer = await http.post(path, json=body, headers=headers)
-            return answer.status_code, answer.json().get("id")
+            found = answer.json()
+            if found.get("code") == "interrupted" and found["retryable"] is False:
+                return 200, None  # stored, and answered as far as it will be
+            return answer.status_code, found.get("id")
         async with http.stream("POST", path, json=body, headers=headers) as response:
             created = False
             async for frame in frames(response):
