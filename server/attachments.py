@@ -77,6 +77,8 @@ class Attachments:
             async with asyncio.timeout(UPLOAD_SECONDS):
                 return await self._put(who, thread_id, removal.id, upload)
         except BaseException as error:
+            with contextlib.suppress(StoreUnavailable, ThreadNotFound):  # cancelled, its record may be stored
+                await self._store.remove_file(who, thread_id, removal.id)
             await self._remove(replace(removal, attachment_id=removal.id))
             if isinstance(error, TimeoutError):
                 raise BlobUnavailable("storing the file took too long") from error

@@ -13,6 +13,7 @@ import pytest
 
 from server.ai_chat_service import AIChatService
 from stores import sqlite_storage, sqlite_threads
+from stores.models import KeptFile, Principal
 from tests.journeys.live import Live, live_server, server_process
 from tests.journeys.shapes import is_problem
 
@@ -52,6 +53,25 @@ async def test_what_is_deleted_while_the_storage_is_unreachable_goes_later(
         assert len(blobs(tmp_path)) == 1
         await sweep(live)
         assert blobs(tmp_path) == []
+
+
+async def test_an_upload_that_is_cancelled_as_its_record_is_stored_leaves_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with live_server(tmp_path) as live:
+        thread = await live.scripted_thread()
+        store = cast(AIChatService, live.server.lifespan.state["service"]).store
+        add_file = store.add_file
+
+        async def cancelled(who: Principal, file: KeptFile) -> None:
+            await add_file(who, file)
+            raise asyncio.CancelledError
+
+        monkeypatch.setattr(store, "add_file", cancelled)
+        assert (await live.http.post(f"{thread}/attachments", files=FILES)).status_code == 500
+        assert blobs(tmp_path) == []
+        with closing(sqlite3.connect(tmp_path / "chat.db")) as db:
+            assert db.execute("SELECT COUNT(*) FROM attachments").fetchone() == (0,)
 
 
 async def test_a_failed_upload_leaves_nothing(tmp_path: Path) -> None:
