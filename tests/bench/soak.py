@@ -3,8 +3,8 @@
 Each client has a thread of its own: it posts (JSON, 202, SSE), stores messages, renames, cancels, and repeats what was
 not acknowledged with the same Idempotency-Key; a viewer follows the thread over SSE or WebSocket and is cut off now and
 then. For two fifths of the time a server is killed by `kill -9` and started again every few seconds; after that nothing
-is killed, and once the bound of the events in memory is reached the servers' memory may not grow any more. `embedded` is one server on SQLite, `shared`
-two on MongoDB's wire protocol and Redis. BENCH_SEED (1) says which run this is.
+is killed, and once the bound of the events in memory is reached the servers' memory may not grow any more. `embedded`
+is one server on SQLite, `shared` two on MongoDB's wire protocol and Redis. BENCH_SEED (1) says which run this is.
 
 Checked at the end: every acknowledged message is stored exactly once, every run has ended, every thread takes another
 message, every viewer holds the stored thread. Exit status 1 if not.
