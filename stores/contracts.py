@@ -427,7 +427,8 @@ class ThreadStore(Protocol):
         """Take over outboxes that have waited for a quarter of a lease, of every organization.
 
         Each is handed to one caller, and to the next after another quarter of a lease. At most 50 facts or 4 MB
-        per outbox: what is left comes after those are marked as published. A message that no longer exists is left out.
+        per outbox: what is left comes after those are marked as published. A fact that no longer exists, or that cannot
+        be decoded (which is logged), is removed: nobody can ever publish it, and no other fact waits for it.
         """
         ...
 

@@ -9,7 +9,11 @@ A deleted thread's document keeps its owner as `owner` and its last fact, and is
 
 from __future__ import annotations
 
+import logging
+import zlib
 from collections.abc import Sequence
+
+import msgspec
 
 from stores.contracts import OUTBOX_BYTES_READ, OUTBOX_FACTS, OUTBOX_FACTS_READ, OUTBOX_LEASE, Outbox
 from stores.errors import NotFound
@@ -18,7 +22,10 @@ from stores.models import Principal
 from stores.mongo_documents import SHOWN, Document, Pipeline, millis, thread_of, unpack
 from stores.mongo_pages import MongoPages
 
+logger = logging.getLogger(__name__)
+
 _THREADS = 50
+_UNDECODABLE = (msgspec.DecodeError, zlib.error, KeyError, TypeError, ValueError)
 _ENTRIES = {"$ifNull": ["$outbox", []]}
 PUBLISHED: Document = {"outbox.0": {"$exists": False}}
 """What holds of a document without unpublished facts."""
@@ -44,10 +51,10 @@ def adding(type: str, ref: object, lease: float) -> Document:
     }
 
 
-def _removing(facts: Sequence[Fact]) -> Pipeline:
-    """Remove these; a thread.updated with it the earlier ones, which it replaces."""
-    refs = [ref for fact in facts if isinstance(ref := ref_of(fact), str)]
-    stamps = [ref for fact in facts if isinstance(ref := ref_of(fact), int)]
+def _removing(removed: Sequence[str | int]) -> Pipeline:
+    """Remove the entries with these refs; with a thread.updated the earlier ones, which it replaces."""
+    refs = [ref for ref in removed if isinstance(ref, str)]
+    stamps = [ref for ref in removed if isinstance(ref, int)]
     published: list[Document] = [{"$in": ["$$it.ref", refs]}]
     if stamps:
         earlier = {"$lte": ["$$it.ref", max(stamps)]}
@@ -85,22 +92,29 @@ class MongoOutbox(MongoPages):
 
     async def mark_published(self, who: Principal, thread_id: str, facts: Sequence[Fact]) -> None:
         mine = [{"organization_id": who.organization_id}, {"owner": who.organization_id}]
-        await self.db.threads.change({"_id": thread_id, "$or": mine}, _removing(facts), {"_id": 1})
+        removing = _removing([ref_of(fact) for fact in facts])
+        await self.db.threads.change({"_id": thread_id, "$or": mine}, removing, {"_id": 1})
 
     async def _outbox(self, document: Document) -> Outbox:
         entries = document["outbox"]
         who = Principal(document["organization_id"] or document["owner"], "")
         facts: list[Fact] = []
+        removed: list[str | int] = []
         size = 0
         for entry in entries:
             try:
                 fact = await self._fact(who, document, entry)
-            except NotFound:
+            except (NotFound, *_UNDECODABLE) as error:
+                if not isinstance(error, NotFound):
+                    logger.error("fact %s of thread %s is not published: %s", entry["ref"], document["_id"], error)
+                removed.append(entry["ref"])
                 continue
             size += len(encode(fact))
             if facts and size > OUTBOX_BYTES_READ:
                 break
             facts.append(fact)
+        if removed:
+            await self.db.threads.change({"_id": document["_id"]}, _removing(removed), {"_id": 1})
         return Outbox(document["_id"], who.organization_id, facts, cut=bool(entries[0].get("cut")))
 
     async def _fact(self, who: Principal, document: Document, entry: Document) -> Fact:

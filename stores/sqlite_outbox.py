@@ -6,14 +6,19 @@ serves consumers other than the log; the contract is the same for every store.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Callable, Sequence
+
+import msgspec
 
 from stores.contracts import OUTBOX_BYTES_READ, OUTBOX_FACTS, OUTBOX_FACTS_READ, Outbox
 from stores.errors import NotFound
 from stores.events import Fact, MessageCreated, ThreadDeleted, ThreadUpdated, encode, fact_id
 from stores.models import Message, Thread
 from stores.sqlite_database import NOW
+
+logger = logging.getLogger(__name__)
 
 _THREADS = 50
 
@@ -81,13 +86,15 @@ def _facts(
     thread_of: ThreadOf,
     message_of: MessageOf,
 ) -> list[Fact]:
-    """What the entries name, as much as may be read at once; entries that name nothing any more are removed."""
+    """What the entries name, as much as may be read at once; entries without a readable fact are removed."""
     facts: list[Fact] = []
     size = 0
     for entry in entries:
         try:
             fact = _fact(entry, thread_of, message_of)
-        except NotFound:
+        except (NotFound, msgspec.DecodeError) as error:
+            if not isinstance(error, NotFound):
+                logger.error("fact %s of thread %s is not published: %s", entry["id"], entry["thread_id"], error)
             db.execute("DELETE FROM outbox WHERE seq = ?", (entry["seq"],))
             continue
         size += len(encode(fact))

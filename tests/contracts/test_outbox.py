@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from stores.contracts import OUTBOX_FACTS, OUTBOX_FACTS_READ, Outbox, Store
 from stores.events import MessageCreated, ThreadDeleted, ThreadUpdated, fact_id
@@ -140,3 +142,20 @@ async def test_a_part_is_read_at_once_and_the_rest_once_that_is_marked(
             parts.append(found.facts)
             await store.mark_published(who, thread.id, found.facts)
         assert parts == [notes[:3], notes[3:4], notes[4:]]
+
+
+async def test_a_fact_that_cannot_be_decoded_keeps_no_other_from_being_handed_out(
+    open_store: OpenStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_store(lease=NOW) as store:
+        who = principal()
+        damaged, sound = [await started_thread(store, who) for _ in range(2)]
+        message = replace(new_message(damaged.id, "damaged", "system"), metadata=msgspec.Raw(b"{"))
+        await store.append_message(who, message)
+        behind = await note(store, who, damaged)
+        noted = await note(store, who, sound)
+        handed = {each.thread_id: each.facts for each in await store.unpublished()}
+        assert (handed[damaged.id], handed[sound.id]) == ([behind], [noted])
+        assert f"fact {message.id} of thread {damaged.id} is not published" in caplog.text
+        await store.mark_published(who, damaged.id, [behind])
+        assert await outbox(store, damaged) is None, "it is tried once"
