@@ -255,7 +255,10 @@ class ThreadStore(Protocol):
       twice, which no reducer notices; consumers outside must use `fact_id` to ignore the second.
     - Order: the facts of one thread are handed out in the order in which they were stored. A later `thread.updated`
       replaces an earlier one, since of two the later wins: it is handed out with the thread as it is then, and marking
-      it as published removes the earlier ones too. `thread.deleted` replaces everything.
+      it as published removes the earlier ones too. `thread.deleted` replaces everything. They may be published in
+      another order where two processes store them, or one of them stays here for a while: readers converge all the
+      same, since they order messages by `created_at` and of two thread.updated the later wins. That a process waits
+      for what another one could not publish yet was refused: it would need a read of the outbox before every append.
     - Bound: OUTBOX_FACTS per thread (`Outbox.cut`). A full outbox never refuses a write.
     """
 

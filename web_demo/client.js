@@ -130,10 +130,9 @@ export function reduce(state, event) {
   const { type, message, thread, message_id: id, index, tool_name, arguments: given, start_time } = event;
   const found = state.messages.find((each) => each.id === (id ?? message?.id));
   const running = found?.metadata.run?.status === "in_progress";
-  const put = (changed, more) => {
-    const others = state.messages.map((each) => (each === found ? changed : each));
-    return { ...state, messages: found ? others : [...others, changed], ...more };
-  };
+  const others = state.messages.filter((each) => each !== found);
+  const place = (changed) => others.findLastIndex((each) => each.created_at <= changed.created_at) + 1;
+  const put = (changed, more) => ({ ...state, messages: others.toSpliced(place(changed), 0, changed), ...more });
   switch (type) {
     case "thread.snapshot": return { ...state, thread, messages: thread.messages, hole: false };
     case "thread.updated": return state.thread?.updated_at > thread.updated_at ? state : { ...state, thread };

@@ -112,6 +112,17 @@ async def test_messages_are_appended_once_and_replaced_after_that() -> None:
     assert state["messages"] == msgspec.to_builtins([question, DONE])
 
 
+async def test_messages_published_out_of_order_stand_in_the_order_in_which_they_were_created() -> None:
+    """Facts of two processes about one thread may be published in another order than they were stored in."""
+    first, second, third = [
+        replace(EMPTY, id=name, role="system", created_at=f"2026-01-31T12:00:0{number}.000Z", metadata={})
+        for number, name in enumerate(("first", "second", "third"))
+    ]
+    for order in ([third, first, second], [second, third, first, second]):
+        state = await reduced([MessageCreated(message) for message in order], [])
+        assert state["messages"] == msgspec.to_builtins([first, second, third])
+
+
 async def test_the_later_thread_wins_and_its_messages_stay() -> None:
     later = replace(THREAD, title="later", updated_at="2026-01-31T12:00:02.000Z", messages=[])
     early = replace(later, title="early", updated_at="2026-01-31T12:00:01.000Z")
