@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 
-from stores.contracts import LEASE_SECONDS, OUTBOX_LEASE, EventLog, LogWriter, Outbox, ThreadStore
+from stores.contracts import EventLog, LogWriter, Outbox, ThreadStore
 from stores.errors import LogDeleted, LogUnavailable, StoreUnavailable
 from stores.events import Fact, fact_id
 from stores.models import Principal
@@ -20,9 +19,6 @@ from stores.models import Principal
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 5.0
-LEFT_OVER_SECONDS = 2 * LEASE_SECONDS * OUTBOX_LEASE
-"""By then a sweep has published what stayed in the outbox, of whichever process."""
-
 _FLUSH_SECONDS = 2.0
 _SWEEP_ROUNDS = 100
 
@@ -43,7 +39,8 @@ class FactPublisher:
         self._log = log
         self._publications: dict[str, _Publication] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._left_over: dict[str, float] = {}
+        self._left_over: dict[str, int] = {}
+        """How many facts of this process stayed in the outbox of each thread since one could not be published."""
 
     @property
     def pending(self) -> int:
@@ -56,7 +53,7 @@ class FactPublisher:
         Behind facts of the same thread that stayed in the outbox it stays there too, so that they remain in order.
         """
         if thread_id in self._left_over:
-            self._left_over[thread_id] = time.monotonic()
+            self._left_over[thread_id] += 1
             return
         publication = self._publications.get(thread_id)
         if publication is None:
@@ -71,7 +68,9 @@ class FactPublisher:
                 publication.writer.write(fact)
 
     async def sweep(self) -> None:
-        """Publish what is left over in outboxes. Raises: StoreUnavailable."""
+        """Publish what is left over in outboxes. Raises: LogUnavailable, StoreUnavailable, TimeoutError."""
+        for thread_id in list(self._left_over):
+            await self._publish_own(thread_id)
         for _ in range(_SWEEP_ROUNDS):
             if self._log.away:
                 return
@@ -81,8 +80,6 @@ class FactPublisher:
                     await self._publish_left_over(outbox)
             if not outboxes:
                 break
-        before = time.monotonic() - LEFT_OVER_SECONDS
-        self._left_over = {thread_id: at for thread_id, at in self._left_over.items() if at > before}
 
     async def sweep_forever(self) -> None:
         """Sweep immediately, then every five seconds."""
@@ -115,7 +112,7 @@ class FactPublisher:
                 for fact in facts:
                     del publication.facts[fact_id(fact)]
         except LogUnavailable as error:
-            self._left_over[publication.thread_id] = time.monotonic()
+            self._left_over[publication.thread_id] = len(publication.facts)
             logger.info("facts of thread %s stay in the outbox: %s", publication.thread_id, error)
         except StoreUnavailable as error:
             logger.info("facts of thread %s stay in the outbox: %s", publication.thread_id, error)
@@ -123,6 +120,22 @@ class FactPublisher:
             logger.exception("facts of thread %s stay in the outbox", publication.thread_id)
         finally:
             del self._publications[publication.thread_id]
+
+    async def _publish_own(self, thread_id: str) -> None:
+        """Publish what this process left in the thread's outbox, until nothing more comes meanwhile.
+
+        Raises: LogUnavailable, StoreUnavailable, TimeoutError.
+        """
+        for _ in range(_SWEEP_ROUNDS):
+            if self._log.away:
+                return
+            before = self._left_over[thread_id]
+            outboxes = await self._store.unpublished(thread_id)
+            for outbox in outboxes:
+                await self._publish_left_over(outbox)
+            if not outboxes and self._left_over[thread_id] == before:
+                del self._left_over[thread_id]
+                return
 
     async def _publish_left_over(self, outbox: Outbox) -> None:
         """Raises: LogUnavailable, StoreUnavailable, TimeoutError."""

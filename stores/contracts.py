@@ -426,8 +426,11 @@ class ThreadStore(Protocol):
         """Delete the run's record: its terminal event is in the log, or nothing points to it."""
         ...
 
-    async def unpublished(self) -> list[Outbox]:
+    async def unpublished(self, thread_id: str | None = None) -> list[Outbox]:
         """Take over outboxes that have waited for a quarter of a lease, of every organization.
+
+        With `thread_id`, take over that thread's outbox, however long it has waited: its publisher does so once the log
+        is back, to publish new facts of the thread immediately again.
 
         Each is handed to one caller, and to the next after another quarter of a lease. At most 50 facts or 4 MB
         per outbox: what is left comes after those are marked as published. A fact that no longer exists, or that cannot

@@ -76,13 +76,17 @@ def ref_of(fact: Fact) -> str | int:
 
 
 class MongoOutbox(MongoPages):
-    async def unpublished(self) -> list[Outbox]:
-        now = await self.db.now()
-        due = await self.db.threads.many({"outbox_at": {"$lte": now}}, {"_id": 1}, limit=_THREADS)
+    async def unpublished(self, thread_id: str | None = None) -> list[Outbox]:
+        if thread_id is None:
+            waiting: Document = {"outbox_at": {"$lte": await self.db.now()}}
+            due = await self.db.threads.many(waiting, {"_id": 1}, limit=_THREADS)
+        else:
+            waiting = {"outbox_at": {"$exists": True}}
+            due = [{"_id": thread_id}]
         lease = {"$add": ["$$NOW", round(self.lease * OUTBOX_LEASE * 1000)]}
         taken = [
             await self.db.threads.change(
-                {"_id": each["_id"], "outbox_at": {"$lte": now}},
+                {"_id": each["_id"], **waiting},
                 [{"$set": {"outbox_at": lease}}],
                 {**SHOWN, "owner": 1, "outbox": {"$slice": OUTBOX_FACTS_READ}},
             )

@@ -60,14 +60,18 @@ def remove_facts(db: sqlite3.Connection, organization_id: str, thread_id: str, f
 
 def take_outboxes(
     db: sqlite3.Connection,
+    thread_id: str | None,
     seconds: float,
     thread_of: ThreadOf,
     message_of: MessageOf,
 ) -> list[Outbox]:
-    """Take over what is due, for so many seconds."""
-    due = db.execute(
-        f"SELECT thread_id, organization_id FROM outbox WHERE due <= {NOW} GROUP BY thread_id LIMIT ?", (_THREADS,)
-    ).fetchall()
+    """Take over what is due, or that thread's outbox, for so many seconds."""
+    if thread_id is None:
+        query = f"SELECT thread_id, organization_id FROM outbox WHERE due <= {NOW} GROUP BY thread_id LIMIT ?"
+        due = db.execute(query, (_THREADS,)).fetchall()
+    else:
+        query = "SELECT thread_id, organization_id FROM outbox WHERE thread_id = ? LIMIT 1"
+        due = db.execute(query, (thread_id,)).fetchall()
     outboxes = []
     for row in due:
         thread_id = row["thread_id"]

@@ -445,9 +445,10 @@ class SQLiteThreads(Database):
         db.execute("DELETE FROM runs WHERE id = ? AND organization_id = ?", (run_id, who.organization_id))
 
     @writing
-    def unpublished(self, db: sqlite3.Connection) -> list[Outbox]:
+    def unpublished(self, db: sqlite3.Connection, thread_id: str | None = None) -> list[Outbox]:
         return take_outboxes(
             db,
+            thread_id,
             self.lease * OUTBOX_LEASE,
             lambda organization_id, thread_id: _thread(_row(db, Principal(organization_id, ""), thread_id)),
             lambda thread_id, message_id: _read(db, thread_id, message_id)[1],

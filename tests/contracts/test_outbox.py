@@ -159,3 +159,16 @@ async def test_a_fact_that_cannot_be_decoded_keeps_no_other_from_being_handed_ou
         assert f"fact {message.id} of thread {damaged.id} is not published" in caplog.text
         await store.mark_published(who, damaged.id, [behind])
         assert await outbox(store, damaged) is None, "it is tried once"
+
+
+async def test_the_outbox_of_one_thread_is_handed_out_however_long_it_has_waited(open_store: OpenStore) -> None:
+    async with open_store(lease=20.0) as store:
+        who = principal()
+        thread, other = [await started_thread(store, who) for _ in range(2)]
+        created = await note(store, who, thread)
+        await note(store, who, other)
+        assert await store.unpublished() == []
+        for _ in range(2):
+            assert await store.unpublished(thread.id) == [Outbox(thread.id, who.organization_id, [created])]
+        await store.mark_published(who, thread.id, [created])
+        assert await store.unpublished(thread.id) == []

@@ -138,7 +138,6 @@ def serve() -> None:
     runner.CHECKPOINT_SECONDS *= shrunk
     runner.SWEEP_SECONDS *= shrunk
     facts.SWEEP_SECONDS *= shrunk
-    facts.LEFT_OVER_SECONDS *= shrunk
     runner.LEASE_SECONDS *= shrunk  # type: ignore[attr-defined]
     ai_chat_service.STORE_SECONDS *= shrunk
     ai_chat_service._POLL_SECONDS *= shrunk

@@ -11,7 +11,7 @@ import pytest
 from server.facts import FactPublisher
 from server.viewer import Viewer
 from stores import redis_writer
-from stores.contracts import EventLog, Store
+from stores.contracts import EventLog, Outbox, Store
 from stores.errors import LogUnavailable
 from stores.events import Event, MessageCreated, MessageDelta, MessageSnapshot, RunStarted, ThreadSnapshot, decode
 from stores.memory_log import MemoryLog
@@ -93,28 +93,34 @@ async def test_facts_that_are_too_many_while_redis_is_down_are_dropped_and_come_
         await log.close()
 
 
-async def test_a_fact_waits_for_one_that_stayed_in_the_outbox_behind_an_earlier_one(
+async def test_a_fact_waits_for_one_that_stayed_in_the_outbox_until_that_is_published(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.facts.LEFT_OVER_SECONDS", 0.2)
     log, who = MemoryLog(), principal()
     facts = FactPublisher(store, log)
     thread = await started_thread(store, who)
     start = await log.tail(thread.id)
-    monkeypatch.setattr(log, "writer", lambda thread_id: _AwayWriter())
-    await post(store, facts, who, thread, "0")
-    await facts.close()
-    monkeypatch.undo()
-    monkeypatch.setattr("server.facts.LEFT_OVER_SECONDS", 0.2)
-    await asyncio.sleep(0.15)
-    await facts.sweep()  # publishes the first
-    await post(store, facts, who, thread, "1")  # waits
-    await asyncio.sleep(0.08)
-    await facts.sweep()  # the first has been left over for long enough
-    await post(store, facts, who, thread, "2")
-    await swept(facts, store)
+    with monkeypatch.context() as outage:
+        outage.setattr(log, "writer", lambda thread_id: _AwayWriter())
+        await post(store, facts, who, thread, "0")
+        await facts.close()
+    await post(store, facts, who, thread, "1")
+    assert (facts.pending, await contents(log, thread, start)) == (0, [])
+    unpublished = store.unpublished
+
+    async def posting_meanwhile(*thread_id: str) -> list[Outbox]:
+        """A fact that is stored while the earlier ones are published."""
+        monkeypatch.setattr(store, "unpublished", unpublished)
+        found = await unpublished(*thread_id)
+        await post(store, facts, who, thread, "2")
+        return found
+
+    monkeypatch.setattr(store, "unpublished", posting_meanwhile)
+    await facts.sweep()
     assert await contents(log, thread, start) == ["0", "1", "2"]
+    await post(store, facts, who, thread, "3")
     await facts.close()
+    assert await contents(log, thread, start) == ["0", "1", "2", "3"], "no later sweep is needed"
     await log.close()
 
 
