@@ -99,6 +99,9 @@ class Runner:
         self._runs: dict[str, LiveRun] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._hurry = asyncio.Event()
+        self._orphans: dict[str, dict[str, RunRecord]] = {}
+        """Runs to repair, by organization, which are being repaired one after another."""
+        self._repairs: set[asyncio.Task[None]] = set()
         log.on_signal(self._look)
 
     @property
@@ -361,18 +364,45 @@ class Runner:
         return time.monotonic() - self._lost_at > LEASE_SECONDS
 
     async def sweep(self) -> None:
-        """End the runs whose process died, or see whether the database is back for long enough to do so."""
+        """End the runs whose process died, or see whether the database is back for long enough to do so.
+
+        Returns when they are ended, or after SWEEP_SECONDS: the rest goes on in the background, each organization's
+        beside the others'. An organization whose answers wait long to be rendered delays no other one.
+        """
+        if self.draining:
+            return
         if not self._in_contact:
             if not await self._store.ready():
                 self._lose_contact()
             return
         for record in await self._store.orphans(self.worker):
-            if self.has(record.id):
-                continue
-            try:
-                await self.repair(record)
-            except Exception:
-                logger.exception("run %s could not be repaired", record.id)
+            if not self.has(record.id):
+                self._begin_repair(record)
+        if self._repairs:
+            await asyncio.wait(self._repairs, timeout=SWEEP_SECONDS)
+
+    def _begin_repair(self, record: RunRecord) -> None:
+        organization_id = record.organization_id
+        if organization_id not in self._orphans:
+            self._orphans[organization_id] = {}
+            task = asyncio.create_task(self._repair_all(organization_id), name=f"repair runs of {organization_id}")
+            self._repairs.add(task)
+            task.add_done_callback(self._repairs.discard)
+        self._orphans[organization_id][record.id] = record
+
+    async def _repair_all(self, organization_id: str) -> None:
+        """Repair the organization's runs; one that is taken over again meanwhile is repaired once."""
+        orphans = self._orphans[organization_id]
+        try:
+            while orphans:
+                record = next(iter(orphans.values()))
+                try:
+                    await self.repair(record)
+                except Exception:
+                    logger.exception("run %s could not be repaired", record.id)
+                del orphans[record.id]
+        finally:
+            del self._orphans[organization_id]
 
     async def sweep_forever(self) -> None:
         while True:
@@ -444,9 +474,13 @@ class Runner:
     async def drain(self, seconds: float) -> None:
         """Start nothing more; let runs end for that long, then keep what the others have said as interrupted.
 
-        Answers that still wait to be rendered after that are stored as they are.
+        Answers that still wait to be rendered after that are stored as they are. Repairs are left to others.
         """
         self.draining = True
+        for repair in self._repairs:
+            repair.cancel()
+        if self._repairs:
+            await asyncio.wait(self._repairs, timeout=_STUBBORN_SECONDS)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
         for run in list(self._runs.values()):

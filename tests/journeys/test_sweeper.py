@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agents.registry import Registry
 from server import runner
+from server.runner import Runner
+from stores.contracts import Store
+from stores.memory_log import MemoryLog
+from stores.models import Principal
+from stores.sqlite import open_sqlite
+from tests.contracts.samples import WORKER, principal, started_thread, turn
 from tests.journeys.gates import critical, no_runs
 from tests.journeys.viewing import status
 
@@ -46,3 +55,47 @@ async def test_a_repaired_run_keeps_the_ids_of_its_calls_though_the_log_has_more
         answer = await race.live.get(f"{thread}/messages/{run}")
         assert (status(answer), answer["content"]) == ("failed", "some\n\nmore")
         assert answer["metadata"]["run"]["tool_calls"] == [{"id": "call_2", "round": 0, "offset": 4}]
+
+
+def _no_tools(*of: object) -> Any:
+    raise NotImplementedError
+
+
+async def test_an_organization_whose_answers_wait_to_be_rendered_delays_no_other_ones_repair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "SWEEP_SECONDS", 0.2)
+    slow, fast, rendered = principal(), principal(), asyncio.Event()
+
+    async def render(organization_id: str, content: str) -> str:
+        if organization_id == slow.organization_id:
+            await rendered.wait()
+        return content
+
+    async def die(store: Store, who: Principal) -> tuple[str, str]:
+        """A run whose process died: its thread, and its id."""
+        thread = await started_thread(store, who)
+        question, answer = turn(thread.id)
+        await store.claim(who, question, answer, worker=WORKER)
+        return thread.id, answer.id
+
+    async def failed(store: Store, who: Principal, *runs: tuple[str, str]) -> list[bool]:
+        return [(await store.message(who, *run)).status == "failed" for run in runs]
+
+    store, log = await open_sqlite(tmp_path / "chat.db", lease=0.0), MemoryLog()
+    sweeper = Runner(store, log, Registry({}), _no_tools, render)
+    async with asyncio.timeout(5):
+        waiting = [await die(store, slow), await die(store, slow)]
+        first = await die(store, fast)
+        await sweeper.sweep()
+        assert await failed(store, fast, first) == [True]
+        second = await die(store, fast)
+        await sweeper.sweep()
+        assert await failed(store, fast, second) == [True]
+        assert await failed(store, slow, *waiting) == [False, False]
+        rendered.set()
+        await sweeper.sweep()
+        assert await failed(store, slow, *waiting) == [True, True]
+    await sweeper.drain(0)
+    await log.close()
+    await store.close()
