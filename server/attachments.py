@@ -12,8 +12,6 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 
-from msgspec.structs import replace
-
 from server.errors import InvalidRequest
 from server.extraction import Extractor, small_of
 from server.quota import Quota
@@ -65,21 +63,31 @@ class Attachments:
     async def remove(self, who: Principal, thread_id: str, attachments: Sequence[Attachment]) -> None:
         """Take back attachments that no message has; what can't be reached now goes with the thread."""
         for attachment in attachments:
-            with contextlib.suppress(StoreUnavailable, ThreadNotFound):
-                await self._store.remove_file(who, thread_id, attachment.id)
-                await self._remove(BlobRemoval(attachment.id, who.organization_id, thread_id, attachment.id, 0))
+            await self._take_back(who, thread_id, attachment.id)
+
+    async def _take_back(self, who: Principal, thread_id: str, attachment_id: str) -> None:
+        """Remove the record, if there is one, then the blobs.
+
+        They stay while it is unknown whether there is a record: without one, the removal that is stored since before
+        they were put brings the sweeper.
+        """
+        try:
+            with contextlib.suppress(ThreadNotFound):
+                await self._store.remove_file(who, thread_id, attachment_id)
+        except StoreUnavailable as error:
+            logger.warning("attachment %s of thread %s could not be removed: %s", attachment_id, thread_id, error)
+            return
+        await self._remove(BlobRemoval(attachment_id, who.organization_id, thread_id, attachment_id, 0))
 
     async def _add(self, who: Principal, thread_id: str, upload: Upload) -> Attachment:
-        removal = BlobRemoval(new_id(), who.organization_id, thread_id, None, upload.size)
+        attachment_id = new_id()
         await self._quota.reserve(who.organization_id, upload.size)
         try:
-            await self._store.begin_upload(who, thread_id, removal.id, upload.size)
+            await self._store.begin_upload(who, thread_id, attachment_id, upload.size)
             async with asyncio.timeout(UPLOAD_SECONDS):
-                return await self._put(who, thread_id, removal.id, upload)
+                return await self._put(who, thread_id, attachment_id, upload)
         except BaseException as error:
-            with contextlib.suppress(StoreUnavailable, ThreadNotFound):  # cancelled, its record may be stored
-                await self._store.remove_file(who, thread_id, removal.id)
-            await self._remove(replace(removal, attachment_id=removal.id))
+            await self._take_back(who, thread_id, attachment_id)  # cancelled, its record may be stored
             if isinstance(error, TimeoutError):
                 raise BlobUnavailable("storing the file took too long") from error
             raise

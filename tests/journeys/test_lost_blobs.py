@@ -13,6 +13,7 @@ import pytest
 
 from server.ai_chat_service import AIChatService
 from stores import sqlite_storage, sqlite_threads
+from stores.errors import StoreUnavailable
 from stores.models import KeptFile, Principal
 from tests.journeys.live import Live, live_server, server_process
 from tests.journeys.shapes import is_problem
@@ -72,6 +73,34 @@ async def test_an_upload_that_is_cancelled_as_its_record_is_stored_leaves_neithe
         assert blobs(tmp_path) == []
         with closing(sqlite3.connect(tmp_path / "chat.db")) as db:
             assert db.execute("SELECT COUNT(*) FROM attachments").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["record", "no record"])
+async def test_the_blob_stays_while_it_is_unknown_whether_its_record_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    monkeypatch.setattr(sqlite_storage, "UPLOAD_SECONDS", -1.0)
+    async with live_server(tmp_path) as live:
+        thread = await live.scripted_thread()
+        store = cast(AIChatService, live.server.lifespan.state["service"]).store
+        add_file = store.add_file
+
+        async def lost(who: Principal, file: KeptFile) -> None:
+            if stored:
+                await add_file(who, file)
+            raise StoreUnavailable("connection lost")
+
+        async def unavailable(who: Principal, thread_id: str, attachment_id: str) -> None:
+            raise StoreUnavailable("still lost")
+
+        monkeypatch.setattr(store, "add_file", lost)
+        monkeypatch.setattr(store, "remove_file", unavailable)
+        is_problem(await live.http.post(f"{thread}/attachments", files=FILES), 503, "store_unavailable")
+        assert len(blobs(tmp_path)) == 1
+        await sweep(live)
+        assert len(blobs(tmp_path)) == int(stored)
+        with closing(sqlite3.connect(tmp_path / "chat.db")) as db:
+            assert db.execute("SELECT COUNT(*) FROM attachments").fetchone() == (int(stored),)
 
 
 async def test_a_failed_upload_leaves_nothing(tmp_path: Path) -> None:
