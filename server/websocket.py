@@ -135,10 +135,16 @@ class _Socket:
         self._creating = asyncio.Lock()  # whoever waits for it gets it in turn
 
     async def serve(self) -> int | None:
-        """Until either side goes; the code to close with, null if the client went."""
+        """Until either side goes; the code to close with, None if the client went.
+
+        What the client sent before it went is done all the same.
+        """
         receiving = asyncio.create_task(self._receive())
         try:
-            return await self._pump()
+            code = await self._pump()
+            if code is None:
+                await asyncio.wait({receiving})  # its frames are queued, and behind them its end
+            return code
         finally:
             receiving.cancel()
             await asyncio.wait({receiving, *self._commands})

@@ -46,6 +46,20 @@ async def test_a_message_that_waits_for_another_holds_up_neither_a_cancel_nor_a_
         assert sorted(answers) == sorted([refused, last, "ping", "c"])
 
 
+async def test_commands_of_a_client_that_closes_without_waiting_are_done(live: Live) -> None:
+    thread = await live.scripted_thread()
+    contents = [str(number) for number in range(100)]
+    async with socket(live.url, thread, max_queue=None) as connection:
+        for content in contents:
+            message = {"content": content, "role": "system"}
+            await connection.send(type="message.create", request_id=content, message=message)
+    async with asyncio.timeout(10):
+        while serving := set(live.server.server_state.tasks):
+            await asyncio.wait(serving)
+    stored = (await live.get(thread, message_limit=100))["messages"]
+    assert [message["content"] for message in stored] == contents
+
+
 @pytest.fixture
 def errors(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
     """What has been logged as an error; by uvicorn too, which keeps its own to itself."""
