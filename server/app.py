@@ -14,6 +14,7 @@ from agents.mcp_config import Server as McpServer
 from agents.mcp_config import read_servers
 from agents.registry import Kind, Registry
 from server.ai_chat_service import AIChatService
+from server.allowed_hosts import AllowedHosts
 from server.attachments import Attachments
 from server.auth import Authentication, Authenticator
 from server.auth_failures import AuthFailures
@@ -168,8 +169,9 @@ def create_app(
     app = Starlette(
         routes=ROUTES,
         middleware=[
-            Middleware(Front, running=running, root_path=settings.root_path, hosts=settings.hosts),
+            Middleware(Front, running=running, root_path=settings.root_path),
             Middleware(RequestLog, lines=settings.access_log),
+            Middleware(AllowedHosts, hosts=settings.hosts),
             Middleware(Authentication),
         ],
         exception_handlers=dict.fromkeys([*EXPECTED, Exception], respond),

@@ -7,20 +7,15 @@ message of a response only: a wrapper coroutine would cost each token of each st
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from starlette._utils import get_route_path
 from starlette.datastructures import MutableHeaders
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocketClose
 
-from server.errors import SAFE_HEADERS, Problem
-from server.hosts import is_allowed
-
-_PROBES = ("/healthz", "/readyz")
+from server.errors import SAFE_HEADERS
 
 
 class AppNotStarted(RuntimeError):
@@ -46,15 +41,12 @@ class Front:
     Args:
         root_path: the public prefix (CHAT_ROOT_PATH), whether the proxy strips it or not. Ignored under a `Mount` or
             a server that sets the scope's own.
-        hosts: the names that the Host header may have (CHAT_HOSTS); empty for any. Probes are exempt: they come by
-            address.
     """
 
-    def __init__(self, app: ASGIApp, *, running: Running, root_path: str = "", hosts: Sequence[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, *, running: Running, root_path: str = "") -> None:
         self._app = app
         self._running = running
         self._root_path = root_path
-        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -70,23 +62,7 @@ class Front:
             if not scope["path"].startswith(f"{self._root_path}/"):
                 scope["path"] = self._root_path + scope["path"]
             scope["root_path"] = self._root_path
-        if self._hosts and not self._is_addressed(scope):
-            await _unknown_host(scope)(scope, receive, send)
-            return
         await self._app(scope, receive, _with_safe_headers(send) if scope["type"] == "http" else send)
-
-    def _is_addressed(self, scope: Scope) -> bool:
-        if get_route_path(scope) in _PROBES:
-            return True
-        host = next((value for name, value in scope["headers"] if name == b"host"), b"")
-        return is_allowed(host.decode("latin-1"), self._hosts)
-
-
-def _unknown_host(scope: Scope) -> ASGIApp:
-    if scope["type"] == "websocket":
-        return WebSocketClose(1008)
-    detail = "The Host header names another server. The setting CHAT_HOSTS lists the names of this one."
-    return Problem(400, "unknown_host", detail).response()
 
 
 def _to_slash(scope: Scope) -> ASGIApp:

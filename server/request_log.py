@@ -1,7 +1,7 @@
 """What is known of each request: its id, a log line (CHAT_ACCESS_LOG), and numbers for /metrics.
 
 Pure ASGI, behind `Front`. Nothing happens per token: the function around `send` looks at the first message of a
-response only. A WebSocket is one request of status 101.
+response only. A WebSocket is one request of status 101; who refuses its handshake sets `scope[REFUSED_STATUS]`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from server.metrics import Metrics
 
 logger = logging.getLogger("chat.access")
+
+REFUSED_STATUS = "chat.refused_status"
+"""Where a refused WebSocket's status is in its scope: its `send` is not wrapped."""
 
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
 _THREAD = re.compile(r"/threads/([0-9a-f-]{36})(?:/|$)", re.ASCII)
@@ -46,6 +49,7 @@ class RequestLog:
             request.status = request.status or 500
             raise
         finally:
+            request.status = scope.get(REFUSED_STATUS, request.status)
             request.count(scope["state"]["metrics"])
             if self._lines:
                 request.log()

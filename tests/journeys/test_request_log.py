@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from websockets.exceptions import InvalidStatus
 
 from server.log_lines import OURS, LineFormatter
 from tests.journeys.live import KEY, Live, live_server
@@ -138,3 +139,19 @@ async def test_metrics_count_requests_runs_calls_and_connections(live: Live) -> 
     assert {found["chat_worker_waiting", queue] for queue in ("render", "extract")} == {0}
     assert (found["chat_loops_failing", ""], found["chat_log_unavailable", ""]) == (0, 0)
     assert not [labels for _, labels in found if SECRET in labels], "labels are bounded"
+
+
+async def test_requests_refused_for_their_host_are_logged_and_counted(tmp_path: Path, lines: Lines) -> None:
+    async with live_server(tmp_path, access_log=True, hosts=("127.0.0.1",)) as live:
+        thread = await live.scripted_thread()
+        host, port = "evil.example", int(live.url.rpartition(":")[2])
+        refused = await live.http.get("/docs", headers={"Host": host, "X-Request-Id": "trace-3"})
+        assert (refused.status_code, refused.headers["X-Request-Id"]) == (400, "trace-3")
+        with pytest.raises(InvalidStatus, match="403"):
+            async with socket(f"http://{host}:{port}", thread, host="127.0.0.1", port=port):
+                pass
+        found = samples(live)
+    seen = [(line["method"], line["status"]) for line in lines.of("chat.access")]
+    assert seen[-2:] == [("GET", 400), ("WEBSOCKET", 403)]
+    assert found["chat_requests_total", "GET none 400"] == 1
+    assert found["chat_requests_total", "WEBSOCKET none 403"] == 1

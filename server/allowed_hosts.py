@@ -1,0 +1,45 @@
+"""The guard against other names in the Host header (CHAT_HOSTS): `server.hosts` says why and which names are allowed.
+
+Pure ASGI, behind `RequestLog`, so that a refusal has its log line and is counted. It does not wrap `send`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette._utils import get_route_path
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
+
+from server.errors import Problem
+from server.hosts import is_allowed
+from server.request_log import REFUSED_STATUS
+
+_PROBES = ("/healthz", "/readyz")
+
+
+class AllowedHosts:
+    """Refuses requests whose Host header is none of `hosts`, if there are any.
+
+    Probes are exempt: they come by address.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: Sequence[str]) -> None:
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or not self._hosts or self._is_addressed(scope):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            scope[REFUSED_STATUS] = 403  # what the server makes of a close before the handshake
+            await WebSocketClose(1008)(scope, receive, send)
+        else:
+            detail = "The Host header names another server. The setting CHAT_HOSTS lists the names of this one."
+            await Problem(400, "unknown_host", detail).response()(scope, receive, send)
+
+    def _is_addressed(self, scope: Scope) -> bool:
+        if get_route_path(scope) in _PROBES:
+            return True
+        host = next((value for name, value in scope["headers"] if name == b"host"), b"")
+        return is_allowed(host.decode("latin-1"), self._hosts)
