@@ -54,7 +54,13 @@ ENDED_AT_ONCE = "It ended as soon as it was connected."
 _POLL_SECONDS = 0.25
 _ASKS_USER = "The tool asks the user for input (elicitation), which this chat server does not support yet."
 _ASKS_MODEL = "The tool asks the client's model for a text (sampling), which this chat server does not support."
-_ASKS = {"elicitation/create": _ASKS_USER, "sampling/createMessage": _ASKS_MODEL}
+_ASKS = {
+    "elicitation/create": _ASKS_USER,
+    "Elicitation not supported": _ASKS_USER,
+    "sampling/createMessage": _ASKS_MODEL,
+    "Sampling not supported": _ASKS_MODEL,
+}
+"""The methods, and what the SDK responds to a server that calls them."""
 _log = logging.getLogger(__name__)
 
 
@@ -111,7 +117,6 @@ class Connection:
         self._wake = asyncio.Event()
         self._scope = anyio.CancelScope()
         self._asking = anyio.CancelScope()
-        self._asked_during: dict[object, set[str]] = {}
         self._relisted_at = -RELIST_SECONDS
         self._relist_due: asyncio.TimerHandle | None = None
         # A context of its own: it outlives the run that happened to need it first.
@@ -137,22 +142,19 @@ class Connection:
         """
         if self.client is None:
             raise Unreachable("It is not connected.")
-        call = object()
-        asked = self._asked_during.setdefault(call, set())
         self._calls += 1
         try:
             answer = _answer(await self._result(self.client, tool, arguments, meta, progress))
         except MCPError as error:
-            raise self._failure_of(error, asked) from error
+            raise self._failure_of(error) from error
         except asyncio.CancelledError:
             self._doubt()
             raise
         finally:
-            del self._asked_during[call]
             self._calls -= 1
             self._wake.set()
         self._answered = True
-        if answer.is_error and (sentence := _unsupported(asked, answer.text)):
+        if answer.is_error and (sentence := _unsupported(answer.text)):
             raise CallFailed(sentence)
         return answer
 
@@ -175,12 +177,12 @@ class Connection:
             assert isinstance(result, InputRequiredResult)
             self._answered = True
             if result.input_requests:
-                methods: set[str] = {request.method for request in result.input_requests.values()}
-                raise CallFailed(_unsupported(methods, "") or _ASKS_USER)
+                methods = " ".join(request.method for request in result.input_requests.values())
+                raise CallFailed(_unsupported(methods) or _ASKS_USER)
             state = result.request_state
             await asyncio.sleep(_POLL_SECONDS)
 
-    def _failure_of(self, error: MCPError, asked: set[str]) -> Exception:
+    def _failure_of(self, error: MCPError) -> Exception:
         """What a call that failed with the SDK's error raises."""
         if error.code == TOO_LARGE or TOO_LARGE_WORDS in error.message or "event exceeded the" in error.message:
             self._answered = True
@@ -189,16 +191,11 @@ class Connection:
             self._ended()
             return Gone()
         self._answered = True
-        if sentence := _unsupported(asked, error.message):
+        if sentence := _unsupported(error.message):
             return CallFailed(sentence)
         if error.code == INVALID_REQUEST:  # what the SDK says of an HTTP session that has ended
             self.retire()
         return Refused(error.message)
-
-    def _is_asked(self, method: str) -> None:
-        """Note a request of the server: any of the open calls may have caused it."""
-        for asked in self._asked_during.values():
-            asked.add(method)
 
     def touch(self) -> None:
         """Somebody is about to use it: it isn't idle."""
@@ -230,9 +227,7 @@ class Connection:
         )
         try:
             with self._scope:
-                transport = open_transport(
-                    self._name, self._server, self._ended, self._is_asked, connect_seconds=CONNECT_SECONDS
-                )
+                transport = open_transport(self._name, self._server, self._ended, connect_seconds=CONNECT_SECONDS)
                 async with (
                     Client(transport, message_handler=self._heard, cache=None) as client,
                     anyio.create_task_group() as beside,
@@ -336,9 +331,12 @@ def _answer(result: CallToolResult) -> Answer:
     return Answer(bool(result.is_error), text, result.structured_content, blocks)
 
 
-def _unsupported(asked: set[str], words: str) -> str | None:
-    """What a failed tool wanted that is not supported: the server asked for it, or names it in its error."""
-    return next((sentence for method, sentence in _ASKS.items() if method in asked or method in words), None)
+def _unsupported(words: str) -> str | None:
+    """What a failed tool wanted that is not supported, by the words of its error.
+
+    The server's own requests are not looked at: over stdio nothing tells which of the open calls caused one.
+    """
+    return next((sentence for asked, sentence in _ASKS.items() if asked in words), None)
 
 
 def _root(error: BaseException) -> BaseException:

@@ -39,15 +39,11 @@ class Incoming:
 
     Args:
         ended: called once the stream has ended. Over HTTP a broken transport raises instead.
-        asked: called with the method of each request that the server sends.
     """
 
-    def __init__(
-        self, stream: ReadStream[SessionMessage | Exception], ended: Callable[[], None], asked: Callable[[str], None]
-    ) -> None:
+    def __init__(self, stream: ReadStream[SessionMessage | Exception], ended: Callable[[], None]) -> None:
         self._stream = stream
         self._ended = ended
-        self._asked = asked
         self._unasked = Rate(UNASKED_PER_SECOND)
         self._dropped = 0
 
@@ -75,8 +71,7 @@ class Incoming:
             case JSONRPCResponse() as response:
                 response.result = repaired(response.result)
                 return True
-            case JSONRPCRequest(method=method):
-                self._asked(method)
+            case JSONRPCRequest():
                 return self._unasked.take() or await self._drop()
             case JSONRPCNotification(method=method):
                 if self._unasked.take():
@@ -104,17 +99,12 @@ class Incoming:
 
 @asynccontextmanager
 async def open_transport(
-    name: str,
-    server: Server,
-    ended: Callable[[], None],
-    asked: Callable[[str], None],
-    *,
-    connect_seconds: float,
+    name: str, server: Server, ended: Callable[[], None], *, connect_seconds: float
 ) -> AsyncIterator[TransportStreams]:
     """Open the server's streams. Raises: OSError if its command cannot be started."""
     if server.url is None:
         async with stdio_streams(name, server) as (incoming, outgoing):
-            yield Incoming(incoming, ended, asked), outgoing
+            yield Incoming(incoming, ended), outgoing
         return
     timeout = httpx2.Timeout(connect_seconds, read=max(300.0, server.timeout + 10))
     # A call that waits for a free connection in vain would end all the others: the SDK lets the error through.
@@ -124,4 +114,4 @@ async def open_transport(
         httpx2.AsyncClient(headers=headers, timeout=timeout, transport=BoundedTransport(limits=limits)) as http,
         streamable_http_client(server.url, http_client=http, max_sse_event_size=MESSAGE_BYTES) as (incoming, outgoing),
     ):
-        yield Incoming(incoming, ended, asked), outgoing
+        yield Incoming(incoming, ended), outgoing

@@ -21,6 +21,7 @@ JSON = dict[str, Any]
 writing = threading.Lock()
 cancelled: dict[object, threading.Event] = {}
 meetings: dict[int, threading.Barrier] = {}
+beside = threading.Barrier(2)
 grown: list[str] = []
 answers: dict[object, "queue.Queue[JSON]"] = {}
 
@@ -79,13 +80,17 @@ def complain(call: JSON) -> JSON:
 
 
 def elicit(call: JSON) -> JSON:
-    """Asks the client to ask its user, and fails as its client does."""
+    """Asks the client to ask its user, and fails as its client does; with `beside`, during a call of `fail_beside`."""
+    if call["arguments"].get("beside"):
+        beside.wait(timeout=5)
     schema = {"type": "object", "properties": {"name": {"type": "string"}}}
     ask = f"ask-{call['id']}"
     waiting = answers[ask] = queue.Queue()
     params = {"message": "Who?", "requestedSchema": schema}
     send({"id": ask, "method": "elicitation/create", "params": params})
     answer = waiting.get(timeout=5)
+    if call["arguments"].get("beside"):
+        beside.wait(timeout=5)
     return text(f"The client said: {answer['error']['message']}", isError=True)
 
 
@@ -96,6 +101,13 @@ def meta(call: JSON) -> JSON:
 
 def fail(call: JSON) -> JSON:
     return text("It went wrong.", isError=True)
+
+
+def fail_beside(call: JSON) -> JSON:
+    """Fails of itself while `elicit` asks the client."""
+    beside.wait(timeout=5)
+    beside.wait(timeout=5)
+    return fail(call)
 
 
 def big(call: JSON) -> JSON:
@@ -168,6 +180,7 @@ TOOLS: dict[str, tuple[Callable[[JSON], JSON], JSON]] = {
     "environment": (environment, ANYTHING),
     "die": (die, ANYTHING),
     "fail": (fail, ANYTHING),
+    "fail_beside": (fail_beside, ANYTHING),
     "big": (big, ANYTHING),
     "picture": (picture, ANYTHING),
     "meet": (meet, ANYTHING),

@@ -105,7 +105,7 @@ async def test_a_flood_of_progress_is_thinned_out_before_it_costs_a_task_each() 
             params = {"progressToken": 1, "progress": step}
             yield SessionMessage(JSONRPCNotification(jsonrpc="2.0", method="notifications/progress", params=params))
 
-    passed = [item async for item in Incoming(flood(), lambda: None, lambda method: None)]  # type: ignore[arg-type]
+    passed = [item async for item in Incoming(flood(), lambda: None)]  # type: ignore[arg-type]
     assert len(passed) < 1_000
 
 
@@ -144,6 +144,16 @@ async def test_a_tool_that_asks_the_user_fails_with_a_clear_sentence(make_pool: 
         "The tool asks the user for input (elicitation), which this chat server does not support yet."
     )
     assert (await result(toolbox, "pid"))["pid"]
+
+
+async def test_a_call_that_fails_while_another_one_asks_the_user_keeps_its_own_error(make_pool: MakePool) -> None:
+    pool = make_pool(raw=raw())
+    ann, ben = pool.toolbox(agent("raw"), ANN), pool.toolbox(agent("raw"), BEN)
+    asking, failing = await asyncio.gather(call(ann, "elicit", {"beside": True}), call(ben, "fail_beside"))
+    assert asking.error == (
+        "The tool asks the user for input (elicitation), which this chat server does not support yet."
+    )
+    assert failing.error == "It went wrong."
 
 
 async def test_each_call_names_the_organization_and_the_user(make_pool: MakePool) -> None:
