@@ -9,14 +9,14 @@ lost, which the server does once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection
 from pymongo import IndexModel, ReadPreference, ReturnDocument
-from pymongo.errors import ConfigurationError, DuplicateKeyError, PyMongoError
+from pymongo.errors import ConfigurationError, DuplicateKeyError, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
@@ -68,6 +68,7 @@ INDEXES = {
     "keys": [
         IndexModel("hash", name="hash", unique=True, partialFilterExpression={"valid": True}),
         IndexModel("order", name="order"),
+        IndexModel([("source", 1), ("valid", 1), ("held_at", 1)], name="held"),
     ],
     "sessions": [
         IndexModel("expires_at", name="expiry"),
@@ -77,6 +78,8 @@ INDEXES = {
     "storage": [IndexModel("measure_at", name="measure")],
     "removals": [IndexModel("due", name="due"), IndexModel("organization_id", name="organization")],
 }
+UNUSED_INDEXES = {"attachments": ["kept"]}
+"""What earlier versions made."""
 
 
 @contextmanager
@@ -203,10 +206,14 @@ class MotorCollections:
         self.failing = failing
 
     async def prepare(self) -> None:
-        """Make the indexes that aren't there yet."""
+        """Make the indexes that are missing, and drop those that no query uses any more."""
         with answering():
             for name, indexes in INDEXES.items():
                 await self._database[name].create_indexes(indexes)
+            for name, unused in UNUSED_INDEXES.items():
+                for index in set(unused).intersection(await self._database[name].index_information()):
+                    with suppress(OperationFailure):  # another process has just dropped it
+                        await self._database[name].drop_index(index)
 
     async def now(self) -> datetime:
         with answering():

@@ -91,6 +91,7 @@ CREATE TABLE IF NOT EXISTS removals (
     id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, thread_id TEXT NOT NULL, attachment_id TEXT,
     size INTEGER NOT NULL, due REAL NOT NULL, taken INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS removals_due ON removals (due);
+CREATE INDEX IF NOT EXISTS removals_of ON removals (organization_id, size);
 CREATE TABLE IF NOT EXISTS probe (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
 """
 _ADDED_COLUMNS = {"keys": {"source": "TEXT", "held_at": "REAL"}}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from stores import sqlite_database
+from stores import sqlite_database, sqlite_storage
 from stores.errors import DataFolderUnusable, StoreDamaged, StoreUnavailable
 from stores.models import Principal, hash_of
 from stores.open import Where, open_store
@@ -160,3 +160,14 @@ async def test_a_data_folder_of_another_user_is_refused(tmp_path: Path) -> None:
     os.chmod(tmp_path, 0o1777)
     with pytest.raises(DataFolderUnusable, match="all users share it"):
         await open_store(Where(tmp_path))
+
+
+async def test_an_organizations_bytes_are_measured_without_reading_those_of_others(tmp_path: Path) -> None:
+    store = await open_sqlite(tmp_path / "chat.db")
+    plan = await store.reader.run(
+        lambda db: db.execute(f"EXPLAIN QUERY PLAN {sqlite_storage._MEASURE}", ("organization",)).fetchall()
+    )
+    await store.close()
+    steps = [str(row["detail"]) for row in plan]
+    assert len([step for step in steps if step.startswith("SEARCH")]) == 6
+    assert [step for step in steps if step.startswith("SCAN") and "CONSTANT" not in step] == []
