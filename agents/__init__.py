@@ -20,7 +20,7 @@ from typing import Protocol
 
 import msgspec
 
-from stores.models import Agent, Attachment, JSONObject, Message, Principal
+from agent_chat.stores.models import Agent, Attachment, JSONObject, Message, Principal
 
 
 class Text(msgspec.Struct, frozen=True):

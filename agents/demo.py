@@ -14,8 +14,8 @@ from contextlib import aclosing
 
 import msgspec
 
-from agents import Ended, Part, Run, Text, ToolCompleted, ToolPart, ToolUse
-from stores.models import Agent, Attachment, JSONObject
+from agent_chat.agents import Ended, Part, Run, Text, ToolCompleted, ToolPart, ToolUse
+from agent_chat.stores.models import Agent, Attachment, JSONObject
 
 DELAY_SECONDS = 0.015
 """Between two pieces of text, so that streaming is visible; `metadata: {"demo": {"delay_ms": 0}}` changes it."""

@@ -1,8 +1,8 @@
-"""A small real MCP server over stdio: `python -m agents.demo_tools`.
+"""A small real MCP server over stdio: `python -m agent_chat.agents.demo_tools`.
 
 The tools of the default agent, so that a server without any configuration has something true to call: the time in a
 zone, arithmetic, dice, and a slow one that tells its progress. It is a process of its own and knows nothing of the
-chat server; agents/mcp.py starts it like any other. It ends when its stdin closes.
+chat server; agents/mcp/pool.py starts it like any other. It ends when its stdin closes.
 
 Arithmetic walks the syntax tree and computes what it knows. `eval` with empty builtins was refused: it isn't safe.
 """

@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 
 import msgspec
 
-from agents import AgentError, MakeTitle, Reply, titles
+from agent_chat.agents import AgentError, MakeTitle, Reply, titles
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agents import Run
+    from agent_chat.agents import Run
 
 LENGTH = 60
 """The most characters in a title, the ellipsis included."""

@@ -17,19 +17,19 @@ from urllib.parse import quote
 import click
 from msgspec.structs import replace
 
-from agents.mcp_config import BadServers, read_servers
-from server.app import create_app, default_kind
-from server.connections import ConnectionLimits, connections_for, raise_file_limit
-from server.hosts import default_hosts, is_loopback
-from server.log_lines import configure
-from server.organizations import member, new_secret
-from server.own_key import KEY_FILE, OwnKey
-from server.serving import Server, freeze_startup_objects, listening_socket
-from server.settings import BadSetting, Settings, environment, load, unknown
-from server.worker_process import hide_process
-from stores.contracts import Store
-from stores.errors import BadBlobsURL, DataFolderInUse, DataFolderUnusable, StoreError, StoreUnavailable
-from stores.open import open_store
+from agent_chat.agents.mcp.config import BadServers, read_servers
+from agent_chat.server.app import create_app, default_kind
+from agent_chat.server.http.connections import ConnectionLimits, connections_for, raise_file_limit
+from agent_chat.server.http.hosts import default_hosts, is_loopback
+from agent_chat.server.log_lines import configure
+from agent_chat.server.organizations import member, new_secret
+from agent_chat.server.own_key import KEY_FILE, OwnKey
+from agent_chat.server.serving import Server, freeze_startup_objects, listening_socket
+from agent_chat.server.settings import BadSetting, Settings, environment, load, unknown
+from agent_chat.server.files.worker_process import hide_process
+from agent_chat.stores.contracts import Store
+from agent_chat.stores.errors import BadBlobsURL, DataFolderInUse, DataFolderUnusable, StoreError, StoreUnavailable
+from agent_chat.stores.open import open_store
 
 R = TypeVar("R")
 

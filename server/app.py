@@ -9,39 +9,40 @@ from typing import TypedDict
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from agents import demo, mcp
-from agents.mcp_config import Server as McpServer
-from agents.mcp_config import read_servers
-from agents.registry import Kind, Registry
-from server.ai_chat_service import AIChatService
-from server.allowed_hosts import AllowedHosts
-from server.attachments import Attachments
-from server.auth import Authentication, Authenticator
-from server.auth_failures import AuthFailures
-from server.content_html import Renderer
-from server.errors import EXPECTED, respond
-from server.extraction import Extractor
-from server.facts import FactPublisher
-from server.front import Front, Running
-from server.limits import Limits, RequestRate
-from server.metrics import Metrics
-from server.openapi import APIDescription
-from server.organizations import first_member
-from server.own_key import OwnKey, hold_forever, open_own_key, refuse_lost_database
-from server.principals import Principals
-from server.quota import Quota
-from server.request_log import RequestLog
-from server.routes import agents, attachments, docs, events, health, messages, pages, sessions, threads
-from server.runner import Runner
-from server.settings import Settings, environment
-from server.streams import Streams
-from server.supervision import Supervisor
-from server.upload_folder import upload_folder
-from server.uploads import Uploads
-from stores.blobs import Blobs, open_blobs
-from stores.contracts import EventLog, Store
-from stores.models import utcnow
-from stores.open import Where, open_backends
+from agent_chat.agents import demo
+from agent_chat.agents.mcp import pool as mcp
+from agent_chat.agents.mcp.config import Server as McpServer
+from agent_chat.agents.mcp.config import read_servers
+from agent_chat.agents.registry import Kind, Registry
+from agent_chat.server.ai_chat_service import AIChatService
+from agent_chat.server.allowed_hosts import AllowedHosts
+from agent_chat.server.files.attachments import Attachments
+from agent_chat.server.http.auth import Authentication, Authenticator
+from agent_chat.server.http.auth_failures import AuthFailures
+from agent_chat.server.files.content_html import Renderer
+from agent_chat.server.errors import EXPECTED, respond
+from agent_chat.server.files.extraction import Extractor
+from agent_chat.server.facts import FactPublisher
+from agent_chat.server.http.front import Front, Running
+from agent_chat.server.limits import Limits, RequestRate
+from agent_chat.server.metrics import Metrics
+from agent_chat.server.http.openapi import APIDescription
+from agent_chat.server.organizations import first_member
+from agent_chat.server.own_key import OwnKey, hold_forever, open_own_key, refuse_lost_database
+from agent_chat.server.http.principals import Principals
+from agent_chat.server.quota import Quota
+from agent_chat.server.http.request_log import RequestLog
+from agent_chat.server.http.routes import agents, attachments, docs, events, health, messages, pages, sessions, threads
+from agent_chat.server.runs.runner import Runner
+from agent_chat.server.settings import Settings, environment
+from agent_chat.server.reading.streams import Streams
+from agent_chat.server.supervision import Supervisor
+from agent_chat.server.http.upload_folder import upload_folder
+from agent_chat.server.http.uploads import Uploads
+from agent_chat.stores.blobs import Blobs, open_blobs
+from agent_chat.stores.contracts import EventLog, Store
+from agent_chat.stores.models import utcnow
+from agent_chat.stores.open import Where, open_backends
 
 Backends = Callable[[Where], AbstractAsyncContextManager[tuple[Store, EventLog]]]
 
@@ -243,7 +244,7 @@ def _service(
 
 
 def _claude(stack: AsyncExitStack, settings: Settings) -> Kind:
-    from agents.claude import Claude  # the SDK takes a second to import: only where it is used
+    from agent_chat.agents.claude.agent import Claude  # the SDK takes a second to import: only where it is used
 
     claude = Claude(
         settings.anthropic_api_key,

@@ -15,10 +15,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from agents import AgentError
-from server.log_lines import REQUEST_ID
-from stores import errors as stores
-from stores.models import JSONObject, Message
+from agent_chat.agents import AgentError
+from agent_chat.server.log_lines import REQUEST_ID
+from agent_chat.stores import errors as stores
+from agent_chat.stores.models import JSONObject, Message
 
 logger = logging.getLogger(__name__)
 

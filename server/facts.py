@@ -11,10 +11,10 @@ import asyncio
 import contextlib
 import logging
 
-from stores.contracts import EventLog, LogWriter, Outbox, ThreadStore
-from stores.errors import LogDeleted, LogUnavailable, StoreUnavailable
-from stores.events import Fact, fact_id
-from stores.models import Principal
+from agent_chat.stores.contracts import EventLog, LogWriter, Outbox, ThreadStore
+from agent_chat.stores.errors import LogDeleted, LogUnavailable, StoreUnavailable
+from agent_chat.stores.events import Fact, fact_id
+from agent_chat.stores.models import Principal
 
 logger = logging.getLogger(__name__)
 

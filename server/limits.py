@@ -17,7 +17,7 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 
-from server.errors import RETRY_SECONDS, RateLimited
+from agent_chat.server.errors import RETRY_SECONDS, RateLimited
 
 
 class Limits(msgspec.Struct, frozen=True):

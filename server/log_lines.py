@@ -19,7 +19,7 @@ from typing import Literal
 
 import msgspec
 
-from stores.errors import StoreError
+from agent_chat.stores.errors import StoreError
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 THREAD_ID: ContextVar[str | None] = ContextVar("thread_id", default=None)

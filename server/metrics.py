@@ -12,12 +12,12 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from server.ai_chat_service import AIChatService
-from server.auth_failures import AuthFailures
-from server.connections import Connections
-from server.statistics import Durations
-from server.streams import Streams
-from server.supervision import Supervisor
+from agent_chat.server.ai_chat_service import AIChatService
+from agent_chat.server.http.auth_failures import AuthFailures
+from agent_chat.server.http.connections import Connections
+from agent_chat.server.statistics import Durations
+from agent_chat.server.reading.streams import Streams
+from agent_chat.server.supervision import Supervisor
 
 _METHODS = {"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS", "WEBSOCKET"}
 

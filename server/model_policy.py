@@ -11,9 +11,9 @@ from collections.abc import Collection
 import msgspec
 from msgspec.structs import replace
 
-from agents import AgentError
-from server.errors import InvalidRequest
-from stores.models import Agent, JSONObject
+from agent_chat.agents import AgentError
+from agent_chat.server.errors import InvalidRequest
+from agent_chat.stores.models import Agent, JSONObject
 
 
 class ModelPolicy(msgspec.Struct, frozen=True):

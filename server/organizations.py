@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
-from agents.mcp_config import Server as McpServer
-from stores.contracts import Store
-from stores.models import Agent, Organization, Principal, User, new_id, timestamp, utcnow
+from agent_chat.agents.mcp.config import Server as McpServer
+from agent_chat.stores.contracts import Store
+from agent_chat.stores.models import Agent, Organization, Principal, User, new_id, timestamp, utcnow
 
 FIRST = "default"
 _DEMO = "Demo"

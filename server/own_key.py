@@ -23,10 +23,10 @@ from pathlib import Path
 
 import msgspec
 
-from server.organizations import FIRST, new_secret
-from stores.contracts import Store
-from stores.errors import DataFolderUnusable, StoreUnavailable
-from stores.models import Key, KeySource, User, hash_of
+from agent_chat.server.organizations import FIRST, new_secret
+from agent_chat.stores.contracts import Store
+from agent_chat.stores.errors import DataFolderUnusable, StoreUnavailable
+from agent_chat.stores.models import Key, KeySource, User, hash_of
 
 KEY_FILE = "key"
 _ROUNDS = 6

@@ -14,9 +14,9 @@ from contextlib import asynccontextmanager, suppress
 
 import msgspec
 
-from server.errors import StorageFull
-from stores.errors import StoreUnavailable
-from stores.storage import Storage
+from agent_chat.server.errors import StorageFull
+from agent_chat.stores.errors import StoreUnavailable
+from agent_chat.stores.storage import Storage
 
 PIECE_BYTES = 16 * 2**20
 

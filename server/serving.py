@@ -17,10 +17,10 @@ from typing import cast
 import uvicorn
 from starlette.applications import Starlette
 
-from server.bodies import BODY_BYTES
-from server.connections import Connection, ConnectionLimits, Connections
-from server.http_protocol import HTTPProtocol
-from server.websocket_protocol import WebSocketProtocol
+from agent_chat.server.http.bodies import BODY_BYTES
+from agent_chat.server.http.connections import Connection, ConnectionLimits, Connections
+from agent_chat.server.http.protocol import HTTPProtocol
+from agent_chat.server.http.websocket_protocol import WebSocketProtocol
 
 _SEND_BUFFER = 64 * 1024
 _CLOSE_SECONDS = 5

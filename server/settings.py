@@ -15,8 +15,8 @@ from typing import Literal
 
 import msgspec
 
-from server.model_policy import ModelPolicy
-from stores.open import Where
+from agent_chat.server.model_policy import ModelPolicy
+from agent_chat.stores.open import Where
 
 SECRET_LENGTH = 20
 

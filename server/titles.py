@@ -10,9 +10,9 @@ import asyncio
 import logging
 import unicodedata
 
-from agents import AgentError, Run, titles
-from agents.registry import Kind
-from stores.text import without_surrogates
+from agent_chat.agents import AgentError, Run, titles
+from agent_chat.agents.registry import Kind
+from agent_chat.stores.text import without_surrogates
 
 logger = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, BinaryIO
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from stores.errors import BadBlobsURL, BlobNotFound, BlobStorageFull, BlobUnavailable
-from stores.folder import make_folder
+from agent_chat.stores.errors import BadBlobsURL, BlobNotFound, BlobStorageFull, BlobUnavailable
+from agent_chat.stores.folder import make_folder
 
 if TYPE_CHECKING:
     from obstore import PutResult  # there for type checkers alone

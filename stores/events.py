@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from stores.models import JSONObject, Message, Thread, ToolCall
+from agent_chat.stores.models import JSONObject, Message, Thread, ToolCall
 
 
 class RunError(msgspec.Struct, frozen=True, omit_defaults=True):

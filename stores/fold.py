@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
-from stores.events import Event, MessageDelta, MessageSnapshot, RunStarted, ToolCallCompleted, ToolCallStarted
-from stores.models import ACTIVITY, JSONObject, Message, ToolCall
+from agent_chat.stores.events import Event, MessageDelta, MessageSnapshot, RunStarted, ToolCallCompleted, ToolCallStarted
+from agent_chat.stores.models import ACTIVITY, JSONObject, Message, ToolCall
 
 
 class Fold:

@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path
 
-from stores.errors import DataFolderUnusable
+from agent_chat.stores.errors import DataFolderUnusable
 
 
 def make_folder(folder: Path) -> None:

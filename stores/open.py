@@ -9,11 +9,11 @@ from pathlib import Path
 
 import msgspec
 
-from stores.budget import LOG_BYTES, LogBudget
-from stores.contracts import EventLog, Store
-from stores.folder import make_folder
-from stores.memory_log import MemoryLog
-from stores.sqlite import open_sqlite
+from agent_chat.stores.budget import LOG_BYTES, LogBudget
+from agent_chat.stores.contracts import EventLog, Store
+from agent_chat.stores.folder import make_folder
+from agent_chat.stores.memory_log import MemoryLog
+from agent_chat.stores.sqlite.store import open_sqlite
 
 
 class Where(msgspec.Struct, frozen=True):
@@ -43,7 +43,7 @@ async def open_store(where: Where, *, serving: bool = True) -> Store:
     """
     await asyncio.to_thread(make_folder, where.data_dir)
     if where.database_url is not None:
-        from stores.mongo import open_mongo
+        from agent_chat.stores.mongo.store import open_mongo
 
         with _named("CHAT_DATABASE_URL"):
             return await open_mongo(where.database_url)
@@ -68,7 +68,7 @@ async def _open_log(where: Where) -> EventLog:
     budget = LogBudget(where.events_bytes)
     if where.events_url is None:
         return MemoryLog(budget=budget)
-    from stores.redis_log import open_redis_log
+    from agent_chat.stores.redis.log import open_redis_log
 
     with _named("CHAT_EVENTS_URL"):
         return await open_redis_log(where.events_url, budget=budget)

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import msgspec
 
-from stores.models import Principal
+from agent_chat.stores.models import Principal
 
 UPLOAD_SECONDS = 1800.0
 """How long storing one file may take; half of the time after which a sweeper takes its process for dead."""

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from stores.models import new_id
+from agent_chat.stores.models import new_id
 from tests.services import START_SECONDS, free_port, missing
 
 

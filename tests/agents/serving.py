@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
-from agents.claude import Claude
-from agents.mcp_config import Server
-from agents.registry import Kind
+from agent_chat.agents.claude.agent import Claude
+from agent_chat.agents.mcp.config import Server
+from agent_chat.agents.registry import Kind
 from tests.agents.standin import StandIn
 from tests.journeys.live import Live, live_server
 

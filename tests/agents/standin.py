@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from server.serving import listening_socket
+from agent_chat.server.serving import listening_socket
 from tests.agents.valid import faults
 
 JSON = dict[str, Any]

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from agents import Run
-from agents.attached import PICTURES, Attached, attached
-from agents.context import history
-from stores.models import Agent, Attachment, Message, Principal, new_id
+from agent_chat.agents import Run
+from agent_chat.agents.claude.attachments import PICTURES, Attached, attached
+from agent_chat.agents.claude.history import history
+from agent_chat.stores.models import Agent, Attachment, Message, Principal, new_id
 from tests.agents.standin import StandIn, says, text
 from tests.agents.test_attachments import blocks, claude_thread
 from tests.agents.test_context import AGENT, Tools, png

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from agents.claude import MAX_ROUNDS, Claude
-from agents.mcp_config import Server
-from stores.models import timestamp, utcnow
+from agent_chat.agents.claude.agent import MAX_ROUNDS, Claude
+from agent_chat.agents.mcp.config import Server
+from agent_chat.stores.models import timestamp, utcnow
 from tests.agents.serving import claude_server, quick
 from tests.agents.standin import (
     OUTPUT_TOKENS,

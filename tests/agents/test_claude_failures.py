@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from agents import Part, Run, ToolCompleted, ToolStarted
-from agents.claude import ATTEMPTS, Claude
-from agents.registry import Kind
+from agent_chat.agents import Part, Run, ToolCompleted, ToolStarted
+from agent_chat.agents.claude.agent import ATTEMPTS, Claude
+from agent_chat.agents.registry import Kind
 from tests.agents.serving import claude_server, mcp_file, quick
 from tests.agents.standin import Gate, Refusal, Reply, StandIn, Stream, says, text, thinking, use
 from tests.agents.test_context import png

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from agents import Part, Run, Text, Tool, ToolCompleted, ToolPart, ToolStarted
-from agents.attached import Attached
-from agents.claude import _Told
-from agents.context import LEFT_OUT, history, model_name, turns_of, without_images
-from server.run import LiveRun
-from stores.contracts import Posted
-from stores.memory_log import MemoryLog
-from stores.models import Agent, Message, Principal, ToolCall, new_answer, new_id, utcnow
+from agent_chat.agents import Part, Run, Text, Tool, ToolCompleted, ToolPart, ToolStarted
+from agent_chat.agents.claude.attachments import Attached
+from agent_chat.agents.claude.agent import _Told
+from agent_chat.agents.claude.history import LEFT_OUT, history, model_name, turns_of, without_images
+from agent_chat.server.runs.live_run import LiveRun
+from agent_chat.stores.contracts import Posted
+from agent_chat.stores.memory_log import MemoryLog
+from agent_chat.stores.models import Agent, Message, Principal, ToolCall, new_answer, new_id, utcnow
 from tests.agents.valid import faults
 
 AGENT = Agent(new_id(), "o", "", "claude", None, "", ["a"], None, None, True, {}, "", "")

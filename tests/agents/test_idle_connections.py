@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from agents import Run, claude
-from stores.models import Principal, new_id
+from agent_chat.agents import Run
+from agent_chat.agents.claude import agent as claude
+from agent_chat.stores.models import Principal, new_id
 from tests.agents.serving import quick
 from tests.agents.standin import stand_in
 from tests.agents.test_context import AGENT, Tools, message

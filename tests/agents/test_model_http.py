@@ -11,9 +11,9 @@ from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse
 from starlette.types import Receive, Scope, Send
 
-from agents import AgentError, Part, Run, Text
-from agents.claude import Claude
-from stores.models import Principal, new_id
+from agent_chat.agents import AgentError, Part, Run, Text
+from agent_chat.agents.claude.agent import Claude
+from agent_chat.stores.models import Principal, new_id
 from tests.agents.serving import quick
 from tests.agents.standin import Gate, StandIn, says, serving, text
 from tests.agents.test_context import AGENT, Tools, message

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from agents import Ended, Run, Text, Tool
-from agents.claude import Claude
-from stores.models import Principal, new_id
+from agent_chat.agents import Ended, Run, Text, Tool
+from agent_chat.agents.claude.agent import Claude
+from agent_chat.stores.models import Principal, new_id
 from tests.agents.standin import StandIn
 from tests.agents.test_context import AGENT, Tools, message
 

@@ -27,7 +27,7 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from server.serving import listening_socket
+from agent_chat.server.serving import listening_socket
 from tests.agents.standin import TIME, StandIn, Stream, says, text
 from tests.journeys.live import Client, Process, server_process
 

@@ -11,9 +11,9 @@ import gc
 import time
 from pathlib import Path
 
-from stores.events import MessageCreated, MessageDelta
-from stores.memory_log import MemoryLog
-from stores.models import Message, new_id
+from agent_chat.stores.events import MessageCreated, MessageDelta
+from agent_chat.stores.memory_log import MemoryLog
+from agent_chat.stores.models import Message, new_id
 
 _COUNT = 20_000
 

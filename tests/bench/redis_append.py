@@ -13,10 +13,10 @@ import time
 
 import uvloop
 
-from stores.contracts import LogWriter
-from stores.events import MessageDelta
-from stores.models import new_id
-from stores.redis_log import RedisLog
+from agent_chat.stores.contracts import LogWriter
+from agent_chat.stores.events import MessageDelta
+from agent_chat.stores.models import new_id
+from agent_chat.stores.redis.log import RedisLog
 from tests.services import running_redis
 
 _GROUPS = 10

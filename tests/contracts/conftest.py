@@ -11,12 +11,12 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from stores.contracts import EventLog, Store
-from stores.memory_log import MemoryLog
-from stores.models import Clock, new_id, utcnow
-from stores.mongo import open_mongo
-from stores.redis_log import open_redis_log
-from stores.sqlite import open_sqlite
+from agent_chat.stores.contracts import EventLog, Store
+from agent_chat.stores.memory_log import MemoryLog
+from agent_chat.stores.models import Clock, new_id, utcnow
+from agent_chat.stores.mongo.store import open_mongo
+from agent_chat.stores.redis.log import open_redis_log
+from agent_chat.stores.sqlite.store import open_sqlite
 from tests.contracts.samples import Lose
 from tests.services import redis_url as redis_url
 from tests.services_mongo import mongo_server as mongo_server

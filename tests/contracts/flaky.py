@@ -8,7 +8,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from stores.redis_log import RedisLog
+from agent_chat.stores.redis.log import RedisLog
 
 
 class Proxy:

@@ -10,10 +10,10 @@ import bson
 from msgspec.structs import replace
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
-from stores.errors import StoreUnavailable
-from stores.models import Message, Principal, Thread, new_id, utcnow
-from stores.mongo import INDEXES, MongoStore, MotorCollections
-from stores.mongo_documents import MEASURE, Document, Limits, entry_of, millis, pack
+from agent_chat.stores.errors import StoreUnavailable
+from agent_chat.stores.models import Message, Principal, Thread, new_id, utcnow
+from agent_chat.stores.mongo.store import INDEXES, MongoStore, MotorCollections
+from agent_chat.stores.mongo.documents import MEASURE, Document, Limits, entry_of, millis, pack
 from tests.contracts.samples import new_message, started_thread
 
 

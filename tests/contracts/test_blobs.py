@@ -14,9 +14,9 @@ import msgspec
 import pytest
 from obstore.store import ObjectStore
 
-from stores.blobs import PART_BYTES, PIECE_BYTES, Blobs, open_blobs
-from stores.errors import BadBlobsURL, BlobNotFound, BlobUnavailable, NotFound
-from stores.models import new_id
+from agent_chat.stores.blobs import PART_BYTES, PIECE_BYTES, Blobs, open_blobs
+from agent_chat.stores.errors import BadBlobsURL, BlobNotFound, BlobUnavailable, NotFound
+from agent_chat.stores.models import new_id
 from tests.peak import Peak
 from tests.services_s3 import S3Server
 from tests.services_s3 import s3_server as s3_server

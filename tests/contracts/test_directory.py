@@ -10,9 +10,9 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from stores.contracts import Store
-from stores.errors import AgentNotFound, KeyNotFound
-from stores.models import Agent, Organization, Principal, User, new_id
+from agent_chat.stores.contracts import Store
+from agent_chat.stores.errors import AgentNotFound, KeyNotFound
+from agent_chat.stores.models import Agent, Organization, Principal, User, new_id
 from tests.contracts.conftest import OpenStore
 from tests.contracts.samples import AWKWARD, exactly, new_agent
 

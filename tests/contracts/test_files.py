@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from stores.contracts import Store
-from stores.errors import AttachmentNotFound, ThreadNotFound
-from stores.models import Principal, new_id
+from agent_chat.stores.contracts import Store
+from agent_chat.stores.errors import AttachmentNotFound, ThreadNotFound
+from agent_chat.stores.models import Principal, new_id
 from tests.contracts.samples import new_file, new_thread
 
 

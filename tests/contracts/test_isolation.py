@@ -11,10 +11,10 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from stores.contracts import AgentPage, Directory, Store, ThreadStore
-from stores.errors import AgentNotFound, NotFound, ThreadNotFound
-from stores.events import ThreadUpdated
-from stores.models import Agent, KeptFile, Message, Principal, Thread, User, new_id
+from agent_chat.stores.contracts import AgentPage, Directory, Store, ThreadStore
+from agent_chat.stores.errors import AgentNotFound, NotFound, ThreadNotFound
+from agent_chat.stores.events import ThreadUpdated
+from agent_chat.stores.models import Agent, KeptFile, Message, Principal, Thread, User, new_id
 from tests.contracts.conftest import OpenStore
 from tests.contracts.samples import (
     AWKWARD,

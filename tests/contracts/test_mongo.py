@@ -9,13 +9,13 @@ from collections.abc import Awaitable
 import pytest
 from pymongo import MongoClient
 
-from stores import mongo_threads
-from stores.contracts import Finished
-from stores.errors import StoreUnavailable, ThreadNotFound
-from stores.events import ThreadDeleted
-from stores.models import Principal
-from stores.mongo import open_mongo
-from stores.mongo_documents import Document, Limits
+from agent_chat.stores.mongo import threads as mongo_threads
+from agent_chat.stores.contracts import Finished
+from agent_chat.stores.errors import StoreUnavailable, ThreadNotFound
+from agent_chat.stores.events import ThreadDeleted
+from agent_chat.stores.models import Principal
+from agent_chat.stores.mongo.store import open_mongo
+from agent_chat.stores.mongo.documents import Document, Limits
 from tests.contracts.mongo_commands import Commands, Read, loaded, opened
 from tests.contracts.samples import (
     WORKER,

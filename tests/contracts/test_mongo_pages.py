@@ -12,10 +12,10 @@ from typing import NamedTuple
 import bson
 import pytest
 
-from stores.errors import MessageNotFound, StoreUnavailable, ThreadNotFound
-from stores.models import Message, Principal, new_id
-from stores.mongo import MongoStore
-from stores.mongo_documents import DOCUMENT_BYTES, Document, Limits, unpack_body
+from agent_chat.stores.errors import MessageNotFound, StoreUnavailable, ThreadNotFound
+from agent_chat.stores.models import Message, Principal, new_id
+from agent_chat.stores.mongo.store import MongoStore
+from agent_chat.stores.mongo.documents import DOCUMENT_BYTES, Document, Limits, unpack_body
 from tests.contracts.mongo_commands import Commands, Read, every_message, loaded, opened, stored
 from tests.contracts.samples import (
     WORKER,

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from stores.contracts import OUTBOX_FACTS, OUTBOX_FACTS_READ, Outbox, Store
-from stores.events import MessageCreated, ThreadDeleted, ThreadUpdated, fact_id
-from stores.models import Principal, Thread
+from agent_chat.stores.contracts import OUTBOX_FACTS, OUTBOX_FACTS_READ, Outbox, Store
+from agent_chat.stores.events import MessageCreated, ThreadDeleted, ThreadUpdated, fact_id
+from agent_chat.stores.models import Principal, Thread
 from tests.contracts.conftest import OpenStore
 from tests.contracts.samples import WORKER, new_message, principal, started_thread, turn
 

@@ -16,24 +16,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 
-from stores.errors import Gap, LogDeleted, LogUnavailable
-from stores.events import (
-    Event,
-    MessageCreated,
-    MessageDelta,
-    MessageSnapshot,
-    ReasoningDelta,
-    RunCompleted,
-    RunStarted,
-    ThreadDeleted,
-    ThreadUpdated,
-    ToolCallProgress,
-    decode,
-)
-from stores.feed import Entry
-from stores.fold import Fold, fold
-from stores.models import Message, new_id
-from stores.redis_log import RedisLog, open_redis_log
+from agent_chat.stores.errors import Gap, LogDeleted, LogUnavailable
+from agent_chat.stores.events import Event, MessageCreated, MessageDelta, MessageSnapshot, ReasoningDelta, RunCompleted, RunStarted, ThreadDeleted, ThreadUpdated, ToolCallProgress, decode
+from agent_chat.stores.buffer import Entry
+from agent_chat.stores.fold import Fold, fold
+from agent_chat.stores.models import Message, new_id
+from agent_chat.stores.redis.log import RedisLog, open_redis_log
 from tests.contracts.flaky import FlakyLog, proxy_to
 from tests.contracts.samples import new_thread, principal, rest, say, turn
 from tests.services import RedisServer, redis_process
@@ -315,7 +303,7 @@ async def test_killed_clients_lose_and_double_nothing(server: RedisServer, kind:
 async def test_messages_dropped_doubled_and_late_lose_and_double_nothing(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr("stores.redis_log._REFILL_SECONDS", 1.0)
+    monkeypatch.setattr("agent_chat.stores.redis.log._REFILL_SECONDS", 1.0)
     chance = random.Random(seed)
     logs = [FlakyLog(server.url, prefix="chat", random=chance) for _ in range(2)]
 
@@ -491,7 +479,7 @@ async def test_nobody_waits_long_for_a_redis_that_is_away(
 
 
 async def test_it_can_be_opened_before_redis_is_there(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stores.redis_reads.READ_SECONDS", 0.4)
+    monkeypatch.setattr("agent_chat.stores.redis.reads.READ_SECONDS", 0.4)
     server.stop()
     log = await open_redis_log(server.url)
     thread_id = new_id()
@@ -530,8 +518,8 @@ async def test_a_signal_reaches_the_other_process_and_each_once(server: RedisSer
 
 
 async def test_channels_that_nobody_reads_are_given_back(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stores.redis_log._LINGER_SECONDS", 0.0)
-    monkeypatch.setattr("stores.redis_log._TICK_SECONDS", 0.05)
+    monkeypatch.setattr("agent_chat.stores.redis.log._LINGER_SECONDS", 0.0)
+    monkeypatch.setattr("agent_chat.stores.redis.log._TICK_SECONDS", 0.05)
     log = await open_redis_log(server.url)
     thread_id = new_id()
     cursor = log.cursor(thread_id, await log.tail(thread_id))

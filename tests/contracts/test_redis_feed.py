@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from stores.events import LogOpened, encode
-from stores.feed import Entry
-from stores.models import new_id
-from stores.redis_feed import Feed
-from stores.redis_log import open_redis_log
+from agent_chat.stores.events import LogOpened, encode
+from agent_chat.stores.buffer import Entry
+from agent_chat.stores.models import new_id
+from agent_chat.stores.redis.feed import Feed
+from agent_chat.stores.redis.log import open_redis_log
 
 DATA = encode(LogOpened())
 

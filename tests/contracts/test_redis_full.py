@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from stores.errors import Gap, LogUnavailable
-from stores.events import MessageCreated, MessageDelta, RunStarted
-from stores.models import new_id
-from stores.redis_log import RedisLog, open_redis_log
+from agent_chat.stores.errors import Gap, LogUnavailable
+from agent_chat.stores.events import MessageCreated, MessageDelta, RunStarted
+from agent_chat.stores.models import new_id
+from agent_chat.stores.redis.log import RedisLog, open_redis_log
 from tests.contracts.samples import new_message, rest, turn
 from tests.services import RedisServer, running_redis
 

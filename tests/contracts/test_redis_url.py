@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stores.open import Where, open_backends
+from agent_chat.stores.open import Where, open_backends
 
 
 @pytest.mark.parametrize(

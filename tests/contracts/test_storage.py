@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 
-from stores import mongo_storage, mongo_threads, sqlite_storage, sqlite_threads
-from stores.contracts import Store
-from stores.errors import StoreUnavailable, ThreadNotFound
-from stores.models import Principal, Thread, new_id
+from agent_chat.stores.mongo import storage as mongo_storage, threads as mongo_threads
+from agent_chat.stores.sqlite import storage as sqlite_storage, threads as sqlite_threads
+from agent_chat.stores.contracts import Store
+from agent_chat.stores.errors import StoreUnavailable, ThreadNotFound
+from agent_chat.stores.models import Principal, Thread, new_id
 from tests.contracts.conftest import OpenStore
 from tests.contracts.samples import new_agent, new_file, new_message, new_thread, principal
 

@@ -16,17 +16,17 @@ from typing import Any, Literal, cast
 
 import httpx
 
-from agents.registry import Registry
-from server.ai_chat_service import AIChatService
-from server.runner import Runner
-from server.streams import Streams
-from stores.contracts import EventLog, Store
-from stores.events import TERMINAL_TYPES
-from stores.feed import Buffer
-from stores.memory_log import MemoryLog
-from stores.models import Principal, RunRecord, new_id
-from stores.open import Where
-from stores.sqlite import open_sqlite
+from agent_chat.agents.registry import Registry
+from agent_chat.server.ai_chat_service import AIChatService
+from agent_chat.server.runs.runner import Runner
+from agent_chat.server.reading.streams import Streams
+from agent_chat.stores.contracts import EventLog, Store
+from agent_chat.stores.events import TERMINAL_TYPES
+from agent_chat.stores.buffer import Buffer
+from agent_chat.stores.memory_log import MemoryLog
+from agent_chat.stores.models import Principal, RunRecord, new_id
+from agent_chat.stores.open import Where
+from agent_chat.stores.sqlite.store import open_sqlite
 from tests.journeys.live import Frame, Live, frames, live_server
 from tests.journeys.viewing import View
 

@@ -15,13 +15,13 @@ from typing import Any
 import httpx
 import msgspec
 
-from agents.registry import Kind
-from server.app import Backends, create_app
-from server.connections import ConnectionLimits
-from server.limits import Limits
-from server.serving import Server, listening_socket
-from server.settings import Settings
-from stores.open import open_backends
+from agent_chat.agents.registry import Kind
+from agent_chat.server.app import Backends, create_app
+from agent_chat.server.http.connections import ConnectionLimits
+from agent_chat.server.limits import Limits
+from agent_chat.server.serving import Server, listening_socket
+from agent_chat.server.settings import Settings
+from agent_chat.stores.open import open_backends
 from tests.journeys.nursery import Fork, fork
 from tests.journeys.scripted import Scripted
 

@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from agents import AgentError, Part, Reasoning, Run, Text, ToolCompleted, ToolStarted, ToolUse
+from agent_chat.agents import AgentError, Part, Reasoning, Run, Text, ToolCompleted, ToolStarted, ToolUse
 
 INTERNAL_TEXT = "secret internal text"
 

@@ -8,9 +8,9 @@ import os
 from functools import partial
 from pathlib import Path
 
-from agents.registry import Kind
-from server import __main__ as command_line
-from server import app
+from agent_chat.agents.registry import Kind
+from agent_chat.server import __main__ as command_line
+from agent_chat.server import app
 from tests.journeys.scripted import FolderGates, Scripted
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from starlette.routing import BaseRoute, Route
 
-from agents import AgentError, Run
-from agents.registry import Kind
-from server import app
+from agent_chat.agents import AgentError, Run
+from agent_chat.agents.registry import Kind
+from agent_chat.server import app
 from tests.journeys.live import Live, live_server
 from tests.journeys.scripted import Scripted
 from tests.journeys.shapes import is_problem

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from stores.events import TERMINAL_TYPES
+from agent_chat.stores.events import TERMINAL_TYPES
 from tests.journeys.live import Frame, Live, frames, live_server
 from tests.journeys.shapes import is_invalid, is_message, is_problem, is_thread
 

@@ -16,7 +16,7 @@ import httpx
 import msgspec
 import pytest
 
-from server import bodies
+from agent_chat.server.http import bodies
 from tests.journeys.live import KEY, Live, frames, live_server
 from tests.journeys.shapes import PROBLEM_KEYS, is_invalid, is_problem
 

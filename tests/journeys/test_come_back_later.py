@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.limits import Limits
+from agent_chat.server.limits import Limits
 from tests.journeys.damage import without
 from tests.journeys.live import Live, live_server
 from tests.journeys.shapes import is_problem

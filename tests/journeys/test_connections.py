@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import ConnectionClosedError
 
-from server import http_protocol
-from server.connections import SPARE, ConnectionLimits, connections_for
-from server.limits import Limits
-from server.websocket_protocol import WebSocketProtocol
+from agent_chat.server.http import protocol as http_protocol
+from agent_chat.server.http.connections import SPARE, ConnectionLimits, connections_for
+from agent_chat.server.limits import Limits
+from agent_chat.server.http.websocket_protocol import WebSocketProtocol
 from tests.journeys.live import KEY, Live, live_server
 from tests.journeys.sockets import socket
 
@@ -290,7 +290,7 @@ async def test_a_flood_of_tiny_frames_leaves_time_for_others(live: Live, frame: 
 
 
 async def test_a_websocket_far_beyond_its_rate_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.websocket._SLOW_SECONDS", 0.0)
+    monkeypatch.setattr("agent_chat.server.http.websocket._SLOW_SECONDS", 0.0)
     async with live_server(tmp_path, limits=Limits(requests=10)) as live:
         thread = await live.scripted_thread()
         async with socket(live.url, thread) as connection:
@@ -331,6 +331,6 @@ async def test_a_frame_that_cannot_be_taken_closes_the_socket_with_its_code(
 
 
 def test_health_checks_are_routes() -> None:
-    from server.app import ROUTES
+    from agent_chat.server.app import ROUTES
 
     assert {getattr(route, "path", "") for route in ROUTES} >= set(http_protocol.HEALTH)

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from stores.events import TERMINAL_TYPES
+from agent_chat.stores.events import TERMINAL_TYPES
 from tests.journeys.live import KEY, Frame, Live, parse
 from tests.services import missing
 

@@ -15,8 +15,8 @@ from typing import Any, Literal, cast
 import httpx
 import pytest
 
-from stores import feed
-from stores.events import TERMINAL_TYPES
+from agent_chat.stores import buffer as feed
+from agent_chat.stores.events import TERMINAL_TYPES
 from tests.journeys.gates import Race, all_left, critical, eventually, no_runs, watcher
 from tests.journeys.live import KEY, Client, Frame, frames, parse
 from tests.journeys.viewing import View, status

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from server import ai_chat_service
+from agent_chat.server import ai_chat_service
 from tests.journeys.live import live_server
 from tests.journeys.shapes import is_problem
 

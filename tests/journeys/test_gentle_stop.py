@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.serving import _CLOSE_SECONDS
+from agent_chat.server.serving import _CLOSE_SECONDS
 from tests.journeys.live import Frame, Process, frames, server_process
 from tests.journeys.scripted import FolderGates
 from tests.journeys.sockets import socket

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from agents import AgentError, Part, Run, Text
-from agents.registry import Kind
-from server.runner import HISTORY
+from agent_chat.agents import AgentError, Part, Run, Text
+from agent_chat.agents.registry import Kind
+from agent_chat.server.runs.runner import HISTORY
 from tests.journeys.live import live_server
 
 

@@ -25,9 +25,9 @@ import msgspec
 import pytest
 from PIL import Image
 
-from server.extraction import TEXT_CHARS
-from server.file_types import BINARY, DOCX, PDF
-from server.uploads import FILE_BYTES
+from agent_chat.server.files.extraction import TEXT_CHARS
+from agent_chat.server.files.file_types import BINARY, DOCX, PDF
+from agent_chat.server.http.uploads import FILE_BYTES
 from tests.journeys.live import Process, frames, server_process
 from tests.journeys.shapes import is_problem
 

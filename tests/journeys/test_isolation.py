@@ -17,11 +17,11 @@ from starlette.routing import Route, WebSocketRoute
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from server.app import ROUTES
-from server.limits import Limits
-from server.organizations import member
-from stores.contracts import EventLog, Store
-from stores.open import Where, open_backends
+from agent_chat.server.app import ROUTES
+from agent_chat.server.limits import Limits
+from agent_chat.server.organizations import member
+from agent_chat.stores.contracts import EventLog, Store
+from agent_chat.stores.open import Where, open_backends
 from tests.journeys.live import KEY, Client, Live, live_server
 from tests.journeys.shapes import is_invalid, is_problem
 from tests.journeys.sockets import socket

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from server.__main__ import main
-from server.limits import Limits
+from agent_chat.server.__main__ import main
+from agent_chat.server.limits import Limits
 from tests.journeys.live import Client, Live, live_server
 
 

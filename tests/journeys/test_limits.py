@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from server.limits import Limits
+from agent_chat.server.limits import Limits
 from tests.journeys.live import live_server
 from tests.journeys.shapes import is_problem
 from tests.journeys.sockets import socket

@@ -11,10 +11,10 @@ from typing import cast
 
 import pytest
 
-from server.ai_chat_service import AIChatService
-from stores import sqlite_storage, sqlite_threads
-from stores.errors import StoreUnavailable
-from stores.models import KeptFile, Principal
+from agent_chat.server.ai_chat_service import AIChatService
+from agent_chat.stores.sqlite import storage as sqlite_storage, threads as sqlite_threads
+from agent_chat.stores.errors import StoreUnavailable
+from agent_chat.stores.models import KeptFile, Principal
 from tests.journeys.live import Live, live_server, server_process
 from tests.journeys.shapes import is_problem
 

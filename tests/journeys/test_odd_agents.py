@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from agents import Part, Reply, Run, Text, ToolCompleted, ToolProgress, ToolStarted
-from agents.registry import Kind
+from agent_chat.agents import Part, Reply, Run, Text, ToolCompleted, ToolProgress, ToolStarted
+from agent_chat.agents.registry import Kind
 from tests.journeys.live import live_server
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from agents import Part, Run, Text
-from agents.registry import Kind
-from server.ai_chat_service import AIChatService
-from server.organizations import member
-from stores.models import Principal
+from agent_chat.agents import Part, Run, Text
+from agent_chat.agents.registry import Kind
+from agent_chat.server.ai_chat_service import AIChatService
+from agent_chat.server.organizations import member
+from agent_chat.stores.models import Principal
 from tests.agents.serving import mcp_file
 from tests.journeys.live import Client, Live, live_server
 from tests.journeys.shapes import is_problem

@@ -12,10 +12,10 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from agents.registry import Kind
-from server.app import create_app
-from server.serving import Server, listening_socket
-from server.settings import Settings
+from agent_chat.agents.registry import Kind
+from agent_chat.server.app import create_app
+from agent_chat.server.serving import Server, listening_socket
+from agent_chat.server.settings import Settings
 from tests.journeys.live import KEY, Client, frames, live_server
 from tests.journeys.scripted import Scripted
 from tests.journeys.sockets import socket

@@ -17,9 +17,10 @@ from typing import Any, Literal
 import httpx
 import pytest
 
-from agents import Part, Run, Text
-from agents.registry import Kind
-from server import ai_chat_service, app, runner
+from agent_chat.agents import Part, Run, Text
+from agent_chat.agents.registry import Kind
+from agent_chat.server import ai_chat_service, app
+from agent_chat.server.runs import runner
 from tests.journeys.gates import Race, Watcher, When, critical, id_of, no_runs, watcher
 from tests.journeys.live import Frame, frames, live_server
 from tests.journeys.viewing import status

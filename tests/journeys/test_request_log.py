@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import InvalidStatus
 
-from server.log_lines import OURS, LineFormatter
+from agent_chat.server.log_lines import OURS, LineFormatter
 from tests.journeys.live import KEY, Live, live_server
 from tests.journeys.sockets import socket
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from stores.events import TERMINAL_TYPES, decode
-from stores.fold import fold
-from stores.models import Message
+from agent_chat.stores.events import TERMINAL_TYPES, decode
+from agent_chat.stores.fold import fold
+from agent_chat.stores.models import Message
 from tests.journeys.gates import Watcher, watcher
 from tests.journeys.live import Frame, Live, frames
 from tests.journeys.sockets import socket

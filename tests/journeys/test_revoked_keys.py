@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from server.limits import Limits
-from stores.contracts import EventLog, Store
-from stores.models import Key
-from stores.open import Where, open_backends
+from agent_chat.server.limits import Limits
+from agent_chat.stores.contracts import EventLog, Store
+from agent_chat.stores.models import Key
+from agent_chat.stores.open import Where, open_backends
 from tests.journeys.damage import without
 from tests.journeys.live import Client, Live, live_server
 from tests.journeys.shapes import is_problem

@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.limits import Limits
-from stores.contracts import EventLog, Store
-from stores.open import Where, open_backends
+from agent_chat.server.limits import Limits
+from agent_chat.stores.contracts import EventLog, Store
+from agent_chat.stores.open import Where, open_backends
 from tests.journeys.live import KEY, Live, frames, live_server
 from tests.journeys.shapes import is_problem
 from tests.journeys.sockets import socket

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from stores.events import TERMINAL_TYPES
+from agent_chat.stores.events import TERMINAL_TYPES
 from tests.journeys.gates import Race, Watcher, all_left, critical, watcher
 from tests.journeys.live import frames
 from tests.journeys.viewing import View, status

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.limits import Limits
+from agent_chat.server.limits import Limits
 from tests.journeys.live import KEY, Live, live_server
 from tests.journeys.shapes import is_problem
 from tests.journeys.sockets import socket

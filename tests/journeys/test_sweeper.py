@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from agents.registry import Registry
-from server import runner
-from server.runner import Runner
-from stores.contracts import Store
-from stores.memory_log import MemoryLog
-from stores.models import Principal
-from stores.sqlite import open_sqlite
+from agent_chat.agents.registry import Registry
+from agent_chat.server.runs import runner
+from agent_chat.server.runs.runner import Runner
+from agent_chat.stores.contracts import Store
+from agent_chat.stores.memory_log import MemoryLog
+from agent_chat.stores.models import Principal
+from agent_chat.stores.sqlite.store import open_sqlite
 from tests.contracts.samples import WORKER, principal, started_thread, turn
 from tests.journeys.gates import critical, no_runs
 from tests.journeys.viewing import status

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from agents import Run
-from agents.registry import Kind
-from server import titles
-from server.limits import Limits
+from agent_chat.agents import Run
+from agent_chat.agents.registry import Kind
+from agent_chat.server import titles
+from agent_chat.server.limits import Limits
 from tests.journeys.live import Live, live_server
 from tests.journeys.scripted import Scripted
 from tests.journeys.shapes import is_problem, is_thread

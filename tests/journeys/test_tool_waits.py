@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
-from agents.mcp_config import Server
-from agents.registry import Kind
-from stores.events import decode
-from stores.fold import fold
-from stores.models import Message
+from agent_chat.agents.mcp.config import Server
+from agent_chat.agents.registry import Kind
+from agent_chat.stores.events import decode
+from agent_chat.stores.fold import fold
+from agent_chat.stores.models import Message
 from tests.agents.serving import mcp_file
 from tests.journeys.live import live_server
 from tests.journeys.test_operator_limits import tells

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server import body_stream
-from server.limits import Limits
+from agent_chat.server.http import body_stream
+from agent_chat.server.limits import Limits
 from tests.journeys.live import KEY, Live, live_server, server_process
 from tests.journeys.shapes import is_problem
 
@@ -87,7 +87,7 @@ async def test_what_a_killed_process_had_received_is_removed_at_the_next_start(t
 
 
 async def test_what_follows_a_form_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.uploads._FORM_BYTES", 1_000_000)
+    monkeypatch.setattr("agent_chat.server.http.uploads._FORM_BYTES", 1_000_000)
     async with live_server(tmp_path) as live:
         thread = await live.scripted_thread()
         body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\na\r\n--x--\r\n'

@@ -27,16 +27,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from agents.registry import Kind
-from server import ai_chat_service, facts, runner
-from server.app import create_app
-from server.serving import Server, listening_socket
-from server.settings import load
-from stores import redis_log
-from stores.contracts import LEASE_SECONDS, EventLog, Store
-from stores.mongo import open_mongo
-from stores.open import Where
-from stores.redis_log import open_redis_log
+from agent_chat.agents.registry import Kind
+from agent_chat.server import ai_chat_service, facts
+from agent_chat.server.runs import runner
+from agent_chat.server.app import create_app
+from agent_chat.server.serving import Server, listening_socket
+from agent_chat.server.settings import load
+from agent_chat.stores.redis import log as redis_log
+from agent_chat.stores.contracts import LEASE_SECONDS, EventLog, Store
+from agent_chat.stores.mongo.store import open_mongo
+from agent_chat.stores.open import Where
+from agent_chat.stores.redis.log import open_redis_log
 from tests.journeys.scripted import Gates, Scripted
 
 

@@ -20,8 +20,8 @@ import msgspec
 from pymongo import MongoClient
 from redis.asyncio import Redis
 
-from stores.events import TERMINAL_TYPES
-from stores.models import new_id
+from agent_chat.stores.events import TERMINAL_TYPES
+from agent_chat.stores.models import new_id
 from tests.journeys.live import KEY, Client
 from tests.journeys.viewing import status
 from tests.processes.viewers import Viewer

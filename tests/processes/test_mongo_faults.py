@@ -15,7 +15,7 @@ from typing import Literal
 
 import pytest
 
-from stores.models import new_id
+from agent_chat.stores.models import new_id
 from tests.journeys.shapes import is_problem
 from tests.journeys.viewing import status
 from tests.processes.site import Nursery, Site, opened_site

@@ -7,8 +7,8 @@ import socket
 import sys
 from pathlib import Path
 
-from server import worker_process
-from server.worker_process import DONE, NOTE, REPLY, Job
+from agent_chat.server.files import worker_process
+from agent_chat.server.files.worker_process import DONE, NOTE, REPLY, Job
 
 
 def _frames() -> int:

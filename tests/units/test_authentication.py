@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from server import auth_failures
-from server.auth_failures import AuthFailures
-from server.hosts import default_hosts, is_allowed
-from server.principals import Credential, Principals
-from stores.contracts import Store
-from stores.models import User
-from stores.sqlite import open_sqlite
+from agent_chat.server.http import auth_failures
+from agent_chat.server.http.auth_failures import AuthFailures
+from agent_chat.server.http.hosts import default_hosts, is_allowed
+from agent_chat.server.http.principals import Credential, Principals
+from agent_chat.stores.contracts import Store
+from agent_chat.stores.models import User
+from agent_chat.stores.sqlite.store import open_sqlite
 
 
 class Clock:

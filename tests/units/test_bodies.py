@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from server.bodies import AgentCreate, AgentUpdate, MessageCreate, ThreadCreate, message_of, read
-from server.errors import InvalidRequest, TooLarge
-from server.websocket import CreateMessage
+from agent_chat.server.http.bodies import AgentCreate, AgentUpdate, MessageCreate, ThreadCreate, message_of, read
+from agent_chat.server.errors import InvalidRequest, TooLarge
+from agent_chat.server.http.websocket import CreateMessage
 
 
 def packed(value: Any) -> bytes:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from server.content_html import LIMITS, Renderer
-from server.errors import RateLimited
-from server.markdown import HTML_BYTES, is_cheap, to_html
+from agent_chat.server.files.content_html import LIMITS, Renderer
+from agent_chat.server.errors import RateLimited
+from agent_chat.server.files.markdown import HTML_BYTES, is_cheap, to_html
 from tests.units.gaps import STEP_SECONDS, gaps
 
 LARGE = (
@@ -29,7 +29,7 @@ HASTY = replace(LIMITS, cpu_seconds=0.5)
 
 SERVER = """
 import asyncio
-from server.content_html import Renderer
+from agent_chat.server.files.content_html import Renderer
 
 async def main():
     renderer = Renderer()

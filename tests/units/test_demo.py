@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 import pytest
 from msgspec.structs import replace
 
-from agents import Ended, Part, Run, Text, ToolCompleted, ToolProgress, ToolStarted, mcp_toolbox
-from agents.demo import reply, wanted
-from agents.mcp import Pool
-from agents.mcp_config import Server, read_servers
-from stores.models import Agent, Attachment, JSONObject, Message, Principal
+from agent_chat.agents import Ended, Part, Run, Text, ToolCompleted, ToolProgress, ToolStarted
+from agent_chat.agents.mcp import toolbox as mcp_toolbox
+from agent_chat.agents.demo import reply, wanted
+from agent_chat.agents.mcp.pool import Pool
+from agent_chat.agents.mcp.config import Server, read_servers
+from agent_chat.stores.models import Agent, Attachment, JSONObject, Message, Principal
 
 FAST: JSONObject = {"demo": {"delay_ms": 0}}
 AGENT = Agent("a", "o", "Demo", "demo", None, "", ["demo"], None, None, True, FAST, "", "")

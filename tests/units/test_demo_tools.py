@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from agents import Toolbox, ToolCompleted, ToolUse, mcp_toolbox
-from agents.mcp import Pool
-from agents.mcp_config import read_servers
-from stores.models import Agent, JSONObject
+from agent_chat.agents import Toolbox, ToolCompleted, ToolUse
+from agent_chat.agents.mcp import toolbox as mcp_toolbox
+from agent_chat.agents.mcp.pool import Pool
+from agent_chat.agents.mcp.config import read_servers
+from agent_chat.stores.models import Agent, JSONObject
 
 ROOT = Path(__file__).parents[2]
 AGENT = Agent("a", "o", "", "demo", None, "", ["demo"], None, None, True, {}, "", "")
@@ -110,7 +111,7 @@ async def test_a_slow_task_has_bounds(tools: Toolbox) -> None:
 def test_the_process_writes_only_protocol_and_ends_with_its_stdin() -> None:
     said = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping"})
     done = subprocess.run(
-        [sys.executable, "-m", "agents.demo_tools"],
+        [sys.executable, "-m", "agent_chat.agents.demo_tools"],
         cwd=ROOT,
         input=f"{said}\nnonsense\n",
         capture_output=True,

@@ -23,9 +23,9 @@ import pytest
 from msgspec.structs import replace
 from PIL import Image
 
-from server.extraction import LIMITS, TEXT_CHARS, Extracted, Extractor
-from server.file_types import BINARY, DOCX, EML, EPUB, ODT, OLE, PDF, PPTX, XLSX
-from server.worker import WorkerLimits
+from agent_chat.server.files.extraction import LIMITS, TEXT_CHARS, Extracted, Extractor
+from agent_chat.server.files.file_types import BINARY, DOCX, EML, EPUB, ODT, OLE, PDF, PPTX, XLSX
+from agent_chat.server.files.worker import WorkerLimits
 from tests.peak import Peak
 from tests.units.gaps import gaps
 
@@ -42,7 +42,7 @@ ORG = "an organization"
 SERVER = """
 import asyncio, os, sys
 from pathlib import Path
-from server.extraction import Extractor
+from agent_chat.server.files.extraction import Extractor
 
 async def main():
     extractor = Extractor()

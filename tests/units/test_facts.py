@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from server.facts import FactPublisher
-from server.viewer import Viewer
-from stores import redis_writer
-from stores.contracts import EventLog, Outbox, Store
-from stores.errors import LogUnavailable
-from stores.events import Event, MessageCreated, MessageDelta, MessageSnapshot, RunStarted, ThreadSnapshot, decode
-from stores.memory_log import MemoryLog
-from stores.models import Principal, Thread
-from stores.redis_log import open_redis_log
-from stores.sqlite import open_sqlite
+from agent_chat.server.facts import FactPublisher
+from agent_chat.server.reading.viewer import Viewer
+from agent_chat.stores.redis import writer as redis_writer
+from agent_chat.stores.contracts import EventLog, Outbox, Store
+from agent_chat.stores.errors import LogUnavailable
+from agent_chat.stores.events import Event, MessageCreated, MessageDelta, MessageSnapshot, RunStarted, ThreadSnapshot, decode
+from agent_chat.stores.memory_log import MemoryLog
+from agent_chat.stores.models import Principal, Thread
+from agent_chat.stores.redis.log import open_redis_log
+from agent_chat.stores.sqlite.store import open_sqlite
 from tests.contracts.samples import new_message, principal, rest, started_thread, turn
 from tests.services import RedisServer, running_redis
 
@@ -154,7 +154,7 @@ async def test_a_run_keeps_a_snapshot_of_what_it_cannot_send(
 
 
 async def test_watchers_get_a_snapshot_where_the_outbox_was_cut(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stores.sqlite_outbox.OUTBOX_FACTS", 3)
+    monkeypatch.setattr("agent_chat.stores.sqlite.outbox.OUTBOX_FACTS", 3)
     log, who = MemoryLog(), principal()
     facts = FactPublisher(store, log)
     thread = await started_thread(store, who)

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agents.mcp_config import Server
-from server.organizations import first_member
-from server.own_key import KEY_FILE, _stored_secret, hold_forever, open_own_key
-from stores.contracts import Store
-from stores.models import Agent, Key, Principal, User, hash_of
-from stores.sqlite import open_sqlite
+from agent_chat.agents.mcp.config import Server
+from agent_chat.server.organizations import first_member
+from agent_chat.server.own_key import KEY_FILE, _stored_secret, hold_forever, open_own_key
+from agent_chat.stores.contracts import Store
+from agent_chat.stores.models import Agent, Key, Principal, User, hash_of
+from agent_chat.stores.sqlite.store import open_sqlite
 
 OLD, NEW = "the-old-key-from-the-environment", "the-new-key-from-the-environment"
 

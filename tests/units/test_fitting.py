@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stores.fitting import latest_fitting
+from agent_chat.stores.fitting import latest_fitting
 
 
 @pytest.mark.parametrize(

@@ -8,21 +8,9 @@ from collections.abc import Sequence
 import pytest
 from msgspec.structs import replace
 
-from stores.events import (
-    Event,
-    MessageDelta,
-    MessageSnapshot,
-    ReasoningDelta,
-    RunCompleted,
-    RunStarted,
-    ThreadDeleted,
-    ToolCallCompleted,
-    ToolCallProgress,
-    ToolCallStarted,
-    joined,
-)
-from stores.fold import Fold, fold
-from stores.models import Message, ToolCall, new_answer
+from agent_chat.stores.events import Event, MessageDelta, MessageSnapshot, ReasoningDelta, RunCompleted, RunStarted, ThreadDeleted, ToolCallCompleted, ToolCallProgress, ToolCallStarted, joined
+from agent_chat.stores.fold import Fold, fold
+from agent_chat.stores.models import Message, ToolCall, new_answer
 
 NOW = "2026-01-31T12:00:00.000Z"
 EMPTY = new_answer("thread", "question", "model", NOW)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from server.__main__ import _greeting
-from server.own_key import OwnKey
-from server.settings import Settings
+from agent_chat.server.__main__ import _greeting
+from agent_chat.server.own_key import OwnKey
+from agent_chat.server.settings import Settings
 
 SECRET = "a-secret-of-more-than-twenty-characters"
 URL = "http://127.0.0.1:8000"

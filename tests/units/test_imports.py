@@ -15,22 +15,22 @@ ALLOWED = {"server": {"server", "agents", "stores"}, "agents": {"agents", "store
 MODULES = sorted(path.relative_to(ROOT) for package in ALLOWED for path in (ROOT / package).rglob("*.py"))
 
 DRIVERS = {
-    "motor": {"stores/mongo.py"},
-    "pymongo": {"stores/mongo.py"},
-    "bson": {"stores/mongo.py"},
-    "redis": {"stores/redis_log.py"},
+    "motor": {"stores/mongo/store.py"},
+    "pymongo": {"stores/mongo/store.py"},
+    "bson": {"stores/mongo/store.py"},
+    "redis": {"stores/redis/log.py"},
     "mcp": {
-        "agents/mcp_connection.py",
-        "agents/mcp_process.py",
-        "agents/mcp_tools.py",
-        "agents/mcp_transport.py",
+        "agents/mcp/connection.py",
+        "agents/mcp/process.py",
+        "agents/mcp/tools.py",
+        "agents/mcp/transport.py",
         "agents/demo_tools.py",
     },
-    "anthropic": {"agents/claude.py"},
-    "sse_starlette": {"server/sse.py"},
+    "anthropic": {"agents/claude/agent.py"},
+    "sse_starlette": {"server/http/sse.py"},
     "obstore": {"stores/blobs.py"},
-    "kreuzberg": {"server/reading.py"},
-    "pypdfium2": {"server/reading.py"},
+    "kreuzberg": {"server/files/reader.py"},
+    "pypdfium2": {"server/files/reader.py"},
 }
 ENVIRONMENT = {"server/settings.py"}
 

@@ -7,8 +7,8 @@ import asyncio
 import msgspec
 from starlette.types import Message as Sent
 
-from server.large_json import PIECE_BYTES, LargeResponse, encode_list, encode_thread
-from stores.models import Message, Thread
+from agent_chat.server.http.large_json import PIECE_BYTES, LargeResponse, encode_list, encode_thread
+from agent_chat.stores.models import Message, Thread
 
 WHEN = "2026-01-31T12:00:00.000Z"
 MESSAGES = [Message(str(n), "t", "ü" * 500_000, "", "user", [], [], {}, WHEN) for n in range(8)]

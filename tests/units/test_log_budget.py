@@ -8,13 +8,13 @@ import tracemalloc
 
 import pytest
 
-from stores import memory_log
-from stores.budget import LogBudget
-from stores.errors import Gap
-from stores.events import MessageCreated, MessageDelta, MessageSnapshot, RunStarted, ThreadDeleted, decode
-from stores.fold import Fold, fold
-from stores.memory_log import MemoryLog
-from stores.models import new_id
+from agent_chat.stores import memory_log
+from agent_chat.stores.budget import LogBudget
+from agent_chat.stores.errors import Gap
+from agent_chat.stores.events import MessageCreated, MessageDelta, MessageSnapshot, RunStarted, ThreadDeleted, decode
+from agent_chat.stores.fold import Fold, fold
+from agent_chat.stores.memory_log import MemoryLog
+from agent_chat.stores.models import new_id
 from tests.contracts.conftest import Seconds
 from tests.contracts.samples import new_message, rest, turn
 

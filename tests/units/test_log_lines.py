@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-from server.log_lines import REQUEST_ID, RUN_ID, LineFormatter
-from stores.errors import StoreUnavailable
+from agent_chat.server.log_lines import REQUEST_ID, RUN_ID, LineFormatter
+from agent_chat.stores.errors import StoreUnavailable
 
 WORDS, KEY = "what the user wrote", "chat_a-secret-key"
 
 
 def record(message: str, *arguments: object, **facts: object) -> logging.LogRecord:
-    record = logging.LogRecord("server.runner", logging.WARNING, "", 0, message, arguments, None)
+    record = logging.LogRecord("agent_chat.server.runs.runner", logging.WARNING, "", 0, message, arguments, None)
     vars(record).update(facts)
     return record
 
@@ -38,7 +38,7 @@ def test_a_json_line_has_time_level_logger_message_ids_and_facts() -> None:
     assert line.pop("time").endswith("Z")
     assert line == {
         "level": "warning",
-        "logger": "server.runner",
+        "logger": "agent_chat.server.runs.runner",
         "message": "it took 3 s",
         "request_id": "request-1",
         "run_id": "run-1",
@@ -55,7 +55,7 @@ def test_a_text_line_is_one_line_whatever_a_client_sent() -> None:
     text = LineFormatter("text").format(record("of %s", "a\r\n2026 INFO forged\x1b[0m\u2028", path="/x\ny"))
     assert text.splitlines() == [text]
     assert text.endswith("request_id=request-1 run_id=run-1 path=/x\\x0ay")
-    assert " WARNING server.runner of a\\x0d\\x0a2026 INFO forged\\x1b[0m" in text
+    assert " WARNING agent_chat.server.runs.runner of a\\x0d\\x0a2026 INFO forged\\x1b[0m" in text
 
 
 @pytest.mark.parametrize("format", ["text", "json"])

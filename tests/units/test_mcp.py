@@ -12,11 +12,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agents import Toolbox, ToolCompleted, ToolPart, ToolProgress, ToolStarted, ToolUse, mcp_connection
-from agents.mcp import Pool
-from agents.mcp_config import BadServers, Server, read_servers
-from agents.mcp_results import RESULT_BYTES
-from stores.models import Agent, JSONObject
+from agent_chat.agents import Toolbox, ToolCompleted, ToolPart, ToolProgress, ToolStarted, ToolUse
+from agent_chat.agents.mcp import connection as mcp_connection
+from agent_chat.agents.mcp.pool import Pool
+from agent_chat.agents.mcp.config import BadServers, Server, read_servers
+from agent_chat.agents.mcp.results import RESULT_BYTES
+from agent_chat.stores.models import Agent, JSONObject
 
 RAW = str(Path(__file__).with_name("raw_mcp_server.py"))
 ABSENT = Server(command="/nowhere/no-such-command")

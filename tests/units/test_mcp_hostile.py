@@ -18,13 +18,13 @@ import pytest
 from mcp.shared.message import SessionMessage
 from mcp.types import JSONRPCNotification
 
-from agents import Toolbox, ToolCompleted, ToolUse
-from agents.mcp_bounds import MESSAGE_BYTES, BoundedTransport, TooLarge
-from agents.mcp_config import Server
-from agents.mcp_process import OversizedLine, split_lines, stdio_streams
-from agents.mcp_tools import TOOLS, repaired
-from agents.mcp_transport import Incoming
-from stores.models import Principal
+from agent_chat.agents import Toolbox, ToolCompleted, ToolUse
+from agent_chat.agents.mcp.bounds import MESSAGE_BYTES, BoundedTransport, TooLarge
+from agent_chat.agents.mcp.config import Server
+from agent_chat.agents.mcp.process import OversizedLine, split_lines, stdio_streams
+from agent_chat.agents.mcp.tools import TOOLS, repaired
+from agent_chat.agents.mcp.transport import Incoming
+from agent_chat.stores.models import Principal
 from tests.agents.serving import mcp_file
 from tests.journeys.live import server_process
 from tests.peak import Peak
@@ -127,11 +127,11 @@ async def test_the_lines_of_stderr_carry_the_servers_name_and_are_bounded(
     make_pool: MakePool, caplog: pytest.LogCaptureFixture
 ) -> None:
     toolbox = make_pool(crm=raw()).toolbox(agent("crm"))
-    with caplog.at_level(logging.INFO, logger="agents.mcp.stderr"):
+    with caplog.at_level(logging.INFO, logger="agent_chat.agents.mcp.pool.stderr"):
         await result(toolbox, "complain", {"lines": ["It hurts.", "y" * 100_000, *["z"] * 5_000]})
         await until(lambda: len(caplog.records) > 3)
         await asyncio.sleep(0.1)  # what would come if it were not dropped
-        lines = [record.message for record in caplog.records if record.name == "agents.mcp.stderr"]
+        lines = [record.message for record in caplog.records if record.name == "agent_chat.agents.mcp.pool.stderr"]
     assert lines[0] == "MCP server crm: It hurts."
     assert lines[1] == f"MCP server crm: {'y' * 2_000}…"
     assert len(lines) < 200

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from agents.mcp_connection import Answer
-from agents.mcp_results import RESULT_BYTES, completed
+from agent_chat.agents.mcp.connection import Answer
+from agent_chat.agents.mcp.results import RESULT_BYTES, completed
 from tests.agents.http_tools import PICTURE
 
 IMAGE = {"type": "image", "mimeType": "image/png", "data": PICTURE}

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from agents import Reasoning, Text
-from agents.messages_api import ANSWER_BYTES, Answer
+from agent_chat.agents import Reasoning, Text
+from agent_chat.agents.claude.messages_api import ANSWER_BYTES, Answer
 
 JSON = dict[str, Any]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import msgspec
 from starlette.routing import Route
 
-from server.app import ROUTES, create_app
-from server.openapi import OPERATIONS, APIDescription, document
-from server.routes import docs, pages, sessions, threads
-from server.settings import Settings
+from agent_chat.server.app import ROUTES, create_app
+from agent_chat.server.http.openapi import OPERATIONS, APIDescription, document
+from agent_chat.server.http.routes import docs, pages, sessions, threads
+from agent_chat.server.settings import Settings
 
 UNDESCRIBED = {docs.openapi, docs.docs, pages.index, sessions.login, sessions.logout, threads.gone}
 

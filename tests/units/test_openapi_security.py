@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from server.app import ROUTES
-from server.openapi import document
+from agent_chat.server.app import ROUTES
+from agent_chat.server.http.openapi import document
 
 
 def test_only_the_open_paths_are_without_a_key() -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from server.errors import RateLimited
-from server.extraction import TEXT_CHARS, WAITING_FILES, Extractor
-from server.file_types import BINARY
-from server.reading import without_head
-from server.text_files import plain_text
+from agent_chat.server.errors import RateLimited
+from agent_chat.server.files.extraction import TEXT_CHARS, WAITING_FILES, Extractor
+from agent_chat.server.files.file_types import BINARY
+from agent_chat.server.files.reader import without_head
+from agent_chat.server.files.text_files import plain_text
 from tests.units.gaps import STEP_SECONDS, gaps
 from tests.units.test_extraction import FILES, ORG, Hanging
 

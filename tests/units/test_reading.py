@@ -9,8 +9,8 @@ import pypdfium2  # type: ignore[import-untyped]
 import pytest
 from msgspec.structs import replace
 
-from server.extraction import LIMITS, Extractor
-from server.reading import PAGES
+from agent_chat.server.files.extraction import LIMITS, Extractor
+from agent_chat.server.files.reader import PAGES
 from tests.units.test_extraction import FILES, ORG
 
 

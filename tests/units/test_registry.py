@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from agents import AgentError, Ended, Text, ToolCompleted
-from agents.mcp import Pool
-from agents.mcp_config import read_servers
-from agents.registry import Kind, Registry
+from agent_chat.agents import AgentError, Ended, Text, ToolCompleted
+from agent_chat.agents.mcp.pool import Pool
+from agent_chat.agents.mcp.config import read_servers
+from agent_chat.agents.registry import Kind, Registry
 from tests.units.test_demo import AGENT, run
 
 README = Path(__file__).parent.parent.parent / "README.md"
@@ -65,5 +65,5 @@ def test_a_broken_entry_point_is_left_out_with_a_warning(
     (package / "entry_points.txt").write_text("[chat.agents]\nbroken = no_such_module:reply\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "broken" not in Registry({})
-    (record,) = [record for record in caplog.records if record.name == "agents.registry"]
+    (record,) = [record for record in caplog.records if record.name == "agent_chat.agents.registry"]
     assert record.getMessage() == "agent kind 'broken' skipped: no_such_module:reply cannot be loaded"

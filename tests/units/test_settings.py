@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.settings import BadSetting, load
+from agent_chat.server.settings import BadSetting, load
 
 
 def test_nothing_set_is_a_server_on_this_machine_alone() -> None:

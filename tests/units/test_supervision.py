@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from server import supervision
-from server.supervision import Supervisor
-from stores.contracts import EventLog, Store
-from stores.errors import Gap
-from stores.events import Event
-from stores.memory_log import MemoryLog
-from stores.open import Where
-from stores.sqlite import open_sqlite
+from agent_chat.server import supervision
+from agent_chat.server.supervision import Supervisor
+from agent_chat.stores.contracts import EventLog, Store
+from agent_chat.stores.errors import Gap
+from agent_chat.stores.events import Event
+from agent_chat.stores.memory_log import MemoryLog
+from agent_chat.stores.open import Where
+from agent_chat.stores.sqlite.store import open_sqlite
 from tests.journeys.live import Live, live_server
 
 

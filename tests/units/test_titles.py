@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from agents import Run
-from agents.mcp import Pool
-from agents.titles import LENGTH, from_first_message
-from server.titles import TITLE_LENGTH, sanitized
-from stores.models import Agent, Attachment, Message, Principal, Role
+from agent_chat.agents import Run
+from agent_chat.agents.mcp.pool import Pool
+from agent_chat.agents.titles import LENGTH, from_first_message
+from agent_chat.server.titles import TITLE_LENGTH, sanitized
+from agent_chat.stores.models import Agent, Attachment, Message, Principal, Role
 from tests.contracts.samples import new_file
 
 AGENT = Agent("a", "o", "", "demo", None, "", [], None, None, True, {}, "", "")

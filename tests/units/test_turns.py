@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from server.turns import QueueFull, Turns
+from agent_chat.server.files.turns import QueueFull, Turns
 
 
 class Worker:

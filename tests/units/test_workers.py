@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from server.content_html import LIMITS
-from server.turns import Turns
-from server.worker import WorkerFailed, Workers
+from agent_chat.server.files.content_html import LIMITS
+from agent_chat.server.files.turns import Turns
+from agent_chat.server.files.worker import WorkerFailed, Workers
 
 SMALL = replace(LIMITS, reply_bytes=2**16, cpu_seconds=0.3)
 ORG = "an organization"

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from agents import mcp_toolbox
+from agent_chat.agents.mcp import toolbox as mcp_toolbox
 from tests.journeys.live import Live, live_server
 from tests.web.browser import Desk, Visit, chromium
 

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from stores.events import Event
+from agent_chat.stores.events import Event
 
 HERE = Path(__file__).parent
 

@@ -6,7 +6,7 @@ import json
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
-from server.markdown import to_html
+from agent_chat.server.files.markdown import to_html
 from tests.journeys.live import Live
 from tests.web.browser import Visit, reads
 

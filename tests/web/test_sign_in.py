@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
-from server.serving import Server, listening_socket
+from agent_chat.server.serving import Server, listening_socket
 from tests.journeys.live import KEY, Live
 from tests.web.browser import Desk, reads
 

@@ -23,7 +23,7 @@ import aiohttp
 import msgspec
 import uvicorn
 
-from server.serving import listening_socket
+from agent_chat.server.serving import listening_socket
 from tests.bench.neighbour.attacks import ATTACKS, Neighbour
 from tests.bench.neighbour.model import app
 from tests.bench.neighbour.victim import STREAMS, Noticed, notice

@@ -1,0 +1,1 @@
+"""The kind `claude`: any server of the Anthropic Messages API."""

@@ -1,0 +1,1 @@
+"""MCP servers: the tools of agents."""

@@ -1,0 +1,1 @@
+"""Uploaded files and rendered text: everything risky runs in worker processes."""

@@ -1,0 +1,214 @@
+"""Attachments: an upload's bytes go to the blob store, its text is extracted once, its record is written last.
+
+The record makes the attachment exist, and only an existing thread takes one. The removal of the blob is stored before
+the blob is put and dropped with the record: what fails in between, or what can't be deleted while the blob storage is
+unreachable, is deleted by the sweeper.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+
+from agent_chat.server.errors import InvalidRequest
+from agent_chat.server.files.extraction import Extractor, small_of
+from agent_chat.server.quota import Quota
+from agent_chat.server.http.uploads import FILES, Upload
+from agent_chat.stores.blobs import Blobs
+from agent_chat.stores.contracts import Store, ThreadStore
+from agent_chat.stores.errors import AttachmentNotFound, BlobNotFound, BlobUnavailable, StoreUnavailable, ThreadNotFound
+from agent_chat.stores.models import Attachment, Clock, KeptFile, Principal, is_id, new_id, timestamp
+from agent_chat.stores.storage import RECORD_BYTES, UPLOAD_SECONDS, BlobRemoval
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 30.0
+_SMALL = "-small"
+"""Behind the key of a large picture: its smaller copy, for models."""
+
+
+class Attachments:
+    """The attachments of threads.
+
+    Args:
+        quota: counts what is stored.
+    """
+
+    def __init__(self, store: Store, blobs: Blobs, extractor: Extractor, *, quota: Quota, clock: Clock) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._extractor = extractor
+        self.turns = extractor.turns
+        self._quota = quota
+        self._clock = clock
+
+    async def add(self, who: Principal, thread_id: str, uploads: Sequence[Upload]) -> list[Attachment]:
+        """Keep uploaded files in a thread. A file that can't be read is kept all the same, and says so.
+
+        All of them, or none.
+
+        Raises: StorageFull, ThreadNotFound, BlobUnavailable.
+        """
+        added: list[Attachment] = []
+        try:
+            for upload in uploads:
+                added.append(await self._add(who, thread_id, upload))
+        except BaseException:
+            await self.remove(who, thread_id, added)
+            raise
+        return added
+
+    async def remove(self, who: Principal, thread_id: str, attachments: Sequence[Attachment]) -> None:
+        """Take back attachments that no message has; what can't be reached now goes with the thread."""
+        for attachment in attachments:
+            await self._take_back(who, thread_id, attachment.id)
+
+    async def _take_back(self, who: Principal, thread_id: str, attachment_id: str) -> None:
+        """Remove the record, if there is one, then the blobs.
+
+        They stay while it is unknown whether there is a record: without one, the removal that is stored since before
+        they were put brings the sweeper.
+        """
+        try:
+            with contextlib.suppress(ThreadNotFound):
+                await self._store.remove_file(who, thread_id, attachment_id)
+        except StoreUnavailable as error:
+            logger.warning("attachment %s of thread %s could not be removed: %s", attachment_id, thread_id, error)
+            return
+        await self._remove(BlobRemoval(attachment_id, who.organization_id, thread_id, attachment_id, 0))
+
+    async def _add(self, who: Principal, thread_id: str, upload: Upload) -> Attachment:
+        attachment_id = new_id()
+        await self._quota.reserve(who.organization_id, upload.size)
+        try:
+            await self._store.begin_upload(who, thread_id, attachment_id, upload.size)
+            async with asyncio.timeout(UPLOAD_SECONDS):
+                return await self._put(who, thread_id, attachment_id, upload)
+        except BaseException as error:
+            await self._take_back(who, thread_id, attachment_id)  # cancelled, its record may be stored
+            if isinstance(error, TimeoutError):
+                raise BlobUnavailable("storing the file took too long") from error
+            raise
+
+    async def _put(self, who: Principal, thread_id: str, attachment_id: str, upload: Upload) -> Attachment:
+        found = await self._extractor.extract(who.organization_id, upload.path, upload.filename, upload.content_type)
+        attachment = Attachment(
+            id=attachment_id,
+            filename=upload.filename,
+            content_type=found.content_type,
+            size=upload.size,
+            sha256=upload.sha256,
+            status=found.status,
+            text_chars=len(found.text),
+            truncated=found.truncated,
+            error=found.error,
+            created_at=timestamp(self._clock()),
+        )
+        key = _key(who, thread_id, attachment.id)
+        await self._blobs.put(key, upload.path)
+        if found.small:
+            await self._blobs.put(key + _SMALL, small_of(upload.path))
+        await self._store.add_file(who, KeptFile(attachment, thread_id, found.text, found.small))
+        self._quota.charge(who.organization_id, RECORD_BYTES + len(found.text))
+        return attachment
+
+    async def _remove(self, removal: BlobRemoval) -> None:
+        """Delete the blobs; what can't be deleted now is left to the sweeper."""
+        try:
+            prefix = f"{removal.organization_id}/{removal.thread_id}"
+            if removal.attachment_id is None:
+                await self._blobs.delete_all(prefix)
+            else:
+                await self._blobs.delete(f"{prefix}/{removal.attachment_id}")
+                await self._blobs.delete(f"{prefix}/{removal.attachment_id}{_SMALL}")
+            await self._store.finish_removal(removal.id)
+        except (BlobUnavailable, StoreUnavailable) as error:
+            logger.warning("the blobs of thread %s are deleted later: %s", removal.thread_id, error)
+
+    async def sweep(self) -> None:
+        """Delete the blobs whose removal is due. Raises: StoreUnavailable."""
+        for removal in await self._store.take_removals():
+            await self._remove(removal)
+
+    async def sweep_forever(self) -> None:
+        """Delete blobs that are due, and correct what organizations' stored bytes are counted as."""
+        while True:
+            try:
+                await self.sweep()
+                await self._store.correct_bytes()
+            except StoreUnavailable as error:
+                logger.warning("storage could not be swept: %s", error)
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def named(self, who: Principal, thread_id: str, ids: Sequence[str]) -> list[Attachment]:
+        """The attachments that a message's body names. Raises: InvalidRequest for one that isn't in the thread."""
+        if len(ids) > FILES:
+            raise InvalidRequest("attachments", f"A message may have at most {FILES} attachments.")
+        found: list[Attachment] = []
+        for index, attachment_id in enumerate(ids):
+            try:
+                found.append(await self.get(who, thread_id, attachment_id))
+            except AttachmentNotFound as error:
+                raise InvalidRequest(
+                    f"attachments[{index}].id", "There is no such attachment in this thread."
+                ) from error
+        return found
+
+    async def get(self, who: Principal, thread_id: str, attachment_id: str) -> Attachment:
+        """Raises: ThreadNotFound, AttachmentNotFound."""
+        if not is_id(attachment_id):
+            raise AttachmentNotFound(attachment_id)
+        return (await self._store.file(who, thread_id, attachment_id)).attachment
+
+    async def read(
+        self, who: Principal, thread_id: str, attachment: Attachment, start: int, end: int
+    ) -> AsyncIterator[bytes]:
+        """The bytes from `start` to before `end`, in pieces. Raises: BlobUnavailable."""
+        return await self._blobs.read(_key(who, thread_id, attachment.id), start, end)
+
+    async def picture(self, who: Principal, file: KeptFile) -> bytes | None:
+        """A picture as a model is shown it: smaller, if it was large; null if it is lost. Raises: BlobUnavailable."""
+        key = _key(who, file.thread_id, file.attachment.id)
+        try:
+            pieces = await self._blobs.read(key + _SMALL if file.small else key)
+            return b"".join([piece async for piece in pieces])
+        except BlobNotFound:
+            logger.warning("the picture %s is lost", key)
+            return None
+
+    async def forget(self, who: Principal, thread_id: str) -> None:
+        """Delete a deleted thread's blobs."""
+        await self._remove(BlobRemoval(thread_id, who.organization_id, thread_id, None, 0))
+
+    def of_thread(self, who: Principal, thread_id: str) -> ThreadFiles:
+        """What an agent may read during a run."""
+        return ThreadFiles(self, self._store, who, thread_id)
+
+
+class ThreadFiles:
+    """The `Files` of a run: its thread's attachments."""
+
+    def __init__(self, attachments: Attachments, store: ThreadStore, who: Principal, thread_id: str) -> None:
+        self._attachments = attachments
+        self._store = store
+        self._who = who
+        self._thread_id = thread_id
+
+    async def text(self, attachment: Attachment) -> str | None:
+        file = await self._file(attachment)
+        return file.text if file else None
+
+    async def picture(self, attachment: Attachment) -> bytes | None:
+        file = await self._file(attachment)
+        return await self._attachments.picture(self._who, file) if file else None
+
+    async def _file(self, attachment: Attachment) -> KeptFile | None:
+        with contextlib.suppress(AttachmentNotFound):
+            return await self._store.file(self._who, self._thread_id, attachment.id)
+        return None
+
+
+def _key(who: Principal, thread_id: str, attachment_id: str) -> str:
+    return f"{who.organization_id}/{thread_id}/{attachment_id}"

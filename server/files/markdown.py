@@ -1,0 +1,256 @@
+"""Text to safe HTML: Markdown rendered, or a client's own HTML, and either of them sanitized. Pure functions.
+
+`content_html` calls this in the server for what is certainly cheap, and in a worker process for the rest.
+
+Raw HTML in Markdown is shown as text: people write `Vec<T>`, and nh3 would drop the `<T>`. Relative URLs are removed,
+since a message may be shown on any page. An image becomes a link: if it were shown, every reader's browser would fetch
+it unasked, and whoever talked a model into naming it (a document can) would read in its URL what the model put there.
+For the same reason an image in a client's own HTML loses its `src`, and readers see its `alt` text.
+NULs become U+FFFD, as CommonMark has it, and lone surrogates "?", so that every result is valid UTF-8.
+
+Beyond CommonMark: tables, strikethrough, bare URLs, task lists and footnotes. Footnotes have numbers and no links: a
+link needs an id, and one from a message could hide an element of the page that shows it. The task list plugin and
+markdown-it's own rule for bare URLs were refused because they are quadratic, and inline footnotes (`^[…]`) likewise.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import string
+from collections.abc import Sequence
+
+import nh3
+from linkify_it import LinkifyIt  # type: ignore[import-untyped]
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.rules_core import StateCore
+from markdown_it.rules_inline import StateInline
+from markdown_it.token import Token
+from markdown_it.utils import EnvType, OptionsDict
+from mdit_py_plugins.footnote import footnote_plugin
+
+from agent_chat.server.files import worker_process
+from agent_chat.server.files.worker_process import Job
+
+HTML_BYTES = 4 * 2**20
+HTML_RATIO = 8
+HTML_FLOOR = 64 * 2**10
+"""What any text may grow to: `# a` alone is ten bytes of tags."""
+
+CHEAP_BYTES = 8 * 2**10
+CHEAP_HTML_BYTES = 2 * 2**10
+_CHEAP_MARKS = 64
+_CHEAP_LINES = 16
+_CHEAP_CELLS = 256
+
+_ESCAPE_STEP = 64 * 2**10
+_URL_CHARS = 2048
+_SCHEME = re.compile(r"(?<![a-z0-9.+-])https?\Z", re.IGNORECASE)
+_TASK = re.compile(r"\[([ xX])\][ \t\n]+(?=\S)")
+_PLAIN = (string.ascii_letters + string.digits + " ,.'\"?;()").encode() + bytes(range(128, 256))
+"""Bytes that no rule of Markdown stops at. (A list's `1.` needs a line of its own, and lines are counted.)"""
+
+_CELL = {"align", "colspan", "rowspan"}
+_ATTRIBUTES = {
+    "*": {"dir"},
+    "a": {"href", "title"},
+    "code": {"class"},
+    "img": {"alt", "title"},  # no src: see the module's docstring
+    "ol": {"start"},
+    "td": _CELL,
+    "th": _CELL,
+}
+_VALUES = {
+    "pre": {"tabindex": {"0"}},
+    "li": {"class": {"task-list-item"}},
+    "ol": {"class": {"footnotes"}},
+}
+_LANGUAGE = re.compile(r"language-[\w+#.-]{1,40}")
+_DIRECTIONS = {"auto", "ltr", "rtl"}
+_DIRECTED = {"paragraph_open", "heading_open", "table_open"}
+_LISTS = {"bullet_list_open", "ordered_list_open"}
+
+_LINKIFY = LinkifyIt(options={"fuzzy_link": False, "fuzzy_email": False})
+"""Only what has a scheme: `README.md` and `setup.py` would be hosts in Moldova and Paraguay."""
+
+
+def _image(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
+    """An image as a link with its text."""
+    token = tokens[index]
+    source = str(token.attrGet("src") or "")
+    words = renderer.renderInlineAsText(token.children, options, env).strip() or source
+    return f'<a href="{html.escape(source)}">{html.escape(words, quote=False)}</a>'
+
+
+def _code(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
+    """A code block, focusable: it scrolls sideways, and the keyboard must reach it."""
+    render = renderer.fence if tokens[index].type == "fence" else renderer.code_block
+    return str(render(tokens, index, options, env)).replace("<pre>", '<pre tabindex="0" dir="ltr">', 1)
+
+
+def _footnote(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
+    match tokens[index].type:
+        case "footnote_ref":
+            return f"<sup>[{tokens[index].meta['id'] + 1}]</sup>"
+        case "footnote_block_open":
+            return '<hr>\n<ol class="footnotes">\n'
+        case "footnote_block_close":
+            return "</ol>\n"
+        case "footnote_open":
+            return "<li>"
+        case "footnote_close":
+            return "</li>\n"
+        case _:  # footnote_anchor, the link back
+            return ""
+
+
+def _bare_url(state: StateInline, silent: bool) -> bool:
+    """Link a bare http or https URL. Looks at most 2,048 characters ahead, so that many URLs cost no more each."""
+    if state.linkLevel or not state.src.startswith("://", state.pos):
+        return False
+    if not (scheme := _SCHEME.search(state.src[max(0, state.pos - 6) : state.pos])):
+        return False
+    start = state.pos - len(scheme[0])
+    found = _LINKIFY.match_at_start(state.src[start : min(state.posMax, start + _URL_CHARS)])
+    if not found or (not silent and not state.pending.endswith(scheme[0])):
+        return False
+    url = found.url.rstrip("*_~")  # the end of an emphasis around it
+    target = state.md.normalizeLink(url)
+    if not state.md.validateLink(target):
+        return False
+    if not silent:
+        state.pending = state.pending[: -len(scheme[0])]
+        state.push("link_open", "a", 1).attrs = {"href": target}
+        state.push("text", "", 0).content = url
+        state.push("link_close", "a", -1)
+    state.pos = start + len(url)
+    return True
+
+
+def _tasks(state: StateCore) -> None:
+    """`[ ]` and `[x]` at the beginning of a list item become checkboxes."""
+    for item, paragraph, inline in zip(state.tokens, state.tokens[1:], state.tokens[2:], strict=False):
+        if (item.type, paragraph.type, inline.type) != ("list_item_open", "paragraph_open", "inline"):
+            continue
+        children = inline.children or []
+        task = _TASK.match(inline.content)
+        # The text token as well: if the brackets are a link's, or escaped, it does not begin with them.
+        if not task or not children or children[0].type != "text" or not children[0].content.startswith(task[0][:3]):
+            continue
+        children[0].content = children[0].content[3:]
+        done = task[1] != " "
+        box = Token("checkbox", "input", 0, attrs={"type": "checkbox", "disabled": ""})
+        box.attrs |= {"checked": "", "aria-label": "Done"} if done else {"aria-label": "To do"}
+        children.insert(0, box)
+        item.attrSet("class", "task-list-item")
+
+
+def _attributes(state: StateCore) -> None:
+    """Give blocks their direction, and cells their alignment as an attribute: styles are not allowed.
+
+    A list has one direction, as on GitHub: a `dir` inside it would be ignored by the list's own `auto`.
+    """
+    depth = 0
+    for token in state.tokens:
+        if token.type in _LISTS or token.type in ("bullet_list_close", "ordered_list_close"):
+            if not depth and token.nesting == 1:
+                token.attrSet("dir", "auto")
+            depth += token.nesting
+        elif token.type in _DIRECTED and not depth:
+            token.attrSet("dir", "auto")
+        elif style := token.attrs.pop("style", None):
+            token.attrs["align"] = str(style).removeprefix("text-align:")
+
+
+def _markdown() -> MarkdownIt:
+    markdown = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+    markdown.use(footnote_plugin, inline=False)
+    markdown.inline.ruler.after("text", "bare_url", _bare_url)
+    markdown.core.ruler.push("tasks", _tasks)
+    markdown.core.ruler.push("attributes", _attributes)
+    markdown.add_render_rule("image", _image)
+    markdown.add_render_rule("fence", _code)
+    markdown.add_render_rule("code_block", _code)
+    for part in ("ref", "block_open", "block_close", "open", "close", "anchor"):
+        markdown.add_render_rule(f"footnote_{part}", _footnote)
+    return markdown
+
+
+def _cleaner(*, markdown: bool) -> nh3.Cleaner:
+    """What may be in a message. Checkboxes only from Markdown: a client's own could ask for a password."""
+    box = {"type": {"checkbox"}, "disabled": {""}, "checked": {""}, "aria-label": {"Done", "To do"}}
+    return nh3.Cleaner(
+        tags=(nh3.ALLOWED_TAGS - {"area", "map"}) | ({"input"} if markdown else set()),
+        attributes=_ATTRIBUTES,
+        tag_attribute_values=_VALUES | ({"input": box} if markdown else {}),
+        attribute_filter=_attribute,
+        url_schemes={"http", "https", "mailto"},
+        url_relative="deny",
+        link_rel="noopener noreferrer",
+    )
+
+
+def _attribute(tag: str, name: str, value: str) -> str | None:
+    if name == "dir":
+        return value if value in _DIRECTIONS else None
+    return None if tag == "code" and not _LANGUAGE.fullmatch(value) else value
+
+
+_MARKDOWN = _markdown()
+_CLEANERS = {markdown: _cleaner(markdown=markdown) for markdown in (True, False)}
+
+
+def is_cheap(data: bytes, markdown: bool) -> bool:
+    """Whether `to_html` certainly takes a few milliseconds at most, so that the event loop can do it.
+
+    Every character at which a rule of Markdown stops, and every line, costs up to 80 µs; a table's cells are its
+    columns times its lines. A client's HTML costs most by its attributes, which are compared with each other.
+    """
+    if not markdown:
+        return len(data) <= CHEAP_HTML_BYTES
+    if len(data) > CHEAP_BYTES:
+        return False
+    lines = data.count(b"\n") + data.count(b"\r") + 1
+    marks = len(data.translate(None, _PLAIN))
+    return marks <= _CHEAP_MARKS and lines <= _CHEAP_LINES and marks * lines <= _CHEAP_CELLS
+
+
+def to_html(data: bytes, markdown: bool) -> str:
+    """The safe HTML of a text, or the text escaped if that would be too large, or nested too deeply.
+
+    Raises: MemoryError.
+    """
+    text = data.decode()
+    try:
+        result = _CLEANERS[markdown].clean(str(_MARKDOWN.render(text)) if markdown else text)
+    except RecursionError:
+        return escaped(data)
+    fits = len(result.encode()) <= min(HTML_BYTES, max(HTML_RATIO * len(data), HTML_FLOOR))
+    return result if fits else escaped(data)
+
+
+def escaped(data: bytes) -> str:
+    """The text in `<pre>`, cut where it would be more than 4 MB."""
+    parts: list[bytes] = []
+    room = HTML_BYTES
+    for start in range(0, len(data), _ESCAPE_STEP):  # in steps, so that a thread that does it lets others run
+        part = data[start : start + _ESCAPE_STEP].replace(b"&", b"&amp;").replace(b"<", b"&lt;").replace(b">", b"&gt;")
+        parts.append(part[:room])
+        room -= len(part)
+        if room < 0:
+            break
+    body = b"".join(parts)
+    if room < 0:
+        body = re.sub(rb"&\w*$", b"", body[-8:]).join((body[:-8], "…".encode()))
+    return f"<pre>{body.decode(errors='ignore')}</pre>"
+
+
+def _handle(request: bytes, job: Job) -> bytes:
+    """The first byte says whether it is Markdown."""
+    return to_html(request[1:], request[:1] == b"m").encode()
+
+
+def main() -> None:
+    """What a worker runs."""
+    worker_process.serve(_handle)

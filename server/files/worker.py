@@ -1,0 +1,221 @@
+"""Worker processes for everything risky: code that hostile input can crash, blow up or keep busy.
+
+`content_html` and `extraction` have a pool each. A worker is a bare interpreter (`worker_process.py`) that serves one
+request at a time, with limits that the kernel enforces; it is killed and replaced when anything goes wrong, so that a
+crash, a bomb or a hang costs one worker and one request. It inherits nothing of the server's environment but what the
+interpreter needs to start. Turns are shared fairly by organizations (`turns.py`).
+
+Refused: a thread (the libraries cannot be interrupted, and it would share the GIL); `multiprocessing`, which imports
+the server's `__main__` again; `concurrent.futures`, where one dead worker breaks the pool and a hanging one never ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from agent_chat.server.settings import environment
+from agent_chat.server.files.turns import Turns
+from agent_chat.server.files.worker_process import DONE, ERROR, LAST, NO_MEMORY, NOTE, REPLY, REQUEST
+
+logger = logging.getLogger(__name__)
+
+Reason = Literal["time", "memory", "crash", "error", "start", "closed"]
+
+_ROOT = str(Path(__file__).parents[__name__.count(".")])
+_BOOT = "import sys, importlib; sys.path.append(sys.argv[1]); importlib.import_module(sys.argv[2]).main()"
+"""The folder is appended, and -P leaves out the working directory, so that no module of the standard library is
+hidden by a file beside ours."""
+_ENVIRONMENT = ("LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "TMPDIR")
+_START_SECONDS = 20.0
+_END_SECONDS = 5.0
+_NOTES = 4
+_NOTE_BYTES = 1024
+
+
+class WorkerLimits(msgspec.Struct, frozen=True):
+    """What one worker may use. CPU and wall time are for each request, the others for the process.
+
+    `processes` counts all processes and threads of the server's user (RLIMIT_NPROC), so only 0 or a large number makes
+    sense. A worker ends after `requests`, or once it has ever held more than `resident_bytes`; the next request starts
+    another.
+    """
+
+    cpu_seconds: float
+    wall_seconds: float
+    memory_bytes: int
+    file_bytes: int
+    reply_bytes: int
+    processes: int
+    requests: int
+    resident_bytes: int
+    nice: int
+    open_files: int = 64
+
+
+class WorkerFailed(Exception):
+    """A request that got no reply. `note` is the last thing that the worker reported, `reason` why it ended."""
+
+    def __init__(self, reason: Reason, detail: str = "", note: bytes | None = None) -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason: Reason = reason
+        self.note = note
+
+
+class Workers:
+    """A pool of workers that run one module. Opened and closed in the lifespan; each starts when it is first needed.
+
+    Args:
+        module: its `main` runs in the worker and calls `worker_process.serve`.
+        turns: who may use a worker now.
+    """
+
+    def __init__(self, module: str, limits: WorkerLimits, turns: Turns) -> None:
+        self.turns = turns
+        self._module = module
+        self._limits = limits
+        self._idle: list[asyncio.subprocess.Process] = []
+        self._alive: set[asyncio.subprocess.Process] = set()
+        self._closed = False
+
+    @property
+    def processes(self) -> int:
+        return sum(worker.returncode is None for worker in self._alive)
+
+    async def call(self, organization_id: str, request: bytes, *, weight: int = 1, bounded: bool = True) -> bytes:
+        """Send a request and return the reply.
+
+        Args:
+            weight, bounded: see `Turns.turn`.
+
+        Raises: WorkerFailed, QueueFull.
+        """
+        async with self.turns.turn(organization_id, weight, bounded=bounded):
+            try:
+                worker = await self._get()
+            except OSError as error:
+                raise WorkerFailed("start", str(error)) from error
+            return await self._call(worker, request)
+
+    async def close(self) -> None:
+        """End the workers and wait until they are gone. Requests in progress and later ones fail with `closed`."""
+        self._closed = True
+        for worker in self._alive:
+            _kill(worker)
+        await self.turns.emptied()
+        for worker in list(self._alive):
+            await self._end(worker)
+        self._idle.clear()
+
+    async def _call(self, worker: asyncio.subprocess.Process, request: bytes) -> bytes:
+        notes: list[bytes] = []
+        kind = -1
+        try:
+            async with asyncio.timeout(_START_SECONDS + self._limits.wall_seconds):
+                await _send(worker, request)
+                kind, data = await self._receive(worker, notes)
+        except (OSError, EOFError, RuntimeError, TimeoutError) as error:
+            # RuntimeError: uvloop, when the pipe is already closed
+            reason: Reason = "time" if isinstance(error, TimeoutError) else _reason(await _returncode(worker))
+            reason = "closed" if self._closed else reason
+            raise WorkerFailed(reason, repr(error), notes[-1] if notes else None) from error
+        finally:  # after a cancellation too: the next request must not get this one's reply
+            if kind == DONE and not self._closed:
+                self._idle.append(worker)
+            else:
+                await self._end(worker)
+        match kind:
+            case k if k == NO_MEMORY:
+                raise WorkerFailed("memory", "MemoryError", notes[-1] if notes else None)
+            case k if k == ERROR:
+                raise WorkerFailed("error", data.decode(errors="replace"), notes[-1] if notes else None)
+        return data
+
+    async def _receive(self, worker: asyncio.subprocess.Process, notes: list[bytes]) -> tuple[int, bytes]:
+        """The final frame's kind and content. Nothing that a worker sends is unbounded, even if it was taken over."""
+        assert worker.stdout is not None
+        while True:
+            kind, size = REPLY.unpack(await worker.stdout.readexactly(REPLY.size))
+            most = _NOTE_BYTES if kind == NOTE else self._limits.reply_bytes
+            if kind not in (NOTE, DONE, LAST, NO_MEMORY, ERROR) or size > most or len(notes) > _NOTES:
+                raise WorkerFailed("error", f"invalid frame: kind {kind}, {size} bytes")
+            data = await worker.stdout.readexactly(size)
+            if kind != NOTE:
+                return kind, data
+            notes.append(data)
+
+    async def _get(self) -> asyncio.subprocess.Process:
+        for dead in [worker for worker in self._idle if worker.returncode is not None]:
+            self._idle.remove(dead)
+            await self._end(dead)
+        if self._closed:
+            raise WorkerFailed("closed")
+        return self._idle.pop() if self._idle else await self._start()
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        env = {name: value for name, value in environment().items() if name in _ENVIRONMENT}
+        limits = {**msgspec.to_builtins(self._limits), "parent": os.getpid()}
+        # A session of its own: Ctrl-C is the server's to handle. The stream's limit is above any reply, so that reading
+        # never pauses and the end of a dead worker is noticed. Two arenas: each of glibc's takes 64 MB of the address
+        # space that is limited.
+        worker = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-c", _BOOT, _ROOT, self._module, msgspec.json.encode(limits).decode()),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=2 * self._limits.reply_bytes,
+            start_new_session=True,
+            env={**env, "MALLOC_ARENA_MAX": "2", "PYTHONUTF8": "1"},
+        )
+        self._alive.add(worker)
+        if self._closed:
+            _kill(worker)
+        return worker
+
+    async def _end(self, worker: asyncio.subprocess.Process) -> None:
+        """Kill the worker, and wait until it and its pipes are gone."""
+        _kill(worker)
+        assert worker.stdin is not None
+        worker.stdin.close()
+        await worker.communicate()
+        self._alive.discard(worker)
+
+
+async def _send(worker: asyncio.subprocess.Process, request: bytes) -> None:
+    assert worker.stdin is not None
+    worker.stdin.write(REQUEST.pack(len(request)))
+    worker.stdin.write(request)
+    await worker.stdin.drain()
+
+
+async def _returncode(worker: asyncio.subprocess.Process) -> int:
+    """How it ended. Its pipe is closed, so it is about to end; asyncio's watcher must reap it, not a kill."""
+    try:
+        async with asyncio.timeout(_END_SECONDS):
+            return await worker.wait()
+    except TimeoutError:
+        return -signal.SIGKILL
+
+
+def _reason(returncode: int) -> Reason:
+    match -returncode:
+        case signal.SIGPROF | signal.SIGALRM:
+            return "time"
+        case signal.SIGABRT:  # what Rust and C++ do when they get no memory
+            return "memory"
+        case _:
+            return "crash"
+
+
+def _kill(worker: asyncio.subprocess.Process) -> None:
+    if worker.returncode is None:
+        try:
+            worker.kill()
+        except ProcessLookupError:
+            pass

@@ -1,0 +1,100 @@
+"""What is known of each request: its id, a log line (CHAT_ACCESS_LOG), and numbers for /metrics.
+
+Pure ASGI, behind `Front`. Nothing happens per token: the function around `send` looks at the first message of a
+response only. A WebSocket is one request of status 101; who refuses its handshake sets `scope[REFUSED_STATUS]`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from agent_chat.server.log_lines import REQUEST_ID, THREAD_ID
+from agent_chat.stores.models import new_id
+
+if TYPE_CHECKING:
+    from agent_chat.server.metrics import Metrics
+
+logger = logging.getLogger("chat.access")
+
+REFUSED_STATUS = "chat.refused_status"
+"""Where a refused WebSocket's status is in its scope: its `send` is not wrapped."""
+
+_WELL_FORMED = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
+_THREAD = re.compile(r"/threads/([0-9a-f-]{36})(?:/|$)", re.ASCII)
+_PATH = 500
+
+
+class RequestLog:
+    """Gives every request an id, and returns it as X-Request-Id. `lines`: log each one."""
+
+    def __init__(self, app: ASGIApp, *, lines: bool = False) -> None:
+        self._app = app
+        self._lines = lines
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        request = _Request(scope)
+        try:
+            await self._app(scope, receive, request.sending(send) if scope["type"] == "http" else send)
+        except Exception:
+            request.status = request.status or 500
+            raise
+        finally:
+            request.status = scope.get(REFUSED_STATUS, request.status)
+            request.count(scope["state"]["metrics"])
+            if self._lines:
+                request.log()
+
+
+class _Request:
+    def __init__(self, scope: Scope) -> None:
+        given = Headers(scope=scope).get("x-request-id", "")
+        self.id = given if _WELL_FORMED.fullmatch(given) else new_id()
+        self.status = 0 if scope["type"] == "http" else 101
+        self._scope = scope
+        self._began = time.perf_counter()
+        self._responded = self._began
+        REQUEST_ID.set(self.id)
+        thread = _THREAD.search(scope["path"])
+        THREAD_ID.set(thread[1] if thread else None)
+
+    def sending(self, send: Send) -> Send:
+        """`send`, noting when the response starts and with which status."""
+
+        def noting(message: Message) -> Awaitable[None]:
+            if message["type"] == "http.response.start":
+                self.status = message["status"]
+                self._responded = time.perf_counter()
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.id.encode())]
+            return send(message)
+
+        return noting
+
+    def count(self, metrics: Metrics) -> None:
+        route = getattr(self._scope.get("route"), "path", "none")
+        method = self._scope.get("method", "WEBSOCKET")
+        metrics.count_request(method, route, self.status, self._responded - self._began)
+
+    def log(self) -> None:
+        scope = self._scope
+        method = scope.get("method", "WEBSOCKET")
+        path = (scope.get("raw_path") or scope["path"].encode("utf-8", "replace")).decode("latin-1")[:_PATH]
+        seconds = time.perf_counter() - self._began
+        who = scope.get("principal")
+        facts = {
+            "method": method,
+            "path": path,
+            "status": self.status,
+            "duration_ms": round(seconds * 1000, 1),
+            "organization_id": who.organization_id if who else None,
+        }
+        logger.info("request", extra=facts)

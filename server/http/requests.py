@@ -1,0 +1,141 @@
+"""What a route reads from a request and writes to a response, in one place each."""
+
+from __future__ import annotations
+
+from typing import TypeVar, cast
+from urllib.parse import quote, urlencode
+
+import msgspec
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+
+from agent_chat.server.ai_chat_service import AIChatService, IfBusy
+from agent_chat.server.http.bodies import BODY_BYTES, read
+from agent_chat.server.http.body_stream import pieces_of
+from agent_chat.server.errors import InvalidRequest, TooLarge, UnsupportedMediaType
+from agent_chat.server.reading.streams import Streams
+from agent_chat.stores.models import is_id
+
+B = TypeVar("B", bound=msgspec.Struct)
+
+
+def service_of(connection: HTTPConnection) -> AIChatService:
+    return cast(AIChatService, connection.state.service)
+
+
+def streams_of(connection: HTTPConnection) -> Streams:
+    return cast(Streams, connection.state.streams)
+
+
+def public_path(connection: HTTPConnection, path: str) -> str:
+    """The path, encoded, as clients see it: behind the prefix under which the application is mounted."""
+    return quote(connection.scope.get("root_path", "") + path, safe="/:@")
+
+
+def as_json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
+
+
+async def body_of(request: Request, type: type[B], *, empty: B | None = None) -> B:
+    """The body as `type`, or `empty` for no body where one is given.
+
+    Raises: UnsupportedMediaType, TooLarge, MalformedBody, InvalidRequest.
+    """
+    data = bytearray()
+    async for part in pieces_of(request):
+        data += part
+        if len(data) > BODY_BYTES:
+            raise TooLarge("body", BODY_BYTES)
+    if not data and empty is not None:
+        return empty
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise UnsupportedMediaType(kind)
+    return read(bytes(data), type)
+
+
+def integer(request: Request, name: str, default: int, low: int, high: int | None = None) -> int:
+    """A whole number in the query. Raises: InvalidRequest."""
+    text = request.query_params.get(name, str(default))
+    if len(text) > 18 or not text.isascii() or not text.isdecimal() or not low <= int(text) <= (high or int(text)):
+        bounds = f"from {low} to {high}" if high is not None else f"of at least {low}"
+        raise InvalidRequest(name, f"{name} must be a whole number {bounds}.")
+    return int(text)
+
+
+def next_link(request: Request, path: str, *, limit: int, offset: int) -> str:
+    """The Link header that names the next page of a list. https://www.rfc-editor.org/rfc/rfc8288"""
+    query = urlencode({**request.query_params, "limit": limit, "offset": offset})
+    return f'<{public_path(request, path)}?{query}>; rel="next"'
+
+
+def boolean(request: Request, name: str) -> bool | None:
+    """`true` or `false` in the query; null if it isn't there. Raises: InvalidRequest."""
+    match request.query_params.get(name):
+        case None:
+            return None
+        case "true":
+            return True
+        case "false":
+            return False
+        case _:
+            raise InvalidRequest(name, f"{name} must be true or false.")
+
+
+def message_id(request: Request, name: str) -> str | None:
+    """An id in the query. Raises: InvalidRequest."""
+    text = request.query_params.get(name)
+    if text is not None and not is_id(text):
+        raise InvalidRequest(name, f"{name} must be a message's id.")
+    return text
+
+
+def if_busy(request: Request) -> IfBusy:
+    """Raises: InvalidRequest."""
+    match request.query_params.get("if_busy", "reject"):
+        case "reject":
+            return "reject"
+        case "interrupt":
+            return "interrupt"
+        case _:
+            raise InvalidRequest("if_busy", "if_busy must be reject or interrupt.")
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The Idempotency-Key header: 1 to 255 visible characters. Raises: InvalidRequest."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not (0 < len(key) <= 255 and key.isprintable()):
+        raise InvalidRequest("Idempotency-Key", "An Idempotency-Key has 1 to 255 visible characters.")
+    return key
+
+
+def wants_stream(request: Request) -> bool:
+    """`?stream=true`, or an Accept that names text/event-stream and not application/json."""
+    asked = boolean(request, "stream")
+    if asked is not None:
+        return asked
+    accept = request.headers.get("accept", "").lower()
+    return "text/event-stream" in accept and "application/json" not in accept
+
+
+def preferred_wait(request: Request) -> float | None:
+    """Seconds to wait for an answer by `Prefer: respond-async` (0) or `wait=N`; null: as long as it takes.
+
+    https://www.rfc-editor.org/rfc/rfc7240
+    """
+    seconds: float | None = None
+    for preference in ",".join(request.headers.getlist("prefer")).split(","):
+        name, _, value = preference.partition(";")[0].partition("=")
+        match name.strip().lower(), value.strip().strip('"'):
+            case "wait", digits if digits.isascii() and digits.isdecimal() and len(digits) < 7:
+                return float(digits)
+            case "respond-async", _:
+                seconds = 0.0
+            case _:
+                pass
+    return seconds
+
+
+def last_event_id(request: Request) -> str | None:
+    """Where to resume: the Last-Event-ID header, else `?after=`. Empty means from nowhere."""
+    return request.headers.get("last-event-id") or request.query_params.get("after") or None

@@ -1,0 +1,101 @@
+"""…/attachments: uploading files to a thread, and downloading them."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from agent_chat.server.http.auth import principal_of
+from agent_chat.server.errors import InvalidRequest, RangeNotSatisfiable, UnsupportedMediaType
+from agent_chat.server.http.requests import as_json, service_of
+from agent_chat.server.http.routes.threads import THREAD
+from agent_chat.server.http.uploads import form_of, is_multipart
+from agent_chat.stores.models import Attachment
+
+ATTACHMENTS = THREAD + "/attachments"
+
+
+async def upload(request: Request) -> Response:
+    """Upload one or several files (multipart/form-data, field `files`) for later messages of the thread."""
+    if not is_multipart(request):
+        raise UnsupportedMediaType(request.headers.get("content-type", ""), "multipart/form-data")
+    agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
+    service = service_of(request)
+    await service.find_thread(principal_of(request), agent_id, thread_id)
+    async with form_of(request) as form:
+        if form.fields:
+            raise InvalidRequest(next(iter(form.fields)), "An upload has only `files`.")
+        if not form.files:
+            raise InvalidRequest("files", "An upload needs at least one file in the field `files`.")
+        return as_json(await service.add_files(principal_of(request), agent_id, thread_id, form.files), 201)
+
+
+async def download(request: Request) -> Response:
+    """Download a file as it was uploaded; one `Range` of bytes is served."""
+    path = request.path_params
+    who, service = principal_of(request), service_of(request)
+    attachment = await service.get_attachment(who, path["agent_id"], path["thread_id"], path["attachment_id"])
+    start, end = byte_range(request.headers.get("range"), attachment.size)
+    headers = {
+        "Content-Type": _media_type(attachment),
+        "Content-Disposition": disposition(attachment.filename),
+        "Content-Length": str(end - start),
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "sandbox; default-src 'none'",
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "ETag": f'"{attachment.sha256}"',
+    }
+    partial = (start, end) != (0, attachment.size)
+    if partial:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{attachment.size}"
+    if request.method == "HEAD":
+        return Response(status_code=206 if partial else 200, headers=headers)
+    pieces = await service.read_attachment(who, path["thread_id"], attachment, start, end)
+    return StreamingResponse(pieces, 206 if partial else 200, headers)
+
+
+def _media_type(attachment: Attachment) -> str:
+    """The type as decided at upload; text in whatever charset it was, so none is claimed."""
+    return attachment.content_type if attachment.content_type.isascii() else "application/octet-stream"
+
+
+def byte_range(header: str | None, size: int) -> tuple[int, int]:
+    """The first byte and the one behind the last that are asked for; all where the header asks for more than one range.
+
+    https://www.rfc-editor.org/rfc/rfc9110#section-14
+
+    Raises: RangeNotSatisfiable.
+    """
+    found = re.fullmatch(r"bytes=(\d{0,15})-(\d{0,15})", (header or "").replace(" ", ""), re.ASCII)
+    if found is None or found[0] == "bytes=-":
+        return 0, size
+    first, last = found.groups()
+    if not first:
+        start, end = max(0, size - int(last)), size
+    else:
+        start, end = int(first), min(int(last) + 1 if last else size, size)
+        if last and int(last) < int(first):
+            return 0, size
+    if start >= end:
+        raise RangeNotSatisfiable(size)
+    return start, end
+
+
+def disposition(filename: str) -> str:
+    """Content-Disposition for any file name: plain ASCII for old clients, UTF-8 for the rest.
+
+    https://www.rfc-editor.org/rfc/rfc6266
+    """
+    plain = re.sub(r"[^ !#-\[\]-~]", "_", filename)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
+
+
+ROUTES = [
+    Route(ATTACHMENTS, upload, methods=["POST"]),
+    Route(ATTACHMENTS + "/{attachment_id}", download, methods=["GET"]),
+]

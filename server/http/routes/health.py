@@ -1,0 +1,55 @@
+"""/healthz, /readyz and /metrics."""
+
+from __future__ import annotations
+
+import hmac
+from typing import cast
+
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from agent_chat.server.errors import Unauthenticated
+from agent_chat.server.metrics import Metrics
+from agent_chat.server.http.requests import as_json, service_of
+from agent_chat.server.supervision import Supervisor
+
+
+async def healthz(request: Request) -> Response:
+    """The process is alive."""
+    return as_json({"status": "ok"})
+
+
+async def readyz(request: Request) -> Response:
+    """Ready for traffic: the database answers, no background loop fails, and the server isn't stopping.
+
+    An unreachable Redis is reported; the server is ready all the same.
+    """
+    service = service_of(request)
+    draining = service.runner.draining
+    database = await service.store.ready()
+    failing = cast(Supervisor, request.state.supervisor).failing
+    ready = database and not draining and not failing
+    body = {"ready": ready, "database": database, "events": not service.log.away, "draining": draining}
+    return as_json({**body, "failing": failing} if failing else body, 200 if ready else 503)
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus metrics of this process, with CHAT_METRICS_TOKEN as the bearer token."""
+    wanted: str | None = request.state.metrics_token
+    if wanted is None:
+        raise HTTPException(404)
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    given = token.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
+    if not hmac.compare_digest(given, wanted.encode()):
+        raise Unauthenticated
+    return Response(cast(Metrics, request.state.metrics).text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+
+ROUTES = [
+    Route("/healthz", healthz, methods=["GET"]),
+    Route("/readyz", readyz, methods=["GET"]),
+    Route("/metrics", metrics, methods=["GET"]),
+]

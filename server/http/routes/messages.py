@@ -1,0 +1,115 @@
+"""…/messages: posting with its three endings, older pages, one message, cancel."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from agent_chat.server.ai_chat_service import Post
+from agent_chat.server.http.auth import principal_of
+from agent_chat.server.http.bodies import MessageCreate, message_of
+from agent_chat.server.errors import RunFailedError, problem_of
+from agent_chat.server.http.large_json import list_response
+from agent_chat.server.http.requests import as_json, body_of, idempotency_key, if_busy, integer, message_id, preferred_wait, public_path, service_of, streams_of, wants_stream
+from agent_chat.server.http.routes.threads import CUT, THREAD
+from agent_chat.server.http.sse import EventStream
+from agent_chat.server.http.uploads import form_of, is_multipart
+
+MESSAGES = THREAD + "/messages"
+
+
+async def post_message(request: Request) -> Response:
+    """Post a message; a user's is answered: as JSON when complete, at once by `Prefer`, or as an event stream."""
+    who, service = principal_of(request), service_of(request)
+    agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
+    if position := request.headers.get("last-event-id"):
+        with streams_of(request).starting(who) as slot:
+            return EventStream(streams_of(request), await service.resume(who, agent_id, thread_id, position), slot)
+    if not wants_stream(request):
+        post = await _post(request)
+        return await _answer(request, post, _replayed(post))
+    with streams_of(request).starting(who) as slot:
+        post = await _post(request, stream=True)
+        viewer = await service.stream(who, thread_id, post)
+        return EventStream(streams_of(request), viewer, slot, _replayed(post))
+
+
+def _replayed(post: Post) -> dict[str, str]:
+    return {"Idempotency-Replayed": "true"} if post.posted.replayed else {}
+
+
+async def _post(request: Request, *, stream: bool = False) -> Post:
+    """Read the message, as JSON or as a form with files, and post it."""
+    who, service = principal_of(request), service_of(request)
+    agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
+    key, busy = idempotency_key(request), if_busy(request)
+    if is_multipart(request):
+        await service.find_thread(who, agent_id, thread_id)
+        if key is None:  # what comes again starts no run; a form's role isn't known yet, a user's as a rule
+            service.check_room(who)
+        async with form_of(request) as form:
+            body = message_of(form.fields, files=bool(form.files))
+            return await service.post_message(
+                who, agent_id, thread_id, body, idempotency_key=key, if_busy=busy, files=form.files, stream=stream
+            )
+    body = await body_of(request, MessageCreate)
+    return await service.post_message(who, agent_id, thread_id, body, idempotency_key=key, if_busy=busy, stream=stream)
+
+
+async def _answer(request: Request, post: Post, headers: dict[str, str]) -> Response:
+    """The JSON ending: 201 with the finished message, 202 with one in progress, or the failure's problem."""
+    message = post.posted.answer or post.posted.message
+    seconds = preferred_wait(request)
+    path = MESSAGES.format(**request.path_params)
+    headers["Location"] = public_path(request, f"{path}/{message.id}")
+    if seconds is not None:
+        headers["Preference-Applied"] = f"wait={seconds:g}" if seconds else "respond-async"
+    if message.in_progress and seconds != 0:
+        message = await service_of(request).wait(principal_of(request), message.thread_id, message.id, seconds)
+    if message.status == "failed":
+        problem = problem_of(RunFailedError(message))
+        return replace(problem, headers={**headers, **problem.headers}).response()
+    return as_json(message, 202 if message.in_progress else 201, headers)
+
+
+async def list_messages(request: Request) -> Response:
+    """Older messages: the latest `limit` before message `before`, oldest first.
+
+    At most 8 MB, but one message in any case: `X-Messages-Cut: true` where there are fewer for their size.
+    """
+    page = await service_of(request).list_messages(
+        principal_of(request),
+        request.path_params["agent_id"],
+        request.path_params["thread_id"],
+        before=message_id(request, "before"),
+        limit=integer(request, "limit", 50, 1, 100),
+    )
+    return await list_response(page.messages, {CUT: "true"} if page.cut else {})
+
+
+async def get_message(request: Request) -> Response:
+    """Read one message: how a client that doesn't stream polls a run."""
+    path = request.path_params
+    return as_json(
+        await service_of(request).get_message(
+            principal_of(request), path["agent_id"], path["thread_id"], path["message_id"]
+        )
+    )
+
+
+async def cancel(request: Request) -> Response:
+    """Stop the run that makes this message; the message as kept."""
+    path = request.path_params
+    return as_json(
+        await service_of(request).cancel(principal_of(request), path["agent_id"], path["thread_id"], path["message_id"])
+    )
+
+
+ROUTES = [
+    Route(MESSAGES, post_message, methods=["POST"]),
+    Route(MESSAGES, list_messages, methods=["GET"]),
+    Route(MESSAGES + "/{message_id}", get_message, methods=["GET"]),
+    Route(MESSAGES + "/{message_id}/cancel", cancel, methods=["POST"]),
+]

@@ -1,0 +1,69 @@
+"""The web demo at `/`, and the login URL: `/?key=…` starts a session and goes on to `/`, as Jupyter does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Match, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from agent_chat.server.errors import Unauthenticated, problem_of
+from agent_chat.server.http.routes.sessions import confirmation, needs_confirmation, sign_in
+
+DEMO = Path(__file__).parent.parent.parent / "web_demo"
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none';"
+        " form-action 'self'"
+    ),
+    "Cache-Control": "no-cache",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+async def index(request: Request) -> Response:
+    """The demo page; with `?key=`, the login."""
+    key = request.query_params.get("key")
+    if key is None or request.method == "HEAD":
+        return FileResponse(DEMO / "index.html", headers=_HEADERS)
+    if request.headers.get("sec-fetch-dest", "document") != "document":
+        return problem_of(Unauthenticated()).response()  # an image in a message must not log its reader in
+    if needs_confirmation(request):
+        return confirmation(key)
+    try:
+        return await sign_in(request, key)
+    except Unauthenticated:
+        return FileResponse(DEMO / "index.html", 401, _HEADERS)  # the page says how to sign in
+
+
+class _Files(StaticFiles):
+    """The demo's files; whatever else no route answers is not found, by any method."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(404)
+        return await super().get_response(path, scope)
+
+    def file_response(self, *args: object, **kwargs: object) -> Response:
+        response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]
+        response.headers.update(_HEADERS)
+        return response
+
+
+class _Rest(Mount):
+    """Whatever no other route knows; a path that one knows, with another method, stays that route's to refuse (405)."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        return (Match.PARTIAL if match is Match.FULL else match), child
+
+
+ROUTES: list[BaseRoute] = [
+    Route("/", index, methods=["GET"]),
+    _Rest("/", _Files(directory=DEMO, check_dir=False)),
+]

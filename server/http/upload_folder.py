@@ -1,0 +1,48 @@
+"""The folder for uploads under way: one per process, in the data folder, so that it is on a disk and private.
+
+A process holds a lock in its folder for as long as it lives. A folder without one was left by a process that was
+killed, and is removed at the next start of any. Process ids were refused as a sign of life: they are used again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
+
+from agent_chat.stores.folder import make_folder
+
+_LOCK = "lock"
+
+
+@contextmanager
+def upload_folder(data_dir: Path) -> Iterator[Path]:
+    """Make this process's folder, and remove those of killed processes. Raises: DataFolderUnusable."""
+    parent = data_dir / "uploads"
+    for folder in (data_dir, parent):
+        make_folder(folder)
+    with ExitStack() as stack:
+        with (parent / _LOCK).open("a") as starting:
+            fcntl.flock(starting, fcntl.LOCK_EX)  # nobody takes a folder that isn't locked yet for a dead process's
+            for folder in parent.iterdir():
+                if folder.is_dir() and not _is_alive(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+            own = Path(tempfile.mkdtemp(dir=parent))
+            stack.callback(shutil.rmtree, own, ignore_errors=True)
+            lock: IO[str] = stack.enter_context((own / _LOCK).open("a"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield own
+
+
+def _is_alive(folder: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError), (folder / _LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

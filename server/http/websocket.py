@@ -1,0 +1,284 @@
+"""The WebSocket: the same events as SSE, and commands.
+
+`…/ws?after=<position>`. One task pumps the viewer's entries out; the receiving loop reads commands and does each in a
+task of its own, so that a slow one (an interrupt) holds up neither the stream nor a ping nor a cancel. Messages are
+stored in the order in which they came: one at a time. With 16 commands under way nothing more is read until one is
+done. A bad frame gets an error frame and the socket stays open; so does one beyond the organization's rate, followed
+by a pause, and many of those in a row close the socket with 1013. The socket is accepted before it is refused: closed
+earlier, the close code would be lost behind an HTTP 403.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Annotated, cast
+
+import msgspec
+from msgspec import Meta, Struct
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from agent_chat.server.ai_chat_service import AIChatService, IfBusy
+from agent_chat.server.http.auth import authenticator_of, credential_of, same_origin
+from agent_chat.server.http.bodies import MessageCreate, read
+from agent_chat.server.errors import AuthRateLimited, InvalidRequest, MalformedBody, RateLimited, Unauthenticated, problem_of
+from agent_chat.server.limits import RequestRate, Slot
+from agent_chat.server.http.principals import Credential
+from agent_chat.server.reading.streams import Stream, Streams
+from agent_chat.server.reading.viewer import Viewer
+from agent_chat.stores.errors import AgentNotFound, StoreUnavailable, ThreadNotFound
+from agent_chat.stores.models import JSONObject
+
+NO_KEY = 4401
+FOREIGN_ORIGIN = 4403
+NO_THREAD = 4404
+DELETED = 4410
+RESTART = 1012
+FAILED = 1011
+TRY_LATER = 1013
+
+_PROTOCOL = "chat"
+_BEARER = "bearer."
+_AT_ONCE = 16
+_FRAMES_AT_ONCE = 8
+"""How many frames are taken before others run: `receive` does not suspend while frames are queued."""
+_SLOW_SECONDS = 0.25
+_TOO_FAST = 20
+"""So many frames in a row beyond the rate, each followed by that pause, close the socket."""
+_WENT = (WebSocketDisconnect, RuntimeError, OSError)
+"""What writing to a client raises who has gone."""
+
+
+class CreateMessage(Struct, tag="message.create", forbid_unknown_fields=True, frozen=True):
+    request_id: str
+    message: MessageCreate
+    idempotency_key: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
+    if_busy: IfBusy = "reject"
+
+
+class CancelRun(Struct, tag="run.cancel", forbid_unknown_fields=True, frozen=True):
+    request_id: str
+    message_id: str
+
+
+class Ping(Struct, tag="ping", forbid_unknown_fields=True, frozen=True):
+    pass
+
+
+Command = CreateMessage | CancelRun | Ping
+
+
+async def serve_thread(websocket: WebSocket) -> None:
+    """Follow a thread and take commands for it until either side goes."""
+    offered = websocket.scope.get("subprotocols", [])
+    with suppress(*_WENT):
+        await websocket.accept(subprotocol=_PROTOCOL if _PROTOCOL in offered else None)
+    bearer = next((name.removeprefix(_BEARER) for name in offered if name.startswith(_BEARER)), None)
+    if bearer is None and not same_origin(websocket):
+        await _close(websocket, FOREIGN_ORIGIN, "foreign origin")
+        return
+    credential = credential_of(websocket) if bearer is None else Credential("key", bearer)
+    try:
+        viewer, slot = await _viewer(websocket, credential)
+    except Exception as error:
+        await _close(websocket, *_refusal(error))
+        return
+    with cast(Streams, websocket.state.streams).open(viewer, credential, slot) as stream:
+        code = await _Socket(websocket, stream).serve()
+        if code is not None:
+            await _close(websocket, code)
+
+
+async def _close(websocket: WebSocket, code: int, reason: str = "") -> None:
+    with suppress(*_WENT):
+        await websocket.close(code, reason)
+
+
+async def _viewer(websocket: WebSocket, credential: Credential) -> tuple[Viewer, Slot]:
+    """The viewer, and the slot of its stream.
+
+    Raises: Unauthenticated, AuthRateLimited, RateLimited, AgentNotFound, ThreadNotFound, StoreUnavailable.
+    """
+    service, path = cast(AIChatService, websocket.state.service), websocket.path_params
+    who = await authenticator_of(websocket).authenticate(websocket, credential)
+    cast(RequestRate, websocket.state.rate).count(who.organization_id)
+    after = websocket.query_params.get("after") or None
+    with cast(Streams, websocket.state.streams).starting(who) as slot:
+        return await service.watch(who, path["agent_id"], path["thread_id"], after), slot
+
+
+def _refusal(error: Exception) -> tuple[int, str]:
+    """The close code, and a word about it."""
+    match error:
+        case Unauthenticated() | AuthRateLimited():
+            return NO_KEY, "no valid key"
+        case AgentNotFound() | ThreadNotFound():
+            return NO_THREAD, "no such thread"
+        case RateLimited():
+            return TRY_LATER, "rate limited"
+        case _:
+            return FAILED, problem_of(error).code
+
+
+class _Socket:
+    def __init__(self, websocket: WebSocket, stream: Stream) -> None:
+        self._websocket = websocket
+        self._stream = stream
+        self._service = cast(AIChatService, websocket.state.service)
+        self._streams = cast(Streams, websocket.state.streams)
+        self._rate = cast(RequestRate, websocket.state.rate)
+        self._who = stream.viewer.who
+        self._agent_id = websocket.path_params["agent_id"]
+        self._thread_id = websocket.path_params["thread_id"]
+        self._commands: set[asyncio.Task[None]] = set()
+        self._beyond_rate = 0
+        self._creating = asyncio.Lock()  # whoever waits for it gets it in turn
+
+    async def serve(self) -> int | None:
+        """Until either side goes; the code to close with, None if the client went.
+
+        What the client sent before it went is done all the same.
+        """
+        receiving = asyncio.create_task(self._receive())
+        try:
+            code = await self._pump()
+            if code is None:
+                await asyncio.wait({receiving})  # its frames are queued, and behind them its end
+            return code
+        finally:
+            receiving.cancel()
+            await asyncio.wait({receiving, *self._commands})
+
+    async def _pump(self) -> int | None:
+        """Write entries; what `serve` answers."""
+        while True:
+            try:
+                entries = await self._stream.viewer.next()
+            except StoreUnavailable:
+                return TRY_LATER
+            if self._stream.gone:
+                return None
+            if self._stream.revoked:
+                return NO_KEY
+            if entries is None:
+                return DELETED
+            entries.reverse()
+            while entries:  # what is written is not kept: a snapshot is megabytes, and its reader may have stopped
+                await self._write(entries.pop().ws)
+            if self._streams.closing:
+                return RESTART
+            if self._beyond_rate >= _TOO_FAST:
+                return TRY_LATER
+
+    async def _receive(self) -> None:
+        try:
+            while self._beyond_rate < _TOO_FAST:
+                for _ in range(_FRAMES_AT_ONCE):
+                    frame = await self._websocket.receive()
+                    if frame["type"] == "websocket.disconnect":
+                        self._stream.leave()
+                        return
+                    await self._take(frame.get("text"))
+                await asyncio.sleep(0)
+            self._stream.viewer.wake()
+        except BaseException:
+            self._stream.leave()
+            raise
+
+    async def _take(self, text: str | None) -> None:
+        try:
+            self._rate.count(self._who.organization_id)
+            self._beyond_rate = 0
+            if text is None:
+                raise MalformedBody("Send text frames, not binary ones.")
+            command = read(text.encode(), cast(type[Struct], Command))
+        except Exception as error:
+            await self._refuse(error, _request_id(text))
+            if isinstance(error, RateLimited):
+                self._beyond_rate += 1
+                await asyncio.sleep(_SLOW_SECONDS)
+            return
+        match command:
+            case Ping():
+                await self._send({"type": "pong"})
+            case CreateMessage() | CancelRun():
+                await self._start(command)
+
+    async def _start(self, command: CreateMessage | CancelRun) -> None:
+        while len(self._commands) >= _AT_ONCE:
+            await asyncio.wait(self._commands, return_when=asyncio.FIRST_COMPLETED)
+        task = asyncio.create_task(self._do(command))
+        self._commands.add(task)
+        task.add_done_callback(self._commands.discard)
+
+    async def _do(self, command: CreateMessage | CancelRun) -> None:
+        try:
+            if isinstance(command, CreateMessage):
+                async with self._creating:
+                    await self._create(command)
+            else:
+                await self._cancel(command)
+        except Exception as error:
+            await self._refuse(error, command.request_id)
+
+    async def _check_key(self) -> None:
+        """Raises: Unauthenticated, and the socket ends; StoreUnavailable."""
+        if await authenticator_of(self._websocket).principals.find(self._stream.credential) != self._who:
+            self._stream.revoke()
+            raise Unauthenticated
+
+    async def _create(self, command: CreateMessage) -> None:
+        await self._check_key()
+        try:
+            post = await self._service.post_message(
+                self._who,
+                self._agent_id,
+                self._thread_id,
+                command.message,
+                idempotency_key=command.idempotency_key,
+                if_busy=command.if_busy,
+            )
+        except InvalidRequest as error:  # what is a field of a POST's body is one of the frame's message
+            raise InvalidRequest(f"message.{error.field}", str(error)) from error
+        posted = post.posted
+        if posted.answer is not None:
+            await self._acknowledge(command.request_id, posted.answer.id, posted.message.id)
+        else:
+            await self._acknowledge(command.request_id, posted.message.id, None)
+
+    async def _cancel(self, command: CancelRun) -> None:
+        await self._check_key()
+        message = await self._service.cancel(self._who, self._agent_id, self._thread_id, command.message_id)
+        await self._acknowledge(command.request_id, message.id, (message.run or {}).get("in_reply_to"))
+
+    async def _acknowledge(self, request_id: str, message_id: str, in_reply_to: str | None) -> None:
+        await self._send(
+            {"type": "ack", "request_id": request_id, "message_id": message_id, "in_reply_to": in_reply_to}
+        )
+
+    async def _refuse(self, error: Exception, request_id: str | None) -> None:
+        frame: JSONObject = {"type": "error", "error": problem_of(error).body()}
+        if request_id is not None:
+            frame["request_id"] = request_id
+        await self._send(frame)
+
+    async def _send(self, frame: JSONObject) -> None:
+        await self._write(msgspec.json.encode(frame).decode())
+
+    async def _write(self, text: str) -> None:
+        """Send a frame, if the client is still there to get it."""
+        if not self._stream.gone:
+            try:
+                await self._websocket.send_text(text)
+            except _WENT:
+                self._stream.leave()
+
+
+def _request_id(text: str | None) -> str | None:
+    """The request_id of a frame that could not be taken, if it has one."""
+    try:
+        frame = msgspec.json.decode(text or "")
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    found = frame.get("request_id") if isinstance(frame, dict) else None
+    return found if isinstance(found, str) else None

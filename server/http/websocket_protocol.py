@@ -1,0 +1,157 @@
+"""uvicorn's WebSocket protocol with bounds on what a client makes this process parse, queue and keep.
+
+uvicorn parses all that a socket has received (256 KB at a time) before anything else runs, queues it frame by frame,
+and writes a pong for each ping whether or not the client reads. Here input is parsed in small pieces, other work runs
+between them, and a piece that consists of tiny frames is followed by a pause. At most `QUEUED` messages are queued;
+until the application takes them the rest stays unparsed and nothing more is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import CloseCode, Frame
+
+if TYPE_CHECKING:
+    from agent_chat.server.http.connections import State
+
+PIECE = 2048
+QUEUED = 64
+_FRAMES = 32
+"""More frames than this in one piece are followed by a pause."""
+_PAUSE_SECONDS = 0.05
+_SLICE_SECONDS = 0.002
+_BETWEEN_SLICES_SECONDS = 0.008
+"""With this between two slices one socket takes a fifth of the event loop at most, whatever it sends."""
+_FRAGMENTS = 4096
+"""Of one message: its size is bounded already, but fragments may be empty."""
+_AFTER_CLOSE_BYTES = 64 * 2**10
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """One connection, from the upgrade on."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.state_seen: State = ("", 0)
+        self.state_since = 0.0
+        self._unparsed = bytearray()
+        self._scheduled: asyncio.Handle | None = None
+        self._frames = 0
+        self._after_close = 0
+
+    def state(self) -> State:
+        if self.transport.is_closing():
+            return "closing", 0
+        if not self.handshake_complete:
+            return "head", 0
+        if not self.writable.is_set():
+            return "sending", self.transport.get_write_buffer_size()
+        return "working", 0
+
+    def expire(self, name: str) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unparsed.clear()
+        if self._scheduled is not None:
+            self._scheduled.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self.handshake_initiated:  # the request, which the HTTP protocol has bounded
+            super().data_received(data)
+            return
+        if self.close_sent:
+            self._after_close += len(data)
+            if self._after_close > _AFTER_CLOSE_BYTES:
+                self.abort()
+                return
+        self._unparsed += data
+        if self._scheduled is None:
+            self._parse()
+
+    def _parse(self) -> None:
+        """Parse for two milliseconds at most, then leave the event loop to others for a while."""
+        self._scheduled = None
+        until = self.loop.time() + _SLICE_SECONDS
+        while self._unparsed and self._has_room() and not self.transport.is_closing():
+            piece = bytes(self._unparsed[:PIECE])
+            del self._unparsed[:PIECE]
+            self._frames = 0
+            super().data_received(piece)
+            if self._frames > _FRAMES:
+                self._schedule(self.loop.call_later, _PAUSE_SECONDS)
+                break
+            if self.loop.time() > until:
+                self._schedule(self.loop.call_later, _BETWEEN_SLICES_SECONDS)
+                break
+        if self.transport.is_closing():
+            self._unparsed.clear()
+        elif self._unparsed:
+            self.read_paused = True
+            self.transport.pause_reading()
+        else:
+            self._read_on()
+
+    def _has_room(self) -> bool:
+        return self.queue.qsize() < QUEUED or self.close_sent  # then messages are dropped
+
+    def _read_on(self) -> None:
+        if self.read_paused and (self.queue.empty() or self.close_sent):
+            self.read_paused = False
+            self.transport.resume_reading()
+
+    def _schedule(self, call: Callable[..., asyncio.Handle], *delay: float) -> None:
+        self._scheduled = call(*delay, self._parse)
+
+    def handle_events(self) -> None:
+        self._frames += len(self.conn.events)
+        super().handle_events()
+
+    def handle_ping(self) -> None:
+        if self.writable.is_set():
+            super().handle_ping()
+        else:  # RFC 6455, 5.5.3: a pong may be left out; this client does not read them
+            self.conn.data_to_send()
+
+    def handle_cont(self, event: Frame) -> None:
+        if len(self.frames) >= _FRAGMENTS:
+            self._fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
+            return
+        super().handle_cont(event)
+
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text":
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:
+                self._fail(CloseCode.INVALID_DATA, "invalid UTF-8")
+                return
+        super().send_receive_event_to_app()
+
+    def _fail(self, code: CloseCode, reason: str) -> None:
+        self.frames = []
+        if not self.close_sent:
+            self.conn.fail(code, reason)
+            self.handle_parser_exception()
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if self.close_sent and self._scheduled is None and not self.transport.is_closing():
+            self._parse()  # whatever the application did not take: the client's close stands behind it
+
+    async def receive(self) -> Any:
+        """The next message. Reading goes on once the queue is empty and all that was read is parsed."""
+        message = await self.queue.get()
+        if not self._unparsed:
+            self._read_on()
+        elif self.queue.empty() and self._scheduled is None:
+            self._schedule(self.loop.call_soon)
+        return message

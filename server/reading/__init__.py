@@ -1,0 +1,1 @@
+"""Reading a thread's log, for every transport."""

@@ -1,0 +1,1 @@
+"""Runs: an agent's parts become events, and events become the stored message."""

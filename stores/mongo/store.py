@@ -1,0 +1,263 @@
+"""The shared Store on MongoDB, for any number of processes. The only file that meets the driver.
+
+Above it are the verbs of `mongo_threads`, `mongo_runs` and `mongo_directory`; below it is motor, of which only those
+calls are used that PyMongo's own asyncio API has too (all but `close` and `aggregate`). Writes are acknowledged by a
+majority, reads are the primary's and see only what a majority has, and the driver repeats a write whose answer was
+lost, which the server does once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection
+from pymongo import IndexModel, ReadPreference, ReturnDocument
+from pymongo.errors import ConfigurationError, DuplicateKeyError, OperationFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from agent_chat.stores.contracts import LEASE_SECONDS
+from agent_chat.stores.errors import StoreUnavailable
+from agent_chat.stores.models import Clock, utcnow
+from agent_chat.stores.mongo.database import Collection
+from agent_chat.stores.mongo.directory import MongoDirectory
+from agent_chat.stores.mongo.documents import Document, Pipeline
+from agent_chat.stores.mongo.runs import MongoRuns
+
+DATABASE = "chat"
+_PROBE = "probe"
+OPTIONS: dict[str, Any] = {
+    "serverSelectionTimeoutMS": 5000,
+    "connectTimeoutMS": 5000,
+    "timeoutMS": 5000,
+    "retryWrites": True,
+    "retryReads": True,
+}
+"""What a URL may say otherwise.
+
+`timeoutMS` bounds a whole call, its retries too: a MongoDB that hangs is told within five seconds, not after a timeout
+for each try. A start that is to build an index over many threads wants `timeoutMS=0`.
+"""
+
+INDEXES = {
+    "threads": [
+        IndexModel(
+            [("organization_id", 1), ("agent_id", 1), ("archived", 1), ("updated_at", -1), ("_id", -1)], name="page"
+        ),
+        IndexModel("key_id", name="key", unique=True, sparse=True),
+        IndexModel([("organization_id", 1), ("bytes", 1), ("paged_bytes", 1)], name="stored"),
+        IndexModel("sweep_at", name="sweep", sparse=True),
+        IndexModel("outbox_at", name="outbox", sparse=True),
+    ],
+    "pages": [
+        IndexModel([("thread_id", 1), ("first", 1), ("last", 1)], name="place"),
+        IndexModel("messages.id", name="message"),
+        IndexModel("keys.id", name="key", sparse=True),
+    ],
+    "runs": [IndexModel("lease", name="lease"), IndexModel("thread_id", name="thread")],
+    "attachments": [
+        IndexModel([("organization_id", 1), ("size", 1), ("text_bytes", 1)], name="stored"),
+        IndexModel("thread_id", name="thread"),
+    ],
+    "organizations": [IndexModel("name", name="name", unique=True)],
+    "users": [IndexModel([("organization_id", 1), ("name", 1)], name="name", unique=True)],
+    "keys": [
+        IndexModel("hash", name="hash", unique=True, partialFilterExpression={"valid": True}),
+        IndexModel("order", name="order"),
+        IndexModel([("source", 1), ("valid", 1), ("held_at", 1)], name="held"),
+    ],
+    "sessions": [
+        IndexModel("expires_at", name="expiry"),
+        IndexModel([("key_id", 1), ("created_at", -1)], name="key"),
+    ],
+    "agents": [IndexModel([("organization_id", 1), ("deleted", 1), ("order", 1)], name="list")],
+    "storage": [IndexModel("measure_at", name="measure")],
+    "removals": [IndexModel("due", name="due"), IndexModel("organization_id", name="organization")],
+}
+UNUSED_INDEXES = {"attachments": ["kept"]}
+"""What earlier versions made."""
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """The one place where the driver's errors become ours."""
+    try:
+        yield
+    except PyMongoError as error:
+        reason, _, _ = str(error).partition(", Topology Description")
+        raise StoreUnavailable(f"{type(error).__name__}: {reason[:200]}") from error
+
+
+class MotorCollection:
+    """A Collection, by motor.
+
+    Args:
+        report: called after each write with whether it failed.
+    """
+
+    def __init__(self, motor: AsyncIOMotorCollection[Document], report: Callable[[bool], None]) -> None:
+        self._motor = motor
+        self._report = report
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with answering():
+                yield
+        except StoreUnavailable:
+            self._report(True)
+            raise
+        self._report(False)
+
+    async def one(self, query: Document, fields: Document | None = None) -> Document | None:
+        with answering():
+            return await self._motor.find_one(query, fields)
+
+    async def many(
+        self,
+        query: Document,
+        fields: Document | None = None,
+        *,
+        sort: list[tuple[str, int]] | None = None,
+        skip: int = 0,
+        limit: int = 0,
+    ) -> list[Document]:
+        with answering():
+            return await self._motor.find(query, fields, sort=sort, skip=skip, limit=limit).to_list(None)
+
+    async def insert(self, document: Document) -> bool:
+        with self._writing():
+            try:
+                await self._motor.insert_one(document)
+            except DuplicateKeyError:
+                return False
+            return True
+
+    async def change(
+        self,
+        query: Document,
+        update: Document | Pipeline,
+        fields: Document | None = None,
+        *,
+        before: bool = False,
+        upsert: bool = False,
+    ) -> Document | None:
+        which = ReturnDocument.BEFORE if before else ReturnDocument.AFTER
+        with self._writing():
+            try:
+                return await self._motor.find_one_and_update(
+                    query, update, fields, upsert=upsert, return_document=which
+                )
+            except DuplicateKeyError:
+                return None
+
+    async def total(self, query: Document, value: Document | str) -> int:
+        pipeline = [{"$match": query}, {"$group": {"_id": None, "total": {"$sum": value}}}]
+        with answering():
+            found = await self._motor.aggregate(pipeline).to_list(None)
+        return int(found[0]["total"]) if found else 0
+
+    async def remove(self, query: Document) -> None:
+        with self._writing():
+            await self._motor.delete_one(query)
+
+    async def remove_all(self, query: Document) -> None:
+        with self._writing():
+            await self._motor.delete_many(query)
+
+
+class MotorCollections:
+    """Collections, by motor. The database's name comes from the URL."""
+
+    threads: Collection
+    pages: Collection
+    runs: Collection
+    attachments: Collection
+    organizations: Collection
+    users: Collection
+    keys: Collection
+    sessions: Collection
+    agents: Collection
+    storage: Collection
+    removals: Collection
+
+    def __init__(self, url: str, **options: Any) -> None:
+        try:
+            given = {name.lower() for name, _ in parse_qsl(urlsplit(url).query)}
+            defaults = {name: value for name, value in OPTIONS.items() if name.lower() not in given}
+            self._client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(url, **(defaults | options))
+        except (ConfigurationError, ValueError) as error:
+            raise ValueError(f"this MongoDB URL is not understood: {error}") from error
+        self._database = self._client.get_default_database(
+            DATABASE,
+            read_preference=ReadPreference.PRIMARY,
+            write_concern=WriteConcern("majority"),
+            read_concern=ReadConcern("majority"),
+        )
+        self.failing = False
+        for name in INDEXES:
+            setattr(self, name, MotorCollection(self._database[name], self._report))
+
+    def _report(self, failing: bool) -> None:
+        self.failing = failing
+
+    async def prepare(self) -> None:
+        """Make the indexes that are missing, and drop those that no query uses any more."""
+        with answering():
+            for name, indexes in INDEXES.items():
+                await self._database[name].create_indexes(indexes)
+            for name, unused in UNUSED_INDEXES.items():
+                for index in set(unused).intersection(await self._database[name].index_information()):
+                    with suppress(OperationFailure):  # another process has just dropped it
+                        await self._database[name].drop_index(index)
+
+    async def now(self) -> datetime:
+        with answering():
+            hello = await self._database.command("hello")
+        if not hello["isWritablePrimary"]:
+            raise StoreUnavailable("the server takes no writes now")
+        now: datetime = hello["localTime"]
+        return now
+
+    async def close(self) -> None:
+        self._client.close()
+
+
+class MongoStore(MongoRuns, MongoDirectory):
+    async def ready(self) -> bool:
+        try:
+            now = await self.db.now()
+            if self.db.failing:  # a full disk refuses writes alone: only a write shows whether there is room again
+                await self.db.storage.change({"_id": _PROBE}, {"$set": {"probed_at": now}}, {"_id": 1}, upsert=True)
+        except StoreUnavailable:
+            return False
+        return True
+
+    async def close(self) -> None:
+        await self.db.close()
+
+
+async def open_mongo(url: str, *, lease: float = LEASE_SECONDS, clock: Clock = utcnow) -> MongoStore:
+    """Open the database that the URL names (`chat` if it names none), and make its indexes.
+
+    Args:
+        url: mongodb:// or mongodb+srv://; its options win over ours, except for the concerns and the read
+            preference: what is read is exact, so it comes from the primary.
+        lease: seconds that a run's lease lasts.
+        clock: for times that clients see and for the age of idempotency keys; leases go by the database's clock.
+
+    Raises:
+        ValueError: the URL is wrong.
+        StoreUnavailable: the database does not answer.
+    """
+    db = MotorCollections(url)
+    try:
+        await db.prepare()
+    except BaseException:
+        await db.close()
+        raise
+    return MongoStore(db, lease=lease, clock=clock)
