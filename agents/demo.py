@@ -67,7 +67,7 @@ This is all that it takes to write your own:
 ```python
 from collections.abc import AsyncIterator
 
-from agents import Part, Run, Text
+from agent_chat.agents import Part, Run, Text
 
 
 async def reply(run: Run) -> AsyncIterator[Part]:

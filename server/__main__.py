@@ -1,204 +1,29 @@
-"""The command line: `python -m server` serves; `python -m server keys …` makes, lists and revokes keys."""
+"""The command's start: `agent-chat`, `python -m agent_chat.server`, and `python -m server` in a clone.
+
+In a clone `python -m` puts the clone's root on the module path, where the folder `agents` would hide an installed
+package of that name. So the root is replaced by the folder that holds the package `agent_chat`, and everything else is
+imported from there, under one name.
+"""
 
 from __future__ import annotations
 
 import signal
-
-if __name__ == "__main__":  # until it listens, Ctrl-C ends the process without a traceback: imports take seconds
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-import asyncio
-import logging
 import sys
-from collections.abc import Awaitable, Callable
-from typing import NoReturn, TypeVar
-from urllib.parse import quote
-
-import click
-from msgspec.structs import replace
-
-from agent_chat.agents.mcp.config import BadServers, read_servers
-from agent_chat.server.app import create_app, default_kind
-from agent_chat.server.http.connections import ConnectionLimits, connections_for, raise_file_limit
-from agent_chat.server.http.hosts import default_hosts, is_loopback
-from agent_chat.server.log_lines import configure
-from agent_chat.server.organizations import member, new_secret
-from agent_chat.server.own_key import KEY_FILE, OwnKey
-from agent_chat.server.serving import Server, freeze_startup_objects, listening_socket
-from agent_chat.server.settings import BadSetting, Settings, environment, load, unknown
-from agent_chat.server.files.worker_process import hide_process
-from agent_chat.stores.contracts import Store
-from agent_chat.stores.errors import BadBlobsURL, DataFolderInUse, DataFolderUnusable, StoreError, StoreUnavailable
-from agent_chat.stores.open import open_store
-
-R = TypeVar("R")
-
-logger = logging.getLogger("server")
-security = logging.getLogger("chat.security")
+from pathlib import Path
 
 
-@click.group(invoke_without_command=True)
-@click.version_option(package_name="agent-chat-server", prog_name="agent-chat-server")
-@click.pass_context
-def main(context: click.Context) -> None:
-    """Serve agents to chat with. Settings come from the environment; the README lists them."""
-    if context.invoked_subcommand is None:
-        serve()
+def main() -> None:
+    """Run the command line of `agent_chat.server.command_line`."""
+    # Until it listens, Ctrl-C ends the process without a traceback: the imports take seconds.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if __package__ == "server":
+        root = Path(__file__).resolve().parents[1]
+        sys.path[:] = [str(root / ".src"), *(entry for entry in sys.path if Path(entry).resolve() != root)]
+        del sys.modules["server"]
+    from agent_chat.server import command_line
 
-
-def serve() -> None:
-    hide_process()
-    try:
-        settings = load()
-        configure(settings.log_format, settings.log_level)
-        for sentence in unknown():
-            logger.warning(sentence)
-        app = create_app(replace(settings, hosts=settings.hosts or default_hosts(settings.host)))
-    except (BadSetting, BadServers, DataFolderUnusable) as error:
-        _stop(_line(error))
-    except BadBlobsURL as error:
-        _stop(f"CHAT_BLOBS_URL {error}")
-    try:
-        sock = listening_socket(settings.host, settings.port, reuse_port=settings.reuse_port)
-    except OSError as error:
-        _stop(f"PORT, CHAT_HOST: can't listen on {settings.host}:{settings.port}: {error.strerror}")
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{host}:{sock.getsockname()[1]}"
-
-    def announce() -> None:
-        freeze_startup_objects()
-        click.echo(_greeting(url, settings, app.state.own_key))
-
-    try:
-        count = connections_for(raise_file_limit(), settings.max_connections)
-    except ValueError as error:
-        _stop(f"CHAT_MAX_CONNECTIONS: {error}")
-
-    def announce_stop(running: int) -> None:
-        if running:
-            answers = "1 running answer" if running == 1 else f"{running} running answers"
-            click.echo(f"Waiting for {answers}, up to {settings.drain_seconds:g} s. Press Ctrl-C again to stop now.")
-
-    server = Server(app, announce, announce_stop, ConnectionLimits(count=count), settings.forwarded_allow_ips)
-    try:
-        server.run(sockets=[sock])
-    except KeyboardInterrupt:
-        pass
-    except SystemExit:
-        failure = getattr(app.state, "failure", None)
-        if isinstance(failure, DataFolderInUse | DataFolderUnusable | StoreUnavailable | ValueError):
-            _stop(_line(failure, settings))
-        if isinstance(failure, OSError):
-            _stop(f"CHAT_DATA_DIR: {failure}")
-        raise failure or SystemExit(1) from None
-
-
-def _greeting(url: str, settings: Settings, own: OwnKey | None) -> str:
-    """What the start prints: a URL with a key only on loopback, and never a CHAT_API_KEY."""
-    if own is None:
-        return f"Listening on {url}. Keys: `python -m server keys create --organization NAME --user NAME`"
-    if own.source == "environment":
-        return f"Listening on {url}. Sign in with CHAT_API_KEY: {url}{settings.root_path}/?key=…"
-    if is_loopback(settings.host):
-        return f"Listening. Open {url}{settings.root_path}/?key={quote(own.secret, safe='')}"
-    return f"Listening on {url}. The first key is in {settings.data_dir / KEY_FILE}"
-
-
-@main.group()
-def keys() -> None:
-    """API keys. These commands work beside a running server."""
-
-
-@keys.command("create")
-@click.option("--organization", required=True, help="A name or an id; a new name makes an organization.")
-@click.option("--user", required=True, help="A name or an id; a new name makes a user.")
-def create_key(organization: str, user: str) -> None:
-    """Make a key and print it, once, as the last word."""
-
-    async def create(store: Store) -> str:
-        settings = load()
-        servers = read_servers(settings.mcp_config, environment())
-        kind = default_kind(settings)
-        owner = (await member(store, organization, user, kind=kind, model=settings.default_model, servers=servers))[1]
-        secret = new_secret()
-        key = await store.create_key(owner, secret, "command_line")
-        facts = {"key_id": key.id, "organization_id": key.organization_id, "user_id": key.user_id}
-        security.info("key created", extra=facts)
-        return secret
-
-    click.echo(f"Key of {user} in {organization}, shown only now: {_in_store(create)}")
-
-
-@keys.command("list")
-def list_keys() -> None:
-    """Print a header and a line per key: id, organization, user, last characters, source, creation time, state."""
-
-    async def rows(store: Store) -> list[str]:
-        lines = ["id\torganization\tuser\tends with\tsource\tcreated\tstate"]
-        for key in await store.keys():
-            organization = await store.find_organization(key.organization_id)
-            user = await store.find_user(key.organization_id, key.user_id)
-            names = f"{organization.name if organization else '?'}\t{user.name if user else '?'}"
-            state = f"revoked {key.revoked_at}" if key.revoked_at else "valid"
-            lines.append(f"{key.id}\t{names}\t{key.hint}\t{key.source or 'unknown'}\t{key.created_at}\t{state}")
-        return lines
-
-    for row in _in_store(rows):
-        click.echo(row)
-
-
-@keys.command("revoke")
-@click.argument("key_id")
-def revoke_key(key_id: str) -> None:
-    """Revoke the key with this id (see `keys list`); it and its sessions stop working within seconds."""
-
-    async def revoke(store: Store) -> str:
-        key = await store.revoke_key(key_id)
-        security.info("key revoked", extra={"key_id": key.id, "organization_id": key.organization_id})
-        return key.id
-
-    click.echo(f"Revoked {_in_store(revoke)}")
-
-
-def _in_store(work: Callable[[Store], Awaitable[R]]) -> R:
-    settings = _loaded()
-
-    async def run() -> R:
-        store = await open_store(settings.where, serving=False)
-        try:
-            return await work(store)
-        finally:
-            await store.close()
-
-    try:
-        return asyncio.run(run())
-    except (BadSetting, BadServers, StoreError, ValueError) as error:
-        _stop(_line(error, settings))
-
-
-def _loaded() -> Settings:
-    try:
-        settings = load()
-    except BadSetting as error:
-        _stop(str(error))
-    configure(settings.log_format, settings.log_level)
-    return settings
-
-
-def _line(error: Exception, settings: Settings | None = None) -> str:
-    """One line that names the setting, where the error does not name one itself."""
-    line = " ".join(str(error).split())
-    if isinstance(error, BadServers):
-        return line if line.startswith("CHAT_MCP_CONFIG") else f"CHAT_MCP_CONFIG: {line}"
-    if isinstance(error, StoreUnavailable) and settings is not None and settings.database_url is not None:
-        return f"CHAT_DATABASE_URL: {line}"
-    return line
-
-
-def _stop(line: str) -> NoReturn:
-    click.echo(line, err=True)
-    sys.exit(2)
+    command_line.main(prog_name="agent-chat")
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m server")
+    main()

@@ -23,23 +23,53 @@ from msgspec.structs import replace
 
 from agent_chat.agents.mcp.config import Server as McpServer
 from agent_chat.agents.registry import Registry
-from agent_chat.server.files.attachments import Attachments
-from agent_chat.server.http.bodies import AgentCreate, AgentUpdate, MessageCreate, ThreadCreate, ThreadUpdate, fingerprint
-from agent_chat.server.files.content_html import Renderer
 from agent_chat.server.errors import AgentDeleted, AnswerUnknown, Draining, InvalidRequest, ThreadEmpty
 from agent_chat.server.facts import FactPublisher
+from agent_chat.server.files.attachments import Attachments
+from agent_chat.server.files.content_html import Renderer
+from agent_chat.server.http.bodies import (
+    AgentCreate,
+    AgentUpdate,
+    MessageCreate,
+    ThreadCreate,
+    ThreadUpdate,
+    fingerprint,
+)
+from agent_chat.server.http.uploads import FILES, Upload
 from agent_chat.server.limits import Limits, Slots
 from agent_chat.server.model_policy import ModelPolicy
 from agent_chat.server.quota import Quota, size_of
+from agent_chat.server.reading.viewer import Viewer, resumed
 from agent_chat.server.runs.runner import Runner
 from agent_chat.server.titles import generate_title
-from agent_chat.server.http.uploads import FILES, Upload
-from agent_chat.server.reading.viewer import Viewer, resumed
 from agent_chat.stores.contracts import AgentPage, Created, EventLog, MessagePage, Page, Posted, Store, ThreadPart
-from agent_chat.stores.errors import AgentNotFound, Gap, LogUnavailable, MessageNotFound, StoreDamaged, StoreUnavailable, ThreadArchived, ThreadBusy, ThreadNotFound
+from agent_chat.stores.errors import (
+    AgentNotFound,
+    Gap,
+    LogUnavailable,
+    MessageNotFound,
+    StoreDamaged,
+    StoreUnavailable,
+    ThreadArchived,
+    ThreadBusy,
+    ThreadNotFound,
+)
 from agent_chat.stores.events import TERMINAL_TYPES, MessageCreated, ThreadDeleted, ThreadUpdated
 from agent_chat.stores.fitting import READ_BYTES
-from agent_chat.stores.models import Agent, Attachment, Clock, Idempotency, Message, Principal, Thread, is_id, new_answer, new_id, timestamp, utcnow
+from agent_chat.stores.models import (
+    Agent,
+    Attachment,
+    Clock,
+    Idempotency,
+    Message,
+    Principal,
+    Thread,
+    is_id,
+    new_answer,
+    new_id,
+    timestamp,
+    utcnow,
+)
 from agent_chat.stores.storage import RECORD_BYTES
 
 security = logging.getLogger("chat.security")

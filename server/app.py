@@ -15,30 +15,30 @@ from agent_chat.agents.mcp.config import Server as McpServer
 from agent_chat.agents.mcp.config import read_servers
 from agent_chat.agents.registry import Kind, Registry
 from agent_chat.server.ai_chat_service import AIChatService
-from agent_chat.server.allowed_hosts import AllowedHosts
+from agent_chat.server.errors import EXPECTED, respond
+from agent_chat.server.facts import FactPublisher
 from agent_chat.server.files.attachments import Attachments
+from agent_chat.server.files.content_html import Renderer
+from agent_chat.server.files.extraction import Extractor
+from agent_chat.server.http.allowed_hosts import AllowedHosts
 from agent_chat.server.http.auth import Authentication, Authenticator
 from agent_chat.server.http.auth_failures import AuthFailures
-from agent_chat.server.files.content_html import Renderer
-from agent_chat.server.errors import EXPECTED, respond
-from agent_chat.server.files.extraction import Extractor
-from agent_chat.server.facts import FactPublisher
 from agent_chat.server.http.front import Front, Running
-from agent_chat.server.limits import Limits, RequestRate
-from agent_chat.server.metrics import Metrics
 from agent_chat.server.http.openapi import APIDescription
-from agent_chat.server.organizations import first_member
-from agent_chat.server.own_key import OwnKey, hold_forever, open_own_key, refuse_lost_database
 from agent_chat.server.http.principals import Principals
-from agent_chat.server.quota import Quota
 from agent_chat.server.http.request_log import RequestLog
 from agent_chat.server.http.routes import agents, attachments, docs, events, health, messages, pages, sessions, threads
-from agent_chat.server.runs.runner import Runner
-from agent_chat.server.settings import Settings, environment
-from agent_chat.server.reading.streams import Streams
-from agent_chat.server.supervision import Supervisor
 from agent_chat.server.http.upload_folder import upload_folder
 from agent_chat.server.http.uploads import Uploads
+from agent_chat.server.limits import Limits, RequestRate
+from agent_chat.server.metrics import Metrics
+from agent_chat.server.organizations import first_member
+from agent_chat.server.own_key import OwnKey, hold_forever, open_own_key, refuse_lost_database
+from agent_chat.server.quota import Quota
+from agent_chat.server.reading.streams import Streams
+from agent_chat.server.runs.runner import Runner
+from agent_chat.server.settings import Settings, environment
+from agent_chat.server.supervision import Supervisor
 from agent_chat.stores.blobs import Blobs, open_blobs
 from agent_chat.stores.contracts import EventLog, Store
 from agent_chat.stores.models import utcnow

@@ -15,8 +15,8 @@ from prometheus_client.registry import Collector
 from agent_chat.server.ai_chat_service import AIChatService
 from agent_chat.server.http.auth_failures import AuthFailures
 from agent_chat.server.http.connections import Connections
-from agent_chat.server.statistics import Durations
 from agent_chat.server.reading.streams import Streams
+from agent_chat.server.statistics import Durations
 from agent_chat.server.supervision import Supervisor
 
 _METHODS = {"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS", "WEBSOCKET"}

@@ -13,7 +13,18 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from agent_chat.stores.budget import LogBudget
 from agent_chat.stores.errors import Gap
-from agent_chat.stores.events import TERMINAL_TYPES, Event, MessageCreated, RunCancelled, RunCompleted, RunFailed, RunStarted, decode, message_id_of, type_of
+from agent_chat.stores.events import (
+    TERMINAL_TYPES,
+    Event,
+    MessageCreated,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunStarted,
+    decode,
+    message_id_of,
+    type_of,
+)
 
 KEPT_EVENTS = 10_000
 KEPT_BYTES = 8 * 2**20

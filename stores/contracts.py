@@ -15,10 +15,22 @@ from typing import Literal, Protocol
 import msgspec
 
 from agent_chat.stores.budget import LogBudget
-from agent_chat.stores.events import Event, Fact, MessageSnapshot
 from agent_chat.stores.buffer import Cursor
+from agent_chat.stores.events import Event, Fact, MessageSnapshot
 from agent_chat.stores.fitting import READ_BYTES
-from agent_chat.stores.models import Agent, Idempotency, KeptFile, Key, KeySource, Message, Organization, Principal, RunRecord, Thread, User
+from agent_chat.stores.models import (
+    Agent,
+    Idempotency,
+    KeptFile,
+    Key,
+    KeySource,
+    Message,
+    Organization,
+    Principal,
+    RunRecord,
+    Thread,
+    User,
+)
 from agent_chat.stores.storage import Storage
 
 SESSIONS_PER_KEY = 1000

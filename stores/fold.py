@@ -11,7 +11,14 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
-from agent_chat.stores.events import Event, MessageDelta, MessageSnapshot, RunStarted, ToolCallCompleted, ToolCallStarted
+from agent_chat.stores.events import (
+    Event,
+    MessageDelta,
+    MessageSnapshot,
+    RunStarted,
+    ToolCallCompleted,
+    ToolCallStarted,
+)
 from agent_chat.stores.models import ACTIVITY, JSONObject, Message, ToolCall
 
 

@@ -11,9 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 
 from agent_chat.stores.budget import LogBudget
-from agent_chat.stores.errors import Gap, LogDeleted
-from agent_chat.stores.events import TERMINAL_TYPES, Event, LogOpened, MessageSnapshot, ThreadDeleted, decode, encode, message_id_of, partial_only
 from agent_chat.stores.buffer import KEPT_SECONDS, Buffer, Cursor, Entry, in_run, position_before, run_events
+from agent_chat.stores.errors import Gap, LogDeleted
+from agent_chat.stores.events import (
+    TERMINAL_TYPES,
+    Event,
+    LogOpened,
+    MessageSnapshot,
+    ThreadDeleted,
+    decode,
+    encode,
+    message_id_of,
+    partial_only,
+)
 
 _DELETED_SECONDS = 60.0
 _TICK_SECONDS = 5.0

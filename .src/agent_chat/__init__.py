@@ -1,1 +1,1 @@
-"""The chat server: `agent_chat.server`, `agent_chat.agents`, `agent_chat.stores` and its page, `agent_chat.web_demo`."""
+"""The chat server, as one package: `server`, `agents`, `stores`, and the page `web_demo`."""

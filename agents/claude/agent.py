@@ -1,7 +1,7 @@
 """Agents of kind `claude`: Claude, or any server that speaks the Anthropic Messages API.
 
 The official SDK does the requests (auth, base URL, aiohttp transport); the stream's raw lines are decoded by
-agents/claude/messages_api.py, which costs a fraction of the SDK's typed path per token. Retrying is done here and not by the
+messages_api.py, which costs a fraction of the SDK's typed path per token. Retrying is done here and not by the
 SDK: it must also cover a stream that breaks before its first token, and must not sleep through a long Retry-After while
 a client waits.
 """

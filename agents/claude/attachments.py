@@ -1,6 +1,6 @@
 """What a model is given of a thread's attachments: pictures within its limits, texts within the budget.
 
-They stand in the turn of the message that brought them (agents/claude/history.py). How much of a message's texts is shown
+They stand in the turn of the message that brought them (history.py). How much of a message's texts is shown
 depends on that message and the budget, never on what came after it, so that the prefix a provider has cached stays the
 same. A text is delimited by its attachment's id, which its author can't have known: nothing in it can pass for words
 of the operator.

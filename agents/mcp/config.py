@@ -60,7 +60,7 @@ def read_servers(path: Path | None, environ: Mapping[str, str]) -> dict[str, Ser
         BadServers: the file can't be read, or something in it is wrong.
     """
     if path is None:
-        root = str(Path(__file__).resolve().parent.parent)
+        root = str(Path(__file__).parents[__name__.count(".")])
         return {"demo": Server(command=sys.executable, args=["-m", "agent_chat.agents.demo_tools"], cwd=root)}
     try:
         document = msgspec.json.decode(path.read_bytes())

@@ -38,10 +38,10 @@ STDERR_CHARACTERS = 2_000
 STDERR_LINES_PER_SECOND = 50
 _FLUSH_SECONDS = 0.5
 _EDGE = 256
-_LAUNCHER = str(Path(__file__).with_name("mcp_launcher.py"))
+_LAUNCHER = str(Path(__file__).with_name("launcher.py"))
 _FIRST_ID = re.compile(rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d+)\s*,')
 _LAST_ID = re.compile(rb',\s*"id"\s*:\s*(\d+)\s*(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*$')
-_SERVERS_LOG = logging.getLogger("agent_chat.agents.mcp.pool.stderr")
+_SERVERS_LOG = logging.getLogger("agent_chat.agents.mcp.stderr")
 _log = logging.getLogger(__name__)
 
 

@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Sequence
 
 from agent_chat.server.errors import InvalidRequest
 from agent_chat.server.files.extraction import Extractor, small_of
-from agent_chat.server.quota import Quota
 from agent_chat.server.http.uploads import FILES, Upload
+from agent_chat.server.quota import Quota
 from agent_chat.stores.blobs import Blobs
 from agent_chat.stores.contracts import Store, ThreadStore
 from agent_chat.stores.errors import AttachmentNotFound, BlobNotFound, BlobUnavailable, StoreUnavailable, ThreadNotFound

@@ -24,8 +24,34 @@ from pathlib import Path
 from typing import Any
 
 from agent_chat.server.files import worker_process
-from agent_chat.server.files.file_types import BINARY, DOCUMENTS, EML, HTML, IMAGES, ODT, OLE, PDF, TEXTS, ZIP, signature_type, zip_type
-from agent_chat.server.files.text_files import BOMS, HEAD_BYTES, Found, decoded, empty, failed, guessed_encoding, latin_text, plain_type, suffix_of, text_found, text_type
+from agent_chat.server.files.file_types import (
+    BINARY,
+    DOCUMENTS,
+    EML,
+    HTML,
+    IMAGES,
+    ODT,
+    OLE,
+    PDF,
+    TEXTS,
+    ZIP,
+    signature_type,
+    zip_type,
+)
+from agent_chat.server.files.text_files import (
+    BOMS,
+    HEAD_BYTES,
+    Found,
+    decoded,
+    empty,
+    failed,
+    guessed_encoding,
+    latin_text,
+    plain_type,
+    suffix_of,
+    text_found,
+    text_type,
+)
 from agent_chat.server.files.worker_process import Job
 
 MAIL_BYTES = 25 * 2**20

@@ -16,20 +16,20 @@ import logging
 import os
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from agent_chat.server.settings import environment
 from agent_chat.server.files.turns import Turns
 from agent_chat.server.files.worker_process import DONE, ERROR, LAST, NO_MEMORY, NOTE, REPLY, REQUEST
+from agent_chat.server.settings import environment
 
 logger = logging.getLogger(__name__)
 
 Reason = Literal["time", "memory", "crash", "error", "start", "closed"]
 
-_ROOT = str(Path(__file__).parents[__name__.count(".")])
 _BOOT = "import sys, importlib; sys.path.append(sys.argv[1]); importlib.import_module(sys.argv[2]).main()"
 """The folder is appended, and -P leaves out the working directory, so that no module of the standard library is
 hidden by a file beside ours."""
@@ -73,12 +73,16 @@ class Workers:
     """A pool of workers that run one module. Opened and closed in the lifespan; each starts when it is first needed.
 
     Args:
-        module: its `main` runs in the worker and calls `worker_process.serve`.
+        module: its dotted name; its `main` runs in the worker and calls `worker_process.serve`.
         turns: who may use a worker now.
     """
 
     def __init__(self, module: str, limits: WorkerLimits, turns: Turns) -> None:
         self.turns = turns
+        spec = find_spec(module)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+        self._folder = str(Path(spec.origin).parents[module.count(".")])
         self._module = module
         self._limits = limits
         self._idle: list[asyncio.subprocess.Process] = []
@@ -166,7 +170,7 @@ class Workers:
         # never pauses and the end of a dead worker is noticed. Two arenas: each of glibc's takes 64 MB of the address
         # space that is limited.
         worker = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-c", _BOOT, _ROOT, self._module, msgspec.json.encode(limits).decode()),
+            *(sys.executable, "-P", "-c", _BOOT, self._folder, self._module, msgspec.json.encode(limits).decode()),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=2 * self._limits.reply_bytes,

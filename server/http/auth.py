@@ -10,12 +10,12 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from agent_chat.server.errors import AuthRateLimited, RateLimited, Unauthenticated, problem_of
 from agent_chat.server.http.auth_failures import AuthFailures
 from agent_chat.server.http.cookies import is_secure, session_token
-from agent_chat.server.errors import AuthRateLimited, RateLimited, Unauthenticated, problem_of
-from agent_chat.server.limits import RequestRate
 from agent_chat.server.http.principals import Credential, Principals
 from agent_chat.server.http.sse import later
+from agent_chat.server.limits import RequestRate
 from agent_chat.stores.errors import StoreUnavailable
 from agent_chat.stores.models import Principal
 
@@ -69,7 +69,7 @@ class Authentication:
 
 
 def _refusal(scope: Scope, error: Exception) -> Response:
-    """The problem; but a watcher that may come back is told so: `agent_chat.server.http.sse.later`."""
+    """The problem; but a watcher that may come back is told so: `server.http.sse.later`."""
     watching = scope["method"] == "GET" and scope["path"].endswith("/events")
     final = isinstance(error, Unauthenticated | AuthRateLimited)
     return later() if watching and not final else problem_of(error).response()

@@ -21,10 +21,10 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from agent_chat.server.errors import DiskFull, InvalidRequest, MalformedBody, TooLarge
 from agent_chat.server.http.auth import principal_of
 from agent_chat.server.http.bodies import BODY_BYTES
 from agent_chat.server.http.body_stream import pieces_of
-from agent_chat.server.errors import DiskFull, InvalidRequest, MalformedBody, TooLarge
 from agent_chat.server.limits import Limits, Slots
 
 if TYPE_CHECKING:

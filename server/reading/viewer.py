@@ -17,10 +17,20 @@ from typing import Literal
 from msgspec.structs import replace
 
 from agent_chat.server.http.large_json import encode_list
+from agent_chat.stores.buffer import Cursor, Entry
 from agent_chat.stores.contracts import EventLog, ThreadStore
 from agent_chat.stores.errors import Gap, LogUnavailable, NotFound
-from agent_chat.stores.events import TERMINAL_TYPES, Event, MessageCreated, ThreadDeleted, ThreadSnapshot, decode, encode, message_id_of, terminal
-from agent_chat.stores.buffer import Cursor, Entry
+from agent_chat.stores.events import (
+    TERMINAL_TYPES,
+    Event,
+    MessageCreated,
+    ThreadDeleted,
+    ThreadSnapshot,
+    decode,
+    encode,
+    message_id_of,
+    terminal,
+)
 from agent_chat.stores.fold import fold
 from agent_chat.stores.models import Message, Principal, Thread
 

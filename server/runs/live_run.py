@@ -17,9 +17,32 @@ from agent_chat.agents import Ended, Part, Reasoning, Text, ToolCompleted, ToolP
 from agent_chat.agents.rounds import separator
 from agent_chat.stores.contracts import EventLog, Posted
 from agent_chat.stores.errors import LogDeleted
-from agent_chat.stores.events import Event, MessageCreated, MessageDelta, MessageSnapshot, ReasoningDelta, RunError, RunStarted, ToolCallCompleted, ToolCallProgress, ToolCallStarted
+from agent_chat.stores.events import (
+    Event,
+    MessageCreated,
+    MessageDelta,
+    MessageSnapshot,
+    ReasoningDelta,
+    RunError,
+    RunStarted,
+    ToolCallCompleted,
+    ToolCallProgress,
+    ToolCallStarted,
+)
 from agent_chat.stores.fold import Fold
-from agent_chat.stores.models import ACTIVITY, MESSAGE_BYTES, NESTING, Agent, Clock, JSONObject, Message, Principal, Status, depth, timestamp
+from agent_chat.stores.models import (
+    ACTIVITY,
+    MESSAGE_BYTES,
+    NESTING,
+    Agent,
+    Clock,
+    JSONObject,
+    Message,
+    Principal,
+    Status,
+    depth,
+    timestamp,
+)
 from agent_chat.stores.text import without_surrogates
 
 

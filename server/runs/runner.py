@@ -26,7 +26,16 @@ from agent_chat.server.quota import size_of
 from agent_chat.server.runs.live_run import CANCELLED, COMPLETED, INTERRUPTED, Ending, LiveRun, TooLong, finished
 from agent_chat.server.statistics import RunStatistics
 from agent_chat.stores.contracts import LEASE_SECONDS, EventLog, Finished, LogWriter, Posted, Store
-from agent_chat.stores.errors import BlobUnavailable, Gap, LogDeleted, LogUnavailable, NotFound, StoreDamaged, StoreUnavailable, ThreadNotFound
+from agent_chat.stores.errors import (
+    BlobUnavailable,
+    Gap,
+    LogDeleted,
+    LogUnavailable,
+    NotFound,
+    StoreDamaged,
+    StoreUnavailable,
+    ThreadNotFound,
+)
 from agent_chat.stores.events import Event, MessageCreated, MessageSnapshot, RunError, Terminal, terminal
 from agent_chat.stores.fold import fold
 from agent_chat.stores.models import Agent, Clock, Message, Principal, RunRecord, new_id, timestamp, utcnow

@@ -13,7 +13,16 @@ from agent_chat.stores.errors import MessageNotFound, StoreUnavailable, ThreadNo
 from agent_chat.stores.fitting import latest_fitting
 from agent_chat.stores.models import Message, Principal
 from agent_chat.stores.mongo.database import Database
-from agent_chat.stores.mongo.documents import DOCUMENT_BYTES, HEAD, PAGE_MESSAGES, SHOWN, Document, covering, next_page, unpack
+from agent_chat.stores.mongo.documents import (
+    DOCUMENT_BYTES,
+    HEAD,
+    PAGE_MESSAGES,
+    SHOWN,
+    Document,
+    covering,
+    next_page,
+    unpack,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,20 @@ from agent_chat.stores.contracts import Finished, Lease, Posted
 from agent_chat.stores.errors import NotFound, StoreUnavailable, ThreadArchived, ThreadBusy
 from agent_chat.stores.models import Clock, Idempotency, Message, Principal, RunRecord
 from agent_chat.stores.mongo.database import Collections
-from agent_chat.stores.mongo.documents import DOCUMENT_BYTES, HEAD, Document, Limits, Packed, finishing, pack, pushing, stamp, unpack, unpack_body, writing
+from agent_chat.stores.mongo.documents import (
+    DOCUMENT_BYTES,
+    HEAD,
+    Document,
+    Limits,
+    Packed,
+    finishing,
+    pack,
+    pushing,
+    stamp,
+    unpack,
+    unpack_body,
+    writing,
+)
 from agent_chat.stores.mongo.pages import TRIES, contended, where
 from agent_chat.stores.mongo.threads import MongoThreads, guarded, unused
 

@@ -11,10 +11,32 @@ import msgspec
 from msgspec.structs import replace
 
 from agent_chat.stores.contracts import Created, MessagePage, Page, Posted, ThreadPart
-from agent_chat.stores.errors import AttachmentNotFound, IdempotencyMismatch, StoreUnavailable, ThreadArchived, ThreadNotFound
+from agent_chat.stores.errors import (
+    AttachmentNotFound,
+    IdempotencyMismatch,
+    StoreUnavailable,
+    ThreadArchived,
+    ThreadNotFound,
+)
 from agent_chat.stores.fitting import READ_BYTES, fitting
 from agent_chat.stores.models import Idempotency, KeptFile, Message, Principal, Thread
-from agent_chat.stores.mongo.documents import DOCUMENT_BYTES, HEAD, KEY_MILLIS, SHOWN, Document, changing, key_id, key_of, pack, pushing, stamp, tail_of, thread_document, thread_of, writing
+from agent_chat.stores.mongo.documents import (
+    DOCUMENT_BYTES,
+    HEAD,
+    KEY_MILLIS,
+    SHOWN,
+    Document,
+    changing,
+    key_id,
+    key_of,
+    pack,
+    pushing,
+    stamp,
+    tail_of,
+    thread_document,
+    thread_of,
+    writing,
+)
 from agent_chat.stores.mongo.outbox import PUBLISHED, MongoOutbox, adding
 from agent_chat.stores.mongo.pages import TRIES, contended, where
 from agent_chat.stores.mongo.storage import THREAD_STORED, MongoStorage

@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from agent_chat.stores.budget import LogBudget
-from agent_chat.stores.errors import Gap, LogUnavailable
 from agent_chat.stores.buffer import Buffer, Cursor, Entry
+from agent_chat.stores.errors import Gap, LogUnavailable
 from agent_chat.stores.redis.writer import Backoff
 
 logger = logging.getLogger(__name__)

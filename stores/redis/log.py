@@ -34,9 +34,9 @@ from redis.exceptions import (
 )
 
 from agent_chat.stores.budget import LogBudget
+from agent_chat.stores.buffer import Cursor, Entry, in_run, position_before, run_events
 from agent_chat.stores.errors import Gap, LogUnavailable
 from agent_chat.stores.events import Event, MessageSnapshot
-from agent_chat.stores.buffer import Cursor, Entry, in_run, position_before, run_events
 from agent_chat.stores.redis.feed import PAGE, Feed
 from agent_chat.stores.redis.reads import READ_SECONDS, Reads
 from agent_chat.stores.redis.room import Room

@@ -20,7 +20,22 @@ from itertools import count
 import msgspec
 
 from agent_chat.stores.errors import LogDeleted, LogUnavailable
-from agent_chat.stores.events import Event, MessageCreated, MessageDelta, MessageSnapshot, ReasoningDelta, RunCancelled, RunCompleted, RunFailed, RunStarted, Terminal, ThreadDeleted, encode, joined, partial_only
+from agent_chat.stores.events import (
+    Event,
+    MessageCreated,
+    MessageDelta,
+    MessageSnapshot,
+    ReasoningDelta,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunStarted,
+    Terminal,
+    ThreadDeleted,
+    encode,
+    joined,
+    partial_only,
+)
 
 logger = logging.getLogger(__name__)
 

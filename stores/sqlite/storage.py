@@ -6,7 +6,15 @@ import sqlite3
 
 from agent_chat.stores.models import Principal
 from agent_chat.stores.sqlite.database import NOW, Database, reading, writing
-from agent_chat.stores.storage import MEASURE_SECONDS, MEASURED_AT_ONCE, RECORD_BYTES, REMOVAL_SECONDS, REMOVALS_TAKEN, UPLOAD_SECONDS, BlobRemoval
+from agent_chat.stores.storage import (
+    MEASURE_SECONDS,
+    MEASURED_AT_ONCE,
+    RECORD_BYTES,
+    REMOVAL_SECONDS,
+    REMOVALS_TAKEN,
+    UPLOAD_SECONDS,
+    BlobRemoval,
+)
 
 _MEASURE = f"""
 SELECT

@@ -13,8 +13,26 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from msgspec.structs import replace
 
-from agent_chat.stores.contracts import OUTBOX_LEASE, Created, Finished, Lease, MessagePage, Outbox, Page, Posted, ThreadPart
-from agent_chat.stores.errors import AttachmentNotFound, IdempotencyMismatch, MessageNotFound, StoreUnavailable, ThreadArchived, ThreadBusy, ThreadNotFound
+from agent_chat.stores.contracts import (
+    OUTBOX_LEASE,
+    Created,
+    Finished,
+    Lease,
+    MessagePage,
+    Outbox,
+    Page,
+    Posted,
+    ThreadPart,
+)
+from agent_chat.stores.errors import (
+    AttachmentNotFound,
+    IdempotencyMismatch,
+    MessageNotFound,
+    StoreUnavailable,
+    ThreadArchived,
+    ThreadBusy,
+    ThreadNotFound,
+)
 from agent_chat.stores.events import Fact, MessageCreated, ThreadDeleted, ThreadUpdated
 from agent_chat.stores.fitting import READ_BYTES, fitting, latest_fitting
 from agent_chat.stores.models import Idempotency, KeptFile, Message, Principal, RunRecord, Thread, later, timestamp

@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from agent_chat.agents.mcp import toolbox as mcp_toolbox
 from agent_chat.agents.claude.agent import Claude
+from agent_chat.agents.mcp import toolbox as mcp_toolbox
 from tests.agents.serving import claude_server, quick
 from tests.agents.standin import StandIn, stand_in
 from tests.journeys.live import Live

@@ -12,8 +12,8 @@ import pytest
 from msgspec.structs import replace
 
 from agent_chat.agents import Part, Run, Text, Tool, ToolCompleted, ToolPart, ToolStarted
-from agent_chat.agents.claude.attachments import Attached
 from agent_chat.agents.claude.agent import _Told
+from agent_chat.agents.claude.attachments import Attached
 from agent_chat.agents.claude.history import LEFT_OUT, history, model_name, turns_of, without_images
 from agent_chat.server.runs.live_run import LiveRun
 from agent_chat.stores.contracts import Posted

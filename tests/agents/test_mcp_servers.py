@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from agent_chat.agents import ToolCompleted, ToolUse
-from agent_chat.agents.mcp import connection as mcp_connection, slot as mcp_slot
 from agent_chat.agents.claude.agent import Claude
-from agent_chat.agents.mcp.pool import Pool
+from agent_chat.agents.mcp import connection as mcp_connection
+from agent_chat.agents.mcp import slot as mcp_slot
 from agent_chat.agents.mcp.config import Server
+from agent_chat.agents.mcp.pool import Pool
 from tests.agents.http_tools import PICTURE
 from tests.agents.serving import claude_server
 from tests.agents.standin import StandIn, says, text, use

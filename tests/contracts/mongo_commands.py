@@ -12,8 +12,8 @@ from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStart
 
 from agent_chat.stores.errors import StoreUnavailable
 from agent_chat.stores.models import Message, Principal, Thread, new_id, utcnow
-from agent_chat.stores.mongo.store import INDEXES, MongoStore, MotorCollections
 from agent_chat.stores.mongo.documents import MEASURE, Document, Limits, entry_of, millis, pack
+from agent_chat.stores.mongo.store import INDEXES, MongoStore, MotorCollections
 from tests.contracts.samples import new_message, started_thread
 
 

@@ -8,10 +8,25 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 from msgspec.structs import replace
 
+from agent_chat.stores.buffer import Cursor, Entry
 from agent_chat.stores.contracts import EventLog, Store
 from agent_chat.stores.events import Event, MessageDelta, ReasoningDelta
-from agent_chat.stores.buffer import Cursor, Entry
-from agent_chat.stores.models import Agent, Attachment, Idempotency, JSONObject, KeptFile, Message, Principal, Role, Thread, ToolCall, new_answer, new_id, timestamp, utcnow
+from agent_chat.stores.models import (
+    Agent,
+    Attachment,
+    Idempotency,
+    JSONObject,
+    KeptFile,
+    Message,
+    Principal,
+    Role,
+    Thread,
+    ToolCall,
+    new_answer,
+    new_id,
+    timestamp,
+    utcnow,
+)
 
 DAY = timedelta(hours=24)
 WORKER = "worker-1"

@@ -11,10 +11,28 @@ import weakref
 import pytest
 from msgspec.structs import replace
 
+from agent_chat.stores.buffer import Cursor, Entry
 from agent_chat.stores.contracts import EventLog, LogWriter
 from agent_chat.stores.errors import Gap, LogDeleted
-from agent_chat.stores.events import Event, MessageCreated, MessageDelta, MessageSnapshot, ReasoningDelta, RunCompleted, RunError, RunFailed, RunStarted, ThreadDeleted, ThreadUpdated, ToolCallCompleted, ToolCallProgress, ToolCallStarted, decode, encode, terminal
-from agent_chat.stores.buffer import Cursor, Entry
+from agent_chat.stores.events import (
+    Event,
+    MessageCreated,
+    MessageDelta,
+    MessageSnapshot,
+    ReasoningDelta,
+    RunCompleted,
+    RunError,
+    RunFailed,
+    RunStarted,
+    ThreadDeleted,
+    ThreadUpdated,
+    ToolCallCompleted,
+    ToolCallProgress,
+    ToolCallStarted,
+    decode,
+    encode,
+    terminal,
+)
 from agent_chat.stores.fold import Fold, fold
 from agent_chat.stores.models import Message, new_id
 from tests.contracts.samples import (

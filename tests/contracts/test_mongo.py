@@ -9,13 +9,13 @@ from collections.abc import Awaitable
 import pytest
 from pymongo import MongoClient
 
-from agent_chat.stores.mongo import threads as mongo_threads
 from agent_chat.stores.contracts import Finished
 from agent_chat.stores.errors import StoreUnavailable, ThreadNotFound
 from agent_chat.stores.events import ThreadDeleted
 from agent_chat.stores.models import Principal
-from agent_chat.stores.mongo.store import open_mongo
+from agent_chat.stores.mongo import threads as mongo_threads
 from agent_chat.stores.mongo.documents import Document, Limits
+from agent_chat.stores.mongo.store import open_mongo
 from tests.contracts.mongo_commands import Commands, Read, loaded, opened
 from tests.contracts.samples import (
     WORKER,

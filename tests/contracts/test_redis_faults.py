@@ -16,9 +16,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 
-from agent_chat.stores.errors import Gap, LogDeleted, LogUnavailable
-from agent_chat.stores.events import Event, MessageCreated, MessageDelta, MessageSnapshot, ReasoningDelta, RunCompleted, RunStarted, ThreadDeleted, ThreadUpdated, ToolCallProgress, decode
 from agent_chat.stores.buffer import Entry
+from agent_chat.stores.errors import Gap, LogDeleted, LogUnavailable
+from agent_chat.stores.events import (
+    Event,
+    MessageCreated,
+    MessageDelta,
+    MessageSnapshot,
+    ReasoningDelta,
+    RunCompleted,
+    RunStarted,
+    ThreadDeleted,
+    ThreadUpdated,
+    ToolCallProgress,
+    decode,
+)
 from agent_chat.stores.fold import Fold, fold
 from agent_chat.stores.models import Message, new_id
 from agent_chat.stores.redis.log import RedisLog, open_redis_log

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from agent_chat.stores.events import LogOpened, encode
 from agent_chat.stores.buffer import Entry
+from agent_chat.stores.events import LogOpened, encode
 from agent_chat.stores.models import new_id
 from agent_chat.stores.redis.feed import Feed
 from agent_chat.stores.redis.log import open_redis_log

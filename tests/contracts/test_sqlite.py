@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from agent_chat.stores.sqlite import database as sqlite_database, storage as sqlite_storage
 from agent_chat.stores.errors import DataFolderUnusable, StoreDamaged, StoreUnavailable
 from agent_chat.stores.models import Principal, hash_of
 from agent_chat.stores.open import Where, open_store
-from agent_chat.stores.sqlite.store import open_sqlite
+from agent_chat.stores.sqlite import database as sqlite_database
+from agent_chat.stores.sqlite import storage as sqlite_storage
 from agent_chat.stores.sqlite.database import READERS
+from agent_chat.stores.sqlite.store import open_sqlite
 from tests.contracts.samples import new_message, principal, started_thread
 
 

@@ -6,11 +6,13 @@ import asyncio
 
 import pytest
 
-from agent_chat.stores.mongo import storage as mongo_storage, threads as mongo_threads
-from agent_chat.stores.sqlite import storage as sqlite_storage, threads as sqlite_threads
 from agent_chat.stores.contracts import Store
 from agent_chat.stores.errors import StoreUnavailable, ThreadNotFound
 from agent_chat.stores.models import Principal, Thread, new_id
+from agent_chat.stores.mongo import storage as mongo_storage
+from agent_chat.stores.mongo import threads as mongo_threads
+from agent_chat.stores.sqlite import storage as sqlite_storage
+from agent_chat.stores.sqlite import threads as sqlite_threads
 from tests.contracts.conftest import OpenStore
 from tests.contracts.samples import new_agent, new_file, new_message, new_thread, principal
 

@@ -11,9 +11,27 @@ import pytest
 from msgspec.structs import replace
 
 from agent_chat.stores.contracts import Finished, Page, Posted, Store
-from agent_chat.stores.errors import IdempotencyMismatch, MessageNotFound, StoreError, StoreUnavailable, ThreadArchived, ThreadBusy, ThreadNotFound
+from agent_chat.stores.errors import (
+    IdempotencyMismatch,
+    MessageNotFound,
+    StoreError,
+    StoreUnavailable,
+    ThreadArchived,
+    ThreadBusy,
+    ThreadNotFound,
+)
 from agent_chat.stores.events import MessageCreated
-from agent_chat.stores.models import Idempotency, JSONObject, Message, Principal, Thread, new_answer, new_id, timestamp, utcnow
+from agent_chat.stores.models import (
+    Idempotency,
+    JSONObject,
+    Message,
+    Principal,
+    Thread,
+    new_answer,
+    new_id,
+    timestamp,
+    utcnow,
+)
 from tests.contracts.conftest import OpenStore
 from tests.contracts.samples import (
     AWKWARD,

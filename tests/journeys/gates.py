@@ -18,11 +18,11 @@ import httpx
 
 from agent_chat.agents.registry import Registry
 from agent_chat.server.ai_chat_service import AIChatService
-from agent_chat.server.runs.runner import Runner
 from agent_chat.server.reading.streams import Streams
+from agent_chat.server.runs.runner import Runner
+from agent_chat.stores.buffer import Buffer
 from agent_chat.stores.contracts import EventLog, Store
 from agent_chat.stores.events import TERMINAL_TYPES
-from agent_chat.stores.buffer import Buffer
 from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.models import Principal, RunRecord, new_id
 from agent_chat.stores.open import Where

@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from agent_chat.agents.registry import Kind
-from agent_chat.server import __main__ as command_line
-from agent_chat.server import app
+from agent_chat.server import app, command_line
 from tests.journeys.scripted import FolderGates, Scripted
 
 

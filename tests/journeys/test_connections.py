@@ -16,8 +16,8 @@ from websockets.exceptions import ConnectionClosedError
 
 from agent_chat.server.http import protocol as http_protocol
 from agent_chat.server.http.connections import SPARE, ConnectionLimits, connections_for
-from agent_chat.server.limits import Limits
 from agent_chat.server.http.websocket_protocol import WebSocketProtocol
+from agent_chat.server.limits import Limits
 from tests.journeys.live import KEY, Live, live_server
 from tests.journeys.sockets import socket
 

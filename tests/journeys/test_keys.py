@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from agent_chat.server.__main__ import main
+from agent_chat.server.command_line import main
 from agent_chat.server.limits import Limits
 from tests.journeys.live import Client, Live, live_server
 

@@ -12,9 +12,10 @@ from typing import cast
 import pytest
 
 from agent_chat.server.ai_chat_service import AIChatService
-from agent_chat.stores.sqlite import storage as sqlite_storage, threads as sqlite_threads
 from agent_chat.stores.errors import StoreUnavailable
 from agent_chat.stores.models import KeptFile, Principal
+from agent_chat.stores.sqlite import storage as sqlite_storage
+from agent_chat.stores.sqlite import threads as sqlite_threads
 from tests.journeys.live import Live, live_server, server_process
 from tests.journeys.shapes import is_problem
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agent_chat.server.runs import runner
 from agent_chat.server.files.content_html import Renderer
+from agent_chat.server.runs import runner
 from tests.journeys.gates import critical
 from tests.journeys.viewing import status
 

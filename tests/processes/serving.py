@@ -29,14 +29,14 @@ from starlette.routing import Route
 
 from agent_chat.agents.registry import Kind
 from agent_chat.server import ai_chat_service, facts
-from agent_chat.server.runs import runner
 from agent_chat.server.app import create_app
+from agent_chat.server.runs import runner
 from agent_chat.server.serving import Server, listening_socket
 from agent_chat.server.settings import load
-from agent_chat.stores.redis import log as redis_log
 from agent_chat.stores.contracts import LEASE_SECONDS, EventLog, Store
 from agent_chat.stores.mongo.store import open_mongo
 from agent_chat.stores.open import Where
+from agent_chat.stores.redis import log as redis_log
 from agent_chat.stores.redis.log import open_redis_log
 from tests.journeys.scripted import Gates, Scripted
 
@@ -117,7 +117,7 @@ class Left:
 
 def _of_mcp(name: str) -> bool:
     """True for the tasks of a connection to an MCP server: they outlive the run that opened it."""
-    return name.startswith(("mcp ", "mcp.", "agents.mcp_"))
+    return name.startswith(("mcp ", "mcp.", "agent_chat.agents.mcp."))
 
 
 def _tasks() -> Counter[str]:

@@ -112,6 +112,6 @@ async def test_an_unknown_variable_is_reported_with_the_likely_name(tmp_path: Pa
     ) as process:
         first = json.loads(await line(process, "CHAT_DRAIN_SECOND"))
         assert first["message"] == "CHAT_DRAIN_SECOND is not a setting; did you mean CHAT_DRAIN_SECONDS?"
-        assert (first["level"], first["logger"]) == ("warning", "server")
+        assert (first["level"], first["logger"]) == ("warning", "agent_chat.server.command_line")
         assert json.loads(await line(process, "XYZZY"))["message"] == "CHAT_XYZZY is not a setting"
         await line(process, "Listening")

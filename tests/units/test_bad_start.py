@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from agent_chat.server.__main__ import main
+from agent_chat.server.command_line import main
 from tests.services import redis_process
 from tests.services_mongo import mongo_server as mongo_server
 from tests.services_mongo import mongo_url as mongo_url

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent_chat.server.http.bodies import AgentCreate, AgentUpdate, MessageCreate, ThreadCreate, message_of, read
 from agent_chat.server.errors import InvalidRequest, TooLarge
+from agent_chat.server.http.bodies import AgentCreate, AgentUpdate, MessageCreate, ThreadCreate, message_of, read
 from agent_chat.server.http.websocket import CreateMessage
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent_chat.server.files.content_html import LIMITS, Renderer
 from agent_chat.server.errors import RateLimited
+from agent_chat.server.files.content_html import LIMITS, Renderer
 from agent_chat.server.files.markdown import HTML_BYTES, is_cheap, to_html
 from tests.units.gaps import STEP_SECONDS, gaps
 

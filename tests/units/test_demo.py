@@ -9,10 +9,10 @@ import pytest
 from msgspec.structs import replace
 
 from agent_chat.agents import Ended, Part, Run, Text, ToolCompleted, ToolProgress, ToolStarted
-from agent_chat.agents.mcp import toolbox as mcp_toolbox
 from agent_chat.agents.demo import reply, wanted
-from agent_chat.agents.mcp.pool import Pool
+from agent_chat.agents.mcp import toolbox as mcp_toolbox
 from agent_chat.agents.mcp.config import Server, read_servers
+from agent_chat.agents.mcp.pool import Pool
 from agent_chat.stores.models import Agent, Attachment, JSONObject, Message, Principal
 
 FAST: JSONObject = {"demo": {"delay_ms": 0}}

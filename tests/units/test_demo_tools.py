@@ -10,8 +10,8 @@ import pytest
 
 from agent_chat.agents import Toolbox, ToolCompleted, ToolUse
 from agent_chat.agents.mcp import toolbox as mcp_toolbox
-from agent_chat.agents.mcp.pool import Pool
 from agent_chat.agents.mcp.config import read_servers
+from agent_chat.agents.mcp.pool import Pool
 from agent_chat.stores.models import Agent, JSONObject
 
 ROOT = Path(__file__).parents[2]

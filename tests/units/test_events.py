@@ -7,7 +7,33 @@ from typing import get_args
 
 import pytest
 
-from agent_chat.stores.events import TERMINAL_TYPES, Event, LogOpened, MessageCreated, MessageDelta, MessageSnapshot, ReasoningDelta, RunCancelled, RunCompleted, RunError, RunFailed, RunStarted, ThreadDeleted, ThreadSnapshot, ThreadUpdated, ToolCallCompleted, ToolCallProgress, ToolCallStarted, decode, encode, joined, message_id_of, partial_only, terminal, type_of
+from agent_chat.stores.events import (
+    TERMINAL_TYPES,
+    Event,
+    LogOpened,
+    MessageCreated,
+    MessageDelta,
+    MessageSnapshot,
+    ReasoningDelta,
+    RunCancelled,
+    RunCompleted,
+    RunError,
+    RunFailed,
+    RunStarted,
+    ThreadDeleted,
+    ThreadSnapshot,
+    ThreadUpdated,
+    ToolCallCompleted,
+    ToolCallProgress,
+    ToolCallStarted,
+    decode,
+    encode,
+    joined,
+    message_id_of,
+    partial_only,
+    terminal,
+    type_of,
+)
 from agent_chat.stores.models import Message, Thread, ToolCall, new_answer
 from tests.contracts.samples import new_file
 

@@ -10,12 +10,20 @@ import pytest
 
 from agent_chat.server.facts import FactPublisher
 from agent_chat.server.reading.viewer import Viewer
-from agent_chat.stores.redis import writer as redis_writer
 from agent_chat.stores.contracts import EventLog, Outbox, Store
 from agent_chat.stores.errors import LogUnavailable
-from agent_chat.stores.events import Event, MessageCreated, MessageDelta, MessageSnapshot, RunStarted, ThreadSnapshot, decode
+from agent_chat.stores.events import (
+    Event,
+    MessageCreated,
+    MessageDelta,
+    MessageSnapshot,
+    RunStarted,
+    ThreadSnapshot,
+    decode,
+)
 from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.models import Principal, Thread
+from agent_chat.stores.redis import writer as redis_writer
 from agent_chat.stores.redis.log import open_redis_log
 from agent_chat.stores.sqlite.store import open_sqlite
 from tests.contracts.samples import new_message, principal, rest, started_thread, turn

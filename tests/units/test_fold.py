@@ -8,7 +8,19 @@ from collections.abc import Sequence
 import pytest
 from msgspec.structs import replace
 
-from agent_chat.stores.events import Event, MessageDelta, MessageSnapshot, ReasoningDelta, RunCompleted, RunStarted, ThreadDeleted, ToolCallCompleted, ToolCallProgress, ToolCallStarted, joined
+from agent_chat.stores.events import (
+    Event,
+    MessageDelta,
+    MessageSnapshot,
+    ReasoningDelta,
+    RunCompleted,
+    RunStarted,
+    ThreadDeleted,
+    ToolCallCompleted,
+    ToolCallProgress,
+    ToolCallStarted,
+    joined,
+)
 from agent_chat.stores.fold import Fold, fold
 from agent_chat.stores.models import Message, ToolCall, new_answer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent_chat.server.__main__ import _greeting
+from agent_chat.server.command_line import _greeting
 from agent_chat.server.own_key import OwnKey
 from agent_chat.server.settings import Settings
 

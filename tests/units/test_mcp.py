@@ -14,8 +14,8 @@ import pytest
 
 from agent_chat.agents import Toolbox, ToolCompleted, ToolPart, ToolProgress, ToolStarted, ToolUse
 from agent_chat.agents.mcp import connection as mcp_connection
-from agent_chat.agents.mcp.pool import Pool
 from agent_chat.agents.mcp.config import BadServers, Server, read_servers
+from agent_chat.agents.mcp.pool import Pool
 from agent_chat.agents.mcp.results import RESULT_BYTES
 from agent_chat.stores.models import Agent, JSONObject
 

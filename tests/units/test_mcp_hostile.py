@@ -127,11 +127,11 @@ async def test_the_lines_of_stderr_carry_the_servers_name_and_are_bounded(
     make_pool: MakePool, caplog: pytest.LogCaptureFixture
 ) -> None:
     toolbox = make_pool(crm=raw()).toolbox(agent("crm"))
-    with caplog.at_level(logging.INFO, logger="agent_chat.agents.mcp.pool.stderr"):
+    with caplog.at_level(logging.INFO, logger="agent_chat.agents.mcp.stderr"):
         await result(toolbox, "complain", {"lines": ["It hurts.", "y" * 100_000, *["z"] * 5_000]})
         await until(lambda: len(caplog.records) > 3)
         await asyncio.sleep(0.1)  # what would come if it were not dropped
-        lines = [record.message for record in caplog.records if record.name == "agent_chat.agents.mcp.pool.stderr"]
+        lines = [record.message for record in caplog.records if record.name == "agent_chat.agents.mcp.stderr"]
     assert lines[0] == "MCP server crm: It hurts."
     assert lines[1] == f"MCP server crm: {'y' * 2_000}…"
     assert len(lines) < 200

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent_chat.agents import AgentError, Ended, Text, ToolCompleted
-from agent_chat.agents.mcp.pool import Pool
 from agent_chat.agents.mcp.config import read_servers
+from agent_chat.agents.mcp.pool import Pool
 from agent_chat.agents.registry import Kind, Registry
 from tests.units.test_demo import AGENT, run
 

@@ -10,7 +10,7 @@ from pathlib import Path
 _REPORTS_ITS_COLLECTOR = """
 import atexit, gc
 atexit.register(lambda: print(gc.get_freeze_count(), gc.get_threshold()[0], flush=True))
-from agent_chat.server.__main__ import main
+from agent_chat.server.command_line import main
 main()
 """
 

@@ -12,7 +12,19 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from agent_chat.stores.events import Event, MessageCreated, MessageDelta, MessageSnapshot, ReasoningDelta, RunCompleted, RunStarted, ThreadDeleted, ThreadSnapshot, ThreadUpdated, ToolCallProgress
+from agent_chat.stores.events import (
+    Event,
+    MessageCreated,
+    MessageDelta,
+    MessageSnapshot,
+    ReasoningDelta,
+    RunCompleted,
+    RunStarted,
+    ThreadDeleted,
+    ThreadSnapshot,
+    ThreadUpdated,
+    ToolCallProgress,
+)
 from agent_chat.stores.fold import fold
 from agent_chat.stores.models import Message, Thread
 from tests.journeys.live import KEY, Live

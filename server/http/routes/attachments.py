@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from agent_chat.server.http.auth import principal_of
 from agent_chat.server.errors import InvalidRequest, RangeNotSatisfiable, UnsupportedMediaType
+from agent_chat.server.http.auth import principal_of
 from agent_chat.server.http.requests import as_json, service_of
 from agent_chat.server.http.routes.threads import THREAD
 from agent_chat.server.http.uploads import form_of, is_multipart

@@ -6,8 +6,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
-from agent_chat.server.http.auth import principal_of
 from agent_chat.server.errors import RateLimited
+from agent_chat.server.http.auth import principal_of
 from agent_chat.server.http.requests import last_event_id, service_of, streams_of
 from agent_chat.server.http.routes.threads import THREAD
 from agent_chat.server.http.sse import EventStream, later

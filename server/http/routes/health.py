@@ -12,8 +12,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agent_chat.server.errors import Unauthenticated
-from agent_chat.server.metrics import Metrics
 from agent_chat.server.http.requests import as_json, service_of
+from agent_chat.server.metrics import Metrics
 from agent_chat.server.supervision import Supervisor
 
 

@@ -14,7 +14,7 @@ from starlette.types import Scope
 from agent_chat.server.errors import Unauthenticated, problem_of
 from agent_chat.server.http.routes.sessions import confirmation, needs_confirmation, sign_in
 
-DEMO = Path(__file__).parent.parent.parent / "web_demo"
+DEMO = Path(__file__).parents[3] / "web_demo"
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none';"

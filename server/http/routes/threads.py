@@ -6,11 +6,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from agent_chat.server.errors import Gone
 from agent_chat.server.http.auth import principal_of
 from agent_chat.server.http.bodies import ThreadCreate, ThreadUpdate
-from agent_chat.server.errors import Gone
 from agent_chat.server.http.large_json import list_response, thread_response
-from agent_chat.server.http.requests import body_of, boolean, idempotency_key, integer, next_link, public_path, service_of
+from agent_chat.server.http.requests import (
+    body_of,
+    boolean,
+    idempotency_key,
+    integer,
+    next_link,
+    public_path,
+    service_of,
+)
 from agent_chat.stores.contracts import ThreadPart
 
 THREADS = "/api/v1/chat/{agent_id}/threads"

@@ -1,4 +1,4 @@
-"""The guard against other names in the Host header (CHAT_HOSTS): `agent_chat.server.http.hosts` says why and which names are allowed.
+"""The guard against other names in the Host header (CHAT_HOSTS): `hosts.py` says why and which names are allowed.
 
 Pure ASGI, behind `RequestLog`, so that a refusal has its log line and is counted. It does not wrap `send`.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hosts.py import is_allowed
 from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from agent_chat.server.errors import Problem
-from agent_chat.server.http.hosts import is_allowed
 from agent_chat.server.http.request_log import REFUSED_STATUS
 
 _PROBES = ("/healthz", "/readyz")
