@@ -17,10 +17,12 @@ from agent_chat.stores.events import (
     TERMINAL_TYPES,
     Event,
     MessageCreated,
+    MessageSnapshot,
     RunCancelled,
     RunCompleted,
     RunFailed,
     RunStarted,
+    Terminal,
     decode,
     message_id_of,
     type_of,
@@ -334,3 +336,8 @@ def run_events(backwards: Iterable[Entry], run_id: str) -> list[Event]:
                 if entry.type in _BEGINNINGS:
                     break
     return events[::-1]
+
+
+def are_whole(events: list[Event]) -> bool:
+    """True if a run's events begin with one that has its whole message, so that they need no checkpoint."""
+    return bool(events) and isinstance(events[0], RunStarted | MessageSnapshot | Terminal)

@@ -525,7 +525,8 @@ class EventLog(Protocol):
         """That run's events up to and including `upto`, from its newest run.started, message.snapshot or terminal
         event, or from the log's start.
 
-        Raises: Gap if `upto` isn't in the log.
+        Raises: Gap if `upto` isn't in the log, or if a reader who continues behind it from the last checkpoint would
+            miss events that were evicted.
         """
         ...
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from agent_chat.stores.budget import LogBudget
-from agent_chat.stores.buffer import KEPT_SECONDS, Buffer, Cursor, Entry, in_run, position_before, run_events
+from agent_chat.stores.buffer import KEPT_SECONDS, Buffer, Cursor, Entry, are_whole, in_run, position_before, run_events
 from agent_chat.stores.errors import Gap, LogDeleted
 from agent_chat.stores.events import (
     TERMINAL_TYPES,
@@ -38,6 +38,17 @@ class _Log(Buffer):
         super().__init__(budget=budget, evicted=evicted)
         self.deleted = False
         self.last_append = 0.0
+
+    def end_at(self, position: str) -> int:
+        """Where the entry behind `position` is or will be. Raises: Gap if the position is not here."""
+        index = self.index_after(position)
+        if index is None:
+            raise Gap(position)
+        return index
+
+    def backwards(self, end: int) -> Iterator[Entry]:
+        """The entries before `end`, newest first."""
+        return reversed(self.entries[: end - self.first])
 
 
 class MemoryLog:
@@ -75,10 +86,16 @@ class MemoryLog:
         return position_before(self._open(thread_id).entries, message_id, run_id)
 
     async def in_run(self, thread_id: str, position: str) -> bool:
-        return in_run(self._backwards(thread_id, position))
+        log = self._open(thread_id)
+        return in_run(log.backwards(log.end_at(position)))
 
     async def run_events(self, thread_id: str, run_id: str, upto: str) -> list[Event]:
-        return run_events(self._backwards(thread_id, upto), run_id)
+        log = self._open(thread_id)
+        end = log.end_at(upto)
+        events = run_events(log.backwards(end), run_id)
+        if end < log.cut_end and not are_whole(events):
+            raise Gap(upto)
+        return events
 
     async def reset(self, thread_id: str) -> None:
         log = self._logs.get(thread_id)
@@ -186,13 +203,6 @@ class MemoryLog:
         now = time.time_ns() // 1_000_000
         self._last_position = (now, 0) if now > ms else (ms, sequence + 1)
         return f"{self._last_position[0]}-{self._last_position[1]}"
-
-    def _backwards(self, thread_id: str, position: str) -> Iterator[Entry]:
-        log = self._open(thread_id)
-        index = log.index_after(position)
-        if index is None:
-            raise Gap(position)
-        return reversed(log.entries[: index - log.first])
 
 
 class _Writer:

@@ -130,7 +130,7 @@ class LiveRun:
                         self.first_text_at = time.monotonic()
                     text = self._separator() + _clean(text)
                     self._grow(len(text.encode()))
-                    self._say(MessageDelta(self.id, self.fold.length, text))
+                    self.publish(MessageDelta(self.id, self.fold.length, text))
             case Reasoning(text=text):
                 if text:
                     text = _clean(text)
@@ -159,17 +159,23 @@ class LiveRun:
                 elif self._first_final is None:
                     self._first_final = index
                 self._calls.append(call_info)
-                self._say(ToolCallStarted(self.id, index, part.tool_name, part.arguments, timestamp(self._clock())))
+                self.publish(ToolCallStarted(self.id, index, part.tool_name, part.arguments, timestamp(self._clock())))
                 self.look.set()
             case ToolProgress() if index is not None:
                 self.writer.write(ToolCallProgress(self.id, index, part.progress, part.total, part.message))
             case ToolCompleted() if index is not None:
                 call = self.fold.tool_calls[index]
                 call = replace(call, result=part.result, error=part.error, end_time=timestamp(self._clock()))
-                self._say(ToolCallCompleted(self.id, index, call))
+                self.publish(ToolCallCompleted(self.id, index, call))
                 self.look.set()
             case _:
                 raise ValueError(f"tool call {part.id!r} was never started")
+
+    def publish(self, event: Event) -> None:
+        """Apply an event to the message, then write it: a snapshot that the log takes instead contains it."""
+        self.fold.apply(event)
+        self.writer.write(event)
+        self.changed = True
 
     async def final_call_stored(self) -> None:
         """Wait until a checkpoint has stored the first call that must not be made twice.
@@ -194,11 +200,6 @@ class LiveRun:
 
     def _index(self, call_id: str) -> int | None:
         return next((index for index, call in enumerate(self._calls) if call["id"] == call_id), None)
-
-    def _say(self, event: Event) -> None:
-        self.fold.apply(event)
-        self.writer.write(event)
-        self.changed = True
 
     def _grow(self, size: int) -> None:
         self._size += size

@@ -168,7 +168,7 @@ class Runner:
             if ending is not None:
                 if run.first_text_at is not None:
                     self.statistics.first_text.add(run.first_text_at - run.started_at)
-                outcome = await self._end(run.who, run.message(), ending, run.writer.write)
+                outcome = await self._end(run.who, run.message(), ending, run.publish)
                 run.stored.set()
                 if outcome is None or outcome.won:
                     await self._said(run.who, run.id, run.writer)
@@ -447,14 +447,14 @@ class Runner:
         with contextlib.suppress(LogDeleted):
             if stored.in_progress:
                 partial = _longer(record.partial, fold(events, onto=record.partial))
-                outcome = await self._end(who, partial, ending, _after(question, events, partial, writer.write))
+                outcome = await self._end(who, partial, ending, _with_snapshot(question, partial, writer.write))
                 if outcome is not None and not outcome.won:
                     return  # the winner says it; should it die before that, the record brings a sweeper
             elif not (events and isinstance(events[-1], Terminal)):
                 if record.worker != self.worker or self.has(record.id):
                     return  # its owner lives, and is about to say it
                 unfinished = replace(stored, content_html="").with_run(status="in_progress", error=None)
-                _after(question, events, unfinished, writer.write)(terminal(stored))
+                _with_snapshot(question, unfinished, writer.write)(terminal(stored))
             try:
                 async with asyncio.timeout(CHECKPOINT_SECONDS):
                     await writer.flush()
@@ -506,18 +506,14 @@ def _longer(checkpoint: Message, logged: Message) -> Message:
     return logged if extent(logged) > extent(checkpoint) else checkpoint
 
 
-def _after(
-    question: Message, events: list[Event], answer: Message, write: Callable[[Event], None]
-) -> Callable[[Event], None]:
-    """`write`, which first publishes what readers need before the first event of the repair.
+def _with_snapshot(question: Message, answer: Message, write: Callable[[Event], None]) -> Callable[[Event], None]:
+    """`write`, which publishes the question and a snapshot of the answer before its first event.
 
-    That is the question, since a log that was lost has lost it too; and a snapshot of the answer if its events so far
-    (`events`) do not add up to `answer`: its process died before it published the rest.
+    A log that was lost has lost the question. What readers have of the answer can be less than what is stored, if its
+    process died before it published the rest, or more, if that process is still alive or the log has evicted events
+    that no checkpoint contains. So the snapshot is published in any case.
     """
-    first: list[Event] = [MessageCreated(question)]
-    published = fold(events, onto=replace(answer, content="", tool_calls=[]))
-    if events and (published.content, published.tool_calls) != (answer.content, answer.tool_calls):
-        first.append(MessageSnapshot(answer))
+    first: list[Event] = [MessageCreated(question), MessageSnapshot(answer)]
 
     def publish(event: Event) -> None:
         while first:

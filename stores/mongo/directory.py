@@ -93,12 +93,11 @@ class MongoDirectory(Database):
 
     async def revoke_unheld_keys(self, source: KeySource, *, keep: str | None, seconds: float) -> list[Key]:
         until = await self.db.now() - timedelta(seconds=seconds)
-        query = {"source": source, "valid": True, "_id": {"$ne": keep}, "held_at": {"$lte": until}}
-        revoked = []
+        unheld = {"source": source, "valid": True, "held_at": {"$lte": until}}
         changes = {"$set": {"valid": False, "revoked_at": timestamp(self.clock())}}
-        while document := await self.db.keys.change(query, changes):
-            revoked.append(_key(document))
-        return revoked
+        found = [key["_id"] for key in await self.db.keys.many(unheld, {"_id": 1}) if key["_id"] != keep]
+        revoked = [await self.db.keys.change({"_id": key_id, **unheld}, changes) for key_id in found]
+        return [_key(document) for document in revoked if document is not None]
 
     async def keys(self) -> list[Key]:
         return [_key(document) for document in await self.db.keys.many({}, sort=_OLDEST_FIRST)]

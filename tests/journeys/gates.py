@@ -20,12 +20,14 @@ from agent_chat.agents.registry import Registry
 from agent_chat.server.ai_chat_service import AIChatService
 from agent_chat.server.reading.streams import Streams
 from agent_chat.server.runs.runner import Runner
+from agent_chat.stores.budget import LOG_BYTES, LogBudget
 from agent_chat.stores.buffer import Buffer
 from agent_chat.stores.contracts import EventLog, Store
 from agent_chat.stores.events import TERMINAL_TYPES
 from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.models import Principal, RunRecord, new_id
 from agent_chat.stores.open import Where
+from agent_chat.stores.redis.log import open_redis_log
 from agent_chat.stores.sqlite.store import open_sqlite
 from tests.journeys.live import Frame, Live, frames, live_server
 from tests.journeys.viewing import View
@@ -250,13 +252,22 @@ async def no_runs() -> None:
 
 
 @asynccontextmanager
-async def critical(data_dir: Path, *, lease: float = 20.0, **settings: Any) -> AsyncIterator[Race]:
-    """A live server with gates; whoever is still held is let go at the end."""
+async def critical(
+    data_dir: Path,
+    *,
+    lease: float = 20.0,
+    events_bytes: int = LOG_BYTES,
+    redis_url: str | None = None,
+    **settings: Any,
+) -> AsyncIterator[Race]:
+    """A live server with gates; whoever is still held is let go at the end. `redis_url`: null for events in memory."""
     gated: list[Gated] = []
 
     @asynccontextmanager
     async def backends(where: Where) -> AsyncIterator[tuple[Store, EventLog]]:
-        store, log = await open_sqlite(where.data_dir / "chat.db", lease=lease), MemoryLog()
+        store = await open_sqlite(where.data_dir / "chat.db", lease=lease)
+        budget = LogBudget(events_bytes)
+        log = await open_redis_log(redis_url, prefix=new_id(), budget=budget) if redis_url else MemoryLog(budget=budget)
         gated[:] = [Gated(store), Gated(log)]
         try:
             yield cast(Store, gated[0]), cast(EventLog, gated[1])
