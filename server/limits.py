@@ -7,15 +7,13 @@ and counted later lets everybody through who comes in between.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import msgspec
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter
 
 from agent_chat.server.errors import RETRY_SECONDS, RateLimited
 
@@ -99,14 +97,23 @@ class Slots:
 
 
 class RequestRate:
-    """Counts the requests of each organization in the current minute; a WebSocket's frames are requests too."""
+    """Counts the requests of each organization in the current minute; a WebSocket's frames are requests too.
 
-    def __init__(self, limits: Limits) -> None:
-        self._item = RateLimitItemPerMinute(limits.requests)
-        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+    The library `limits` was refused: its counters in memory start a thread for each request.
+    """
+
+    def __init__(self, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit = limits.requests
+        self._clock = clock
+        self._minute_end = -math.inf
+        self._counts: Counter[str] = Counter()
 
     def count(self, organization_id: str) -> None:
         """Raises: RateLimited, with the seconds until the next minute."""
-        if not self._limiter.hit(self._item, organization_id):
-            reset = self._limiter.get_window_stats(self._item, organization_id).reset_time
-            raise RateLimited("requests a minute", self._item.amount, max(1, round(reset - time.time())))
+        now = self._clock()
+        if now >= self._minute_end:
+            self._minute_end = now + 60
+            self._counts.clear()
+        self._counts[organization_id] += 1
+        if self._counts[organization_id] > self._limit:
+            raise RateLimited("requests a minute", self._limit, math.ceil(self._minute_end - now))

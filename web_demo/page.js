@@ -94,11 +94,18 @@ async function refresh({ all = false } = {}) {
 
 // Agents
 
+/** All agents, page by page: `Link` names the next one. */
+async function listAgents(found = []) {
+  const response = await chat.request("GET", `/api/v1/agents?limit=100&offset=${found.length}`);
+  found.push(...(await response.json()));
+  return response.headers.has("Link") ? listAgents(found) : found;
+}
+
 /** Ask for the agents; the page goes on waiting for them if that fails. */
 async function loadAgents() {
   const first = !agents;
   try {
-    agents = await api("GET", "/api/v1/agents?limit=100");
+    agents = await listAgents();
     trouble = "";
   } catch (error) {
     if (error.status === 401) lock();

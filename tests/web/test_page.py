@@ -326,3 +326,13 @@ async def test_it_works_under_a_prefix(desk: Desk, tmp_path: Path) -> None:
         await visit.answer("completed").wait_for()
         assert page.url.startswith(f"{server.url}/behind/a/proxy/#/")
         assert not elsewhere
+
+
+async def test_the_page_offers_every_agent_however_many_there_are(desk: Desk, tmp_path: Path) -> None:
+    async with live_server(tmp_path) as server, desk.visit(server) as visit:
+        names = [f"Agent {number}" for number in range(101)]
+        for name in names:
+            await server.agent(name=name)
+        page = await visit.enter()
+        offered = await page.locator("#agent option").all_text_contents()
+        assert offered[1:] == names
