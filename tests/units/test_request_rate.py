@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from server.errors import RateLimited
-from server.limits import Limits, RequestRate
+from agent_chat.server.errors import RateLimited
+from agent_chat.server.limits import Limits, RequestRate
 
 
 class Clock:
