@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -23,6 +23,7 @@ from agent_chat.server.files.extraction import Extractor
 from agent_chat.server.http.allowed_hosts import AllowedHosts
 from agent_chat.server.http.auth import Authentication, Authenticator
 from agent_chat.server.http.auth_failures import AuthFailures
+from agent_chat.server.http.connections import Connections
 from agent_chat.server.http.front import Front, Running
 from agent_chat.server.http.openapi import APIDescription
 from agent_chat.server.http.principals import Principals
@@ -80,7 +81,20 @@ class State(TypedDict):
     uploads: Uploads
     api: APIDescription
     authenticator: Authenticator
+    tools: mcp.Pool
     metrics_token: str | None
+
+
+class Setup(NamedTuple):
+    """What the application is made of: `create_app` has the words."""
+
+    settings: Settings
+    servers: Mapping[str, McpServer]
+    blobs: Blobs
+    kinds: Mapping[str, Kind]
+    backends: Backends
+    limits: Limits
+    connect_tools: bool
 
 
 def create_app(
@@ -105,62 +119,17 @@ def create_app(
     """
     servers = read_servers(settings.mcp_config, environment())
     blobs = open_blobs(settings.blobs_url, settings.data_dir)
+    setup = Setup(settings, servers, blobs, {**KINDS, **(kinds or {})}, backends, limits, connect_tools)
     running = Running()
-
-    async def started(app: Starlette, stack: AsyncExitStack) -> tuple[AIChatService, OwnKey | None]:
-        store, log = await stack.enter_async_context(backends(settings.where))
-        all_kinds = {**KINDS, **(kinds or {})}
-        service = _service(stack, settings, store, log, all_kinds, servers, blobs, limits, connect_tools)
-        await refuse_lost_database(store, settings.data_dir)
-        kind, model = default_kind(settings), settings.default_model
-        owner = await first_member(store, kind=kind, model=model, servers=servers)
-        shared = settings.database_url is not None
-        own = app.state.own_key = await open_own_key(store, owner, settings.data_dir, settings.api_key, shared=shared)
-        await service.runner.sweep()  # the first request finds no run of a process that died
-        return service, own
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
             try:
-                service, own_key = await started(app, stack)
-                uploads = Uploads(stack.enter_context(upload_folder(settings.data_dir)), limits)
+                state = await _start(app, stack, setup)
             except Exception as error:
                 app.state.failure = error
                 raise
-            streams = Streams(limits)
-            principals = Principals(service.store, limits.lookup_seconds)
-            failures = AuthFailures(limits.auth_failures)
-
-            async def drain() -> None:
-                await service.runner.drain(settings.drain_seconds)
-                streams.close()
-
-            app.state.drain = drain
-            app.state.running = lambda: service.runner.count
-            supervisor = Supervisor()
-            stack.push_async_callback(supervisor.close)
-            supervisor.start("sweep runs", service.runner.sweep_forever)
-            supervisor.start("publish facts", service.facts.sweep_forever)
-            supervisor.start("sweep storage", service.attachments.sweep_forever)
-            supervisor.start("ping streams", streams.ping_forever)
-            if (connections := getattr(app.state, "connections", None)) is not None:
-                supervisor.start("check connections", connections.check_forever)
-            supervisor.start("check keys", lambda: streams.check_keys_forever(principals))
-            if settings.database_url is not None:
-                hold_seconds = limits.key_hold_seconds
-                supervisor.start("hold key", lambda: hold_forever(service.store, own_key, hold_seconds))
-            state: State = {
-                "service": service,
-                "streams": streams,
-                "supervisor": supervisor,
-                "metrics": Metrics(service, streams, supervisor, failures, connections),
-                "rate": RequestRate(limits),
-                "uploads": uploads,
-                "api": APIDescription(ROUTES),
-                "authenticator": Authenticator(principals, failures),
-                "metrics_token": settings.metrics_token,
-            }
             running.state = state
             try:
                 yield state
@@ -182,37 +151,89 @@ def create_app(
     return app
 
 
-def _service(
-    stack: AsyncExitStack,
-    settings: Settings,
-    store: Store,
-    log: EventLog,
-    kinds: Mapping[str, Kind],
-    servers: Mapping[str, McpServer],
-    blobs: Blobs,
-    limits: Limits,
-    connect_tools: bool,
-) -> AIChatService:
-    """Put the service together; what must be closed is closed by the stack, the runs first."""
-    if _has_claude(settings):
-        kinds = {"claude": _claude(stack, settings), **kinds}
-    registry = Registry(kinds)
+async def _start(app: Starlette, stack: AsyncExitStack, setup: Setup) -> State:
+    """Open what lives as long as the application; the stack closes it, in the opposite order."""
+    settings, limits = setup.settings, setup.limits
+    store, log = await stack.enter_async_context(setup.backends(settings.where))
+    pool = _pool(stack, setup, store)
+    service = _service(stack, setup, store, log, pool)
+    own_key = app.state.own_key = await _first_key(setup, store)
+    await service.runner.sweep()  # the first request finds no run of a process that died
+    uploads = Uploads(stack.enter_context(upload_folder(settings.data_dir)), limits)
+    streams = Streams(limits)
+    principals = Principals(store, limits.lookup_seconds)
+    failures = AuthFailures(limits.auth_failures)
 
+    async def drain() -> None:
+        await service.runner.drain(settings.drain_seconds)
+        streams.close()
+
+    app.state.drain = drain
+    app.state.running = lambda: service.runner.count
+    connections: Connections | None = getattr(app.state, "connections", None)
+    supervisor = Supervisor()
+    stack.push_async_callback(supervisor.close)
+    _start_loops(supervisor, service, streams, principals)
+    if connections is not None:
+        supervisor.start("check connections", connections.check_forever)
+    if settings.database_url is not None:
+        supervisor.start("hold key", lambda: hold_forever(store, own_key, limits.key_hold_seconds))
+    return {
+        "service": service,
+        "streams": streams,
+        "supervisor": supervisor,
+        "metrics": Metrics(service, streams, supervisor, failures, connections),
+        "rate": RequestRate(limits),
+        "uploads": uploads,
+        "api": APIDescription(ROUTES),
+        "authenticator": Authenticator(principals, failures),
+        "tools": pool,
+        "metrics_token": settings.metrics_token,
+    }
+
+
+async def _first_key(setup: Setup, store: Store) -> OwnKey | None:
+    """Make the first organization and the server's own key if they are missing. Raises: DataFolderUnusable."""
+    settings = setup.settings
+    await refuse_lost_database(store, settings.data_dir)
+    kind, model = default_kind(settings), settings.default_model
+    owner = await first_member(store, kind=kind, model=model, servers=setup.servers)
+    shared = settings.database_url is not None
+    return await open_own_key(store, owner, settings.data_dir, settings.api_key, shared=shared)
+
+
+def _start_loops(supervisor: Supervisor, service: AIChatService, streams: Streams, principals: Principals) -> None:
+    supervisor.start("sweep runs", service.runner.sweep_forever)
+    supervisor.start("publish facts", service.facts.sweep_forever)
+    supervisor.start("sweep storage", service.attachments.sweep_forever)
+    supervisor.start("ping streams", streams.ping_forever)
+    supervisor.start("check keys", lambda: streams.check_keys_forever(principals))
+
+
+def _pool(stack: AsyncExitStack, setup: Setup, store: Store) -> mcp.Pool:
     async def organization_name(organization_id: str) -> str | None:
         found = await store.find_organization(organization_id)
         return found.name if found else None
 
-    pool = mcp.Pool(servers, organization_name=organization_name)
-    if connect_tools:
+    pool = mcp.Pool(setup.servers, organization_name=organization_name)
+    if setup.connect_tools:
         pool.connect()
     stack.push_async_callback(pool.close)
+    return pool
+
+
+def _service(stack: AsyncExitStack, setup: Setup, store: Store, log: EventLog, pool: mcp.Pool) -> AIChatService:
+    """Put the service together; what must be closed is closed by the stack, the runs first."""
+    settings, limits = setup.settings, setup.limits
+    kinds = {"claude": _claude(stack, settings), **setup.kinds} if _has_claude(settings) else setup.kinds
+    registry = Registry(kinds)
     renderer = Renderer()
     stack.push_async_callback(renderer.close)
     extractor = Extractor()
     stack.push_async_callback(extractor.close)
     quota = Quota(store, settings.storage_megabytes * 2**20 if limits.stored_bytes is None else limits.stored_bytes)
     stack.push_async_callback(quota.close)
-    attached = Attachments(store, blobs, extractor, quota=quota, clock=utcnow)
+    attached = Attachments(store, setup.blobs, extractor, quota=quota, clock=utcnow)
     runner = Runner(
         store,
         log,
@@ -234,7 +255,7 @@ def _service(
         facts,
         registry,
         renderer,
-        servers=servers,
+        servers=setup.servers,
         default_kind=default_kind(settings),
         model_policy=settings.model_policy,
         limits=limits,
