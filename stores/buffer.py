@@ -61,7 +61,7 @@ class Entry:
     def __init__(self, position: str, data: bytes) -> None:
         self.position = position
         self.data = data
-        self.type = sys.intern(type_of(data))
+        self.type = type_of(data)
         self._sse: bytes | None = None
         self._ws: str | None = None
         self.budget: LogBudget | None = None

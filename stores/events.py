@@ -6,7 +6,9 @@ fields are the API's: adding one is a change of the API.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from typing import get_args
 
 import msgspec
 
@@ -137,6 +139,7 @@ TERMINAL_TYPES = frozenset({"run.completed", "run.failed", "run.cancelled"})
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 _type_start = len(b'{"type":"')
+_types = {str(event.__struct_config__.tag).encode(): str(event.__struct_config__.tag) for event in get_args(Event)}
 
 
 def encode(event: Event) -> bytes:
@@ -149,8 +152,9 @@ def decode(data: bytes) -> Event:
 
 
 def type_of(data: bytes) -> str:
-    """Read the type off an encoded event without decoding it: `encode` puts it first."""
-    return data[_type_start : data.index(b'"', _type_start)].decode()
+    """Read the type off an encoded event without decoding it: `encode` puts it first. Equal types are one object."""
+    name = data[_type_start : data.index(b'"', _type_start)]
+    return _types.get(name) or sys.intern(name.decode())
 
 
 def message_id_of(event: Event) -> str | None:

@@ -124,13 +124,16 @@ class MemoryLog:
             raise LogDeleted(thread_id)
         return self._push(log, event)
 
+    def is_newest(self, thread_id: str, position: str) -> bool:
+        """True if the log ends with that entry, and nothing gave way since."""
+        log = self._logs.get(thread_id)
+        return log is not None and log.entries[-1].position == position and log.end > log.cut_end
+
     def holds(self, thread_id: str, position: str) -> bool:
         """True if that entry is still in the log, and nothing gave way since."""
         log = self._logs.get(thread_id)
-        if log is None:
-            return False
-        end = log.end if log.entries[-1].position == position else log.index_after(position)
-        return end is not None and end > log.cut_end
+        end = log.index_after(position) if log is not None else None
+        return log is not None and end is not None and end > log.cut_end
 
     def ended(self, thread_id: str, run_id: str | None, since: str) -> bool:
         """True if the end of that run stands behind that entry."""
@@ -192,7 +195,7 @@ class MemoryLog:
         position = self._next_position()
         log.last_append = self._clock()
         log.push(Entry(position, encode(event)))
-        if isinstance(event, ThreadDeleted):
+        if type(event) is ThreadDeleted:
             log.deleted = True
             self._deleted[event.thread_id] = log.last_append
         return position
@@ -213,13 +216,15 @@ class _Writer:
         self._last: str | None = None
 
     def write(self, event: Event) -> None:
-        if self._last is not None and self._log.ended(self._thread_id, message_id_of(event), self._last):
-            return
-        if self._last is not None and self._snapshot is not None and not self._log.holds(self._thread_id, self._last):
-            self._last = self._log.append(self._thread_id, self._snapshot())
-            if partial_only(event):
+        log, thread_id, last = self._log, self._thread_id, self._last
+        if last is not None and not log.is_newest(thread_id, last):
+            if log.ended(thread_id, message_id_of(event), last):
                 return
-        self._last = self._log.append(self._thread_id, event)
+            if self._snapshot is not None and not log.holds(thread_id, last):
+                self._last = log.append(thread_id, self._snapshot())
+                if partial_only(event):
+                    return
+        self._last = log.append(thread_id, event)
 
     async def flush(self) -> None:
         """Nothing is ever pending here."""
