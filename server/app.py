@@ -182,7 +182,7 @@ async def _start(app: Starlette, stack: AsyncExitStack, setup: Setup) -> State:
         "service": service,
         "streams": streams,
         "supervisor": supervisor,
-        "metrics": Metrics(service, streams, supervisor, failures, connections),
+        "metrics": Metrics(service, streams, supervisor, failures, connections, pool),
         "rate": RequestRate(limits),
         "uploads": uploads,
         "api": APIDescription(ROUTES),

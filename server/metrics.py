@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from agent_chat.agents.mcp.pool import Pool
 from agent_chat.server.ai_chat_service import AIChatService
 from agent_chat.server.http.auth_failures import AuthFailures
 from agent_chat.server.http.connections import Connections
@@ -36,6 +37,7 @@ class Metrics(Collector):
         supervisor: Supervisor,
         auth_failures: AuthFailures,
         connections: Connections | None,
+        tools: Pool,
     ) -> None:
         self._runner = service.runner
         self._queues = service.queues
@@ -44,6 +46,7 @@ class Metrics(Collector):
         self._log = service.log
         self._auth_failures = auth_failures
         self._connections = connections
+        self._tools = tools
         self._requests: Counter[tuple[str, str, str]] = Counter()
         self._latencies: defaultdict[str, Durations] = defaultdict(Durations)
         self._registry = CollectorRegistry()
@@ -71,6 +74,12 @@ class Metrics(Collector):
         yield GaugeMetricFamily("chat_log_unavailable", "1 while the event log takes no events.", int(self._log.away))
         yield CounterMetricFamily("chat_loop_restarts", "Background loops started again.", self._supervisor.restarts)
         yield GaugeMetricFamily("chat_loops_failing", "Background loops that fail.", len(self._supervisor.failing))
+        connected = GaugeMetricFamily(
+            "chat_tool_server_ready", "1 while an MCP server is connected.", labels=["server"]
+        )
+        for name, state in self._tools.states.items():
+            connected.add_metric([name], int(state == "ready"))
+        yield connected
         if self._connections is not None:
             yield from _collect_connections(self._connections)
 

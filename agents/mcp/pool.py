@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from agent_chat.agents import Toolbox
 from agent_chat.agents.mcp.config import Server
-from agent_chat.agents.mcp.slot import Slot
+from agent_chat.agents.mcp.slot import Slot, State
 from agent_chat.agents.mcp.toolbox import AgentTools
 from agent_chat.stores.models import Agent, Principal
 
@@ -52,6 +52,11 @@ class Pool:
     def names(self) -> list[str]:
         """The configured servers."""
         return list(self._slots)
+
+    @property
+    def states(self) -> dict[str, State]:
+        """The state of the connection to each configured server."""
+        return {name: slot.state for name, slot in self._slots.items()}
 
     def connect(self) -> None:
         """Begin to connect to all servers in the background, so that the first run need not wait for them."""

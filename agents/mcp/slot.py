@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 import msgspec
 
@@ -21,6 +22,11 @@ PATIENCE_SECONDS = 1.0
 """How long a use waits for a server that failed last time; the attempt itself goes on behind it."""
 BACK_OFF_SECONDS = 30.0
 _CALLERS = 1_000
+
+
+State = Literal["idle", "connecting", "ready", "unavailable"]
+"""`idle`: not connected, since nobody needs it; `unavailable`: the last attempt to connect failed."""
+STATES: tuple[State, ...] = get_args(State)
 
 
 class BackOff(msgspec.Struct):
@@ -55,6 +61,13 @@ class Slot:
         self._back_off = BackOff()
         self._blamed: dict[Principal, BackOff] = {}
         self._closed = False
+
+    @property
+    def state(self) -> State:
+        self._settle()
+        if self._current is None:
+            return "unavailable" if self._back_off.failures else "idle"
+        return "ready" if self._current.decided.is_set() else "connecting"
 
     def connect(self) -> None:
         """Begin to connect, if there is no connection: nobody waits for it."""

@@ -35,9 +35,10 @@ async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
 
 
 async def test_health_and_readiness_need_no_key(live: Live) -> None:
+    tools = {"idle": 1, "connecting": 0, "ready": 0, "unavailable": 0}
     for path, body in (
         ("/healthz", {"status": "ok"}),
-        ("/readyz", {"ready": True, "database": True, "events": True, "draining": False}),
+        ("/readyz", {"ready": True, "database": True, "events": True, "draining": False, "tools": tools}),
     ):
         answer = await live.http.get(path, headers={"Authorization": ""})
         assert (answer.status_code, answer.json()) == (200, body)

@@ -97,6 +97,15 @@ async def make_pool() -> AsyncIterator[MakePool]:
 # --- connections
 
 
+async def test_the_state_of_each_connection_is_known(make_pool: MakePool) -> None:
+    missing = msgspec.convert({"command": "/no/such/command"}, Server)
+    pool = make_pool(raw=raw(), missing=missing)
+    assert pool.states == {"raw": "idle", "missing": "idle"}
+    pool.connect()
+    assert pool.states == {"raw": "connecting", "missing": "connecting"}
+    await until(lambda: pool.states == {"raw": "ready", "missing": "unavailable"})
+
+
 async def test_many_calls_of_many_runs_share_one_process(make_pool: MakePool) -> None:
     pool, before = make_pool(raw=raw()), children()
     pids = [(await result(pool.toolbox(agent("raw")), "pid"))["pid"] for _ in range(5)]

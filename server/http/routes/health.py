@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from collections import Counter
 from typing import cast
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
@@ -11,10 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from agent_chat.agents.mcp.pool import Pool
+from agent_chat.agents.mcp.slot import STATES
 from agent_chat.server.errors import Unauthenticated
 from agent_chat.server.http.requests import as_json, service_of
 from agent_chat.server.metrics import Metrics
 from agent_chat.server.supervision import Supervisor
+from agent_chat.stores.models import JSONObject
 
 
 async def healthz(request: Request) -> Response:
@@ -25,14 +29,22 @@ async def healthz(request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """Ready for traffic: the database answers, no background loop fails, and the server isn't stopping.
 
-    An unreachable Redis is reported; the server is ready all the same.
+    An unreachable Redis is reported, and how many tool servers are in which state (without their names: no key is
+    needed here); the server is ready all the same.
     """
     service = service_of(request)
     draining = service.runner.draining
     database = await service.store.ready()
     failing = cast(Supervisor, request.state.supervisor).failing
     ready = database and not draining and not failing
-    body = {"ready": ready, "database": database, "events": not service.log.away, "draining": draining}
+    states = Counter(cast(Pool, request.state.tools).states.values())
+    body: JSONObject = {
+        "ready": ready,
+        "database": database,
+        "events": not service.log.away,
+        "draining": draining,
+        "tools": {state: states[state] for state in STATES},
+    }
     return as_json({**body, "failing": failing} if failing else body, 200 if ready else 503)
 
 
