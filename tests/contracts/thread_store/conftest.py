@@ -1,0 +1,19 @@
+"""One principal and one of its threads."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent_chat.stores.contracts import Store
+from agent_chat.stores.models import Principal, Thread
+from tests.contracts.samples import principal, started_thread
+
+
+@pytest.fixture
+def who() -> Principal:
+    return principal()
+
+
+@pytest.fixture
+async def thread(store: Store, who: Principal) -> Thread:
+    return await started_thread(store, who)

@@ -1,0 +1,73 @@
+"""Everything at once on one thread, and what a call that fails leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from msgspec.structs import replace
+
+from agent_chat.stores.contracts import Store
+from agent_chat.stores.errors import StoreError
+from agent_chat.stores.models import JSONObject, Message, Principal, Thread, new_answer, new_id
+from tests.contracts.samples import WORKER, completed, ids, new_message, started_run, started_thread, turn
+from tests.contracts.thread_store.calls import increases, with_content
+
+
+async def test_a_run_is_told_the_same_by_everything_that_goes_on_at_once(
+    store: Store, who: Principal, thread: Thread
+) -> None:
+    """Turns, checkpoints, notes, renamings and readers on one thread: times increase and no message is lost."""
+    notes = [new_message(thread.id, f"note {n}", "system") for n in range(20)]
+    seen: list[list[Message]] = []
+
+    async def turns() -> None:
+        for n in range(10):
+            answer = await started_run(store, who, thread.id, f"question {n}")
+            await store.checkpoint(who, answer.id, worker=WORKER, partial=with_content(answer, "Hal"))
+            await store.finish(who, completed(answer))
+            await store.forget(who, answer.id)
+
+    async def readers() -> None:
+        for _ in range(20):
+            seen.append((await store.get(who, thread.id)).messages)
+
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        group.create_task(turns())
+        group.create_task(readers())
+        for note in notes:
+            group.create_task(store.append_message(who, note))
+            group.create_task(store.update(who, thread.id, title=note.content))
+    messages = (await store.get(who, thread.id)).messages
+    assert len(messages) == 40
+    assert set(ids(notes)) <= set(ids(messages))
+    assert increases([message.created_at for message in messages])
+    assert {message.content for message in messages if message.role == "assistant"} == {"Done."}
+    for glimpse in seen:
+        assert ids(glimpse) == ids(messages)[: len(glimpse)]
+
+
+async def test_a_message_that_cannot_be_written_harms_nobody_else(store: Store, who: Principal, thread: Thread) -> None:
+    deep: JSONObject = {}
+    for _ in range(5_000):
+        deep = {"": deep}
+    question, answer = turn(thread.id)
+    running = await started_run(store, who, (await started_thread(store, who)).id)
+    for call in (
+        store.append_message(who, replace(new_message(thread.id), metadata=deep)),
+        store.claim(who, replace(question, metadata=deep), answer, worker=WORKER),
+        store.checkpoint(who, running.id, worker=WORKER, partial=replace(running, metadata=deep)),
+    ):
+        with pytest.raises((RecursionError, ValueError, StoreError)):
+            async with asyncio.timeout(5):
+                await call
+    async with asyncio.timeout(5):
+        await store.append_message(who, new_message(thread.id))
+        assert len((await store.get(who, thread.id)).messages) == 1
+        assert await store.record(who, answer.id) is None
+
+
+async def test_what_a_store_refuses_is_a_store_error(store: Store, who: Principal, thread: Thread) -> None:
+    answer = new_answer(thread.id, new_id(), None, thread.created_at)
+    with pytest.raises(StoreError):
+        await store.finish(who, answer)

@@ -1,0 +1,190 @@
+"""Checkpoints, cancelling, finishing, and the record of a run."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from msgspec.structs import replace
+
+from agent_chat.stores.contracts import Finished, Store
+from agent_chat.stores.errors import MessageNotFound, ThreadBusy
+from agent_chat.stores.models import Principal, Thread, new_id
+from tests.contracts.samples import (
+    WORKER,
+    awkward_call,
+    cancelled,
+    completed,
+    failed,
+    finished_run,
+    idempotent,
+    principal,
+    started_run,
+    turn,
+)
+from tests.contracts.thread_store.calls import PostedIds, claim, posted_ids, read_page, with_content
+
+
+async def test_a_checkpoint_is_what_a_reader_in_mid_run_sees(store: Store, who: Principal, thread: Thread) -> None:
+    answer = await started_run(store, who, thread.id)
+    partial = replace(answer, content="Hal", tool_calls=[awkward_call()])
+    assert await store.checkpoint(who, answer.id, worker=WORKER, partial=partial) == "held"
+    for shown in (
+        (await store.get(who, thread.id)).messages[-1],
+        await store.message(who, thread.id, answer.id),
+        (await store.messages(who, thread.id, before=None, limit=1)).messages[0],
+        (await read_page(store, who)).threads[0].messages[-1],
+        (await read_page(store, who, message_limit=1)).threads[0].messages[-1],
+    ):
+        assert replace(shown, created_at="") == replace(partial, created_at="")
+    record = await store.record(who, answer.id)
+    assert record is not None
+    assert record.partial.content == "Hal"
+
+
+async def test_a_checkpoint_without_a_partial_leaves_it_as_it_was(store: Store, who: Principal, thread: Thread) -> None:
+    answer = await started_run(store, who, thread.id)
+    await store.checkpoint(who, answer.id, worker=WORKER, partial=with_content(answer, "Hal"))
+    assert await store.checkpoint(who, answer.id, worker=WORKER, partial=None) == "held"
+    assert (await store.message(who, thread.id, answer.id)).content == "Hal"
+
+
+async def test_a_cancelled_run_learns_of_it_at_every_checkpoint_and_keeps_its_partial(
+    store: Store, who: Principal, thread: Thread
+) -> None:
+    answer = await started_run(store, who, thread.id)
+    await store.cancel(principal(who.organization_id), thread.id, answer.id)
+    record = await store.record(who, answer.id)
+    assert record is not None
+    assert record.cancelled is True
+    assert await store.checkpoint(who, answer.id, worker=WORKER, partial=with_content(answer, "Hal")) == "cancelled"
+    assert await store.checkpoint(who, answer.id, worker=WORKER, partial=None) == "cancelled"
+    assert (await store.message(who, thread.id, answer.id)).content == "Hal"
+    assert (await store.message(who, thread.id, answer.id)).in_progress
+    assert (await store.finish(who, cancelled(answer))).won is True
+
+
+async def test_cancelling_a_finished_run_changes_nothing(store: Store, who: Principal, thread: Thread) -> None:
+    answer = await finished_run(store, who, thread.id)
+    before = await store.get(who, thread.id)
+    await store.cancel(who, thread.id, answer.id)
+    assert await store.get(who, thread.id) == before
+    running = await started_run(store, who, thread.id)
+    await store.cancel(who, thread.id, answer.id)
+    assert await store.checkpoint(who, running.id, worker=WORKER, partial=None) == "held"
+
+
+async def test_cancelling_a_finished_run_that_is_not_forgotten_yet_marks_nothing(
+    store: Store, who: Principal, thread: Thread
+) -> None:
+    answer = await started_run(store, who, thread.id)
+    await store.finish(who, completed(answer))
+    await store.cancel(who, thread.id, answer.id)
+    record = await store.record(who, answer.id)
+    assert record is not None
+    assert record.cancelled is False
+
+
+async def test_a_checkpoint_after_the_end_does_not_touch_the_finished_message(
+    store: Store, who: Principal, thread: Thread
+) -> None:
+    answer = await started_run(store, who, thread.id)
+    await store.finish(who, completed(answer))
+    before = await store.get(who, thread.id)
+    await store.checkpoint(who, answer.id, worker=WORKER, partial=with_content(answer, "late"))
+    assert await store.get(who, thread.id) == before
+    assert (await read_page(store, who)).threads[0] == before
+
+
+async def test_a_checkpoint_without_a_record_is_lost_and_writes_nothing(
+    store: Store, who: Principal, thread: Thread
+) -> None:
+    answer = await finished_run(store, who, thread.id)
+    before = await store.get(who, thread.id)
+    for run_id in (answer.id, new_id()):
+        partial = replace(with_content(answer, "late"), id=run_id)
+        assert await store.checkpoint(who, run_id, worker=WORKER, partial=partial) == "lost"
+        assert await store.record(who, run_id) is None
+    assert await store.get(who, thread.id) == before
+
+
+async def test_another_workers_checkpoint_is_lost_and_writes_nothing(
+    store: Store, who: Principal, thread: Thread
+) -> None:
+    answer = await started_run(store, who, thread.id)
+    assert await store.checkpoint(who, answer.id, worker="worker-2", partial=with_content(answer, "x")) == "lost"
+    assert (await store.message(who, thread.id, answer.id)).content == ""
+
+
+# finish
+
+
+async def test_finish_replaces_the_message_and_releases_the_thread(
+    store: Store, who: Principal, thread: Thread
+) -> None:
+    answer = await started_run(store, who, thread.id)
+    await store.checkpoint(who, answer.id, worker=WORKER, partial=with_content(answer, "Hal"))
+    finished = await store.finish(who, completed(answer))
+    assert finished.won is True
+    assert replace(finished.message, created_at="") == replace(completed(answer), created_at="")
+    assert await store.message(who, thread.id, answer.id) == finished.message
+    assert (await store.get(who, thread.id)).messages[-1] == finished.message
+    assert (await read_page(store, who)).threads[0].messages[-1] == finished.message
+    assert (await claim(store, who, thread.id))[2].replayed is False
+
+
+async def test_of_any_number_of_finishers_one_wins_and_all_get_its_message(
+    store: Store, who: Principal, thread: Thread
+) -> None:
+    answer = await started_run(store, who, thread.id)
+    ends = [completed(answer, f"end {n}") for n in range(8)] + [cancelled(answer), failed(answer, retryable=True)]
+    finished: list[Finished] = await asyncio.gather(*[store.finish(who, end) for end in ends])
+    assert sorted(end.won for end in finished) == [False] * 9 + [True]
+    stored = await store.message(who, thread.id, answer.id)
+    assert all(end.message == stored for end in finished)
+    [winner] = [wanted for end, wanted in zip(finished, ends, strict=True) if end.won]
+    assert replace(stored, created_at="") == replace(winner, created_at="")
+
+
+async def test_finishing_again_gives_what_is_stored_and_wins_nothing(
+    store: Store, who: Principal, thread: Thread
+) -> None:
+    answer = await started_run(store, who, thread.id)
+    first = await store.finish(who, completed(answer))
+    before = await store.get(who, thread.id)
+    assert await store.finish(who, cancelled(answer)) == Finished(first.message, won=False)
+    running = await started_run(store, who, thread.id)
+    assert await store.finish(who, cancelled(answer)) == Finished(first.message, won=False)
+    with pytest.raises(ThreadBusy) as busy:
+        await claim(store, who, thread.id)
+    assert busy.value.message_id == running.id
+    assert (await store.get(who, thread.id)).messages[:2] == before.messages
+
+
+async def test_a_lost_finish_frees_no_key(store: Store, who: Principal, thread: Thread) -> None:
+    question, answer, _ = await claim(store, who, thread.id, idempotent())
+    await store.finish(who, completed(answer))
+    await store.finish(who, failed(answer, retryable=True))
+    assert posted_ids(await store.replay(who, thread.id, idempotent())) == PostedIds(
+        question.id, answer.id, replayed=True
+    )
+
+
+async def test_a_message_that_is_not_there_is_not_finished(store: Store, who: Principal, thread: Thread) -> None:
+    _, unknown = turn(thread.id)
+    with pytest.raises(MessageNotFound):
+        await store.finish(who, completed(unknown))
+    running = await started_run(store, who, thread.id)
+    with pytest.raises(MessageNotFound):
+        await store.finish(who, completed(unknown))
+    assert (await store.finish(who, completed(running))).won is True
+
+
+async def test_the_record_is_there_until_it_is_forgotten(store: Store, who: Principal, thread: Thread) -> None:
+    answer = await started_run(store, who, thread.id)
+    await store.finish(who, completed(answer))
+    assert await store.record(who, answer.id) is not None
+    await store.forget(who, answer.id)
+    assert await store.record(who, answer.id) is None
+    await store.forget(who, answer.id)
+    assert (await store.message(who, thread.id, answer.id)).status == "completed"

@@ -1,0 +1,111 @@
+"""Runs whose lease has expired, and who takes them over."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from agent_chat.stores.contracts import Finished, Store
+from agent_chat.stores.models import Principal, Thread, new_id
+from tests.contracts.conftest import OpenStore
+from tests.contracts.samples import WORKER, completed, failed, principal, started_run, started_thread
+from tests.contracts.thread_store.calls import with_content
+
+
+async def test_a_run_whose_lease_holds_is_no_orphan(store: Store, who: Principal, thread: Thread) -> None:
+    answer = await started_run(store, who, thread.id)
+    assert await store.orphans("worker-2") == []
+    assert await store.orphan(who, answer.id, "worker-2") is None
+    assert await store.checkpoint(who, answer.id, worker=WORKER, partial=None) == "held"
+
+
+async def test_an_orphan_goes_to_one_of_those_who_ask_and_its_old_worker_has_lost_it(
+    open_store: OpenStore, who: Principal
+) -> None:
+    async with open_store(lease=0.0) as store, open_store(peer=True) as peer:
+        thread = await started_thread(store, who)
+        answer = await started_run(store, who, thread.id)
+        await store.checkpoint(who, answer.id, worker=WORKER, partial=with_content(answer, "Hal"))
+        workers = [f"sweeper-{n}" for n in range(10)]
+        taken = await asyncio.gather(*[peer.orphans(worker) for worker in workers])
+        [record] = [record for records in taken for record in records]
+        winner = workers[[bool(records) for records in taken].index(True)]
+        assert (record.id, record.thread_id, record.worker) == (answer.id, thread.id, winner)
+        assert record.partial.content == "Hal"
+        assert record.who == who
+        assert await store.checkpoint(who, answer.id, worker=WORKER, partial=with_content(answer, "late")) == "lost"
+        assert (await store.message(who, thread.id, answer.id)).content == "Hal"
+        assert await peer.checkpoint(who, answer.id, worker=winner, partial=None) == "held"
+        assert await peer.record(who, answer.id) == record
+        end = await peer.finish(who, failed(record.partial, retryable=True))
+        assert end.won is True
+        assert await store.finish(who, completed(answer)) == Finished(end.message, won=False)
+        assert await peer.record(who, answer.id) is not None
+        await peer.forget(who, answer.id)
+        assert await peer.record(who, answer.id) is None
+        assert await peer.orphans(winner) == []
+
+
+async def test_one_orphan_is_taken_over_by_one_of_those_who_ask_for_it(open_store: OpenStore, who: Principal) -> None:
+    async with open_store(lease=0.0) as store, open_store(peer=True) as peer:
+        thread = await started_thread(store, who)
+        answer = await started_run(store, who, thread.id)
+        taken = await asyncio.gather(*[peer.orphan(who, answer.id, f"sweeper-{n}") for n in range(10)])
+        [record] = [record for record in taken if record is not None]
+        assert record == await peer.record(who, answer.id)
+        assert await store.checkpoint(who, answer.id, worker=WORKER, partial=None) == "lost"
+        assert await peer.orphan(who, new_id(), "sweeper") is None
+
+
+async def test_a_checkpoint_renews_the_lease(open_store: OpenStore, who: Principal) -> None:
+    async with open_store(lease=0.0) as store, open_store(peer=True) as peer:
+        answer = await started_run(store, who, (await started_thread(store, who)).id)
+        assert await peer.checkpoint(who, answer.id, worker=WORKER, partial=None) == "held"
+        assert await peer.orphans("sweeper") == []
+
+
+async def test_a_lease_that_nobody_took_over_is_held(open_store: OpenStore, who: Principal) -> None:
+    async with open_store(lease=0.0) as store:
+        answer = await started_run(store, who, (await started_thread(store, who)).id)
+        assert await store.checkpoint(who, answer.id, worker=WORKER, partial=None) == "held"
+        assert (await store.finish(who, completed(answer))).won is True
+
+
+async def test_orphans_are_those_of_every_organization(open_store: OpenStore) -> None:
+    async with open_store(lease=0.0) as store:
+        answers = set()
+        for owner in (principal(), principal()):
+            answers.add((await started_run(store, owner, (await started_thread(store, owner)).id)).id)
+        assert {record.id for record in await store.orphans("sweeper")} == answers
+
+
+async def test_a_finished_run_that_was_not_forgotten_is_an_orphan_too(open_store: OpenStore, who: Principal) -> None:
+    async with open_store(lease=0.0) as store:
+        thread = await started_thread(store, who)
+        answer = await started_run(store, who, thread.id)
+        await store.finish(who, completed(answer))
+        assert [record.id for record in await store.orphans("sweeper")] == [answer.id]
+
+
+async def test_a_cancelled_orphan_is_still_cancelled(open_store: OpenStore, who: Principal) -> None:
+    async with open_store(lease=0.0) as store:
+        thread = await started_thread(store, who)
+        answer = await started_run(store, who, thread.id)
+        await store.cancel(who, thread.id, answer.id)
+        [record] = await store.orphans("sweeper")
+        assert record.cancelled is True
+        assert await store.checkpoint(who, answer.id, worker="sweeper", partial=None) == "cancelled"
+
+
+async def test_a_record_that_cannot_be_read_keeps_no_other_run_from_being_taken_over(
+    open_store: OpenStore, who: Principal, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_store(lease=0.0) as store:
+        damaged, sound = [await started_run(store, who, (await started_thread(store, who)).id) for _ in range(2)]
+        unreadable = replace(damaged, metadata=msgspec.Raw(b"{"))
+        await store.checkpoint(who, damaged.id, worker=WORKER, partial=unreadable)
+        assert [record.id for record in await store.orphans("sweeper")] == [sound.id]
+        assert f"the record of run {damaged.id} can't be read" in caplog.text

@@ -1,0 +1,153 @@
+"""Pages of threads: their order, filters, message limits and byte bounds."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from agent_chat.stores.contracts import Page, Store
+from agent_chat.stores.fitting import READ_BYTES
+from agent_chat.stores.models import Principal, Thread, timestamp
+from tests.contracts.conftest import OpenStore
+from tests.contracts.samples import (
+    WORKER,
+    HandClock,
+    completed,
+    finished_run,
+    new_message,
+    new_thread,
+    principal,
+    started_run,
+    started_thread,
+)
+from tests.contracts.thread_store.calls import increases, read_page, with_content
+
+
+async def test_a_page_is_newest_updated_first(open_store: OpenStore, who: Principal) -> None:
+    clock = HandClock()
+    async with open_store(clock=clock) as store:
+        at = timestamp(clock.now)
+        threads = [replace(new_thread(who), created_at=at, updated_at=at) for _ in range(5)]
+        for thread in threads:
+            await store.create(who, thread)
+
+        async def newest(thread: Thread) -> None:
+            found = (await read_page(store, who)).threads
+            assert found[0].id == thread.id
+            assert increases([found[1].updated_at, found[0].updated_at])
+            clock.move(seconds=1)
+
+        clock.move(seconds=1)
+        await store.append_message(who, new_message(threads[1].id))
+        await newest(threads[1])
+        await store.update(who, threads[0].id, title="x")
+        await newest(threads[0])
+        answer = await started_run(store, who, threads[2].id)
+        await newest(threads[2])
+        await store.update(who, threads[3].id, archived=True)
+        await newest(threads[3])
+        await store.finish(who, completed(answer))
+        await newest(threads[2])
+        assert [thread.id for thread in (await read_page(store, who)).threads] == [
+            threads[n].id for n in (2, 3, 0, 1, 4)
+        ]
+
+
+async def test_limit_offset_and_more_walk_through_all_threads(open_store: OpenStore, who: Principal) -> None:
+    clock = HandClock()
+    async with open_store(clock=clock) as store:
+        made = []
+        for _ in range(5):
+            clock.move(seconds=1)
+            at = timestamp(clock.now)
+            thread = replace(new_thread(who), created_at=at, updated_at=at)
+            made.append((await store.create(who, thread)).thread.id)
+        newest = made[::-1]
+        for offset, limit, more in ((0, 2, True), (2, 2, True), (4, 2, False), (3, 2, False), (0, 5, False)):
+            found = await read_page(store, who, limit=limit, offset=offset)
+            assert [thread.id for thread in found.threads] == newest[offset : offset + limit]
+            assert found.more is more
+            assert found.cut is False
+        assert await read_page(store, who, limit=2, offset=5) == Page([], more=False, cut=False)
+        assert await read_page(store, who, limit=2, offset=10**6) == Page([], more=False, cut=False)
+
+
+async def test_a_page_holds_the_whole_organizations_threads_with_that_agent(store: Store, who: Principal) -> None:
+    colleague = principal(who.organization_id)
+    mine, theirs = await started_thread(store, who), await started_thread(store, colleague)
+    await started_thread(store, who, "another agent")
+    assert {thread.id for thread in (await read_page(store, who)).threads} == {mine.id, theirs.id}
+    assert {thread.user_id for thread in (await read_page(store, colleague)).threads} == {
+        who.user_id,
+        colleague.user_id,
+    }
+
+
+async def test_archived_threads_are_shown_alone_left_out_or_among_the_others(store: Store, who: Principal) -> None:
+    open_one, put_away = await started_thread(store, who), await started_thread(store, who)
+    await store.update(who, put_away.id, archived=True)
+
+    async def shown(archived: bool | None) -> set[str]:
+        found = await read_page(store, who, archived=archived)
+        assert found.more is False
+        return {thread.id for thread in found.threads}
+
+    assert await shown(True) == {put_away.id}
+    assert await shown(False) == {open_one.id}
+    assert await shown(None) == {open_one.id, put_away.id}
+
+
+@pytest.mark.parametrize("message_limit", [0, 1, 3, 6, 50])
+async def test_a_page_holds_the_latest_messages_of_each_thread(
+    store: Store, who: Principal, message_limit: int
+) -> None:
+    threads = [await started_thread(store, who) for _ in range(2)]
+    for thread in threads:
+        for n in range(3):
+            await finished_run(store, who, thread.id, str(n))
+    found = await read_page(store, who, message_limit=message_limit)
+    assert found.cut is False
+    for thread in found.threads:
+        whole = await store.get(who, thread.id)
+        assert thread == replace(whole, messages=whole.messages[-message_limit:] if message_limit else [])
+
+
+async def test_past_its_bytes_a_page_holds_fewer_but_the_latest_messages_and_says_so(
+    store: Store, who: Principal
+) -> None:
+    for _ in range(3):
+        thread = await started_thread(store, who)
+        for n in range(6):
+            await store.append_message(who, new_message(thread.id, f"{n}" + "é" * 5000, "system"))
+    found = await read_page(store, who, max_bytes=100_000)
+    assert found.cut is True
+    assert len(found.threads) == 3
+    assert len(msgspec.json.encode([thread.messages for thread in found.threads])) <= 100_000 + 100
+    for thread in found.threads:
+        whole = (await store.get(who, thread.id)).messages
+        assert 0 < len(thread.messages) < 6
+        assert thread.messages == whole[-len(thread.messages) :]
+    found = await read_page(store, who, max_bytes=READ_BYTES)
+    assert found.cut is False
+    assert [len(thread.messages) for thread in found.threads] == [6, 6, 6]
+
+
+async def test_a_page_is_not_called_cut_where_the_message_limit_alone_leaves_messages_out(
+    store: Store, who: Principal, thread: Thread
+) -> None:
+    for _ in range(4):
+        await store.append_message(who, new_message(thread.id, "x" * 10_000, "system"))
+    found = await read_page(store, who, message_limit=1, max_bytes=20_000)
+    assert (found.cut, len(found.threads[0].messages)) == (False, 1)
+
+
+async def test_a_message_in_progress_counts_with_its_partial_against_the_bytes_of_a_page(
+    store: Store, who: Principal, thread: Thread
+) -> None:
+    await store.append_message(who, new_message(thread.id, "x" * 10_000, "system"))
+    answer = await started_run(store, who, thread.id)
+    await store.checkpoint(who, answer.id, worker=WORKER, partial=with_content(answer, "y" * 50_000))
+    found = await read_page(store, who, max_bytes=55_000)
+    assert len(msgspec.json.encode(found.threads[0].messages)) <= 55_000
+    assert found.cut is True

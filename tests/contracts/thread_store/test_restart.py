@@ -1,0 +1,64 @@
+"""What a store contains after it was closed and opened again."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent_chat.stores.errors import ThreadBusy
+from agent_chat.stores.models import Principal
+from tests.contracts.conftest import OpenStore
+from tests.contracts.samples import (
+    AWKWARD,
+    WORKER,
+    cancelled,
+    exactly,
+    failed,
+    idempotent,
+    new_message,
+    new_thread,
+    started_run,
+    started_thread,
+)
+from tests.contracts.thread_store.calls import PostedIds, claim, posted_ids, read_page, with_content
+
+
+@pytest.mark.usefixtures("embedded")
+async def test_a_reopened_store_finds_every_run_an_orphan(open_store: OpenStore, who: Principal) -> None:
+    async with open_store() as store:
+        answers = [await started_run(store, who, (await started_thread(store, who)).id) for _ in range(3)]
+    async with open_store() as store:
+        records = await store.orphans("anew")
+        assert {record.id for record in records} == {answer.id for answer in answers}
+        assert {record.worker for record in records} == {"anew"}
+        assert await store.orphans("another") == []
+        assert await store.checkpoint(who, answers[0].id, worker=WORKER, partial=None) == "lost"
+
+
+async def test_a_reopened_store_has_everything_that_was_acknowledged(open_store: OpenStore, who: Principal) -> None:
+    async with open_store() as store:
+        thread = (await store.create(who, new_thread(who, metadata=AWKWARD), idempotent())).thread
+        question, answer, _ = await claim(store, who, thread.id, idempotent())
+        await store.finish(who, failed(answer, retryable=True))
+        await store.forget(who, answer.id)
+        note = new_message(thread.id, role="system")
+        await store.append_message(who, note, idempotent("note"))
+        running = await started_run(store, who, thread.id)
+        await store.checkpoint(who, running.id, worker=WORKER, partial=with_content(running, "Hal"))
+        await store.cancel(who, thread.id, running.id)
+        before, listed = await store.get(who, thread.id), await read_page(store, who)
+    async with open_store() as store:
+        assert exactly(await store.get(who, thread.id)) == exactly(before)
+        assert exactly(await read_page(store, who)) == exactly(listed)
+        assert (await store.create(who, new_thread(who), idempotent())).thread.id == thread.id
+        assert posted_ids(await store.replay(who, thread.id, idempotent("note"))) == PostedIds(
+            note.id, None, replayed=True
+        )
+        assert await store.record(who, answer.id) is None
+        record = await store.record(who, running.id)
+        assert record is not None
+        assert (record.cancelled, record.partial.content) == (True, "Hal")
+        with pytest.raises(ThreadBusy):
+            await claim(store, who, thread.id)
+        assert (await store.finish(who, cancelled(running))).won is True
+        _, second, posted = await claim(store, who, thread.id, idempotent())
+        assert posted_ids(posted) == PostedIds(question.id, second.id, replayed=False, again=True)

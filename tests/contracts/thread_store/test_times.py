@@ -1,0 +1,74 @@
+"""The times of threads and messages strictly increase, whatever the clocks do."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from agent_chat.stores.contracts import Store
+from agent_chat.stores.models import Principal, Thread, timestamp
+from tests.contracts.conftest import OpenStore
+from tests.contracts.samples import WORKER, HandClock, completed, new_message, new_thread, started_run, turn
+from tests.contracts.thread_store.calls import increases, with_content
+
+
+@pytest.mark.parametrize("step", [0, -10_000], ids=["stands still", "goes back"])
+async def test_times_strictly_increase_under_a_clock_that(open_store: OpenStore, who: Principal, step: int) -> None:
+    clock = HandClock()
+    async with open_store(clock=clock) as store:
+        at = timestamp(clock.now)
+        thread = (await store.create(who, replace(new_thread(who), created_at=at, updated_at=at))).thread
+        updates = [thread.updated_at]
+
+        async def written() -> None:
+            updates.append((await store.get(who, thread.id)).updated_at)
+
+        for _ in range(3):
+            clock.move(milliseconds=step)
+            question, answer = turn(thread.id, at=clock.now)
+            posted = await store.claim(who, question, answer, worker=WORKER)
+            await written()
+            clock.move(milliseconds=step)
+            await store.finish(who, completed(posted.answer or answer))
+            await written()
+            clock.move(milliseconds=step)
+            await store.append_message(who, new_message(thread.id, "note", "system", at=clock.now))
+            await written()
+            clock.move(milliseconds=step)
+            updates.append((await store.update(who, thread.id, title="x")).updated_at)
+            updates.append((await store.update(who, thread.id, archived=True)).updated_at)
+            updates.append((await store.update(who, thread.id, archived=False)).updated_at)
+        messages = (await store.get(who, thread.id)).messages
+        assert len(messages) == 9
+        assert increases([message.created_at for message in messages])
+        assert increases(updates)
+
+
+async def test_a_time_that_is_later_than_its_predecessors_is_kept(store: Store, who: Principal, thread: Thread) -> None:
+    clock = HandClock()
+    clock.move(days=36500)
+    message = new_message(thread.id, role="system", at=clock.now)
+    await store.append_message(who, message)
+    assert (await store.message(who, thread.id, message.id)).created_at == message.created_at
+
+
+async def test_a_moved_time_stays_through_checkpoint_and_finish(store: Store, who: Principal, thread: Thread) -> None:
+    clock = HandClock()
+    await store.append_message(who, new_message(thread.id, at=clock.now, role="system"))
+    clock.move(days=-1)
+    question, answer = turn(thread.id, at=clock.now)
+    await store.claim(who, question, answer, worker=WORKER)
+    moved = (await store.message(who, thread.id, answer.id)).created_at
+    await store.checkpoint(who, answer.id, worker=WORKER, partial=with_content(answer, "Hal"))
+    assert (await store.message(who, thread.id, answer.id)).created_at == moved
+    await store.finish(who, completed(answer))
+    messages = (await store.get(who, thread.id)).messages
+    assert messages[-1].created_at == moved
+    assert increases([message.created_at for message in messages])
+
+
+async def test_a_checkpoint_is_no_write_to_the_thread(store: Store, who: Principal, thread: Thread) -> None:
+    answer = await started_run(store, who, thread.id)
+    before = (await store.get(who, thread.id)).updated_at
+    await store.checkpoint(who, answer.id, worker=WORKER, partial=with_content(answer, "Hal"))
+    assert (await store.get(who, thread.id)).updated_at == before
