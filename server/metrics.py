@@ -43,6 +43,7 @@ class Metrics(Collector):
         self._queues = service.queues
         self._streams = streams
         self._supervisor = supervisor
+        self._store = service.store
         self._log = service.log
         self._auth_failures = auth_failures
         self._connections = connections
@@ -71,6 +72,8 @@ class Metrics(Collector):
         yield GaugeMetricFamily("chat_streams_open", "Open event streams, SSE and WebSocket.", len(self._streams))
         yield GaugeMetricFamily("chat_log_bytes", "Memory that all event logs hold here.", self._log.budget.used)
         yield CounterMetricFamily("chat_log_evictions", "Times that a log gave way.", self._log.budget.evictions)
+        yield CounterMetricFamily("chat_store_failures", "Database calls that failed.", self._store.failures)
+        yield CounterMetricFamily("chat_log_failures", "Attempts to append events that failed.", self._log.failures)
         yield GaugeMetricFamily("chat_log_unavailable", "1 while the event log takes no events.", int(self._log.away))
         yield CounterMetricFamily("chat_loop_restarts", "Background loops started again.", self._supervisor.restarts)
         yield GaugeMetricFamily("chat_loops_failing", "Background loops that fail.", len(self._supervisor.failing))
@@ -105,7 +108,6 @@ class Metrics(Collector):
         yield _counter("chat_run_failures", "Failed runs by their error's code.", "code", runs.failures)
         yield _counter("chat_tokens", "Tokens that models reported.", "kind", runs.tokens)
         yield _counter("chat_tool_calls", "Tool calls of ended runs.", "outcome", runs.tool_calls)
-        yield CounterMetricFamily("chat_store_failures", "Times that a run found no database.", runs.store_failures)
         yield HistogramMetricFamily(
             "chat_first_text_seconds",
             "Seconds from a run's start to its first text.",

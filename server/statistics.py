@@ -42,7 +42,6 @@ class RunStatistics:
         self.tokens: Counter[str] = Counter()
         self.tool_calls: Counter[str] = Counter()
         self.first_text = Durations()
-        self.store_failures = 0
 
     def count(self, message: Message, interrupted_calls: int) -> None:
         """Count a finished message. `interrupted_calls`: how many of its calls were open when it ended."""

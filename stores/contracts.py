@@ -446,6 +446,11 @@ class ThreadStore(Protocol):
 class Store(Directory, ThreadStore, Storage, Protocol):
     """One database: all three contracts, and its lifetime."""
 
+    @property
+    def failures(self) -> int:
+        """How many calls have failed with StoreUnavailable since it was opened."""
+        ...
+
     async def ready(self) -> bool:
         """True if the database answers and its last write succeeded, or one does now."""
         ...
@@ -482,6 +487,11 @@ class EventLog(Protocol):
     @property
     def away(self) -> bool:
         """True while the log takes no events."""
+        ...
+
+    @property
+    def failures(self) -> int:
+        """How many attempts to append have failed since it was opened."""
         ...
 
     @property

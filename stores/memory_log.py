@@ -73,6 +73,10 @@ class MemoryLog:
     def away(self) -> bool:
         return False
 
+    @property
+    def failures(self) -> int:
+        return 0
+
     def writer(self, thread_id: str, snapshot: Callable[[], MessageSnapshot] | None = None) -> _Writer:
         return _Writer(self, thread_id, snapshot)
 

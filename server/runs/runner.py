@@ -353,7 +353,6 @@ class Runner:
 
     def _lose_contact(self) -> None:
         self._lost_at = time.monotonic()
-        self.statistics.store_failures += 1
 
     @property
     def _in_contact(self) -> bool:

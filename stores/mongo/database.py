@@ -75,6 +75,9 @@ class Collections(Protocol):
     removals: Collection
     failing: bool
     """The last write failed."""
+    failures: int
+    """How many calls have failed."""
+    """The last write failed."""
 
     async def now(self) -> datetime:
         """The clock of the server that takes writes."""

@@ -96,25 +96,25 @@ class MotorCollection:
     """A Collection, by motor.
 
     Args:
-        report: called after each write with whether it failed.
+        report: called after each call with whether it failed, and whether it was a write.
     """
 
-    def __init__(self, motor: AsyncIOMotorCollection[Document], report: Callable[[bool], None]) -> None:
+    def __init__(self, motor: AsyncIOMotorCollection[Document], report: Callable[[bool, bool], None]) -> None:
         self._motor = motor
         self._report = report
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _calling(self, *, writes: bool) -> Iterator[None]:
         try:
             with answering():
                 yield
         except StoreUnavailable:
-            self._report(True)
+            self._report(True, writes)
             raise
-        self._report(False)
+        self._report(False, writes)
 
     async def one(self, query: Document, fields: Document | None = None) -> Document | None:
-        with answering():
+        with self._calling(writes=False):
             return await self._motor.find_one(query, fields)
 
     async def many(
@@ -126,11 +126,11 @@ class MotorCollection:
         skip: int = 0,
         limit: int = 0,
     ) -> list[Document]:
-        with answering():
+        with self._calling(writes=False):
             return await self._motor.find(query, fields, sort=sort, skip=skip, limit=limit).to_list(None)
 
     async def insert(self, document: Document) -> bool:
-        with self._writing():
+        with self._calling(writes=True):
             try:
                 await self._motor.insert_one(document)
             except DuplicateKeyError:
@@ -147,7 +147,7 @@ class MotorCollection:
         upsert: bool = False,
     ) -> Document | None:
         which = ReturnDocument.BEFORE if before else ReturnDocument.AFTER
-        with self._writing():
+        with self._calling(writes=True):
             try:
                 return await self._motor.find_one_and_update(
                     query, update, fields, upsert=upsert, return_document=which
@@ -157,16 +157,16 @@ class MotorCollection:
 
     async def total(self, query: Document, value: Document | str) -> int:
         pipeline = [{"$match": query}, {"$group": {"_id": None, "total": {"$sum": value}}}]
-        with answering():
+        with self._calling(writes=False):
             found = await self._motor.aggregate(pipeline).to_list(None)
         return int(found[0]["total"]) if found else 0
 
     async def remove(self, query: Document) -> None:
-        with self._writing():
+        with self._calling(writes=True):
             await self._motor.delete_one(query)
 
     async def remove_all(self, query: Document) -> None:
-        with self._writing():
+        with self._calling(writes=True):
             await self._motor.delete_many(query)
 
 
@@ -199,11 +199,14 @@ class MotorCollections:
             read_concern=ReadConcern("majority"),
         )
         self.failing = False
+        self.failures = 0
         for name in INDEXES:
             setattr(self, name, MotorCollection(self._database[name], self._report))
 
-    def _report(self, failing: bool) -> None:
-        self.failing = failing
+    def _report(self, failed: bool, writes: bool) -> None:
+        self.failures += failed
+        if writes:
+            self.failing = failed
 
     async def prepare(self) -> None:
         """Make the indexes that are missing, and drop those that no query uses any more."""
@@ -228,6 +231,10 @@ class MotorCollections:
 
 
 class MongoStore(MongoRuns, MongoDirectory):
+    @property
+    def failures(self) -> int:
+        return self.db.failures
+
     async def ready(self) -> bool:
         try:
             now = await self.db.now()

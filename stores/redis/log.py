@@ -272,6 +272,10 @@ class RedisLog:
         return self._flusher.away
 
     @property
+    def failures(self) -> int:
+        return self._flusher.failures
+
+    @property
     def evicted(self) -> int:
         """How many logs this process has deleted because Redis was full."""
         return self._room.evicted

@@ -293,6 +293,7 @@ class Flusher:
         full: Callable[[Exchange], Awaitable[None]] | None = None,
     ) -> None:
         self.pending_bytes = 0
+        self.failures = 0
         self._full = full
         self._failing = False
         self._sent_at: float | None = None
@@ -368,6 +369,7 @@ class Flusher:
                 self._some.clear()
                 self._none.set()
             if self._failing:
+                self.failures += 1
                 await backoff.wait()
             else:
                 backoff.reset()

@@ -193,6 +193,10 @@ class Database:
         self.writer = Worker(path, writes=True)
         self.reader = Worker(path, writes=False, threads=READERS)
 
+    @property
+    def failures(self) -> int:
+        return self.reader.failed_verbs + self.writer.failed_verbs
+
     async def ready(self) -> bool:
         """True if the last write succeeded, or one does now."""
         if self.reader.damaged or self.writer.damaged:

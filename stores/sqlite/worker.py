@@ -40,12 +40,14 @@ class Worker:
         failing: the last transaction failed: the database is locked, its disk is full or broken. A verb that is
             refused for its own reasons (a busy thread) is no failure.
         failures: how often a thread had to open the database again.
+        failed_verbs: how many verbs have failed with StoreUnavailable.
         damaged: SQLite has found the file damaged; stays true until a restart.
     """
 
     def __init__(self, path: Path, *, writes: bool, threads: int = 1) -> None:
         self.failing = False
         self.failures = 0
+        self.failed_verbs = 0
         self.damaged = False
         self._path = path
         self._writes = writes
@@ -149,6 +151,8 @@ class Worker:
     def _judge(self, outcomes: list[object]) -> None:
         failures = [outcome for outcome in outcomes if isinstance(outcome, StoreUnavailable)]
         self.failing = bool(failures)
+        with self._lock:
+            self.failed_verbs += len(failures)
         if not self.damaged and any(isinstance(failure, StoreDamaged) for failure in failures):
             self.damaged = True
             logger.error("The database %s is damaged: restore it from a backup and restart", self._path)

@@ -293,6 +293,7 @@ async def test_after_a_write_that_failed_readiness_is_decided_by_a_real_write(mo
         with pytest.raises(StoreUnavailable):
             await store.db.pages.change({"_id": "x"}, {"$no_such_operator": {"a": 1}}, upsert=True)
         assert store.db.failing
+        assert store.failures == 1
         assert await store.ready() is True
         assert "findAndModify" in read.commands
         assert not store.db.failing

@@ -459,6 +459,7 @@ async def test_what_is_written_while_redis_is_away_stays_small_and_every_fact_ar
     [opened] = re.findall(rb"\d+-\d+", server.command("XRANGE", f"chat:{thread_id}", "-", "+", "COUNT", "1"))
     said = [decode(entry.data) for entry in await rest(log, thread_id, opened.decode())]
     assert said == [MessageSnapshot(so_far.message()), updated, end]
+    assert log.failures > 0
     await log.close()
 
 

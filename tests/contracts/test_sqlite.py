@@ -117,6 +117,7 @@ async def test_damage_found_while_serving_is_not_ready(tmp_path: Path) -> None:
         with pytest.raises(StoreDamaged):
             await store.reader.run(lambda db: db.execute("SELECT sum(length(hex(body))) FROM messages").fetchall())
         assert await store.ready() is False
+        assert store.failures == 1
     finally:
         await store.close()
 
