@@ -140,12 +140,12 @@ class MemoryLog:
         return log is not None and end is not None and end > log.cut_end
 
     def ended(self, thread_id: str, run_id: str | None, since: str) -> bool:
-        """True if the end of that run stands behind that entry."""
+        """True if the terminal event of that run is behind that entry, evicted or not, and still in the log."""
         log = self._logs.get(thread_id)
         if run_id is None or log is None or log.entries[-1].position == since:
             return False
         index = log.index_after(since)
-        later = log.entries[index - log.first :] if index is not None else []
+        later = log.entries if index is None else log.entries[index - log.first :]
         return any(entry.type in TERMINAL_TYPES and message_id_of(decode(entry.data)) == run_id for entry in later)
 
     def expire(self) -> None:

@@ -7,16 +7,25 @@ import gc
 import tracemalloc
 
 import pytest
+from msgspec.structs import replace
 
 from agent_chat.stores import memory_log
 from agent_chat.stores.budget import LogBudget
 from agent_chat.stores.errors import Gap
-from agent_chat.stores.events import MessageCreated, MessageDelta, MessageSnapshot, RunStarted, ThreadDeleted, decode
+from agent_chat.stores.events import (
+    MessageCreated,
+    MessageDelta,
+    MessageSnapshot,
+    RunCancelled,
+    RunStarted,
+    ThreadDeleted,
+    decode,
+)
 from agent_chat.stores.fold import Fold, fold
 from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.models import new_id
 from tests.contracts.conftest import Seconds
-from tests.contracts.samples import new_message, rest, turn
+from tests.contracts.samples import cancelled, new_message, rest, turn
 
 MEGABYTE = 2**20
 
@@ -125,6 +134,21 @@ async def test_a_run_whose_log_gave_way_publishes_its_whole_message() -> None:
     assert [entry.type for entry in news] == ["message.snapshot", "message.delta", "message.delta"]
     assert fold([decode(entry.data) for entry in news], onto=late) == folding.message()
     assert await follower.next() == news, "who reads at the end goes on"
+    await log.close()
+
+
+async def test_a_run_that_another_writer_ended_publishes_nothing_more_though_its_own_entries_were_evicted() -> None:
+    log = MemoryLog()
+    _, answer = turn("t")
+    writer = log.writer("t", lambda: MessageSnapshot(answer))
+    writer.write(RunStarted(replace(answer, content="x" * 10_000)))
+    log.writer("t").write(RunCancelled(cancelled(answer)))
+    log.budget.limit = log.budget.used
+    fill(log, new_id(), 1, 1)
+    assert log.budget.evictions == 1
+    end = await log.tail("t")
+    writer.write(MessageDelta(answer.id, 0, "late"))
+    assert await log.tail("t") == end
     await log.close()
 
 
