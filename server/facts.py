@@ -68,7 +68,7 @@ class FactPublisher:
                 publication.writer.write(fact)
 
     async def sweep(self) -> None:
-        """Publish what is left over in outboxes. Raises: LogUnavailable, StoreUnavailable, TimeoutError."""
+        """Publish what is left over in outboxes; the next sweep repeats what fails. Raises: StoreUnavailable."""
         for thread_id in list(self._left_over):
             await self._publish_own(thread_id)
         for _ in range(_SWEEP_ROUNDS):
@@ -76,7 +76,7 @@ class FactPublisher:
                 return
             outboxes = await self._store.unpublished()
             for outbox in outboxes:
-                if outbox.thread_id not in self._publications:
+                if outbox.thread_id not in self._publications and not self._log.away:
                     await self._publish_left_over(outbox)
             if not outboxes:
                 break
@@ -86,8 +86,8 @@ class FactPublisher:
         while True:
             try:
                 await self.sweep()
-            except (LogUnavailable, StoreUnavailable, TimeoutError) as error:
-                logger.warning("outboxes could not be published yet: %s", error or "the log does not answer")
+            except StoreUnavailable as error:
+                logger.warning("outboxes could not be read: %s", error)
             except Exception:
                 logger.exception("outboxes could not be published")
             await asyncio.sleep(SWEEP_SECONDS)
@@ -124,7 +124,7 @@ class FactPublisher:
     async def _publish_own(self, thread_id: str) -> None:
         """Publish what this process left in the thread's outbox, until nothing more comes meanwhile.
 
-        Raises: LogUnavailable, StoreUnavailable, TimeoutError.
+        Raises: StoreUnavailable.
         """
         for _ in range(_SWEEP_ROUNDS):
             if self._log.away:
@@ -132,19 +132,26 @@ class FactPublisher:
             before = self._left_over[thread_id]
             outboxes = await self._store.unpublished(thread_id)
             for outbox in outboxes:
-                await self._publish_left_over(outbox)
+                if not await self._publish_left_over(outbox):
+                    return
             if not outboxes and self._left_over[thread_id] == before:
                 del self._left_over[thread_id]
                 return
 
-    async def _publish_left_over(self, outbox: Outbox) -> None:
-        """Raises: LogUnavailable, StoreUnavailable, TimeoutError."""
-        if outbox.cut:
-            await self._log.reset(outbox.thread_id)
-        writer = self._log.writer(outbox.thread_id)
-        with contextlib.suppress(LogDeleted):
-            for fact in outbox.facts:
-                writer.write(fact)
-            async with asyncio.timeout(_FLUSH_SECONDS):
-                await writer.flush()
-        await self._store.mark_published(outbox.who, outbox.thread_id, outbox.facts)
+    async def _publish_left_over(self, outbox: Outbox) -> bool:
+        """Publish the facts and remove them from the outbox; False if that failed, which concerns no other thread."""
+        try:
+            if outbox.cut:
+                await self._log.reset(outbox.thread_id)
+            writer = self._log.writer(outbox.thread_id)
+            with contextlib.suppress(LogDeleted):
+                for fact in outbox.facts:
+                    writer.write(fact)
+                async with asyncio.timeout(_FLUSH_SECONDS):
+                    await writer.flush()
+            await self._store.mark_published(outbox.who, outbox.thread_id, outbox.facts)
+        except (LogUnavailable, StoreUnavailable, TimeoutError) as error:
+            reason = error or "the log does not answer"
+            logger.warning("facts of thread %s could not be published yet: %s", outbox.thread_id, reason)
+            return False
+        return True

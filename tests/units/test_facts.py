@@ -132,6 +132,24 @@ async def test_a_fact_waits_for_one_that_stayed_in_the_outbox_until_that_is_publ
     await log.close()
 
 
+async def test_a_thread_whose_facts_cannot_be_published_delays_no_other_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, who = MemoryLog(), principal()
+    facts = FactPublisher(store, log)
+    failing, other = [await started_thread(store, who) for _ in range(2)]
+    start = await log.tail(other.id)
+    writer = log.writer
+    monkeypatch.setattr(log, "writer", lambda thread_id: _AwayWriter())
+    for thread in (failing, other):
+        await post(store, facts, who, thread, "0")
+    await facts.close()
+    monkeypatch.setattr(log, "writer", lambda id: _AwayWriter() if id == failing.id else writer(id))
+    await facts.sweep()
+    assert await contents(log, other, start) == ["0"]
+    await log.close()
+
+
 async def test_a_run_keeps_a_snapshot_of_what_it_cannot_send(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
