@@ -6,9 +6,9 @@ import pytest
 
 from agent_chat.agents.claude.agent import Claude
 from agent_chat.agents.mcp import toolbox as mcp_toolbox
-from tests.agents.serving import claude_server, quick
-from tests.agents.standin import StandIn, stand_in
-from tests.journeys.live import Live
+from tests.support.anthropic_api import StandIn, stand_in
+from tests.support.claude_server import claude_server, quick
+from tests.support.live import Live
 from tests.units.test_mcp import raw
 
 

@@ -13,8 +13,7 @@ import pytest
 from agent_chat.agents.claude.agent import MAX_ROUNDS, Claude
 from agent_chat.agents.mcp.config import Server
 from agent_chat.stores.models import timestamp, utcnow
-from tests.agents.serving import claude_server, quick
-from tests.agents.standin import (
+from tests.support.anthropic_api import (
     OUTPUT_TOKENS,
     USAGE,
     Refusal,
@@ -26,9 +25,10 @@ from tests.agents.standin import (
     thinking,
     use,
 )
-from tests.journeys.live import Live
-from tests.journeys.shapes import TOOL_CALL_KEYS, is_message
-from tests.journeys.sockets import socket
+from tests.support.claude_server import claude_server, quick
+from tests.support.live import Live
+from tests.support.shapes import TOOL_CALL_KEYS, is_message
+from tests.support.sockets import socket
 from tests.units.test_mcp import raw
 
 JSON = dict[str, Any]

@@ -19,7 +19,7 @@ from agent_chat.server.runs.live_run import LiveRun
 from agent_chat.stores.contracts import Posted
 from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.models import Agent, Message, Principal, ToolCall, new_answer, new_id, utcnow
-from tests.agents.valid import faults
+from tests.support.anthropic_rules import faults
 
 AGENT = Agent(new_id(), "o", "", "claude", None, "", ["a"], None, None, True, {}, "", "")
 NAMES = ["echo", "time.now", "time_now", "a b", "", "ключ", "x" * 200, "x" * 201, "a__b", "a/b", "😀"]

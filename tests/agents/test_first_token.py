@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.agents.serving import mcp_file
 from tests.bench.first_token import first_tokens, serving
+from tests.support.claude_server import mcp_file
 from tests.units.test_mcp import raw
 
 BOUND_MS = 15

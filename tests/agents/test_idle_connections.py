@@ -9,9 +9,9 @@ import pytest
 from agent_chat.agents import Run
 from agent_chat.agents.claude import agent as claude
 from agent_chat.stores.models import Principal, new_id
-from tests.agents.serving import quick
-from tests.agents.standin import stand_in
 from tests.agents.test_context import AGENT, Tools, message
+from tests.support.anthropic_api import stand_in
+from tests.support.claude_server import quick
 
 
 async def test_no_request_goes_out_on_a_connection_that_the_service_is_about_to_close(

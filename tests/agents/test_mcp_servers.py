@@ -20,14 +20,14 @@ from agent_chat.agents.mcp import connection as mcp_connection
 from agent_chat.agents.mcp import slot as mcp_slot
 from agent_chat.agents.mcp.config import Server
 from agent_chat.agents.mcp.pool import Pool
-from tests.agents.http_tools import PICTURE
-from tests.agents.serving import claude_server
-from tests.agents.standin import StandIn, says, text, use
-from tests.journeys.live import Live
+from tests.support.anthropic_api import StandIn, says, text, use
+from tests.support.claude_server import claude_server
+from tests.support.http_mcp_server import PICTURE
+from tests.support.live import Live
 from tests.units.test_mcp import agent, call, children, held, names, raw, result, until
 
 TIME = Server(command=sys.executable, args=["-m", "mcp_server_time", "--local-timezone", "UTC"])
-HTTP_TOOLS = str(Path(__file__).with_name("http_tools.py"))
+HTTP_TOOLS = str(Path(__file__).parents[1] / "support" / "http_mcp_server.py")
 HTTP_NAMES = {"add", "counted", "wait", "meet", "look", "die", "ask", "require", "huge"}
 LOG = {"uri": "harbour://log", "mimeType": "text/plain", "text": "417 herons at Ærø"}
 DONE = says(text("Done."))

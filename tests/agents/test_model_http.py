@@ -14,9 +14,9 @@ from starlette.types import Receive, Scope, Send
 from agent_chat.agents import AgentError, Part, Run, Text
 from agent_chat.agents.claude.agent import Claude
 from agent_chat.stores.models import Principal, new_id
-from tests.agents.serving import quick
-from tests.agents.standin import Gate, StandIn, says, serving, text
 from tests.agents.test_context import AGENT, Tools, message
+from tests.support.anthropic_api import Gate, StandIn, says, serving, text
+from tests.support.claude_server import quick
 
 ANSWER = says(text("Fine."))
 FIRST_DELTA = 3

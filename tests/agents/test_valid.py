@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.agents.valid import faults
+from tests.support.anthropic_rules import faults
 
 HELLO = {"role": "user", "content": [{"type": "text", "text": "Hello"}]}
 USE = {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "echo", "input": {}}]}

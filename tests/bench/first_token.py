@@ -28,8 +28,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from agent_chat.server.serving import listening_socket
-from tests.agents.standin import TIME, StandIn, Stream, says, text
-from tests.journeys.live import Client, Process, server_process
+from tests.support.anthropic_api import TIME, StandIn, Stream, says, text
+from tests.support.live import Client, Process, server_process
 
 STREAMS = 50
 TOKENS = 200

@@ -17,7 +17,7 @@ from agent_chat.stores.contracts import LogWriter
 from agent_chat.stores.events import MessageDelta
 from agent_chat.stores.models import new_id
 from agent_chat.stores.redis.log import RedisLog
-from tests.services import running_redis
+from tests.support.services import running_redis
 
 _GROUPS = 10
 _WORD = "word "

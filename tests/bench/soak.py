@@ -28,11 +28,11 @@ from typing import Any
 
 import httpx
 
-from tests.journeys.live import Process, frames
-from tests.journeys.viewing import status
-from tests.processes.viewers import DOORS, Viewer
-from tests.services import redis_process
-from tests.services_mongo import mongo_process
+from tests.support.live import Process, frames
+from tests.support.mongo_server import mongo_process
+from tests.support.services import redis_process
+from tests.support.viewers import DOORS, Viewer
+from tests.support.viewing import status
 
 CLIENTS = 50
 SEED = int(os.environ.get("BENCH_SEED", "1"))

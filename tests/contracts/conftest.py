@@ -17,10 +17,10 @@ from agent_chat.stores.models import Clock, new_id, utcnow
 from agent_chat.stores.mongo.store import open_mongo
 from agent_chat.stores.redis.log import open_redis_log
 from agent_chat.stores.sqlite.store import open_sqlite
-from tests.contracts.samples import Lose
-from tests.services import redis_url as redis_url
-from tests.services_mongo import mongo_server as mongo_server
-from tests.services_mongo import mongo_url as mongo_url
+from tests.support.mongo_server import mongo_server as mongo_server
+from tests.support.mongo_server import mongo_url as mongo_url
+from tests.support.samples import Lose
+from tests.support.services import redis_url as redis_url
 
 
 class OpenStore(Protocol):

@@ -17,9 +17,9 @@ from obstore.store import ObjectStore
 from agent_chat.stores.blobs import PART_BYTES, PIECE_BYTES, Blobs, open_blobs
 from agent_chat.stores.errors import BadBlobsURL, BlobNotFound, BlobUnavailable, NotFound
 from agent_chat.stores.models import new_id
-from tests.peak import Peak
-from tests.services_s3 import S3Server
-from tests.services_s3 import s3_server as s3_server
+from tests.support.peak_memory import Peak
+from tests.support.s3_server import S3Server
+from tests.support.s3_server import s3_server as s3_server
 
 LARGE_BYTES = 100 * 2**20
 

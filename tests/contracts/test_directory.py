@@ -14,7 +14,7 @@ from agent_chat.stores.contracts import Store
 from agent_chat.stores.errors import AgentNotFound, KeyNotFound
 from agent_chat.stores.models import Agent, Organization, Principal, User, new_id
 from tests.contracts.conftest import OpenStore
-from tests.contracts.samples import AWKWARD, exactly, new_agent
+from tests.support.samples import AWKWARD, exactly, new_agent
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from agent_chat.stores.events import (
 )
 from agent_chat.stores.fold import Fold, fold
 from agent_chat.stores.models import Message, new_id
-from tests.contracts.samples import (
+from tests.support.samples import (
     AWKWARD,
     Lose,
     awkward_call,

@@ -16,8 +16,9 @@ from agent_chat.stores.models import Principal
 from agent_chat.stores.mongo import threads as mongo_threads
 from agent_chat.stores.mongo.documents import Document, Limits
 from agent_chat.stores.mongo.store import open_mongo
-from tests.contracts.mongo_commands import Commands, Read, loaded, opened
-from tests.contracts.samples import (
+from tests.support.mongo_commands import Commands, Read, loaded, opened
+from tests.support.mongo_server import mongo_process
+from tests.support.samples import (
     WORKER,
     cancelled,
     completed,
@@ -33,7 +34,6 @@ from tests.contracts.samples import (
     started_thread,
     turn,
 )
-from tests.services_mongo import mongo_process
 
 HASTY = "timeoutMS=1000"
 EMPTIED = {

@@ -16,8 +16,8 @@ from agent_chat.stores.errors import MessageNotFound, StoreUnavailable, ThreadNo
 from agent_chat.stores.models import Message, Principal, new_id
 from agent_chat.stores.mongo.documents import DOCUMENT_BYTES, Document, Limits, unpack_body
 from agent_chat.stores.mongo.store import MongoStore
-from tests.contracts.mongo_commands import Commands, Read, every_message, loaded, opened, stored
-from tests.contracts.samples import (
+from tests.support.mongo_commands import Commands, Read, every_message, loaded, opened, stored
+from tests.support.samples import (
     WORKER,
     completed,
     failed,

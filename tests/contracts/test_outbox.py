@@ -12,7 +12,7 @@ from agent_chat.stores.contracts import OUTBOX_FACTS, OUTBOX_FACTS_READ, Outbox,
 from agent_chat.stores.events import MessageCreated, ThreadDeleted, ThreadUpdated, fact_id
 from agent_chat.stores.models import Principal, Thread
 from tests.contracts.conftest import OpenStore
-from tests.contracts.samples import WORKER, new_message, principal, started_thread, turn
+from tests.support.samples import WORKER, new_message, principal, started_thread, turn
 
 NOW = 0.0
 """A lease that has always expired: whatever is stored is anybody's to publish."""

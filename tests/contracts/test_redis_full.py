@@ -11,8 +11,8 @@ from agent_chat.stores.errors import Gap, LogUnavailable
 from agent_chat.stores.events import MessageCreated, MessageDelta, RunStarted
 from agent_chat.stores.models import new_id
 from agent_chat.stores.redis.log import RedisLog, open_redis_log
-from tests.contracts.samples import new_message, rest, turn
-from tests.services import RedisServer, running_redis
+from tests.support.samples import new_message, rest, turn
+from tests.support.services import RedisServer, running_redis
 
 POST = 1_900_000
 

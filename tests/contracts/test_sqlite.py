@@ -20,7 +20,7 @@ from agent_chat.stores.sqlite import database as sqlite_database
 from agent_chat.stores.sqlite import storage as sqlite_storage
 from agent_chat.stores.sqlite.database import READERS
 from agent_chat.stores.sqlite.store import open_sqlite
-from tests.contracts.samples import new_message, principal, started_thread
+from tests.support.samples import new_message, principal, started_thread
 
 
 async def test_a_file_of_a_version_without_key_sources_opens(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from starlette.routing import BaseRoute, Route
 from agent_chat.agents import AgentError, Run
 from agent_chat.agents.registry import Kind
 from agent_chat.server import app
-from tests.journeys.live import Live, live_server
-from tests.journeys.scripted import Scripted
-from tests.journeys.shapes import is_problem
+from tests.support.live import Live, live_server
+from tests.support.scripted import Scripted
+from tests.support.shapes import is_problem
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.journeys.live import Live
-from tests.journeys.shapes import is_agent, is_invalid, is_problem, is_thread
+from tests.support.live import Live
+from tests.support.shapes import is_agent, is_invalid, is_problem, is_thread
 
 AGENTS = "/api/v1/agents"
 NOBODY = "00000000-0000-4000-8000-000000000000"

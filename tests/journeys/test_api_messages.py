@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from agent_chat.stores.events import TERMINAL_TYPES
-from tests.journeys.live import Frame, Live, frames, live_server
-from tests.journeys.shapes import is_invalid, is_message, is_problem, is_thread
+from tests.support.live import Frame, Live, frames, live_server
+from tests.support.shapes import is_invalid, is_message, is_problem, is_thread
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
 FORMS = ["json", "sse", "202"]

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.journeys.live import Live, live_server
-from tests.journeys.shapes import is_invalid, is_problem, is_thread
+from tests.support.live import Live, live_server
+from tests.support.shapes import is_invalid, is_problem, is_thread
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
 MEGABYTE = 2**20

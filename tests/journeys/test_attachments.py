@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.journeys.live import Live
+from tests.support.live import Live
 
 KEYS = [
     "id",

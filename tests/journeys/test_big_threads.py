@@ -11,9 +11,9 @@ from contextlib import AsyncExitStack
 import httpx
 import pytest
 
-from tests.journeys.gates import eventually
-from tests.journeys.live import KEY, Live, live_server
-from tests.journeys.sockets import socket as open_socket
+from tests.support.gates import eventually
+from tests.support.live import KEY, Live, live_server
+from tests.support.sockets import socket as open_socket
 
 MEGABYTE = 2**20
 READERS = 6

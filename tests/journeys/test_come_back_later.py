@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from agent_chat.server.limits import Limits
-from tests.journeys.damage import without
-from tests.journeys.live import Live, live_server
-from tests.journeys.shapes import is_problem
+from tests.support.damage import without
+from tests.support.live import Live, live_server
+from tests.support.shapes import is_problem
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
 

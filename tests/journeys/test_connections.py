@@ -18,8 +18,8 @@ from agent_chat.server.http import protocol as http_protocol
 from agent_chat.server.http.connections import SPARE, ConnectionLimits, connections_for
 from agent_chat.server.http.websocket_protocol import WebSocketProtocol
 from agent_chat.server.limits import Limits
-from tests.journeys.live import KEY, Live, live_server
-from tests.journeys.sockets import socket
+from tests.support.live import KEY, Live, live_server
+from tests.support.sockets import socket
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 SOCKET_KEY = f"Sec-WebSocket-Key: {base64.b64encode(b'k' * 16).decode()}"

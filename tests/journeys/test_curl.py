@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from agent_chat.stores.events import TERMINAL_TYPES
-from tests.journeys.live import KEY, Frame, Live, parse
-from tests.services import missing
+from tests.support.live import KEY, Frame, Live, parse
+from tests.support.services import missing
 
 SCRIPT = """say first
 hold there

@@ -17,9 +17,9 @@ import pytest
 
 from agent_chat.stores import buffer as feed
 from agent_chat.stores.events import TERMINAL_TYPES
-from tests.journeys.gates import Race, all_left, critical, eventually, no_runs, watcher
-from tests.journeys.live import KEY, Client, Frame, frames, parse
-from tests.journeys.viewing import View, status
+from tests.support.gates import Race, all_left, critical, eventually, no_runs, watcher
+from tests.support.live import KEY, Client, Frame, frames, parse
+from tests.support.viewing import View, status
 
 Door = Literal["post", "watch"]
 

@@ -13,9 +13,9 @@ import pytest
 from agent_chat.stores.contracts import EventLog
 from agent_chat.stores.events import encode, type_of
 from agent_chat.stores.memory_log import MemoryLog
-from tests.journeys.gates import Race, Watcher, critical, id_of, no_runs, watcher
 from tests.journeys.test_soak import Chaos
-from tests.services import redis_url as redis_url
+from tests.support.gates import Race, Watcher, critical, id_of, no_runs, watcher
+from tests.support.services import redis_url as redis_url
 
 SCRIPT = "say one\nlookup oven\nopen kettle\nhold end"
 

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from agent_chat.server.limits import Limits
-from tests.journeys.live import KEY, Live, live_server
-from tests.journeys.shapes import is_problem
+from tests.support.live import KEY, Live, live_server
+from tests.support.shapes import is_problem
 
 _PART = b'Content-Disposition: form-data; name="files"; filename="%b"\r\n\r\nhello\r\n'
 

@@ -13,10 +13,10 @@ import httpx
 import pytest
 
 from agent_chat.server.serving import _CLOSE_SECONDS
-from tests.journeys.live import Frame, Process, frames, server_process
-from tests.journeys.scripted import FolderGates
-from tests.journeys.sockets import socket
-from tests.journeys.viewing import status
+from tests.support.live import Frame, Process, frames, server_process
+from tests.support.scripted import FolderGates
+from tests.support.sockets import socket
+from tests.support.viewing import status
 
 DRAIN_SECONDS = 2
 SLACK_SECONDS = 10

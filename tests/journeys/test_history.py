@@ -9,7 +9,7 @@ from pathlib import Path
 from agent_chat.agents import AgentError, Part, Run, Text
 from agent_chat.agents.registry import Kind
 from agent_chat.server.runs.runner import HISTORY
-from tests.journeys.live import live_server
+from tests.support.live import live_server
 
 
 class Recorder:

@@ -28,8 +28,8 @@ from PIL import Image
 from agent_chat.server.files.extraction import TEXT_CHARS
 from agent_chat.server.files.file_types import BINARY, DOCX, PDF
 from agent_chat.server.http.uploads import FILE_BYTES
-from tests.journeys.live import Process, frames, server_process
-from tests.journeys.shapes import is_problem
+from tests.support.live import Process, frames, server_process
+from tests.support.shapes import is_problem
 
 FILES = Path(__file__).parents[1] / "files"
 REPORT_PDF = (FILES / "report.pdf").read_bytes()

@@ -6,9 +6,9 @@ import asyncio
 from pathlib import Path
 
 from agent_chat.server.limits import Limits
-from tests.journeys.live import live_server
-from tests.journeys.shapes import is_problem
-from tests.journeys.sockets import socket
+from tests.support.live import live_server
+from tests.support.shapes import is_problem
+from tests.support.sockets import socket
 
 
 async def test_too_many_requests_a_minute_are_told_when_to_come_back(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import asyncio
 
 import httpx
 
-from tests.journeys.live import Client, Live, frames
-from tests.journeys.sockets import socket
+from tests.support.live import Client, Live, frames
+from tests.support.sockets import socket
 
 VIEWERS = 300
 RUNS = 100

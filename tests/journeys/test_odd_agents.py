@@ -8,7 +8,7 @@ from typing import Any
 
 from agent_chat.agents import Part, Reply, Run, Text, ToolCompleted, ToolProgress, ToolStarted
 from agent_chat.agents.registry import Kind
-from tests.journeys.live import live_server
+from tests.support.live import live_server
 
 
 def nested(levels: int) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from agent_chat.agents.registry import Kind
 from agent_chat.server.ai_chat_service import AIChatService
 from agent_chat.server.organizations import member
 from agent_chat.stores.models import Principal
-from tests.agents.serving import mcp_file
-from tests.journeys.live import Client, Live, live_server
-from tests.journeys.shapes import is_problem
+from tests.support.claude_server import mcp_file
+from tests.support.live import Client, Live, live_server
+from tests.support.shapes import is_problem
 from tests.units.test_mcp import raw
 
 LIMITS: dict[str, Any] = {"models": ("small", "large"), "max_tokens": 1_000, "thinking_tokens": 500}

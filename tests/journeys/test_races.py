@@ -21,9 +21,9 @@ from agent_chat.agents import Part, Run, Text
 from agent_chat.agents.registry import Kind
 from agent_chat.server import ai_chat_service, app
 from agent_chat.server.runs import runner
-from tests.journeys.gates import Race, Watcher, When, critical, id_of, no_runs, watcher
-from tests.journeys.live import Frame, frames, live_server
-from tests.journeys.viewing import status
+from tests.support.gates import Race, Watcher, When, critical, id_of, no_runs, watcher
+from tests.support.live import Frame, frames, live_server
+from tests.support.viewing import status
 
 SCRIPT = "say some\nhold end\nsay more"
 Form = Literal["json", "sse"]

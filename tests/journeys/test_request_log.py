@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import InvalidStatus
 
 from agent_chat.server.log_lines import OURS, LineFormatter
-from tests.journeys.live import KEY, Live, live_server
-from tests.journeys.sockets import socket
+from tests.support.live import KEY, Live, live_server
+from tests.support.sockets import socket
 
 SECRET = "what nobody may read in a log"
 

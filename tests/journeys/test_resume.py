@@ -13,10 +13,10 @@ import msgspec
 from agent_chat.stores.events import TERMINAL_TYPES, decode
 from agent_chat.stores.fold import fold
 from agent_chat.stores.models import Message
-from tests.journeys.gates import Watcher, watcher
-from tests.journeys.live import Frame, Live, frames
-from tests.journeys.sockets import socket
-from tests.journeys.viewing import View, status
+from tests.support.gates import Watcher, watcher
+from tests.support.live import Frame, Live, frames
+from tests.support.sockets import socket
+from tests.support.viewing import View, status
 
 SCRIPT = """say # Title 🎈
 count 98

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.agents.serving import mcp_file
-from tests.journeys.gates import critical, watcher
-from tests.journeys.live import Live, live_server, server_process
-from tests.journeys.shapes import is_problem
+from tests.support.claude_server import mcp_file
+from tests.support.gates import critical, watcher
+from tests.support.live import Live, live_server, server_process
+from tests.support.shapes import is_problem
 from tests.units.test_mcp import raw
 
 KEY = {"Idempotency-Key": "k"}
@@ -76,7 +76,7 @@ async def test_no_call_is_made_before_the_store_knows_of_it(tmp_path: Path) -> N
 async def test_after_a_kill_during_the_first_call_its_key_stays_used(tmp_path: Path) -> None:
     """The process dies in the moment in which the tool has run: nothing but the wait before it stored the call."""
     ran = tmp_path / "ran"
-    server = raw(args=["-S", str(Path(__file__).parents[1] / "units" / "raw_mcp_server.py")], env={"RAN": str(ran)})
+    server = raw(args=["-S", str(Path(__file__).parents[1] / "support" / "raw_mcp_server.py")], env={"RAN": str(ran)})
     config = mcp_file(tmp_path, {"raw": server})
     async with server_process(tmp_path / "data", CHAT_MCP_CONFIG=str(config)) as process:
         agent = (await process.agent(mcp_servers=["raw"]))["id"]

@@ -14,10 +14,10 @@ from agent_chat.server.limits import Limits
 from agent_chat.stores.contracts import EventLog, Store
 from agent_chat.stores.models import Key
 from agent_chat.stores.open import Where, open_backends
-from tests.journeys.damage import without
-from tests.journeys.live import Client, Live, live_server
-from tests.journeys.shapes import is_problem
-from tests.journeys.sockets import Socket, socket
+from tests.support.damage import without
+from tests.support.live import Client, Live, live_server
+from tests.support.shapes import is_problem
+from tests.support.sockets import Socket, socket
 
 SECRET = "a-key-that-will-be-revoked"
 NOBODY = "00000000-0000-4000-8000-000000000000"

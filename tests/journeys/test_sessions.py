@@ -14,9 +14,9 @@ import pytest
 from agent_chat.server.limits import Limits
 from agent_chat.stores.contracts import EventLog, Store
 from agent_chat.stores.open import Where, open_backends
-from tests.journeys.live import KEY, Live, frames, live_server
-from tests.journeys.shapes import is_problem
-from tests.journeys.sockets import socket
+from tests.support.live import KEY, Live, frames, live_server
+from tests.support.shapes import is_problem
+from tests.support.sockets import socket
 
 TYPED = {"Sec-Fetch-Site": "none", "Sec-Fetch-Dest": "document", "Sec-Fetch-Mode": "navigate"}
 SOON = Limits(ping_seconds=0.05, lookup_seconds=0.0)

@@ -8,8 +8,8 @@ import pytest
 
 from agent_chat.server.files.content_html import Renderer
 from agent_chat.server.runs import runner
-from tests.journeys.gates import critical
-from tests.journeys.viewing import status
+from tests.support.gates import critical
+from tests.support.viewing import status
 
 
 async def test_a_run_renews_its_lease_while_its_answer_waits_to_be_rendered(

@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from agent_chat.stores.events import TERMINAL_TYPES
-from tests.journeys.gates import Race, Watcher, all_left, critical, watcher
-from tests.journeys.live import frames
-from tests.journeys.viewing import View, status
+from tests.support.gates import Race, Watcher, all_left, critical, watcher
+from tests.support.live import frames
+from tests.support.viewing import View, status
 
 SECONDS = 4.0
 THREADS = 6

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.journeys.live import Live
-from tests.journeys.sockets import Socket, socket
+from tests.support.live import Live
+from tests.support.sockets import Socket, socket
 
 
 async def acknowledged(connection: Socket, count: int) -> list[str]:

@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from agent_chat.server.limits import Limits
-from tests.journeys.live import KEY, Live, live_server
-from tests.journeys.shapes import is_problem
-from tests.journeys.sockets import socket
+from tests.support.live import KEY, Live, live_server
+from tests.support.shapes import is_problem
+from tests.support.sockets import socket
 
 TOKEN = "a-token-of-the-operator-s-own"
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")

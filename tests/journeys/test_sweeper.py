@@ -15,9 +15,9 @@ from agent_chat.stores.contracts import Store
 from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.models import Principal
 from agent_chat.stores.sqlite.store import open_sqlite
-from tests.contracts.samples import WORKER, principal, started_thread, turn
-from tests.journeys.gates import critical, no_runs
-from tests.journeys.viewing import status
+from tests.support.gates import critical, no_runs
+from tests.support.samples import WORKER, principal, started_thread, turn
+from tests.support.viewing import status
 
 
 async def test_a_sweep_that_fails_is_told_and_the_next_one_repairs(

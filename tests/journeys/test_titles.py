@@ -14,9 +14,9 @@ from agent_chat.agents import Run
 from agent_chat.agents.registry import Kind
 from agent_chat.server import titles
 from agent_chat.server.limits import Limits
-from tests.journeys.live import Live, live_server
-from tests.journeys.scripted import Scripted
-from tests.journeys.shapes import is_problem, is_thread
+from tests.support.live import Live, live_server
+from tests.support.scripted import Scripted
+from tests.support.shapes import is_problem, is_thread
 
 Make = Callable[[Run], Awaitable[Any]]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.journeys.live import Client, Live, frames
-from tests.journeys.sockets import socket
+from tests.support.live import Client, Live, frames
+from tests.support.sockets import socket
 
 TERMINAL = ("run.completed", "run.failed", "run.cancelled")
 Answer = dict[str, Any]

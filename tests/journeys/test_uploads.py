@@ -12,8 +12,8 @@ import pytest
 
 from agent_chat.server.http import body_stream
 from agent_chat.server.limits import Limits
-from tests.journeys.live import KEY, Live, live_server, server_process
-from tests.journeys.shapes import is_problem
+from tests.support.live import KEY, Live, live_server, server_process
+from tests.support.shapes import is_problem
 
 
 @asynccontextmanager

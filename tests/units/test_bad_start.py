@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from agent_chat.server.command_line import main
-from tests.services import redis_process
-from tests.services_mongo import mongo_server as mongo_server
-from tests.services_mongo import mongo_url as mongo_url
+from tests.support.mongo_server import mongo_server as mongo_server
+from tests.support.mongo_server import mongo_url as mongo_url
+from tests.support.services import redis_process
 
 REDIS = "redis://127.0.0.1:1"
 

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from agent_chat.server.errors import RateLimited
 from agent_chat.server.files.content_html import LIMITS, Renderer
 from agent_chat.server.files.markdown import HTML_BYTES, is_cheap, to_html
-from tests.units.gaps import STEP_SECONDS, gaps
+from tests.support.gaps import STEP_SECONDS, gaps
 
 LARGE = (
     "An *ordinary* sentence with `code` and a [link](https://example.com/a), as people write them. " * 5 + "\n\n"

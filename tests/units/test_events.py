@@ -35,7 +35,7 @@ from agent_chat.stores.events import (
     type_of,
 )
 from agent_chat.stores.models import Message, Thread, ToolCall, new_answer
-from tests.contracts.samples import new_file
+from tests.support.samples import new_file
 
 NOW = "2026-01-31T12:00:00.000Z"
 ANSWER = new_answer("thread", "question", "model", NOW)

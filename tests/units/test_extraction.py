@@ -26,8 +26,8 @@ from PIL import Image
 from agent_chat.server.files.extraction import LIMITS, TEXT_CHARS, Extracted, Extractor
 from agent_chat.server.files.file_types import BINARY, DOCX, EML, EPUB, ODT, OLE, PDF, PPTX, XLSX
 from agent_chat.server.files.worker import WorkerLimits
-from tests.peak import Peak
-from tests.units.gaps import gaps
+from tests.support.gaps import gaps
+from tests.support.peak_memory import Peak
 
 FILES = Path(__file__).parents[1] / "files"
 DANISH = "Fyrmesteren på Ærøskøbing talte 417 hejrer ved caféen.\n\n    indrykket\tlinje\n"

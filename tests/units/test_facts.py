@@ -26,8 +26,8 @@ from agent_chat.stores.models import Principal, Thread
 from agent_chat.stores.redis import writer as redis_writer
 from agent_chat.stores.redis.log import open_redis_log
 from agent_chat.stores.sqlite.store import open_sqlite
-from tests.contracts.samples import new_message, principal, rest, started_thread, turn
-from tests.services import RedisServer, running_redis
+from tests.support.samples import new_message, principal, rest, started_thread, turn
+from tests.support.services import RedisServer, running_redis
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from agent_chat.stores.fold import Fold, fold
 from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.models import new_id
 from tests.contracts.conftest import Seconds
-from tests.contracts.samples import cancelled, new_message, rest, turn
+from tests.support.samples import cancelled, new_message, rest, turn
 
 MEGABYTE = 2**20
 

@@ -19,7 +19,7 @@ from agent_chat.agents.mcp.pool import Pool
 from agent_chat.agents.mcp.results import RESULT_BYTES
 from agent_chat.stores.models import Agent, JSONObject
 
-RAW = str(Path(__file__).with_name("raw_mcp_server.py"))
+RAW = str(Path(__file__).parents[1] / "support" / "raw_mcp_server.py")
 ABSENT = Server(command="/nowhere/no-such-command")
 MUTE = Server(command="sh", args=["-c", "cat > /dev/null"])
 

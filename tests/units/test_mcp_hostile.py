@@ -25,9 +25,9 @@ from agent_chat.agents.mcp.process import OversizedLine, split_lines, stdio_stre
 from agent_chat.agents.mcp.tools import TOOLS, repaired
 from agent_chat.agents.mcp.transport import Incoming
 from agent_chat.stores.models import Principal
-from tests.agents.serving import mcp_file
-from tests.journeys.live import server_process
-from tests.peak import Peak
+from tests.support.claude_server import mcp_file
+from tests.support.live import server_process
+from tests.support.peak_memory import Peak
 from tests.units.test_mcp import RAW, MakePool, agent, call, make_pool, names, raw, result, until
 
 __all__ = ["make_pool"]

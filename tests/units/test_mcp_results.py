@@ -9,7 +9,7 @@ import pytest
 
 from agent_chat.agents.mcp.connection import Answer
 from agent_chat.agents.mcp.results import RESULT_BYTES, completed
-from tests.agents.http_tools import PICTURE
+from tests.support.http_mcp_server import PICTURE
 
 IMAGE = {"type": "image", "mimeType": "image/png", "data": PICTURE}
 

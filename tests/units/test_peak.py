@@ -1,6 +1,6 @@
 """The measure of memory itself: it sees what was held and given back, and forgets what was before it."""
 
-from tests.peak import Peak
+from tests.support.peak_memory import Peak
 
 MB = 2**20
 

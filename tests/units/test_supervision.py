@@ -18,7 +18,7 @@ from agent_chat.stores.events import Event
 from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.open import Where
 from agent_chat.stores.sqlite.store import open_sqlite
-from tests.journeys.live import Live, live_server
+from tests.support.live import Live, live_server
 
 
 @pytest.fixture(autouse=True)

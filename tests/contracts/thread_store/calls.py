@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from agent_chat.stores.contracts import Page, Posted, Store
 from agent_chat.stores.fitting import READ_BYTES
 from agent_chat.stores.models import Idempotency, Message, Principal
-from tests.contracts.samples import WORKER, turn
+from tests.support.samples import WORKER, turn
 
 
 async def read_page(

@@ -6,7 +6,7 @@ import pytest
 
 from agent_chat.stores.contracts import Store
 from agent_chat.stores.models import Principal, Thread
-from tests.contracts.samples import principal, started_thread
+from tests.support.samples import principal, started_thread
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 from agent_chat.stores.contracts import Posted, Store
 from agent_chat.stores.errors import ThreadArchived, ThreadBusy
 from agent_chat.stores.models import Principal, Thread
-from tests.contracts.samples import WORKER, completed, ids, new_message, principal, started_run, turn
 from tests.contracts.thread_store.calls import PostedIds, claim, posted_ids, with_content
+from tests.support.samples import WORKER, completed, ids, new_message, principal, started_run, turn
 
 
 async def test_a_claim_appends_both_messages_and_holds_the_record(store: Store, who: Principal, thread: Thread) -> None:

@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from agent_chat.stores.contracts import Store
 from agent_chat.stores.errors import StoreError
 from agent_chat.stores.models import JSONObject, Message, Principal, Thread, new_answer, new_id
-from tests.contracts.samples import WORKER, completed, ids, new_message, started_run, started_thread, turn
 from tests.contracts.thread_store.calls import increases, with_content
+from tests.support.samples import WORKER, completed, ids, new_message, started_run, started_thread, turn
 
 
 async def test_a_run_is_told_the_same_by_everything_that_goes_on_at_once(

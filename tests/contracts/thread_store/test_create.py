@@ -11,7 +11,8 @@ from agent_chat.stores.contracts import Store
 from agent_chat.stores.errors import StoreUnavailable, ThreadNotFound
 from agent_chat.stores.models import Principal, Thread, new_id
 from tests.contracts.conftest import OpenStore
-from tests.contracts.samples import (
+from tests.contracts.thread_store.calls import read_page
+from tests.support.samples import (
     AWKWARD,
     WORKER,
     completed,
@@ -25,7 +26,6 @@ from tests.contracts.samples import (
     started_thread,
     turn,
 )
-from tests.contracts.thread_store.calls import read_page
 
 
 async def test_the_store_is_ready(store: Store) -> None:

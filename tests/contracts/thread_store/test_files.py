@@ -7,7 +7,7 @@ import pytest
 from agent_chat.stores.contracts import Store
 from agent_chat.stores.errors import AttachmentNotFound, ThreadNotFound
 from agent_chat.stores.models import Principal, new_id
-from tests.contracts.samples import new_file, new_thread
+from tests.support.samples import new_file, new_thread
 
 
 @pytest.fixture

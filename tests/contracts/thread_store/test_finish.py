@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from agent_chat.stores.contracts import Finished, Store
 from agent_chat.stores.errors import MessageNotFound, ThreadBusy
 from agent_chat.stores.models import Principal, Thread, new_id
-from tests.contracts.samples import (
+from tests.contracts.thread_store.calls import PostedIds, claim, posted_ids, read_page, with_content
+from tests.support.samples import (
     WORKER,
     awkward_call,
     cancelled,
@@ -22,7 +23,6 @@ from tests.contracts.samples import (
     started_run,
     turn,
 )
-from tests.contracts.thread_store.calls import PostedIds, claim, posted_ids, read_page, with_content
 
 
 async def test_a_checkpoint_is_what_a_reader_in_mid_run_sees(store: Store, who: Principal, thread: Thread) -> None:

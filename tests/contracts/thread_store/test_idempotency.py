@@ -12,7 +12,8 @@ from agent_chat.stores.errors import IdempotencyMismatch, ThreadArchived, Thread
 from agent_chat.stores.events import MessageCreated
 from agent_chat.stores.models import Principal, Thread, utcnow
 from tests.contracts.conftest import OpenStore
-from tests.contracts.samples import (
+from tests.contracts.thread_store.calls import PostedIds, claim, increases, posted_ids, read_page, with_content
+from tests.support.samples import (
     AWKWARD,
     DAY,
     WORKER,
@@ -31,7 +32,6 @@ from tests.contracts.samples import (
     started_thread,
     turn,
 )
-from tests.contracts.thread_store.calls import PostedIds, claim, increases, posted_ids, read_page, with_content
 
 
 async def test_the_same_key_creates_one_thread(store: Store, who: Principal) -> None:

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from agent_chat.stores.contracts import Finished, Store
 from agent_chat.stores.models import Principal, Thread, new_id
 from tests.contracts.conftest import OpenStore
-from tests.contracts.samples import WORKER, completed, failed, principal, started_run, started_thread
 from tests.contracts.thread_store.calls import with_content
+from tests.support.samples import WORKER, completed, failed, principal, started_run, started_thread
 
 
 async def test_a_run_whose_lease_holds_is_no_orphan(store: Store, who: Principal, thread: Thread) -> None:

@@ -8,7 +8,8 @@ from msgspec.structs import replace
 from agent_chat.stores.contracts import Store
 from agent_chat.stores.errors import MessageNotFound
 from agent_chat.stores.models import Message, Principal, Thread, new_id
-from tests.contracts.samples import (
+from tests.contracts.thread_store.calls import read_page
+from tests.support.samples import (
     AWKWARD,
     WORKER,
     awkward_call,
@@ -21,7 +22,6 @@ from tests.contracts.samples import (
     started_thread,
     turn,
 )
-from tests.contracts.thread_store.calls import read_page
 
 
 async def test_messages_are_paged_backwards(store: Store, who: Principal, thread: Thread) -> None:

@@ -10,7 +10,8 @@ from agent_chat.stores.contracts import Page, Store
 from agent_chat.stores.fitting import READ_BYTES
 from agent_chat.stores.models import Principal, Thread, timestamp
 from tests.contracts.conftest import OpenStore
-from tests.contracts.samples import (
+from tests.contracts.thread_store.calls import increases, read_page, with_content
+from tests.support.samples import (
     WORKER,
     HandClock,
     completed,
@@ -21,7 +22,6 @@ from tests.contracts.samples import (
     started_run,
     started_thread,
 )
-from tests.contracts.thread_store.calls import increases, read_page, with_content
 
 
 async def test_a_page_is_newest_updated_first(open_store: OpenStore, who: Principal) -> None:

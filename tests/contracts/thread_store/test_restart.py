@@ -7,7 +7,8 @@ import pytest
 from agent_chat.stores.errors import ThreadBusy
 from agent_chat.stores.models import Principal
 from tests.contracts.conftest import OpenStore
-from tests.contracts.samples import (
+from tests.contracts.thread_store.calls import PostedIds, claim, posted_ids, read_page, with_content
+from tests.support.samples import (
     AWKWARD,
     WORKER,
     cancelled,
@@ -19,7 +20,6 @@ from tests.contracts.samples import (
     started_run,
     started_thread,
 )
-from tests.contracts.thread_store.calls import PostedIds, claim, posted_ids, read_page, with_content
 
 
 @pytest.mark.usefixtures("embedded")

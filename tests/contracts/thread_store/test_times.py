@@ -8,8 +8,8 @@ from msgspec.structs import replace
 from agent_chat.stores.contracts import Store
 from agent_chat.stores.models import Principal, Thread, timestamp
 from tests.contracts.conftest import OpenStore
-from tests.contracts.samples import WORKER, HandClock, completed, new_message, new_thread, started_run, turn
 from tests.contracts.thread_store.calls import increases, with_content
+from tests.support.samples import WORKER, HandClock, completed, new_message, new_thread, started_run, turn
 
 
 @pytest.mark.parametrize("step", [0, -10_000], ids=["stands still", "goes back"])

@@ -1,0 +1,239 @@
+"""Organizations are apart: whatever a stranger calls, another organization's things are not found and stay as they are.
+
+A new method of the contracts fails here until it has a case, or is named as the operator's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from agent_chat.stores.contracts import AgentPage, Directory, Store, ThreadStore
+from agent_chat.stores.errors import AgentNotFound, NotFound, ThreadNotFound
+from agent_chat.stores.events import ThreadUpdated
+from agent_chat.stores.models import Agent, KeptFile, Message, Principal, Thread, User, new_id
+from tests.contracts.conftest import OpenStore
+from tests.support.samples import (
+    AWKWARD,
+    WORKER,
+    completed,
+    exactly,
+    finished_run,
+    idempotent,
+    new_agent,
+    new_file,
+    new_message,
+    new_thread,
+    started_run,
+    turn,
+)
+
+
+class World(msgspec.Struct, frozen=True):
+    """What an organization has: a finished and a running turn, an agent, a user, keys of every sort."""
+
+    who: Principal
+    user: User
+    agent: Agent
+    thread: Thread
+    finished: Message
+    running: Message
+    file: KeptFile
+
+
+async def populate(store: Store) -> World:
+    user = await store.create_user((await store.create_organization("Acme")).id, "Ada")
+    who = Principal(user.organization_id, user.id)
+    agent = await store.create_agent(who, new_agent(who))
+    thread = (await store.create(who, new_thread(who, agent.id, metadata=AWKWARD), idempotent())).thread
+    finished = await finished_run(store, who, thread.id)
+    await store.append_message(who, new_message(thread.id, role="system"), idempotent())
+    file = new_file(thread.id)
+    await store.add_file(who, file)
+    return World(who, user, agent, thread, finished, await started_run(store, who, thread.id), file)
+
+
+async def everything(store: Store, world: World) -> str:
+    """All that the organization's own principal sees, as text."""
+    who = world.who
+    return exactly(
+        [
+            await store.get(who, world.thread.id),
+            await store.page(who, world.agent.id, limit=50, offset=0, archived=None, message_limit=50, max_bytes=2**23),
+            await store.record(who, world.running.id),
+            await store.file(who, world.thread.id, world.file.attachment.id),
+            await store.stored_bytes(who.organization_id),
+            await store.replay(who, world.thread.id, idempotent()),
+            await store.agents(who),
+            await store.agent(who, None),
+            await store.find_organization(who.organization_id),
+            await store.find_user(who.organization_id, "Ada"),
+            await store.find_user(who.organization_id, "Mallory"),
+        ]
+    )
+
+
+Case = Callable[[Store, Principal, World], Awaitable[object]]
+Outcome = object
+"""An exception's type, or the answer."""
+
+
+class Other:
+    """Any answer: what the stranger makes is their own."""
+
+
+async def page_threads(store: Store, who: Principal, world: World) -> list[Thread]:
+    return (
+        await store.page(who, world.agent.id, limit=50, offset=0, archived=None, message_limit=50, max_bytes=2**23)
+    ).threads
+
+
+async def claim(store: Store, who: Principal, world: World) -> object:
+    question, answer = turn(world.thread.id)
+    try:
+        return await store.claim(who, question, answer, worker=WORKER, idempotency=idempotent())
+    finally:
+        assert await store.record(world.who, answer.id) is None
+
+
+CASES: dict[str, tuple[Case, Outcome]] = {
+    "create_user": (lambda store, who, world: store.create_user(who.organization_id, "Mallory"), Other),
+    "find_user": (lambda store, who, world: store.find_user(who.organization_id, world.user.name), None),
+    "find_user by id": (lambda store, who, world: store.find_user(who.organization_id, world.user.id), None),
+    "create_agent": (lambda store, who, world: store.create_agent(who, new_agent(who, is_default=True)), Other),
+    "agents": (lambda store, who, world: store.agents(who), AgentPage([], more=False)),
+    "agent": (lambda store, who, world: store.agent(who, world.agent.id), AgentNotFound),
+    "agent deleted": (lambda store, who, world: store.agent(who, world.agent.id, deleted=True), AgentNotFound),
+    "agent default": (lambda store, who, world: store.agent(who, None), AgentNotFound),
+    "update_agent": (
+        lambda store, who, world: store.update_agent(who, replace(world.agent, name="Mallory"), is_default=False),
+        AgentNotFound,
+    ),
+    "update_agent of theirs": (
+        lambda store, who, world: store.update_agent(who, replace(world.agent, organization_id=who.organization_id)),
+        AgentNotFound,
+    ),
+    "delete_agent": (lambda store, who, world: store.delete_agent(who, world.agent.id), AgentNotFound),
+    "create": (lambda store, who, world: store.create(who, new_thread(who, world.agent.id), idempotent()), Other),
+    "get": (lambda store, who, world: store.get(who, world.thread.id), ThreadNotFound),
+    "read": (lambda store, who, world: store.read(who, world.thread.id, message_limit=5), ThreadNotFound),
+    "page": (page_threads, []),
+    "update": (lambda store, who, world: store.update(who, world.thread.id, title="x", archived=True), ThreadNotFound),
+    "delete": (lambda store, who, world: store.delete(who, world.thread.id), ThreadNotFound),
+    "messages": (
+        lambda store, who, world: store.messages(who, world.thread.id, before=None, limit=5),
+        ThreadNotFound,
+    ),
+    "messages before": (
+        lambda store, who, world: store.messages(who, world.thread.id, before=world.running.id, limit=5),
+        ThreadNotFound,
+    ),
+    "message": (lambda store, who, world: store.message(who, world.thread.id, world.finished.id), ThreadNotFound),
+    "append_message": (
+        lambda store, who, world: store.append_message(who, new_message(world.thread.id), idempotent()),
+        ThreadNotFound,
+    ),
+    "add_file": (lambda store, who, world: store.add_file(who, new_file(world.thread.id)), ThreadNotFound),
+    "file": (lambda store, who, world: store.file(who, world.thread.id, world.file.attachment.id), ThreadNotFound),
+    "remove_file": (
+        lambda store, who, world: store.remove_file(who, world.thread.id, world.file.attachment.id),
+        ThreadNotFound,
+    ),
+    "replay": (lambda store, who, world: store.replay(who, world.thread.id, idempotent()), ThreadNotFound),
+    "claim": (claim, ThreadNotFound),
+    "checkpoint": (
+        lambda store, who, world: store.checkpoint(
+            who, world.running.id, worker=WORKER, partial=replace(world.running, content="x")
+        ),
+        "lost",
+    ),
+    "cancel": (lambda store, who, world: store.cancel(who, world.thread.id, world.running.id), None),
+    "finish": (lambda store, who, world: store.finish(who, completed(world.running)), ThreadNotFound),
+    "orphan": (lambda store, who, world: store.orphan(who, world.running.id, "worker-2"), None),
+    "record": (lambda store, who, world: store.record(who, world.running.id), None),
+    "mark_published": (
+        lambda store, who, world: store.mark_published(who, world.thread.id, [ThreadUpdated(world.thread)]),
+        None,
+    ),
+    "forget": (lambda store, who, world: store.forget(who, world.running.id), None),
+}
+
+OPERATORS = {
+    "create_organization",
+    "find_organization",
+    "create_key",
+    "keys",
+    "revoke_key",
+    "principal",
+    "orphans",
+    "unpublished",
+    "hold_key",
+    "revoke_unheld_keys",
+    "create_session",
+    "session_principal",
+    "delete_session",
+}
+"""What has no principal: the command line's, the sign-in's and the sweeper's."""
+
+
+def test_every_method_of_the_contracts_is_looked_at() -> None:
+    methods = {name for contract in (Directory, ThreadStore) for name in vars(contract) if not name.startswith("_")}
+    assert {name.split()[0] for name in CASES} | OPERATORS == methods
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("stranger", ["stranger", "namesake"])
+async def test_a_stranger_finds_nothing_and_changes_nothing(open_store: OpenStore, name: str, stranger: str) -> None:
+    """The namesake has the very user id, in another organization; every lease has expired, so any may be taken."""
+    async with open_store(lease=0.0) as store:
+        world = await populate(store)
+        elsewhere = await store.create_organization("Elsewhere")
+        who = Principal(elsewhere.id, world.user.id if stranger == "namesake" else new_id())
+        before = await everything(store, world)
+        case, outcome = CASES[name]
+        if isinstance(outcome, type) and issubclass(outcome, NotFound):
+            with pytest.raises(outcome):
+                await case(store, who, world)
+        else:
+            answer = await case(store, who, world)
+            assert outcome is Other or answer == outcome
+        assert await everything(store, world) == before
+
+
+async def test_what_a_stranger_creates_is_the_strangers(open_store: OpenStore) -> None:
+    async with open_store() as store:
+        world = await populate(store)
+        who = Principal((await store.create_organization("Elsewhere")).id, new_id())
+        created = await store.create(who, new_thread(who, world.agent.id), idempotent())
+        assert created.replayed is False
+        assert [thread.id for thread in await page_threads(store, who, world)] == [created.thread.id]
+        assert [thread.id for thread in await page_threads(store, world.who, world)] == [world.thread.id]
+        with pytest.raises(ThreadNotFound):
+            await store.get(world.who, created.thread.id)
+        agent = await store.create_agent(who, new_agent(who))
+        assert agent.is_default is True
+        assert (await store.agents(who)).agents == [agent]
+        assert (await store.agent(world.who, None)).id == world.agent.id
+
+
+@pytest.mark.parametrize("asked", ["another thread's run", "another thread's message"])
+async def test_a_thread_of_ones_own_opens_no_other_organizations_message(open_store: OpenStore, asked: str) -> None:
+    """Naming one's own thread beside another's message or run finds and changes nothing either."""
+    async with open_store(lease=0.0) as store:
+        world = await populate(store)
+        who = Principal((await store.create_organization("Elsewhere")).id, new_id())
+        own = (await store.create(who, new_thread(who))).thread
+        before = await everything(store, world)
+        if asked == "another thread's run":
+            await store.cancel(who, own.id, world.running.id)
+            with pytest.raises(NotFound):
+                await store.finish(who, replace(completed(world.running), thread_id=own.id))
+        else:
+            with pytest.raises(NotFound):
+                await store.message(who, own.id, world.finished.id)
+            with pytest.raises(NotFound):
+                await store.messages(who, own.id, before=world.finished.id, limit=5)
+        assert await everything(store, world) == before

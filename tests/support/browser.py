@@ -1,0 +1,150 @@
+"""Debian's chromium at the demo page, driven by playwright."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from tests.support.live import KEY, Client
+from tests.support.node import required
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Locator, Page
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+SAMPLES = """
+window.samples = [];
+new MutationObserver(() => {
+  const answer = [...document.querySelectorAll("article.assistant[data-status=in_progress] .plain")].at(-1);
+  if (answer) window.samples.push(answer.textContent);
+}).observe(document, { subtree: true, childList: true, characterData: true });
+"""
+"""What the last answer showed while it was written, each time it changed."""
+
+PATIENCE = 20.0
+"""Seconds for whatever is awaited: generous, for a machine that has much else to do."""
+CUT = re.compile(r"net::ERR_|Failed to fetch")
+
+
+async def text_of(locator: Locator) -> str:
+    return (await locator.locator(".body").inner_text()).strip()
+
+
+async def reads(locator: Locator, text: str | re.Pattern[str]) -> None:
+    """Wait until the element shows the text."""
+    await locator.filter(has_text=text).first.wait_for()
+
+
+async def comes_to(locator: Locator, true: str) -> None:
+    """Wait until a JavaScript function of the element is true; it is asked at each frame that is drawn."""
+    look = f"""each => new Promise(resolve => {{
+      const look = () => (({true})(each) ? resolve() : requestAnimationFrame(look));
+      look();
+    }})"""
+    async with asyncio.timeout(PATIENCE):
+        await locator.evaluate(look)
+
+
+class Visit:
+    """A browser context with a page, which has been nowhere yet, and what its console said."""
+
+    page: Page
+
+    def __init__(self, context: BrowserContext, server: Client) -> None:
+        self.context = context
+        self.server = server
+        self.errors: list[str] = []
+        self.expected: list[str] = []
+
+    async def tab(self) -> Page:
+        """One more tab."""
+        page = await self.context.new_page()
+        page.set_default_timeout(PATIENCE * 1000)
+        page.on("console", self._said)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        return page
+
+    async def enter(self, place: str = "") -> Page:
+        """Open the URL that the server prints, which signs in; the page is ready for a message then."""
+        await self.page.goto(f"/?key={KEY}{place}")
+        await self.page.locator("#attach:enabled").wait_for()
+        return self.page
+
+    def _said(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.errors.append(f"{message.text} {message.location.get('url')}")
+
+    def unexpected(self) -> list[str]:
+        """The console's errors, without those that the test asked for."""
+        return [error for error in self.errors if not any(re.search(each, error) for each in self.expected)]
+
+    async def choose(self, **fields: object) -> dict[str, Any]:
+        """Make an agent of kind `scripted` and enter the page at it."""
+        agent = await self.server.agent(**fields)
+        await self.enter(f"#/{agent['id']}")
+        return agent
+
+    async def say(self, text: str) -> None:
+        await self.page.locator("#input").fill(text)
+        await self.page.locator("#input").press("Enter")
+
+    def answer(self, status: str, page: Page | None = None) -> Locator:
+        """The last answer, once it has this status."""
+        return (page or self.page).locator(f"article.assistant[data-status={status}]").last
+
+    async def stored(self) -> dict[str, Any]:
+        """The last message of the thread in the address, as the server has it."""
+        agent_id, thread_id = self.page.url.partition("#/")[2].split("/")
+        return dict((await self.server.get(f"/api/v1/chat/{agent_id}/threads/{thread_id}"))["messages"][-1])
+
+    async def samples(self, page: Page | None = None) -> list[str]:
+        samples: list[str] = await (page or self.page).evaluate("window.samples")
+        return samples
+
+
+class Desk:
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+
+    @asynccontextmanager
+    async def visit(self, server: Client, **options: Any) -> AsyncIterator[Visit]:
+        """Come as somebody new; at the end, fail on what their console said against the page."""
+        options = {"base_url": str(server.http.base_url), "reduced_motion": "reduce", **options}
+        context = await self._browser.new_context(**options)
+        await context.add_init_script(SAMPLES)
+        try:
+            visit = Visit(context, server)
+            visit.page = await visit.tab()
+            yield visit
+            assert not visit.unexpected(), visit.unexpected()
+        finally:
+            await context.close()
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[Desk]:
+    path = shutil.which("chromium")
+    required(path, "chromium")
+    required(find_spec("playwright"), "playwright")
+    from playwright.async_api import async_playwright
+
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        try:
+            yield Desk(browser)
+        finally:
+            await browser.close()

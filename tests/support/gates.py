@@ -1,0 +1,297 @@
+"""Races, forced: gates before and behind the verbs of the real store and log, where a test holds who comes.
+
+Nothing is mocked: a gate only makes its caller wait, or die, at the critical point; the real store does the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import httpx
+
+from agent_chat.agents.registry import Registry
+from agent_chat.server.ai_chat_service import AIChatService
+from agent_chat.server.reading.streams import Streams
+from agent_chat.server.runs.runner import Runner
+from agent_chat.stores.budget import LOG_BYTES, LogBudget
+from agent_chat.stores.buffer import Buffer
+from agent_chat.stores.contracts import EventLog, Store
+from agent_chat.stores.events import TERMINAL_TYPES
+from agent_chat.stores.memory_log import MemoryLog
+from agent_chat.stores.models import Principal, RunRecord, new_id
+from agent_chat.stores.open import Where
+from agent_chat.stores.redis.log import open_redis_log
+from agent_chat.stores.sqlite.store import open_sqlite
+from tests.support.live import Frame, Live, frames, live_server
+from tests.support.viewing import View
+
+When = Literal["before", "after"]
+
+
+class Died(Exception):
+    """What a caller meets whose process "dies" at a gate."""
+
+
+class Gate:
+    """Holds one call of a verb."""
+
+    def __init__(self) -> None:
+        self._reached = asyncio.Event()
+        self._released = asyncio.Event()
+        self._deadly = False
+
+    async def reached(self) -> None:
+        async with asyncio.timeout(10):
+            await self._reached.wait()
+
+    def release(self) -> None:
+        self._released.set()
+
+    def kill(self) -> None:
+        """Let the caller get no further, as if its process had ended here."""
+        self._deadly = True
+        self._released.set()
+
+    async def passed(self) -> None:
+        """Wait until somebody has come, and let them through."""
+        await self.reached()
+        self.release()
+
+    async def hold(self) -> None:
+        self._reached.set()
+        await self._released.wait()
+        if self._deadly:
+            raise Died
+
+
+class Gated:
+    """A store or a log with gates at its verbs."""
+
+    def __init__(self, real: object) -> None:
+        self.real = real
+        self._coming: defaultdict[tuple[str, When], list[Gate | None]] = defaultdict(list)
+        self._gates: list[Gate] = []
+
+    def hold(self, verb: str, when: When, *, skip: int = 0) -> Gate:
+        """Hold the next call of that verb, after `skip` that are let through."""
+        gate = Gate()
+        self._gates.append(gate)
+        self._coming[verb, when] += [None] * skip + [gate]
+        return gate
+
+    def release(self) -> None:
+        """Let everybody through, from now on."""
+        self._coming.clear()
+        for gate in self._gates:
+            gate.release()
+
+    def __getattr__(self, verb: str) -> Any:
+        call = getattr(self.real, verb)
+        if not inspect.iscoroutinefunction(call):
+            return call
+
+        async def gated(*args: object, **kwargs: object) -> object:
+            await self._pass(verb, "before")
+            result = await call(*args, **kwargs)
+            await self._pass(verb, "after")
+            return result
+
+        return gated
+
+    async def _pass(self, verb: str, when: When) -> None:
+        coming = self._coming[verb, when]
+        if gate := coming.pop(0) if coming else None:
+            await gate.hold()
+
+
+class Watcher:
+    """One viewer: its frames, and what the reducer makes of them."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.view = View()
+        self._news = asyncio.Condition()
+        self.ended = asyncio.Event()
+
+    def terminals(self) -> list[Frame]:
+        return [frame for frame in self.frames if frame.event in TERMINAL_TYPES]
+
+    async def read(self, stream: AsyncIterator[Frame]) -> None:
+        async for frame in stream:
+            self.frames.append(frame)
+            self.view.apply(frame)
+            async with self._news:
+                self._news.notify_all()
+        self.ended.set()
+
+    async def sees(self, event: str, fits: Callable[[dict[str, Any]], bool] = lambda data: True) -> Frame:
+        """The first frame of that type that fits, waiting for it."""
+
+        def found() -> Frame | None:
+            return next((frame for frame in self.frames if frame.event == event and fits(frame.data)), None)
+
+        async with asyncio.timeout(10), self._news:
+            frame = await self._news.wait_for(found)
+        assert frame is not None
+        return frame
+
+    async def ends(self) -> None:
+        async with asyncio.timeout(10):
+            await self.ended.wait()
+
+
+@asynccontextmanager
+async def watcher(live: Live, thread: str, after: str | None = None) -> AsyncIterator[Watcher]:
+    """Watch a thread beside the test."""
+    watching = Watcher()
+    async with live.watching(thread, after) as stream:
+        reading = asyncio.create_task(watching.read(stream))
+        try:
+            if after is None:
+                await watching.sees("thread.snapshot")
+            yield watching
+        finally:
+            reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reading
+
+
+class Race:
+    """A live server whose store and log have gates, and the parties that tests bring to it."""
+
+    def __init__(self, live: Live, store: Gated, log: Gated) -> None:
+        self.live = live
+        self.store = store
+        self.log = log
+
+    @property
+    def service(self) -> AIChatService:
+        return cast(AIChatService, self.live.server.lifespan.state["service"])
+
+    @property
+    def runner(self) -> Runner:
+        return self.service.runner
+
+    @property
+    def streams(self) -> Streams:
+        return cast(Streams, self.live.server.lifespan.state["streams"])
+
+    def buffer(self, thread: str) -> Buffer:
+        """The thread's log, from the inside."""
+        assert isinstance(self.log.real, MemoryLog)
+        return self.log.real._open(id_of(thread))
+
+    async def who(self) -> Principal:
+        principal = await cast(Store, self.store).principal(self.live.http.headers["Authorization"][len("Bearer ") :])
+        assert principal is not None
+        return principal
+
+    async def record(self, run_id: str) -> RunRecord | None:
+        return await cast(Store, self.store).record(await self.who(), run_id)
+
+    def other_process(self) -> Runner:
+        """The runner that another process on the same store and log would have."""
+
+        def no_tools(*of: object) -> Any:
+            raise NotImplementedError
+
+        async def plain(organization_id: str, text: str) -> str:
+            return text
+
+        return Runner(cast(Store, self.store), cast(EventLog, self.log), Registry({}), no_tools, plain)
+
+    async def start(self, thread: str, script: str, *, query: str = "", **headers: str) -> str:
+        """Start a run and don't wait for its answer; its id."""
+        answer = await self.post(thread, script, query=query, Prefer="respond-async", **headers)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    async def post(self, thread: str, script: str, *, query: str = "", **headers: str) -> httpx.Response:
+        return await self.live.http.post(f"{thread}/messages{query}", json={"content": script}, headers=headers)
+
+    async def cancel(self, thread: str, run_id: str) -> httpx.Response:
+        return await self.live.http.post(f"{thread}/messages/{run_id}/cancel")
+
+    async def streamed(self, thread: str, script: str, *, query: str = "", **headers: str) -> list[Frame]:
+        """All frames of a post's event stream."""
+        async with self.live.posting(thread, script, query=query, **headers) as response:
+            assert response.status_code == 200, await response.aread()
+            return [frame async for frame in frames(response)]
+
+    async def settled(self, thread: str, *watchers: Watcher) -> None:
+        """Wait until no run goes on and the watchers have seen everything that was said."""
+        await no_runs()
+        mark = new_id()
+        await self.live.http.patch(thread, json={"title": mark})
+        for watching in watchers:
+            await watching.sees("thread.updated", lambda data: bool(data["thread"]["title"] == mark))
+
+
+def id_of(thread: str) -> str:
+    return thread.rpartition("/")[2]
+
+
+def run_tasks() -> list[asyncio.Task[object]]:
+    """What the runs of this process are made of: their own tasks, their agents, their checkpoints."""
+    parts = {"Runner._live", "Runner._speak", "Runner._keep"}
+    return [task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__qualname__", "") in parts]
+
+
+async def no_runs() -> None:
+    """Wait until every run of this process is over, and whatever belonged to it gone."""
+    async with asyncio.timeout(15):
+        while tasks := run_tasks():
+            await asyncio.wait(tasks)
+
+
+@asynccontextmanager
+async def critical(
+    data_dir: Path,
+    *,
+    lease: float = 20.0,
+    events_bytes: int = LOG_BYTES,
+    redis_url: str | None = None,
+    **settings: Any,
+) -> AsyncIterator[Race]:
+    """A live server with gates; whoever is still held is let go at the end. `redis_url`: null for events in memory."""
+    gated: list[Gated] = []
+
+    @asynccontextmanager
+    async def backends(where: Where) -> AsyncIterator[tuple[Store, EventLog]]:
+        store = await open_sqlite(where.data_dir / "chat.db", lease=lease)
+        budget = LogBudget(events_bytes)
+        log = await open_redis_log(redis_url, prefix=new_id(), budget=budget) if redis_url else MemoryLog(budget=budget)
+        gated[:] = [Gated(store), Gated(log)]
+        try:
+            yield cast(Store, gated[0]), cast(EventLog, gated[1])
+        finally:
+            await log.close()
+            await store.close()
+
+    async with live_server(data_dir, backends, **settings) as live:
+        try:
+            yield Race(live, *gated)
+        finally:
+            for each in gated:
+                each.release()
+
+
+async def eventually(so: Callable[[], bool]) -> None:
+    """Wait for what nobody announces."""
+    async with asyncio.timeout(10):
+        while not so():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def all_left(race: Race, *threads: str) -> None:
+    """Wait until nothing of runs and readers is left open: no task, no stream, no cursor."""
+    await no_runs()
+    await eventually(lambda: len(race.streams) == 0 and not any(race.buffer(thread).cursors for thread in threads))
+    assert race.runner.count == 0

@@ -1,0 +1,179 @@
+"""A MongoDB store whose every command a test can count, break, or come before."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import bson
+from msgspec.structs import replace
+from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
+
+from agent_chat.stores.errors import StoreUnavailable
+from agent_chat.stores.models import Message, Principal, Thread, new_id, utcnow
+from agent_chat.stores.mongo.documents import MEASURE, Document, Limits, entry_of, millis, pack
+from agent_chat.stores.mongo.store import INDEXES, MongoStore, MotorCollections
+from tests.support.samples import new_message, started_thread
+
+
+class Read(CommandListener):
+    """What the driver read: commands, documents and bytes, as command monitoring tells them.
+
+    `queries`: one of each sort that was ever asked, as a find. `preferences`: the servers that were asked for.
+    """
+
+    def __init__(self) -> None:
+        self.queries: dict[tuple[str, str], Document] = {}
+        self.preferences: set[str | None] = set()
+        self.clear()
+
+    def clear(self) -> None:
+        self.commands: list[str] = []
+        self.documents = 0
+        self.bytes = 0
+
+    def started(self, event: CommandStartedEvent) -> None:
+        command = event.command
+        self.preferences.add(command.get("$readPreference", {}).get("mode"))
+        query = command.get("filter") or command.get("query")
+        if event.command_name == "delete":
+            query = command["deletes"][0]["q"]
+        if query:
+            collection = command[event.command_name]
+            find = {"find": collection, "filter": query, "sort": command.get("sort") or {}}
+            self.queries[collection, " ".join(sorted(query))] = find
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        cursor = event.reply.get("cursor", {})
+        found = [*cursor.get("firstBatch", []), *cursor.get("nextBatch", [])]
+        self.commands.append(event.command_name)
+        self.documents += len(found)
+        self.bytes += sum(len(bson.encode(document)) for document in found)
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        self.commands.append(f"{event.command_name} failed")
+
+
+class Commands:
+    """The commands of one store by name (`threads.change`), in order.
+
+    `dies_at`: the process dies at that command; neither it nor any later one gets an answer. `answer_lost`: that
+    command is done all the same. `meanwhile`: called once before a command of that name.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.dies_at: int | None = None
+        self.answer_lost = False
+        self.meanwhile: tuple[str, Callable[[], Awaitable[object]]] | None = None
+
+    async def run(self, name: str, call: Callable[[], Awaitable[object]]) -> object:
+        if self.meanwhile and self.meanwhile[0] == name:
+            (_, happening), self.meanwhile = self.meanwhile, None
+            await happening()
+        index = len(self.names)
+        self.names.append(name)
+        if self.dies_at is None or index < self.dies_at:
+            return await call()
+        if index == self.dies_at and self.answer_lost:
+            await call()
+        raise StoreUnavailable("the test took it away")
+
+
+class _Watched:
+    def __init__(self, name: str, inner: object, commands: Commands) -> None:
+        self._name = name
+        self._inner = inner
+        self._commands = commands
+
+    def __getattr__(self, verb: str) -> Callable[..., Awaitable[object]]:
+        call = getattr(self._inner, verb)
+
+        def watched(*args: Any, **kwargs: Any) -> Awaitable[object]:
+            return self._commands.run(f"{self._name}.{verb}", lambda: call(*args, **kwargs))
+
+        return watched
+
+
+@asynccontextmanager
+async def opened(
+    url: str,
+    *,
+    limits: Limits | None = None,
+    lease: float = 20.0,
+    commands: Commands | None = None,
+    read: Read | None = None,
+) -> AsyncIterator[MongoStore]:
+    db = MotorCollections(url, timeoutMS=30_000, event_listeners=[read] if read else [])
+    await db.prepare()
+    for name in INDEXES if commands else ():
+        setattr(db, name, _Watched(name, getattr(db, name), commands or Commands()))
+    store = MongoStore(db, lease=lease, clock=utcnow, limits=limits)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def stored(store: MongoStore, thread_id: str) -> tuple[Document, list[Document]]:
+    """A thread's document and its pages, as they are in the database."""
+    thread = await store.db.threads.one({"_id": thread_id})
+    assert thread is not None
+    return thread, await store.db.pages.many({"thread_id": thread_id}, sort=[("first", 1)])
+
+
+async def loaded(
+    store: MongoStore, who: Principal, contents: list[str], *, onto: Thread | None = None
+) -> tuple[Thread, list[Message]]:
+    """A new thread with a message of each content, in the very documents that as many appends leave, but written whole.
+
+    100,000 appends would take a quarter of an hour on SecantusDB. `onto`: put them behind what that thread has; all of
+    them stay in its document.
+    """
+    thread = onto or await started_thread(store, who)
+    first = new_message(thread.id, "", "system")
+    messages = [replace(first, id=new_id(), content=content) for content in contents]
+    document = (await store.db.threads.one({"_id": thread.id}, {"total": 1, "pushed": 1})) or {}
+    n, at = document["total"], max(millis(first.created_at), document["pushed"][-1] + 1)
+    packed = [await pack(message) for message in messages]
+    entries = [entry_of(one, n + index, at + index) for index, one in enumerate(packed)]
+    size = store.limits.slack + 1
+    pages = 0 if onto else max(0, (len(entries) - store.limits.keep) // size)
+    await _put_pages(store, thread.id, [entries[page * size : (page + 1) * size] for page in range(pages)])
+    changes: Document = {
+        "messages": {"$concatArrays": ["$messages", entries[pages * size :]]},
+        "total": n + len(entries),
+        "pushed": [entries[-1]["at"]],
+        "fence": {"$add": ["$fence", pages]},
+    }
+    if pages:
+        changes["paged_bytes"] = pages * size * 300
+    await store.db.threads.change({"_id": thread.id}, [{"$set": changes}, *MEASURE], {"_id": 1})
+    return thread, messages
+
+
+async def _put_pages(store: MongoStore, thread_id: str, pages: list[list[Document]]) -> None:
+    """A hundred to a command: most of the time is the commands'."""
+    documents: list[Document] = [
+        {
+            "_id": f"{thread_id}/{page[0]['n']}",
+            "thread_id": thread_id,
+            "first": page[0]["n"],
+            "last": page[-1]["n"],
+            "messages": page,
+            "keys": [],
+        }
+        for page in pages
+    ]
+    database = cast(MotorCollections, store.db)._database
+    for start in range(0, len(documents), 100):
+        await database["pages"].insert_many(documents[start : start + 100], ordered=False)
+
+
+async def every_message(store: MongoStore, who: Principal, thread_id: str, limit: int = 3) -> list[Message]:
+    """All of a thread's messages, paged back to the beginning."""
+    found: list[Message] = []
+    while older := (await store.messages(who, thread_id, before=found[0].id if found else None, limit=limit)).messages:
+        found = older + found
+    return found

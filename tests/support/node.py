@@ -1,0 +1,109 @@
+"""Running web_demo/client.js in Node, over a network that keeps breaking or against a server that follows a script."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from agent_chat.stores.events import Event
+
+SCRIPTS = Path(__file__).parents[1] / "clients"
+
+
+def required(found: object, what: str) -> None:
+    """Skip where something isn't installed, saying so; in CI, fail."""
+    if not found:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{what} is missing")
+        pytest.skip(f"{what} is missing")
+
+
+async def node(script: str, *arguments: str, stdin: bytes = b"", seconds: float = 30) -> Any:
+    """Run a script of tests/clients; what it printed."""
+    required(shutil.which("node"), "node")
+    process = await asyncio.create_subprocess_exec(
+        "node", str(SCRIPTS / script), *arguments, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(seconds):
+            out, _ = await process.communicate(stdin)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0
+    return msgspec.json.decode(out)
+
+
+class Network:
+    """A TCP proxy in front of a server; every connection breaks after a random number of bytes."""
+
+    def __init__(self, port: int, chance: random.Random) -> None:
+        self.cuts = 0
+        self._port = port
+        self._chance = chance
+
+    async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._port)
+
+        async def upwards() -> None:
+            with suppress(OSError):
+                while data := await reader.read(65536):
+                    server_writer.write(data)
+
+        sending = asyncio.create_task(upwards())
+        left = self._chance.randrange(1_000, 20_000)
+        with suppress(OSError):
+            while data := await server_reader.read(self._chance.randrange(1, 1_000)):
+                writer.write(data[:left])
+                await writer.drain()
+                left -= len(data)
+                if left <= 0:
+                    self.cuts += 1
+                    break
+        sending.cancel()
+        for each in (writer, server_writer):
+            each.transport.abort()
+
+
+@asynccontextmanager
+async def broken_network(port: int, chance: random.Random) -> AsyncIterator[tuple[str, Network]]:
+    """The URL of a proxy to this port that keeps cutting connections."""
+    network = Network(port, chance)
+    server = await asyncio.start_server(network.connection, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", network
+    finally:
+        server.close()
+
+
+@asynccontextmanager
+async def scripted_stream(connections: Sequence[Sequence[tuple[str, Event]]]) -> AsyncIterator[tuple[str, list[str]]]:
+    """A server that streams these events, with their ids, one list a connection; its URL and what it was asked for."""
+    asked: list[str] = []
+
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.IncompleteReadError:  # Node may connect ahead of a request that it gives up
+            return writer.close()
+        asked.append(head.decode().split(" ")[1])
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+        for position, event in connections[len(asked) - 1]:
+            writer.write(b"data: " + msgspec.json.encode(event) + f"\nid: {position}\n\n".encode())
+        writer.close()
+
+    server = await asyncio.start_server(connection, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
+    finally:
+        server.close()
