@@ -13,7 +13,7 @@ from agent_chat.agents import demo
 from agent_chat.agents.mcp import pool as mcp
 from agent_chat.agents.mcp.config import Server as McpServer
 from agent_chat.agents.mcp.config import read_servers
-from agent_chat.agents.registry import Kind, Registry
+from agent_chat.agents.registry import Kind, OpenKind, Registry, open_registry
 from agent_chat.server.ai_chat_service import AIChatService
 from agent_chat.server.errors import EXPECTED, respond
 from agent_chat.server.facts import FactPublisher
@@ -91,7 +91,7 @@ class Setup(NamedTuple):
     settings: Settings
     servers: Mapping[str, McpServer]
     blobs: Blobs
-    kinds: Mapping[str, Kind]
+    kinds: Mapping[str, Kind | OpenKind]
     backends: Backends
     limits: Limits
     connect_tools: bool
@@ -100,7 +100,7 @@ class Setup(NamedTuple):
 def create_app(
     settings: Settings,
     *,
-    kinds: Mapping[str, Kind] | None = None,
+    kinds: Mapping[str, Kind | OpenKind] | None = None,
     backends: Backends = open_backends,
     limits: Limits = Limits(),
     connect_tools: bool = True,
@@ -156,7 +156,8 @@ async def _start(app: Starlette, stack: AsyncExitStack, setup: Setup) -> State:
     settings, limits = setup.settings, setup.limits
     store, log = await stack.enter_async_context(setup.backends(settings.where))
     pool = _pool(stack, setup, store)
-    service = _service(stack, setup, store, log, pool)
+    registry = await stack.enter_async_context(open_registry(_kinds(setup)))
+    service = _service(stack, setup, store, log, registry, pool)
     own_key = app.state.own_key = await _first_key(setup, store)
     await service.runner.sweep()  # the first request finds no run of a process that died
     uploads = Uploads(stack.enter_context(upload_folder(settings.data_dir)), limits)
@@ -222,11 +223,15 @@ def _pool(stack: AsyncExitStack, setup: Setup, store: Store) -> mcp.Pool:
     return pool
 
 
-def _service(stack: AsyncExitStack, setup: Setup, store: Store, log: EventLog, pool: mcp.Pool) -> AIChatService:
+def _kinds(setup: Setup) -> Mapping[str, Kind | OpenKind]:
+    return {"claude": _claude(setup.settings), **setup.kinds} if _has_claude(setup.settings) else setup.kinds
+
+
+def _service(
+    stack: AsyncExitStack, setup: Setup, store: Store, log: EventLog, registry: Registry, pool: mcp.Pool
+) -> AIChatService:
     """Put the service together; what must be closed is closed by the stack, the runs first."""
     settings, limits = setup.settings, setup.limits
-    kinds = {"claude": _claude(stack, settings), **setup.kinds} if _has_claude(settings) else setup.kinds
-    registry = Registry(kinds)
     renderer = Renderer()
     stack.push_async_callback(renderer.close)
     extractor = Extractor()
@@ -264,15 +269,21 @@ def _service(stack: AsyncExitStack, setup: Setup, store: Store, log: EventLog, p
     )
 
 
-def _claude(stack: AsyncExitStack, settings: Settings) -> Kind:
-    from agent_chat.agents.claude.agent import Claude  # the SDK takes a second to import: only where it is used
+def _claude(settings: Settings) -> OpenKind:
+    @asynccontextmanager
+    async def open_claude() -> AsyncIterator[Kind]:
+        from agent_chat.agents.claude.agent import Claude  # the SDK takes a second to import: only where it is used
 
-    claude = Claude(
-        settings.anthropic_api_key,
-        settings.anthropic_base_url,
-        model=settings.default_model,
-        max_tokens=settings.max_tokens,
-        title_model=settings.title_model,
-    )
-    stack.push_async_callback(claude.close)
-    return Kind(claude.reply, claude.title)
+        claude = Claude(
+            settings.anthropic_api_key,
+            settings.anthropic_base_url,
+            model=settings.default_model,
+            max_tokens=settings.max_tokens,
+            title_model=settings.title_model,
+        )
+        try:
+            yield Kind(claude.reply, claude.title)
+        finally:
+            await claude.close()
+
+    return OpenKind(open_claude)

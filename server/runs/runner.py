@@ -12,12 +12,12 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import TypeVar
 
 from msgspec.structs import replace
 
-from agent_chat.agents import AgentError, Files, NoFiles, Run, Toolbox, ToolStarted
+from agent_chat.agents import AgentError, Files, NoFiles, Part, Run, RunTools, Toolbox, ToolPart, ToolStarted
 from agent_chat.agents.registry import Registry
 from agent_chat.server.files.content_html import unrendered
 from agent_chat.server.limits import Slot
@@ -147,12 +147,20 @@ class Runner:
         messages: list[Message],
         *,
         earlier: bool = False,
-        waiting: Callable[[bool], None] = lambda is_waiting: None,
+        live: LiveRun | None = None,
     ) -> Run:
-        """What an agent is given. Raises: AgentError if its model is not allowed (any more)."""
+        """What an agent is given. Raises: AgentError if its model is not allowed (any more).
+
+        `live`: the run in which its tools publish their calls; None where there is none, as for a title.
+        """
         agent = self._permitted(agent)
         thread_id = messages[-1].thread_id if messages else ""
-        tools = self._toolbox(agent, who, waiting)
+        if live is None:
+            tools = RunTools(self._toolbox(agent, who, lambda is_waiting: None))
+        else:
+            tools = RunTools(
+                self._toolbox(agent, who, live.wait_for_tools), lambda part: self._publish_from_tool(live, part)
+            )
         return Run(run_id, who, agent, messages, tools, earlier, self._files(who, thread_id))
 
     def _look(self, run_id: str) -> None:
@@ -201,26 +209,48 @@ class Runner:
                 logger.error("run %s: its agent does not stop when cancelled", run.id)
 
     async def _speak(self, run: LiveRun) -> None:
-        try:
-            parts = self._registry.kind(run.agent.kind).reply(await self._prepare(run))
+        with self._failures_end(run):
+            prepared = await self._prepare(run)
+            parts = self._registry.kind(run.agent.kind).reply(prepared)
             try:
                 breath = 0
                 async for part in parts:
-                    if time.monotonic() - run.looked_at > LEASE_SECONDS:
-                        # the process was paused: it may be another's run by now
-                        run.looked.clear()
-                        await run.looked.wait()
-                    if run.ending.done():  # an agent that talks on when it is cancelled
-                        return
-                    run.take(part)
-                    if isinstance(part, ToolStarted):
-                        await run.final_call_stored()
+                    await self._take(run, part)
                     if (breath := breath + 1) % _BREATH == 0:
                         await asyncio.sleep(0)
             finally:
                 if isinstance(parts, AsyncGenerator):
                     await parts.aclose()
+                await prepared.tools.close()
             run.end(COMPLETED)
+
+    async def _take(self, run: LiveRun, part: Part) -> None:
+        """Publish one part. Raises: CancelledError if the run has ended, and what LiveRun.take raises."""
+        if time.monotonic() - run.looked_at > LEASE_SECONDS:
+            # the process was paused: it may be another's run by now
+            run.looked.clear()
+            await run.looked.wait()
+        if run.ending.done():  # an agent that goes on although it was cancelled
+            raise asyncio.CancelledError("the run has ended")
+        run.take(part)
+        if isinstance(part, ToolStarted):
+            await run.final_call_stored()
+
+    async def _publish_from_tool(self, run: LiveRun, part: ToolPart) -> None:
+        """Publish a part of a call that the agent's framework makes while the generator waits.
+
+        What fails here ends the run as if the generator had yielded the part, whatever the framework makes of it.
+        """
+        with self._failures_end(run):
+            await self._take(run, part)
+            return
+        raise asyncio.CancelledError("the run has ended")
+
+    @contextlib.contextmanager
+    def _failures_end(self, run: LiveRun) -> Iterator[None]:
+        """End the run as what is raised in the block requires."""
+        try:
+            yield
         except AgentError as error:
             run.end(Ending("failed", RunError(error.code, error.detail, error.retryable, error.retry_after)))
         except (LogDeleted, ThreadNotFound):
@@ -243,7 +273,7 @@ class Runner:
         before = stored.messages[-(HISTORY - 1) :]
         earlier = stored.cut or len(stored.messages) > len(before)
         history = [*before, question]
-        return self.prepared(run.who, run.agent, run.id, history, earlier=earlier, waiting=run.wait_for_tools)
+        return self.prepared(run.who, run.agent, run.id, history, earlier=earlier, live=run)
 
     async def _keep(self, run: LiveRun) -> None:
         """Checkpoint every two seconds and at each tool boundary; learn there whether the run may go on."""

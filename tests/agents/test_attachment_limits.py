@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from agent_chat.agents import Run
+from agent_chat.agents import Run, RunTools
 from agent_chat.agents.claude.attachments import PICTURES, Attached, attached
 from agent_chat.agents.claude.history import history
 from agent_chat.stores.models import Agent, Attachment, Message, Principal, new_id
@@ -48,7 +48,7 @@ class Files:
 
 async def read(messages: list[Message], budget: int, agent: Agent = AGENT) -> tuple[Attached, list[str]]:
     files = Files()
-    found = await attached(Run(new_id(), Principal("o", "u"), agent, messages, Tools(), False, files), budget)
+    found = await attached(Run(new_id(), Principal("o", "u"), agent, messages, RunTools(Tools()), False, files), budget)
     return found, files.read
 
 

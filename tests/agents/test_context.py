@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from agent_chat.agents import Part, Run, Text, Tool, ToolCompleted, ToolPart, ToolStarted
+from agent_chat.agents import Part, Run, RunTools, Text, Tool, ToolCompleted, ToolPart, ToolStarted
 from agent_chat.agents.claude.agent import _Told
 from agent_chat.agents.claude.attachments import Attached
 from agent_chat.agents.claude.history import LEFT_OUT, history, model_name, turns_of, without_images
@@ -128,7 +128,7 @@ class Tools:
 
 
 def told_of(messages: list[Message], *, budget: int = 160_000) -> _Told:
-    run = Run(new_id(), Principal("o", "u"), AGENT, messages, Tools())
+    run = Run(new_id(), Principal("o", "u"), AGENT, messages, RunTools(Tools()))
     return _Told(run, {"model": "m", "max_tokens": 1}, budget, Attached())
 
 
@@ -156,7 +156,7 @@ async def test_a_run_tells_of_its_own_message_as_it_is_told_of_afterwards(seed: 
     question = message("user", "What?")
     told = told_of([question])
     posted = Posted(question, new_answer("t", question.id, None, ""), replayed=False)
-    live = LiveRun(told.run.who, AGENT, posted, MemoryLog(), utcnow)
+    live = LiveRun(told.run.principal, AGENT, posted, MemoryLog(), utcnow)
 
     def take(part: Part) -> None:
         live.take(part)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from agent_chat.agents import Run
+from agent_chat.agents import Run, RunTools
 from agent_chat.agents.claude import agent as claude
 from agent_chat.stores.models import Principal, new_id
 from tests.agents.test_context import AGENT, Tools, message
@@ -21,7 +21,7 @@ async def test_no_request_goes_out_on_a_connection_that_the_service_is_about_to_
     caplog.set_level("INFO", claude.__name__)
 
     async def ask() -> None:
-        run = Run(new_id(), Principal("o", "u"), AGENT, [message("user", "Hello")], Tools())
+        run = Run(new_id(), Principal("o", "u"), AGENT, [message("user", "Hello")], RunTools(Tools()))
         assert [part async for part in model.reply(run)]
 
     async with stand_in(keep_alive_seconds=1) as service:

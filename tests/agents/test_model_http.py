@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse
 from starlette.types import Receive, Scope, Send
 
-from agent_chat.agents import AgentError, Part, Run, Text
+from agent_chat.agents import AgentError, Part, Run, RunTools, Text
 from agent_chat.agents.claude.agent import Claude
 from agent_chat.stores.models import Principal, new_id
 from tests.agents.test_context import AGENT, Tools, message
@@ -23,7 +23,7 @@ FIRST_DELTA = 3
 
 
 async def answer(model: Claude) -> list[Part]:
-    run = Run(new_id(), Principal("o", "u"), AGENT, [message("user", "Hello")], Tools())
+    run = Run(new_id(), Principal("o", "u"), AGENT, [message("user", "Hello")], RunTools(Tools()))
     return [part async for part in model.reply(run)]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent_chat.agents import Ended, Run, Text, Tool
+from agent_chat.agents import Ended, Run, RunTools, Text, Tool
 from agent_chat.agents.claude.agent import Claude
 from agent_chat.stores.models import Principal, new_id
 from tests.agents.test_context import AGENT, Tools, message
@@ -35,7 +35,7 @@ class Two(Tools):
 
 @pytest.mark.parametrize("why", BAD)
 async def test_a_tool_that_the_service_would_refuse_is_left_out(service: StandIn, claude: Claude, why: str) -> None:
-    run = Run(new_id(), Principal("o", "u"), AGENT, [message("user", "Hello")], Two(BAD[why]))
+    run = Run(new_id(), Principal("o", "u"), AGENT, [message("user", "Hello")], RunTools(Two(BAD[why])))
     parts = [part async for part in claude.reply(run) if not isinstance(part, Ended)]
     assert parts == [Text("Fine.")]
     assert service.refused == []

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from msgspec.structs import replace
 
-from agent_chat.agents import Ended, Part, Run, Text, ToolCompleted, ToolProgress, ToolStarted
+from agent_chat.agents import Ended, Part, Run, RunTools, Text, ToolCompleted, ToolProgress, ToolStarted
 from agent_chat.agents.demo import reply, wanted
 from agent_chat.agents.mcp import toolbox as mcp_toolbox
 from agent_chat.agents.mcp.config import Server, read_servers
@@ -34,7 +34,7 @@ async def pool() -> AsyncIterator[Pool]:
 
 def run(pool: Pool, said: str, agent: Agent = AGENT, attachments: list[Attachment] | None = None) -> Run:
     message = Message("m", "t", said, "", "user", [], attachments or [], {}, "")
-    return Run("r", Principal("o", "u"), agent, [message], pool.toolbox(agent))
+    return Run("r", Principal("o", "u"), agent, [message], RunTools(pool.toolbox(agent)))
 
 
 async def answer(pool: Pool, said: str, agent: Agent = AGENT) -> list[Part]:

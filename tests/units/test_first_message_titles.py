@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from agent_chat.agents import Run
+from agent_chat.agents import Run, RunTools
 from agent_chat.agents.mcp.pool import Pool
 from agent_chat.agents.titles import LENGTH, from_first_message
 from agent_chat.server.titles import TITLE_LENGTH, sanitized
@@ -22,7 +22,9 @@ def message(content: str, role: Role = "user", attachments: list[Attachment] | N
 
 
 async def title(*messages: Message) -> str:
-    return await from_first_message(Run("r", Principal("o", "u"), AGENT, list(messages), Pool({}).toolbox(AGENT)))
+    return await from_first_message(
+        Run("r", Principal("o", "u"), AGENT, list(messages), RunTools(Pool({}).toolbox(AGENT)))
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from agent_chat.agents import AgentError, Ended, Text, ToolCompleted
 from agent_chat.agents.mcp.config import read_servers
 from agent_chat.agents.mcp.pool import Pool
-from agent_chat.agents.registry import Kind, Registry
+from agent_chat.agents.registry import Kind, Registry, open_registry
 from tests.units.test_demo import AGENT, run
 
 README = Path(__file__).parent.parent.parent / "README.md"
@@ -33,11 +33,10 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_the_readmes_agent_is_found_and_answers(installed: None) -> None:
-    registry = Registry({})
-    assert "echo" in registry
     pool = Pool(read_servers(None, {}))
     try:
-        parts = [part async for part in registry.kind("echo").reply(run(pool, "hello"))]
+        async with open_registry({}) as registry:
+            parts = [part async for part in registry.kind("echo").reply(run(pool, "hello"))]
     finally:
         await pool.close()
     assert parts[0] == Text("You said: hello. ")
@@ -46,17 +45,19 @@ async def test_the_readmes_agent_is_found_and_answers(installed: None) -> None:
 
 
 async def test_a_given_kind_comes_before_an_installed_one(installed: None) -> None:
-    mine = Kind(Registry({}).kind("echo").reply)
-    assert Registry({"echo": mine})["echo"] is mine
+    async with open_registry({}) as registry:
+        own = Kind(registry.kind("echo").reply)
+    async with open_registry({"echo": own}) as registry:
+        assert registry["echo"] is own
 
 
 def test_a_kind_that_is_not_there_is_told_in_words() -> None:
     with pytest.raises(AgentError, match="no agents of kind 'vanished'"):
-        Registry({}, installed=False).kind("vanished")
+        Registry({}).kind("vanished")
     assert AGENT.kind == "demo"
 
 
-def test_a_broken_entry_point_is_left_out_with_a_warning(
+async def test_a_broken_entry_point_is_left_out_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     package = tmp_path / "broken-1.dist-info"
@@ -64,6 +65,7 @@ def test_a_broken_entry_point_is_left_out_with_a_warning(
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
     (package / "entry_points.txt").write_text("[chat.agents]\nbroken = no_such_module:reply\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert "broken" not in Registry({})
+    async with open_registry({}) as registry:
+        assert "broken" not in registry
     (record,) = [record for record in caplog.records if record.name == "agent_chat.agents.registry"]
-    assert record.getMessage() == "agent kind 'broken' skipped: no_such_module:reply cannot be loaded"
+    assert record.getMessage() == "agent kind 'broken' skipped: no_such_module:reply cannot be loaded or opened"

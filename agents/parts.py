@@ -1,0 +1,88 @@
+"""What an agent yields: the parts of its answer, and the error with which it ends a run."""
+
+from __future__ import annotations
+
+import msgspec
+
+from agent_chat.stores.models import JSONObject
+
+
+class Text(msgspec.Struct, frozen=True):
+    """More of the answer, in Markdown. The server inserts a blank line between the text before and after a call."""
+
+    text: str
+
+
+class Reasoning(msgspec.Struct, frozen=True):
+    """More of the model's reasoning: published while the run is in progress, not stored."""
+
+    text: str
+
+
+class ToolStarted(msgspec.Struct, frozen=True):
+    """A tool is about to be called.
+
+    Yield it before the call is made: the generator is not resumed until the store has the first call that is not
+    repeatable. A run that fails after such a call is never retryable, and its Idempotency-Key stays used.
+
+    Attributes:
+        id: names the call; unique within the run.
+        round: the model's turn that requested the call, from 0.
+        repeatable: whether making the call again is harmless: the tool only reads, is idempotent, or is not called.
+    """
+
+    id: str
+    tool_name: str
+    arguments: JSONObject
+    round: int = 0
+    repeatable: bool = False
+
+
+class ToolProgress(msgspec.Struct, frozen=True):
+    """`progress` of `total` (None: unknown), with the tool's own message, if it sent one."""
+
+    id: str
+    progress: float
+    total: float | None = None
+    message: str | None = None
+
+
+class ToolCompleted(msgspec.Struct, frozen=True):
+    """The call has ended, with a JSON object as its result or a sentence as its error. Exactly one of them is set."""
+
+    id: str
+    result: JSONObject | None = None
+    error: str | None = None
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """What is known about the answer: fields of `message.metadata.run`. Optional; of several the last value counts."""
+
+    stop_reason: str | None = None
+    model: str | None = None
+    usage: JSONObject | None = None
+
+
+ToolPart = ToolStarted | ToolProgress | ToolCompleted
+Part = Text | Reasoning | ToolPart | Ended
+
+
+class AgentError(Exception):
+    """The run fails with this sentence. The text and the tool calls so far are stored.
+
+    Args:
+        detail: one sentence for the client. It must not contain secrets or another user's data.
+        code: `agent_failed`, `agent_overloaded` or `agent_timeout`.
+        retryable: whether the same message may succeed later. The run is retryable only if, in addition, all of its
+            tool calls are repeatable.
+        retry_after: seconds, where the model's service named a time.
+    """
+
+    def __init__(
+        self, detail: str, *, code: str = "agent_failed", retryable: bool = False, retry_after: float | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.code = code
+        self.retryable = retryable
+        self.retry_after = retry_after
