@@ -113,8 +113,8 @@ async def test_what_is_left_over_survives_a_restart(open_store: OpenStore) -> No
 async def test_a_full_outbox_drops_the_oldest_and_tells_so(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("sqlite_outbox", "mongo_outbox"):
-        monkeypatch.setattr(f"stores.{module}.OUTBOX_FACTS", 4)
+    for backend in ("sqlite", "mongo"):
+        monkeypatch.setattr(f"agent_chat.stores.{backend}.outbox.OUTBOX_FACTS", 4)
     async with open_store(lease=NOW) as store:
         who = principal()
         thread = await started_thread(store, who)
@@ -130,9 +130,9 @@ async def test_a_part_is_read_at_once_and_the_rest_once_that_is_marked(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert OUTBOX_FACTS_READ < OUTBOX_FACTS
-    for module in ("sqlite_outbox", "mongo_outbox"):
-        monkeypatch.setattr(f"stores.{module}.OUTBOX_FACTS_READ", 3)
-        monkeypatch.setattr(f"stores.{module}.OUTBOX_BYTES_READ", 6000)
+    for backend in ("sqlite", "mongo"):
+        monkeypatch.setattr(f"agent_chat.stores.{backend}.outbox.OUTBOX_FACTS_READ", 3)
+        monkeypatch.setattr(f"agent_chat.stores.{backend}.outbox.OUTBOX_BYTES_READ", 6000)
     async with open_store(lease=NOW) as store:
         who = principal()
         thread = await started_thread(store, who)

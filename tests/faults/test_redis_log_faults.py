@@ -467,8 +467,8 @@ async def test_what_is_written_while_redis_is_away_stays_small_and_every_fact_ar
 async def test_nobody_waits_long_for_a_redis_that_is_away(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    for name in ("redis_reads.READ_SECONDS", "redis_log._CLOSE_SECONDS", "redis_feed._PAGE_SECONDS"):
-        monkeypatch.setattr(f"stores.{name}", 0.4)
+    for name in ("reads.READ_SECONDS", "log._CLOSE_SECONDS", "feed._PAGE_SECONDS"):
+        monkeypatch.setattr(f"agent_chat.stores.redis.{name}", 0.4)
     log = await open_redis_log(server.url)
     thread_id = new_id()
     position = await log.tail(thread_id)
