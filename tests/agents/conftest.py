@@ -5,17 +5,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from agent_chat.agents.claude.agent import Claude
-from agent_chat.agents.mcp import toolbox as mcp_toolbox
 from tests.support.anthropic_api import StandIn, stand_in
 from tests.support.claude_server import claude_server, quick
 from tests.support.live import Live
-from tests.units.test_mcp import raw
-
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for slow servers on a slow machine; tests of the limit itself use a server that never responds."""
-    monkeypatch.setattr(mcp_toolbox, "READY_SECONDS", 20.0)
+from tests.support.mcp_pool import raw
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +36,8 @@ async def live(tmp_path_factory: pytest.TempPathFactory, started: StandIn, claud
     """One for all tests of a module: each has threads of its own."""
     async with claude_server(tmp_path_factory.mktemp("live"), started, claude, {"raw": raw()}) as live:
         yield live
+
+
+@pytest.fixture(autouse=True)
+def always_patient(patient: None) -> None:
+    """Apply `patient` to every test of this folder."""

@@ -7,17 +7,14 @@ import base64
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from tests.journeys.test_attachments import upload
 from tests.support.anthropic_api import StandIn, parts, says, text
-from tests.support.live import Live, frames, server_process
-from tests.units.test_extraction import CODE, CSV, DANISH, FILES, image, mail
-
-JSON = dict[str, Any]
+from tests.support.claude_server import blocks, claude_thread
+from tests.support.documents import CODE, CSV, DANISH, FILES, image, mail
+from tests.support.live import Live, frames, server_process, upload
 
 REPORT = ["Harbour report", "417 herons", "on Tuesday, near the café at Ærøskøbing.", "Order 30 metres of rope"]
 TABLE = ["| 7 | Marigold | 12.5 |", "| 8 | Østerlund | 9.0 |"]
@@ -55,16 +52,6 @@ TRIES = 3
 
 def content_of(name: str) -> bytes:
     return mail(html_only=False) if name == "letter.eml" else (FILES / name).read_bytes()
-
-
-def blocks(request: JSON) -> list[JSON]:
-    """The blocks of the last user turn."""
-    last: list[JSON] = request["messages"][-1]["content"]
-    return last
-
-
-async def claude_thread(live: Live) -> str:
-    return await live.thread((await live.agent(kind="claude"))["id"])
 
 
 async def asked_about(live: Live, service: StandIn, name: str, data: bytes) -> str:

@@ -13,12 +13,11 @@ from agent_chat.agents import Run, RunTools
 from agent_chat.agents.claude.attachments import PICTURES, Attached, attached
 from agent_chat.agents.claude.history import history
 from agent_chat.stores.models import Agent, Attachment, Message, Principal, new_id
-from tests.agents.test_attachment_formats import blocks, claude_thread
-from tests.agents.test_context import AGENT, Tools, png
-from tests.journeys.test_attachments import upload
 from tests.support.anthropic_api import StandIn, says, text
-from tests.support.live import Live
-from tests.units.test_extraction import image
+from tests.support.claude_runs import AGENT, Tools, png
+from tests.support.claude_server import blocks, claude_thread
+from tests.support.documents import image
+from tests.support.live import Live, upload
 
 JSON = dict[str, Any]
 

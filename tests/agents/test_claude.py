@@ -27,9 +27,9 @@ from tests.support.anthropic_api import (
 )
 from tests.support.claude_server import claude_server, quick
 from tests.support.live import Live
+from tests.support.mcp_pool import raw
 from tests.support.shapes import TOOL_CALL_KEYS, is_message
 from tests.support.sockets import socket
-from tests.units.test_mcp import raw
 
 JSON = dict[str, Any]
 TWO = says(text("Let me ", "see. "), use("echo", {"text": "é"}), use("meet", {"guests": 1}))

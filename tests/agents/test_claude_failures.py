@@ -12,13 +12,13 @@ import pytest
 from agent_chat.agents import Part, Run, ToolCompleted, ToolStarted
 from agent_chat.agents.claude.agent import ATTEMPTS, Claude
 from agent_chat.agents.registry import Kind
-from tests.agents.test_context import png
 from tests.support.anthropic_api import Gate, Refusal, Reply, StandIn, Stream, says, text, thinking, use
 from tests.support.anthropic_rules import BROKEN
+from tests.support.claude_runs import png
 from tests.support.claude_server import claude_server, mcp_file, quick
 from tests.support.live import Live, live_server
+from tests.support.mcp_pool import raw
 from tests.support.shapes import is_message, is_problem
-from tests.units.test_mcp import raw
 
 HALF = says(text("Half ", "of it", " is here"))
 BEFORE, AFTER = 3, 5

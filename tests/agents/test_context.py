@@ -11,24 +11,20 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from agent_chat.agents import Part, Run, RunTools, Text, Tool, ToolCompleted, ToolPart, ToolStarted
+from agent_chat.agents import Part, Run, RunTools, Text, ToolCompleted, ToolPart, ToolStarted
 from agent_chat.agents.claude.agent import _Told
 from agent_chat.agents.claude.attachments import Attached
 from agent_chat.agents.claude.history import LEFT_OUT, history, model_name, turns_of, without_images
 from agent_chat.server.runs.live_run import LiveRun
 from agent_chat.stores.contracts import Posted
 from agent_chat.stores.memory_log import MemoryLog
-from agent_chat.stores.models import Agent, Message, Principal, ToolCall, new_answer, new_id, utcnow
+from agent_chat.stores.models import Message, Principal, ToolCall, new_answer, new_id, utcnow
 from tests.support.anthropic_rules import faults
+from tests.support.claude_runs import AGENT, Tools, message, png
 
-AGENT = Agent(new_id(), "o", "", "claude", None, "", ["a"], None, None, True, {}, "", "")
 NAMES = ["echo", "time.now", "time_now", "a b", "", "ключ", "x" * 200, "x" * 201, "a__b", "a/b", "😀"]
 TEXTS = ["", " ", "\n", "\n\n", "Hello", "Look.\n", "\n\nLook", "Grüße 😀", "x" * 3000, "<tool>", "\u2028", "{}", "  x"]
 Turns = list[dict[str, Any]]
-
-
-def png(body: bytes = b"") -> str:
-    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + body).decode()
 
 
 BLOCKS: list[Any] = [
@@ -77,12 +73,6 @@ def called(dice: random.Random) -> ToolCall:
     return ToolCall(call.tool_name, call.arguments, result=result(dice), end_time="t")
 
 
-def message(role: Any, content: str, number: int = 0, **run: Any) -> Message:
-    metadata = {"run": run} if run else {}
-    calls = run.pop("calls", [])
-    return Message(new_id(), "t", content, "", role, calls, [], metadata, str(number))
-
-
 def answer(dice: random.Random) -> Message:
     """An assistant's message as a store may hold it: by a run or not, whole or repaired."""
     content = "".join(dice.choice(TEXTS) for _ in range(dice.randrange(4)))
@@ -113,18 +103,6 @@ def thread(dice: random.Random, length: int) -> list[Message]:
     if dice.random() < 0.1:
         messages.insert(dice.randrange(len(messages) + 1), message("assistant", "half", status="in_progress"))
     return [*messages, message("user", dice.choice(TEXTS))]
-
-
-class Tools:
-    @property
-    def missing(self) -> dict[str, str]:
-        return {}
-
-    async def available(self) -> list[Tool]:
-        return []
-
-    async def call(self, uses: Any, *, round: int = 0) -> Any:
-        yield
 
 
 def told_of(messages: list[Message], *, budget: int = 160_000) -> _Told:

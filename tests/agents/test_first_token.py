@@ -7,7 +7,7 @@ import pytest
 
 from tests.bench.first_token import first_tokens, serving
 from tests.support.claude_server import mcp_file
-from tests.units.test_mcp import raw
+from tests.support.mcp_pool import raw
 
 BOUND_MS = 15
 POSTS = 20

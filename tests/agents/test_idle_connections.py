@@ -9,8 +9,8 @@ import pytest
 from agent_chat.agents import Run, RunTools
 from agent_chat.agents.claude import agent as claude
 from agent_chat.stores.models import Principal, new_id
-from tests.agents.test_context import AGENT, Tools, message
 from tests.support.anthropic_api import stand_in
+from tests.support.claude_runs import AGENT, Tools, message
 from tests.support.claude_server import quick
 
 

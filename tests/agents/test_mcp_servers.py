@@ -24,7 +24,7 @@ from tests.support.anthropic_api import StandIn, says, text, use
 from tests.support.claude_server import claude_server
 from tests.support.http_mcp_server import PICTURE
 from tests.support.live import Live
-from tests.units.test_mcp import agent, call, children, held, names, raw, result, until
+from tests.support.mcp_pool import agent, call, children, held, names, raw, result, until
 
 TIME = Server(command=sys.executable, args=["-m", "mcp_server_time", "--local-timezone", "UTC"])
 HTTP_TOOLS = str(Path(__file__).parents[1] / "support" / "http_mcp_server.py")

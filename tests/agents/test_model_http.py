@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 
@@ -11,43 +10,10 @@ from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse
 from starlette.types import Receive, Scope, Send
 
-from agent_chat.agents import AgentError, Part, Run, RunTools, Text
+from agent_chat.agents import AgentError, Text
 from agent_chat.agents.claude.agent import Claude
-from agent_chat.stores.models import Principal, new_id
-from tests.agents.test_context import AGENT, Tools, message
-from tests.support.anthropic_api import Gate, StandIn, says, serving, text
-from tests.support.claude_server import quick
-
-ANSWER = says(text("Fine."))
-FIRST_DELTA = 3
-
-
-async def answer(model: Claude) -> list[Part]:
-    run = Run(new_id(), Principal("o", "u"), AGENT, [message("user", "Hello")], RunTools(Tools()))
-    return [part async for part in model.reply(run)]
-
-
-def gated(service: StandIn, streams: int) -> list[Gate]:
-    """Let each of so many requests wait at its first delta."""
-    gates = [Gate() for _ in range(streams)]
-    waiting = iter(gates)
-    service.otherwise = lambda request: ANSWER.waits(FIRST_DELTA, next(waiting))
-    return gates
-
-
-async def streams_at_once(service: StandIn, streams: int) -> None:
-    """Have so many streams open at the same time; fails where one does not begin before the others end."""
-    model = quick(service, stall_seconds=60)
-    gates = gated(service, streams)
-    async with asyncio.timeout(0.1 * streams), asyncio.TaskGroup() as group:
-        runs = [group.create_task(answer(model)) for _ in range(streams)]
-        for gate in gates:
-            await gate.reached.wait()
-        assert not any(run.done() for run in runs)
-        for gate in gates:
-            gate.go.set()
-    assert all(Text("Fine.") in run.result() for run in runs)
-    await model.close()
+from tests.support.anthropic_api import StandIn, serving
+from tests.support.claude_runs import answer, streams_at_once
 
 
 async def test_a_hundred_and_fifty_streams_are_open_at_the_same_time(service: StandIn) -> None:

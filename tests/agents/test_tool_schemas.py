@@ -9,8 +9,8 @@ import pytest
 from agent_chat.agents import Ended, Run, RunTools, Text, Tool
 from agent_chat.agents.claude.agent import Claude
 from agent_chat.stores.models import Principal, new_id
-from tests.agents.test_context import AGENT, Tools, message
 from tests.support.anthropic_api import StandIn
+from tests.support.claude_runs import AGENT, Tools, message
 
 GOOD = {"type": "object", "properties": {"a.b-c_1": {"type": "integer", "exclusiveMinimum": 0}}}
 BAD: dict[str, dict[str, Any]] = {

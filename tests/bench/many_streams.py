@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-from tests.agents.test_model_http import streams_at_once
 from tests.bench.first_token import show
 from tests.support.anthropic_api import stand_in
+from tests.support.claude_runs import streams_at_once
 
 STREAMS = 1_000
 

@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from agent_chat.agents.mcp import toolbox as mcp_toolbox
 from tests.support.browser import Desk, Visit, chromium
 from tests.support.live import Live, live_server
 
@@ -33,6 +32,5 @@ async def visit(desk: Desk, server: Live) -> AsyncIterator[Visit]:
 
 
 @pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for slow servers on a slow machine; tests of the limit itself use a server that never responds."""
-    monkeypatch.setattr(mcp_toolbox, "READY_SECONDS", 20.0)
+def always_patient(patient: None) -> None:
+    """Apply `patient` to every test of this folder."""

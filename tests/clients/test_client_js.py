@@ -29,7 +29,7 @@ from agent_chat.stores.fold import fold
 from agent_chat.stores.models import Message, Thread
 from tests.support.live import KEY, Live
 from tests.support.node import broken_network, node, scripted_stream
-from tests.units.test_fold import (
+from tests.support.run_events import (
     EMPTY,
     NOW,
     a_run,

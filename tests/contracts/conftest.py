@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import pytest
@@ -17,18 +16,11 @@ from agent_chat.stores.models import Clock, new_id, utcnow
 from agent_chat.stores.mongo.store import open_mongo
 from agent_chat.stores.redis.log import open_redis_log
 from agent_chat.stores.sqlite.store import open_sqlite
+from tests.support.backends import OpenStore, Seconds
 from tests.support.mongo_server import mongo_server as mongo_server
 from tests.support.mongo_server import mongo_url as mongo_url
 from tests.support.samples import Lose
 from tests.support.services import redis_url as redis_url
-
-
-class OpenStore(Protocol):
-    """Open this test's database; opening it again finds what was there. `peer`: as another process beside it."""
-
-    def __call__(
-        self, *, lease: float = 20.0, clock: Clock = utcnow, peer: bool = False
-    ) -> AbstractAsyncContextManager[Store]: ...
 
 
 @asynccontextmanager
@@ -58,16 +50,6 @@ EMBEDDED = {"sqlite"}
 class OpenedLog(msgspec.Struct):
     log: EventLog
     lose: Lose
-
-
-class Seconds:
-    """A monotonic clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from agent_chat.stores.contracts import Store
 from agent_chat.stores.errors import AgentNotFound, KeyNotFound
 from agent_chat.stores.models import Agent, Organization, Principal, User, new_id
-from tests.contracts.conftest import OpenStore
+from tests.support.backends import OpenStore
 from tests.support.samples import AWKWARD, exactly, new_agent
 
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from agent_chat.stores.contracts import OUTBOX_FACTS, OUTBOX_FACTS_READ, Outbox, Store
 from agent_chat.stores.events import MessageCreated, ThreadDeleted, ThreadUpdated, fact_id
 from agent_chat.stores.models import Principal, Thread
-from tests.contracts.conftest import OpenStore
+from tests.support.backends import OpenStore
 from tests.support.samples import WORKER, new_message, principal, started_thread, turn
 
 NOW = 0.0

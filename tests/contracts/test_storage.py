@@ -13,7 +13,7 @@ from agent_chat.stores.mongo import storage as mongo_storage
 from agent_chat.stores.mongo import threads as mongo_threads
 from agent_chat.stores.sqlite import storage as sqlite_storage
 from agent_chat.stores.sqlite import threads as sqlite_threads
-from tests.contracts.conftest import OpenStore
+from tests.support.backends import OpenStore
 from tests.support.samples import new_agent, new_file, new_message, new_thread, principal
 
 

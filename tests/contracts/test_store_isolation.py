@@ -15,7 +15,7 @@ from agent_chat.stores.contracts import AgentPage, Directory, Store, ThreadStore
 from agent_chat.stores.errors import AgentNotFound, NotFound, ThreadNotFound
 from agent_chat.stores.events import ThreadUpdated
 from agent_chat.stores.models import Agent, KeptFile, Message, Principal, Thread, User, new_id
-from tests.contracts.conftest import OpenStore
+from tests.support.backends import OpenStore
 from tests.support.samples import (
     AWKWARD,
     WORKER,

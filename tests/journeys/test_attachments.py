@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.live import Live
+from tests.support.live import Live, upload
 
 KEYS = [
     "id",
@@ -36,12 +36,6 @@ PNG = (
     + _part(b"IDAT", zlib.compress(b"\0\xff\0\0"))
     + _part(b"IEND", b"")
 )
-
-
-async def upload(live: Live, thread: str, *files: tuple[str, bytes]) -> list[dict[str, Any]]:
-    answer = await live.http.post(f"{thread}/attachments", files=[("files", file) for file in files])
-    assert answer.status_code == 201, answer.text
-    return list(answer.json())
 
 
 async def demo_thread(live: Live) -> str:

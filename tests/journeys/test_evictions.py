@@ -13,7 +13,7 @@ import pytest
 from agent_chat.stores.contracts import EventLog
 from agent_chat.stores.events import encode, type_of
 from agent_chat.stores.memory_log import MemoryLog
-from tests.journeys.test_soak import Chaos
+from tests.support.chaos import Chaos
 from tests.support.gates import Race, Watcher, critical, id_of, no_runs, watcher
 from tests.support.services import redis_url as redis_url
 

@@ -9,24 +9,17 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from agent_chat.agents import Part, Run, Text
 from agent_chat.agents.registry import Kind
 from agent_chat.server.ai_chat_service import AIChatService
 from agent_chat.server.organizations import member
 from agent_chat.stores.models import Principal
 from tests.support.claude_server import mcp_file
 from tests.support.live import Client, Live, live_server
+from tests.support.mcp_pool import raw
+from tests.support.scripted import tells
 from tests.support.shapes import is_problem
-from tests.units.test_mcp import raw
 
 LIMITS: dict[str, Any] = {"models": ("small", "large"), "max_tokens": 1_000, "thinking_tokens": 500}
-
-
-async def tells(run: Run) -> AsyncIterator[Part]:
-    """Says what it was given."""
-    thinking = run.agent.metadata.get("thinking", {}).get("budget_tokens")
-    tools = sorted(tool.name for tool in await run.tools.available())
-    yield Text(f"{run.agent.model} {run.agent.max_tokens} {thinking} {'echo' in tools} {run.tools.missing}")
 
 
 @pytest.fixture

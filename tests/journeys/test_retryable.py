@@ -10,8 +10,8 @@ import pytest
 from tests.support.claude_server import mcp_file
 from tests.support.gates import critical, watcher
 from tests.support.live import Live, live_server, server_process
+from tests.support.mcp_pool import raw
 from tests.support.shapes import is_problem
-from tests.units.test_mcp import raw
 
 KEY = {"Idempotency-Key": "k"}
 

@@ -13,9 +13,9 @@ from agent_chat.agents.registry import Kind
 from agent_chat.stores.events import decode
 from agent_chat.stores.fold import fold
 from agent_chat.stores.models import Message
-from tests.journeys.test_operator_limits import tells
 from tests.support.claude_server import mcp_file
 from tests.support.live import live_server
+from tests.support.scripted import tells
 from tests.support.viewing import View
 
 MUTE = Server(command="sh", args=["-c", "cat > /dev/null"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -55,3 +56,16 @@ async def claude_server(
         anthropic_base_url=service.url,
     ) as live:
         yield live
+
+
+JSON = dict[str, Any]
+
+
+def blocks(request: JSON) -> list[JSON]:
+    """The blocks of the last user turn."""
+    last: list[JSON] = request["messages"][-1]["content"]
+    return last
+
+
+async def claude_thread(live: Live) -> str:
+    return await live.thread((await live.agent(kind="claude"))["id"])

@@ -212,3 +212,9 @@ async def server_process(data_dir: Path, **environment: str) -> AsyncIterator[Pr
     finally:
         await process.http.aclose()
         await process.stop()
+
+
+async def upload(live: Live, thread: str, *files: tuple[str, bytes]) -> list[dict[str, Any]]:
+    answer = await live.http.post(f"{thread}/attachments", files=[("files", file) for file in files])
+    assert answer.status_code == 201, answer.text
+    return list(answer.json())

@@ -115,3 +115,10 @@ class Scripted:
                     raise RuntimeError(INTERNAL_TEXT)
                 case _:
                     yield Text(line)
+
+
+async def tells(run: Run) -> AsyncIterator[Part]:
+    """Says what it was given."""
+    thinking = run.agent.metadata.get("thinking", {}).get("budget_tokens")
+    tools = sorted(tool.name for tool in await run.tools.available())
+    yield Text(f"{run.agent.model} {run.agent.max_tokens} {thinking} {'echo' in tools} {run.tools.missing}")

@@ -8,21 +8,14 @@ from collections.abc import AsyncIterator
 import pytest
 from msgspec.structs import replace
 
-from agent_chat.agents import Ended, Part, Run, RunTools, Text, ToolCompleted, ToolProgress, ToolStarted
+from agent_chat.agents import Ended, Part, Text, ToolCompleted, ToolProgress, ToolStarted
 from agent_chat.agents.demo import reply, wanted
-from agent_chat.agents.mcp import toolbox as mcp_toolbox
 from agent_chat.agents.mcp.config import Server, read_servers
 from agent_chat.agents.mcp.pool import Pool
-from agent_chat.stores.models import Agent, Attachment, JSONObject, Message, Principal
+from agent_chat.stores.models import Agent, Attachment
+from tests.support.demo_runs import AGENT, run
 
-FAST: JSONObject = {"demo": {"delay_ms": 0}}
-AGENT = Agent("a", "o", "Demo", "demo", None, "", ["demo"], None, None, True, FAST, "", "")
-
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for slow servers on a slow machine; tests of the limit itself use a server that never responds."""
-    monkeypatch.setattr(mcp_toolbox, "READY_SECONDS", 20.0)
+pytestmark = pytest.mark.usefixtures("patient")
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +23,6 @@ async def pool() -> AsyncIterator[Pool]:
     pool = Pool({**read_servers(None, {}), "absent": Server(command="/nowhere/none")})
     yield pool
     await pool.close()
-
-
-def run(pool: Pool, said: str, agent: Agent = AGENT, attachments: list[Attachment] | None = None) -> Run:
-    message = Message("m", "t", said, "", "user", [], attachments or [], {}, "")
-    return Run("r", Principal("o", "u"), agent, [message], RunTools(pool.toolbox(agent)))
 
 
 async def answer(pool: Pool, said: str, agent: Agent = AGENT) -> list[Part]:

@@ -9,19 +9,14 @@ from pathlib import Path
 import pytest
 
 from agent_chat.agents import Toolbox, ToolCompleted, ToolUse
-from agent_chat.agents.mcp import toolbox as mcp_toolbox
 from agent_chat.agents.mcp.config import read_servers
 from agent_chat.agents.mcp.pool import Pool
 from agent_chat.stores.models import Agent, JSONObject
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 ROOT = Path(__file__).parents[2]
 AGENT = Agent("a", "o", "", "demo", None, "", ["demo"], None, None, True, {}, "", "")
-
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for slow servers on a slow machine; tests of the limit itself use a server that never responds."""
-    monkeypatch.setattr(mcp_toolbox, "READY_SECONDS", 20.0)
 
 
 @pytest.fixture(scope="module")

@@ -10,35 +10,28 @@ from msgspec.structs import replace
 
 from agent_chat.stores.events import (
     Event,
-    MessageDelta,
     MessageSnapshot,
     ReasoningDelta,
     RunCompleted,
     RunStarted,
     ThreadDeleted,
-    ToolCallCompleted,
     ToolCallProgress,
-    ToolCallStarted,
     joined,
 )
 from agent_chat.stores.fold import Fold, fold
-from agent_chat.stores.models import Message, ToolCall, new_answer
-
-NOW = "2026-01-31T12:00:00.000Z"
-EMPTY = new_answer("thread", "question", "model", NOW)
-ALPHABET = "ab é漢😀👩‍👧\n"
-
-
-def delta(offset: int, text: str) -> MessageDelta:
-    return MessageDelta(EMPTY.id, offset, text)
-
-
-def started(index: int, name: str = "look") -> ToolCallStarted:
-    return ToolCallStarted(EMPTY.id, index, name, {"n": index}, NOW)
-
-
-def ended(index: int, result: int = 1, name: str = "look") -> ToolCallCompleted:
-    return ToolCallCompleted(EMPTY.id, index, ToolCall(name, {"n": index}, {"r": result}, None, NOW, NOW))
+from agent_chat.stores.models import Message, ToolCall
+from tests.support.run_events import (
+    EMPTY,
+    NOW,
+    a_run,
+    delta,
+    ended,
+    in_other_pieces,
+    read_again,
+    repeated,
+    started,
+    without_snapshots,
+)
 
 
 def content(events: Sequence[Event]) -> str:
@@ -174,67 +167,6 @@ def test_fold_changes_neither_its_base_nor_what_it_gave_before() -> None:
     folding.apply(ended(0))
     assert (base.content, base.tool_calls) == (early.content, early.tool_calls) == ("a", [])
     assert before.tool_calls[0].end_time is None
-
-
-def a_run(chance: random.Random) -> list[Event]:
-    """What a run says, text and tool calls in any order, and perhaps a snapshot in its middle."""
-    events: list[Event] = [RunStarted(EMPTY)]
-    text, calls, open_calls = "", 0, []
-    for _ in range(chance.randrange(5, 40)):
-        kind = chance.choice(["text", "text", "text", "reasoning", "start", "end", "snapshot"])
-        if kind == "text":
-            more = "".join(chance.choices(ALPHABET, k=chance.randrange(1, 6)))
-            events.append(delta(len(text), more))
-            text += more
-        elif kind == "reasoning":
-            events.append(ReasoningDelta(EMPTY.id, 0, "hm"))
-        elif kind == "start":
-            events.append(started(calls))
-            open_calls.append(calls)
-            calls += 1
-        elif kind == "end" and open_calls:
-            events.append(ended(open_calls.pop(chance.randrange(len(open_calls))), chance.randrange(9)))
-        elif kind == "snapshot" and chance.random() < 0.3:
-            events.append(MessageSnapshot(fold(events, EMPTY)))
-    return events
-
-
-def read_again(events: list[Event], chance: random.Random) -> list[Event]:
-    """The events as a reader gets them who goes back to an earlier position now and then."""
-    seen: list[Event] = []
-    at = 0
-    while at < len(events):
-        seen.append(events[at])
-        at = at + 1 if chance.random() < 0.8 else chance.randrange(at + 1)
-    return seen
-
-
-def repeated(events: list[Event], chance: random.Random) -> list[Event]:
-    """The events with single ones said again at any later time."""
-    seen: list[Event] = []
-    for event in events:
-        seen.append(event)
-        seen += chance.choices(seen, k=chance.randrange(3))
-    return seen
-
-
-def in_other_pieces(events: list[Event], chance: random.Random) -> list[Event]:
-    """The events with every delta cut and overlapping what was said before it."""
-    seen: list[Event] = []
-    text = ""
-    for event in events:
-        if not isinstance(event, MessageDelta):
-            seen.append(event)
-            continue
-        said, text = len(text), text + event.text
-        while said < len(text):
-            begin, said = chance.randrange(said + 1), chance.randrange(said + 1, len(text) + 1)
-            seen.append(delta(begin, text[begin:said]))
-    return seen
-
-
-def without_snapshots(events: list[Event]) -> list[Event]:
-    return [event for event in events if not isinstance(event, RunStarted | MessageSnapshot)]
 
 
 @pytest.mark.parametrize("seed", range(200))

@@ -104,3 +104,16 @@ def test_the_visible_top_level_is_what_the_design_allows() -> None:
     visible = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
     visible = {name for name in visible if not any(fnmatch(name, pattern) for pattern in ignored)}
     assert {name for name in visible if not any(fnmatch(name, pattern) for pattern in BESIDE)} == TOP
+
+
+def test_tests_import_from_support_not_from_each_other() -> None:
+    """And no two of their files share a name."""
+    tests = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py"))
+    wrong = [
+        f"{module}: {name}"
+        for module in [*tests, *(path.relative_to(ROOT) for path in (ROOT / "tests" / "support").rglob("*.py"))]
+        for name in imports(module)
+        if re.match(r"tests\..*\b(test_\w+|conftest)\b", name)
+    ]
+    assert wrong == []
+    assert len({path.name for path in tests}) == len(tests)

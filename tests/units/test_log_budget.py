@@ -24,7 +24,7 @@ from agent_chat.stores.events import (
 from agent_chat.stores.fold import Fold, fold
 from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.models import new_id
-from tests.contracts.conftest import Seconds
+from tests.support.backends import Seconds
 from tests.support.samples import cancelled, new_message, rest, turn
 
 MEGABYTE = 2**20

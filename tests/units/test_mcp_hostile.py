@@ -27,8 +27,8 @@ from agent_chat.agents.mcp.transport import Incoming
 from agent_chat.stores.models import Principal
 from tests.support.claude_server import mcp_file
 from tests.support.live import server_process
+from tests.support.mcp_pool import RAW, MakePool, agent, call, make_pool, names, raw, result, until
 from tests.support.peak_memory import Peak
-from tests.units.test_mcp import RAW, MakePool, agent, call, make_pool, names, raw, result, until
 
 __all__ = ["make_pool"]
 ANN, BEN = Principal("acme", "ann"), Principal("other", "ben")

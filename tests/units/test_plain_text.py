@@ -14,8 +14,8 @@ from agent_chat.server.files.extraction import TEXT_CHARS, WAITING_FILES, Extrac
 from agent_chat.server.files.file_types import BINARY
 from agent_chat.server.files.reader import without_head
 from agent_chat.server.files.text_files import plain_text
+from tests.support.documents import FILES, ORG, Hanging
 from tests.support.gaps import STEP_SECONDS, gaps
-from tests.units.test_extraction import FILES, ORG, Hanging
 
 
 @pytest.fixture

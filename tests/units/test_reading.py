@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from agent_chat.server.files.extraction import LIMITS, Extractor
 from agent_chat.server.files.reader import PAGES
-from tests.units.test_extraction import FILES, ORG
+from tests.support.documents import FILES, ORG
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ from agent_chat.agents import AgentError, Ended, Text, ToolCompleted
 from agent_chat.agents.mcp.config import read_servers
 from agent_chat.agents.mcp.pool import Pool
 from agent_chat.agents.registry import Kind, Registry, open_registry
-from tests.units.test_demo import AGENT, run
+from tests.support.demo_runs import AGENT, run
+
+pytestmark = pytest.mark.usefixtures("patient")
 
 README = Path(__file__).parent.parent.parent / "README.md"
 

@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from agent_chat.stores.contracts import Store
 from agent_chat.stores.errors import StoreUnavailable, ThreadNotFound
 from agent_chat.stores.models import Principal, Thread, new_id
-from tests.contracts.conftest import OpenStore
 from tests.contracts.thread_store.calls import read_page
+from tests.support.backends import OpenStore
 from tests.support.samples import (
     AWKWARD,
     WORKER,

@@ -11,8 +11,8 @@ from agent_chat.stores.contracts import Posted, Store
 from agent_chat.stores.errors import IdempotencyMismatch, ThreadArchived, ThreadBusy
 from agent_chat.stores.events import MessageCreated
 from agent_chat.stores.models import Principal, Thread, utcnow
-from tests.contracts.conftest import OpenStore
 from tests.contracts.thread_store.calls import PostedIds, claim, increases, posted_ids, read_page, with_content
+from tests.support.backends import OpenStore
 from tests.support.samples import (
     AWKWARD,
     DAY,

@@ -9,8 +9,8 @@ from msgspec.structs import replace
 from agent_chat.stores.contracts import Page, Store
 from agent_chat.stores.fitting import READ_BYTES
 from agent_chat.stores.models import Principal, Thread, timestamp
-from tests.contracts.conftest import OpenStore
 from tests.contracts.thread_store.calls import increases, read_page, with_content
+from tests.support.backends import OpenStore
 from tests.support.samples import (
     WORKER,
     HandClock,

@@ -6,8 +6,8 @@ import pytest
 
 from agent_chat.stores.errors import ThreadBusy
 from agent_chat.stores.models import Principal
-from tests.contracts.conftest import OpenStore
 from tests.contracts.thread_store.calls import PostedIds, claim, posted_ids, read_page, with_content
+from tests.support.backends import OpenStore
 from tests.support.samples import (
     AWKWARD,
     WORKER,

@@ -7,8 +7,8 @@ from msgspec.structs import replace
 
 from agent_chat.stores.contracts import Store
 from agent_chat.stores.models import Principal, Thread, timestamp
-from tests.contracts.conftest import OpenStore
 from tests.contracts.thread_store.calls import increases, with_content
+from tests.support.backends import OpenStore
 from tests.support.samples import WORKER, HandClock, completed, new_message, new_thread, started_run, turn
 
 
