@@ -13,7 +13,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
@@ -42,13 +42,6 @@ def utcnow() -> datetime:
 def timestamp(moment: datetime) -> str:
     """Write an aware datetime as RFC 3339 UTC in whole milliseconds."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def later(stamp: str, than: str | None) -> str:
-    """`stamp`, or one millisecond after `than` where `stamp` isn't later."""
-    if than is None or stamp > than:
-        return stamp
-    return timestamp(datetime.fromisoformat(than) + timedelta(milliseconds=1))
 
 
 def new_id() -> str:

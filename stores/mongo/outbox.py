@@ -110,7 +110,7 @@ class MongoOutbox(MongoPages):
                 fact = await self._fact(who, document, entry)
             except (NotFound, *_UNDECODABLE) as error:
                 if not isinstance(error, NotFound):
-                    logger.error("fact %s of thread %s is not published: %s", entry["ref"], document["_id"], error)
+                    logger.error("Fact %s of thread %s is not published: %s", entry["ref"], document["_id"], error)
                 removed.append(entry["ref"])
                 continue
             size += len(encode(fact))

@@ -217,7 +217,7 @@ class MongoRuns(MongoThreads):
         except StoreUnavailable:
             raise
         except Exception:
-            logger.exception("the record of run %s can't be read", run_id)
+            logger.exception("The record of run %s cannot be read", run_id)
             return None
 
     async def _taken(self, query: Document, worker: str, now: datetime) -> RunRecord | None:

@@ -1,10 +1,11 @@
-"""The machinery of the embedded store: the standard sqlite3, WAL, one writer thread and three reader threads.
+"""The base of the embedded store: its tables, its lock, and the decorators that run an operation in the right thread.
 
-A verb is one function that is given the connection; `sqlite_worker` runs it whole in one thread and answers after the
-commit: an acknowledged write is on the disk. aiosqlite was refused: four times the CPU, and its coroutines interleave
-inside a transaction.
+An operation is a function that gets the connection. `sqlite/worker.py` runs it as a whole in one thread and returns its
+result after the commit, so an acknowledged write is on the disk. aiosqlite was refused: it takes four times the CPU,
+and its coroutines interleave inside a transaction.
 
-`sqlite_threads` and `sqlite_directory` hold the verbs; `sqlite` puts them together.
+`threads`, `messages`, `files`, `runs`, `outbox`, `directory` and `storage` beside this module contain the operations,
+one contract or a part of one each; `store` puts them together.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 READERS = 3
 _CHECK_STEPS = 1000
 CHECK_SECONDS = 10.0
-"""How long the check at start may take; a database too large for it is served unchecked, with a line in the log."""
+"""How long the check at start may take; a larger database is served unchecked, with a warning in the log."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS organizations (
@@ -95,13 +96,13 @@ CREATE INDEX IF NOT EXISTS removals_of ON removals (organization_id, size);
 CREATE TABLE IF NOT EXISTS probe (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
 """
 _ADDED_COLUMNS = {"keys": {"source": "TEXT", "held_at": "REAL"}}
-"""What databases of earlier versions lack."""
+"""Columns that databases of earlier versions lack."""
 
 logger = logging.getLogger(__name__)
 
 
-def _locked(folder: Path) -> IO[str]:
-    """The folder's lock, held until it is closed. Raises: DataFolderInUse, DataFolderUnusable."""
+def _lock_folder(folder: Path) -> IO[str]:
+    """Take the folder's lock, which is held until the file is closed. Raises: DataFolderInUse, DataFolderUnusable."""
     make_private_file(folder / "lock")
     try:
         lock = (folder / "lock").open("a")
@@ -116,7 +117,7 @@ def _locked(folder: Path) -> IO[str]:
 
 
 def _prepare(path: Path, *, serving: bool) -> None:
-    """Make the file and its tables if need be; a server makes every run found an orphan."""
+    """Create the file and its tables where they are missing; a server also ends all leases, whose holders are gone."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=10)) as db:
         db.execute("PRAGMA journal_mode = WAL")
         if serving:
@@ -130,7 +131,7 @@ def _prepare(path: Path, *, serving: bool) -> None:
 
 
 def _add_columns(db: sqlite3.Connection) -> None:
-    db.execute("BEGIN IMMEDIATE")  # another process may be adding them too
+    db.execute("BEGIN IMMEDIATE")  # another process may be adding them as well
     for table, columns in _ADDED_COLUMNS.items():
         present = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
         for name in columns.keys() - present:
@@ -139,46 +140,47 @@ def _add_columns(db: sqlite3.Connection) -> None:
 
 
 def _check(db: sqlite3.Connection, path: Path) -> None:
-    """Look for damage, for CHECK_SECONDS at most. Raises: StoreDamaged."""
+    """Check the file for damage, for CHECK_SECONDS at most. Raises: StoreDamaged."""
     deadline = time.monotonic() + CHECK_SECONDS
     db.set_progress_handler(lambda: time.monotonic() > deadline, _CHECK_STEPS)
     try:
-        (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        (result,) = db.execute("PRAGMA quick_check(1)").fetchone()
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
             raise
-        logger.warning("%s is too large to be checked in %g s: it is served unchecked", path, CHECK_SECONDS)
+        logger.warning("%s could not be checked for damage within %g s; it is served unchecked", path, CHECK_SECONDS)
         return
     finally:
         db.set_progress_handler(None, 0)
-    if found != "ok":
-        raise StoreDamaged(" ".join(str(found).split()))
+    if result != "ok":
+        raise StoreDamaged(" ".join(str(result).split()))
 
 
 def _probe(db: sqlite3.Connection) -> None:
-    """Write what an ordinary message takes, to learn whether there is room again."""
+    """Write as much as an ordinary message takes, to find out whether the disk has room again."""
     db.execute("INSERT OR REPLACE INTO probe VALUES (1, zeroblob(65536))")
 
 
 class Database:
-    """The connection threads and the folder's lock; verbs are methods decorated with `reading` or `writing`.
+    """The connection threads and the folder's lock. Operations are methods with `runs_in_reader` or `runs_in_writer`.
 
     Args:
         path: the database file; its folder exists.
-        lease: seconds that a run's lease lasts.
-        serving: take the folder's lock and make every run found an orphan; false for the CLI beside a server.
+        lease: how many seconds a run's lease lasts.
+        clock: for times that clients see and for the age of idempotency keys; leases use the database's clock.
+        serving: take the folder's lock and end all leases; False for the command line beside a server.
 
     Raises:
         DataFolderInUse: another server serves from this folder.
-        DataFolderUnusable: the files can't be made private.
-        StoreDamaged: the file is damaged, or is no database.
-        StoreUnavailable: it can't be opened.
+        DataFolderUnusable: the files cannot be made private.
+        StoreDamaged: the file is damaged, or is not a database.
+        StoreUnavailable: the file cannot be opened.
     """
 
     def __init__(self, path: Path, *, lease: float, clock: Clock, serving: bool) -> None:
         self.lease = lease
         self.clock = clock
-        self._lock = _locked(path.parent) if serving else None
+        self._lock = _lock_folder(path.parent) if serving else None
         try:
             for suffix in ("", "-wal", "-shm"):
                 make_private_file(path.with_name(path.name + suffix), create=not suffix)
@@ -195,7 +197,7 @@ class Database:
 
     @property
     def failures(self) -> int:
-        return self.reader.failed_verbs + self.writer.failed_verbs
+        return self.reader.failed_operations + self.writer.failed_operations
 
     async def ready(self) -> bool:
         """True if the last write succeeded, or one does now."""
@@ -210,34 +212,34 @@ class Database:
         return True
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._stop)
+        await asyncio.to_thread(self._close)
 
-    def _stop(self) -> None:
+    def _close(self) -> None:
         self.reader.stop()
         self.writer.stop()
         if self._lock:
             self._lock.close()
 
 
-def reading(
-    verb: Callable[Concatenate[S, sqlite3.Connection, P], R],
+def runs_in_reader(
+    operation: Callable[Concatenate[S, sqlite3.Connection, P], R],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
-    """A verb that only reads, run in the reader thread."""
+    """Make a method of an operation that only reads: it runs in a reader thread."""
 
     async def method(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return await self.reader.run(lambda db: verb(self, db, *args, **kwargs))
+        return await self.reader.run(lambda db: operation(self, db, *args, **kwargs))
 
-    functools.update_wrapper(method, verb)
+    functools.update_wrapper(method, operation)
     return method
 
 
-def writing(
-    verb: Callable[Concatenate[S, sqlite3.Connection, P], R],
+def runs_in_writer(
+    operation: Callable[Concatenate[S, sqlite3.Connection, P], R],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
-    """A verb that writes, run in the writer thread and answered after the commit."""
+    """Make a method of an operation that writes: it runs in the writer thread and returns after the commit."""
 
     async def method(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return await self.writer.run(lambda db: verb(self, db, *args, **kwargs))
+        return await self.writer.run(lambda db: operation(self, db, *args, **kwargs))
 
-    functools.update_wrapper(method, verb)
+    functools.update_wrapper(method, operation)
     return method

@@ -8,53 +8,47 @@ from datetime import timedelta
 import msgspec
 from msgspec.structs import replace
 
+from agent_chat.stores import rules
 from agent_chat.stores.contracts import SESSIONS_PER_KEY, AgentPage
 from agent_chat.stores.errors import AgentNotFound, KeyNotFound
 from agent_chat.stores.fitting import READ_BYTES, latest_fitting
-from agent_chat.stores.models import Agent, Key, KeySource, Organization, Principal, User, hash_of, new_id, timestamp
-from agent_chat.stores.sqlite.database import NOW, Database, reading, writing
+from agent_chat.stores.models import Agent, Key, KeySource, Organization, Principal, User, hash_of, timestamp
+from agent_chat.stores.sqlite.database import NOW, Database, runs_in_reader, runs_in_writer
 
 
-def _agent(db: sqlite3.Connection, row: sqlite3.Row) -> Agent:
-    agent = msgspec.json.decode(row["body"], type=Agent)
-    default = db.execute(
-        "SELECT default_agent_id FROM organizations WHERE id = ?", (row["organization_id"],)
-    ).fetchone()
-    return replace(agent, is_default=default is not None and default[0] == agent.id)
-
-
-def _key(row: sqlite3.Row) -> Key:
+def _build_key(row: sqlite3.Row) -> Key:
     return Key(*(row[name] for name in Key.__struct_fields__))
 
 
 class SQLiteDirectory(Database):
-    @writing
+    @runs_in_writer
     def create_organization(self, db: sqlite3.Connection, name: str) -> Organization:
         row = db.execute("SELECT * FROM organizations WHERE name = ? ORDER BY rowid", (name,)).fetchone()
         if row:
             return Organization(*row)
-        made = Organization(new_id(), name, None, timestamp(self.clock()))
-        db.execute("INSERT INTO organizations VALUES (?, ?, ?, ?)", msgspec.structs.astuple(made))
-        return made
+        organization = rules.new_organization(name, self.clock())
+        db.execute("INSERT INTO organizations VALUES (?, ?, ?, ?)", msgspec.structs.astuple(organization))
+        return organization
 
-    @reading
+    @runs_in_reader
     def find_organization(self, db: sqlite3.Connection, id_or_name: str) -> Organization | None:
         row = db.execute(
             "SELECT * FROM organizations WHERE id = ?1 OR name = ?1 ORDER BY id = ?1 DESC, rowid", (id_or_name,)
         ).fetchone()
         return Organization(*row) if row else None
 
-    @writing
+    @runs_in_writer
     def create_user(self, db: sqlite3.Connection, organization_id: str, name: str) -> User:
-        same = "SELECT * FROM users WHERE organization_id = ? AND name = ? ORDER BY rowid"
-        row = db.execute(same, (organization_id, name)).fetchone()
+        row = db.execute(
+            "SELECT * FROM users WHERE organization_id = ? AND name = ? ORDER BY rowid", (organization_id, name)
+        ).fetchone()
         if row:
             return User(*row)
-        made = User(new_id(), organization_id, name, timestamp(self.clock()))
-        db.execute("INSERT INTO users VALUES (?, ?, ?, ?)", msgspec.structs.astuple(made))
-        return made
+        user = rules.new_user(organization_id, name, self.clock())
+        db.execute("INSERT INTO users VALUES (?, ?, ?, ?)", msgspec.structs.astuple(user))
+        return user
 
-    @reading
+    @runs_in_reader
     def find_user(self, db: sqlite3.Connection, organization_id: str, id_or_name: str) -> User | None:
         row = db.execute(
             "SELECT * FROM users WHERE organization_id = ?2 AND (id = ?1 OR name = ?1) ORDER BY id = ?1 DESC, rowid",
@@ -62,7 +56,7 @@ class SQLiteDirectory(Database):
         ).fetchone()
         return User(*row) if row else None
 
-    @writing
+    @runs_in_writer
     def create_key(self, db: sqlite3.Connection, user: User, secret: str, source: KeySource | None = None) -> Key:
         row = db.execute(
             f"UPDATE keys SET source = COALESCE(source, ?), held_at = {NOW} WHERE hash = ? AND revoked_at IS NULL"
@@ -70,28 +64,21 @@ class SQLiteDirectory(Database):
             (source, hash_of(secret)),
         ).fetchone()
         if row:
-            return _key(row)
+            return _build_key(row)
+        key = rules.new_key(user, secret, source, self.clock())
         row = db.execute(
-            "INSERT INTO keys (id, organization_id, user_id, hash, hint, created_at, source, held_at)"
-            f" VALUES (?, ?, ?, ?, ?, ?, ?, {NOW}) RETURNING *",
-            (
-                new_id(),
-                user.organization_id,
-                user.id,
-                hash_of(secret),
-                f"…{secret[-4:]}",
-                timestamp(self.clock()),
-                source,
-            ),
+            "INSERT INTO keys (id, organization_id, user_id, hash, hint, created_at, revoked_at, source, held_at)"
+            f" VALUES (?, ?, ?, ?, ?, ?, ?, ?, {NOW}) RETURNING *",
+            msgspec.structs.astuple(key),
         ).fetchone()
-        return _key(row)
+        return _build_key(row)
 
-    @writing
+    @runs_in_writer
     def hold_key(self, db: sqlite3.Connection, key_id: str) -> bool:
-        held = db.execute(f"UPDATE keys SET held_at = {NOW} WHERE id = ? AND revoked_at IS NULL", (key_id,))
-        return held.rowcount == 1
+        query = f"UPDATE keys SET held_at = {NOW} WHERE id = ? AND revoked_at IS NULL"
+        return db.execute(query, (key_id,)).rowcount == 1
 
-    @writing
+    @runs_in_writer
     def revoke_unheld_keys(
         self, db: sqlite3.Connection, source: KeySource, *, keep: str | None, seconds: float
     ) -> list[Key]:
@@ -100,13 +87,13 @@ class SQLiteDirectory(Database):
             f" AND held_at <= {NOW} - ? RETURNING *",
             (timestamp(self.clock()), source, keep, seconds),
         ).fetchall()
-        return [_key(row) for row in rows]
+        return [_build_key(row) for row in rows]
 
-    @reading
+    @runs_in_reader
     def keys(self, db: sqlite3.Connection) -> list[Key]:
-        return [_key(row) for row in db.execute("SELECT * FROM keys ORDER BY rowid")]
+        return [_build_key(row) for row in db.execute("SELECT * FROM keys ORDER BY rowid")]
 
-    @writing
+    @runs_in_writer
     def revoke_key(self, db: sqlite3.Connection, key_id: str) -> Key:
         row = db.execute(
             "UPDATE keys SET revoked_at = COALESCE(revoked_at, ?) WHERE id = ? RETURNING *",
@@ -114,16 +101,16 @@ class SQLiteDirectory(Database):
         ).fetchone()
         if row is None:
             raise KeyNotFound(key_id)
-        return _key(row)
+        return _build_key(row)
 
-    @reading
+    @runs_in_reader
     def principal(self, db: sqlite3.Connection, secret: str) -> Principal | None:
         row = db.execute(
             "SELECT organization_id, user_id FROM keys WHERE hash = ? AND revoked_at IS NULL", (hash_of(secret),)
         ).fetchone()
         return Principal(*row) if row else None
 
-    @writing
+    @runs_in_writer
     def create_session(
         self, db: sqlite3.Connection, secret: str, token: str, *, seconds: float, limit: int = SESSIONS_PER_KEY
     ) -> Principal | None:
@@ -144,7 +131,7 @@ class SQLiteDirectory(Database):
         )
         return Principal(row["organization_id"], row["user_id"])
 
-    @reading
+    @runs_in_reader
     def session_principal(self, db: sqlite3.Connection, token: str) -> Principal | None:
         row = db.execute(
             "SELECT sessions.organization_id, sessions.user_id FROM sessions JOIN keys ON keys.id = sessions.key_id"
@@ -153,26 +140,20 @@ class SQLiteDirectory(Database):
         ).fetchone()
         return Principal(*row) if row else None
 
-    @writing
+    @runs_in_writer
     def delete_session(self, db: sqlite3.Connection, token: str) -> None:
         db.execute("DELETE FROM sessions WHERE hash = ?", (hash_of(token),))
 
-    @writing
+    @runs_in_writer
     def create_agent(self, db: sqlite3.Connection, who: Principal, agent: Agent) -> Agent:
         db.execute(
             "INSERT INTO agents (id, organization_id, body) VALUES (?, ?, ?)",
             (agent.id, who.organization_id, msgspec.json.encode(agent)),
         )
-        if agent.is_default:
-            self._set_default(db, who, agent.id)
-        else:
-            db.execute(
-                "UPDATE organizations SET default_agent_id = ? WHERE id = ? AND default_agent_id IS NULL",
-                (agent.id, who.organization_id),
-            )
-        return self._find(db, who, agent.id)
+        self._set_default(db, who, rules.default_after_creation(self._default_id(db, who), agent))
+        return self._read_agent(db, who, agent.id)
 
-    @reading
+    @runs_in_reader
     def agents(
         self,
         db: sqlite3.Connection,
@@ -187,49 +168,49 @@ class SQLiteDirectory(Database):
             " ORDER BY seq LIMIT ? OFFSET ?",
             (who.organization_id, limit + 1, offset),
         ).fetchall()
-        wanted = latest_fitting([row["size"] for row in sized[:limit]], max_bytes)
-        return AgentPage([self._find(db, who, sized[index]["id"]) for index in wanted], more=len(wanted) < len(sized))
+        chosen = latest_fitting([row["size"] for row in sized[:limit]], max_bytes)
+        agents = [self._read_agent(db, who, sized[index]["id"]) for index in chosen]
+        return AgentPage(agents, more=len(chosen) < len(sized))
 
-    @reading
+    @runs_in_reader
     def agent(self, db: sqlite3.Connection, who: Principal, agent_id: str | None, *, deleted: bool = False) -> Agent:
-        if agent_id is None:
-            row = db.execute(
-                "SELECT default_agent_id FROM organizations WHERE id = ?", (who.organization_id,)
-            ).fetchone()
-            if row is None or row[0] is None:
-                raise AgentNotFound("default")
-            agent_id = str(row[0])
-        return self._find(db, who, agent_id, deleted=deleted)
+        if agent_id is None and (agent_id := self._default_id(db, who)) is None:
+            raise AgentNotFound("default")
+        return self._read_agent(db, who, agent_id, deleted=deleted)
 
-    @writing
+    @runs_in_writer
     def update_agent(
         self, db: sqlite3.Connection, who: Principal, agent: Agent, *, is_default: bool | None = None
     ) -> Agent:
-        was = self._find(db, who, agent.id)
+        self._read_agent(db, who, agent.id)
         db.execute("UPDATE agents SET body = ? WHERE id = ?", (msgspec.json.encode(agent), agent.id))
-        if is_default:
-            self._set_default(db, who, agent.id)
-        elif is_default is False and was.is_default:
-            self._set_default(db, who, None)
-        return self._find(db, who, agent.id)
+        self._set_default(db, who, rules.default_after_update(self._default_id(db, who), agent.id, is_default))
+        return self._read_agent(db, who, agent.id)
 
-    @writing
+    @runs_in_writer
     def delete_agent(self, db: sqlite3.Connection, who: Principal, agent_id: str) -> None:
-        was_default = self._find(db, who, agent_id).is_default
+        self._read_agent(db, who, agent_id)
         db.execute("UPDATE agents SET deleted = 1 WHERE id = ?", (agent_id,))
-        if was_default:
-            oldest = db.execute(
-                "SELECT id FROM agents WHERE organization_id = ? AND NOT deleted ORDER BY seq", (who.organization_id,)
-            ).fetchone()
-            self._set_default(db, who, oldest[0] if oldest else None)
-
-    def _find(self, db: sqlite3.Connection, who: Principal, agent_id: str, *, deleted: bool = False) -> Agent:
         row = db.execute(
-            "SELECT * FROM agents WHERE id = ? AND organization_id = ?", (agent_id, who.organization_id)
+            "SELECT id FROM agents WHERE organization_id = ? AND NOT deleted ORDER BY seq", (who.organization_id,)
+        ).fetchone()
+        oldest = row[0] if row else None
+        self._set_default(db, who, rules.default_after_deletion(self._default_id(db, who), agent_id, oldest))
+
+    def _read_agent(self, db: sqlite3.Connection, who: Principal, agent_id: str, *, deleted: bool = False) -> Agent:
+        """Raises: AgentNotFound."""
+        row = db.execute(
+            "SELECT body, deleted FROM agents WHERE id = ? AND organization_id = ?", (agent_id, who.organization_id)
         ).fetchone()
         if row is None or (row["deleted"] and not deleted):
             raise AgentNotFound(agent_id)
-        return _agent(db, row)
+        agent = msgspec.json.decode(row["body"], type=Agent)
+        return replace(agent, is_default=agent.id == self._default_id(db, who))
+
+    def _default_id(self, db: sqlite3.Connection, who: Principal) -> str | None:
+        query = "SELECT default_agent_id FROM organizations WHERE id = ?"
+        row = db.execute(query, (who.organization_id,)).fetchone()
+        return row[0] if row else None
 
     def _set_default(self, db: sqlite3.Connection, who: Principal, agent_id: str | None) -> None:
         db.execute("UPDATE organizations SET default_agent_id = ? WHERE id = ?", (agent_id, who.organization_id))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sqlite3
 
 from agent_chat.stores.models import Principal
-from agent_chat.stores.sqlite.database import NOW, Database, reading, writing
+from agent_chat.stores.rules import granted_bytes, removal_of_attachment
+from agent_chat.stores.sqlite.database import NOW, Database, runs_in_reader, runs_in_writer
 from agent_chat.stores.storage import (
     MEASURE_SECONDS,
     MEASURED_AT_ONCE,
@@ -26,17 +27,17 @@ SELECT
     + (SELECT COALESCE(SUM(length(body)), 0) FROM agents WHERE organization_id = ?1)
     + (SELECT COALESCE(SUM(size), 0) FROM removals WHERE organization_id = ?1)
 """
-"""Blobs' lengths come from their rows' headers: no message is loaded."""
+"""Reads no body: SQLite takes the length of a blob from its row's header."""
 
 
 def add_bytes(db: sqlite3.Connection, organization_id: str, count: int) -> None:
-    """Count that many bytes more, or less."""
+    """Add `count` bytes, which may be negative, to what the organization has stored."""
     db.execute("INSERT OR IGNORE INTO storage (organization_id) VALUES (?)", (organization_id,))
     db.execute("UPDATE storage SET stored = MAX(0, stored + ?) WHERE organization_id = ?", (count, organization_id))
 
 
 def thread_bytes(db: sqlite3.Connection, thread_id: str) -> int:
-    """What deleting the thread makes free."""
+    """How many bytes deleting the thread releases."""
     (messages,) = db.execute(
         f"SELECT COALESCE(SUM(length(body) + {RECORD_BYTES}), 0) FROM messages WHERE thread_id = ?", (thread_id,)
     ).fetchone()
@@ -46,8 +47,9 @@ def thread_bytes(db: sqlite3.Connection, thread_id: str) -> int:
     return int(messages) + int(files) + RECORD_BYTES
 
 
-def add_removal(db: sqlite3.Connection, removal: BlobRemoval, seconds: float) -> None:
-    """Store it, due after that many seconds."""
+def add_removal(db: sqlite3.Connection, removal: BlobRemoval, seconds: float | None = None) -> None:
+    """Store the removal, due after `seconds`; None: REMOVAL_SECONDS."""
+    seconds = REMOVAL_SECONDS if seconds is None else seconds
     db.execute(
         f"INSERT OR REPLACE INTO removals VALUES (?, ?, ?, ?, ?, {NOW} + ?, 0)",
         (removal.id, removal.organization_id, removal.thread_id, removal.attachment_id, removal.size, seconds),
@@ -55,39 +57,37 @@ def add_removal(db: sqlite3.Connection, removal: BlobRemoval, seconds: float) ->
 
 
 def cancel_removal(db: sqlite3.Connection, removal_id: str) -> bool:
-    """Drop it, unless a sweeper has taken it; true if it is not there now."""
+    """Delete the removal unless a sweeper has taken it; True if it does not exist now."""
     db.execute("DELETE FROM removals WHERE id = ? AND NOT taken", (removal_id,))
     return db.execute("SELECT 1 FROM removals WHERE id = ?", (removal_id,)).fetchone() is None
 
 
 class SQLiteStorage(Database):
-    @writing
+    @runs_in_writer
     def reserve_bytes(self, db: sqlite3.Connection, organization_id: str, need: int, want: int, limit: int) -> int:
         add_bytes(db, organization_id, 0)
         (stored,) = db.execute("SELECT stored FROM storage WHERE organization_id = ?", (organization_id,)).fetchone()
-        if stored + need > limit:
-            return 0
-        granted = min(want, limit - int(stored))
+        granted = granted_bytes(int(stored), need, want, limit)
         add_bytes(db, organization_id, granted)
         return granted
 
-    @writing
+    @runs_in_writer
     def release_bytes(self, db: sqlite3.Connection, organization_id: str, count: int) -> None:
         add_bytes(db, organization_id, -count)
 
-    @reading
+    @runs_in_reader
     def stored_bytes(self, db: sqlite3.Connection, organization_id: str) -> int:
         row = db.execute("SELECT stored FROM storage WHERE organization_id = ?", (organization_id,)).fetchone()
         return int(row[0]) if row else 0
 
     async def correct_bytes(self) -> None:
-        for organization_id in await self._unmeasured():
-            stored, measured = await self._measured(organization_id)
+        for organization_id in await self._take_unmeasured():
+            stored, measured = await self._measure(organization_id)
             await self._correct(organization_id, measured - stored)
 
-    @writing
-    def _unmeasured(self, db: sqlite3.Connection) -> list[str]:
-        """The organizations to measure now; they are not due again for an hour."""
+    @runs_in_writer
+    def _take_unmeasured(self, db: sqlite3.Connection) -> list[str]:
+        """The organizations that are due to be measured; each is due again after MEASURE_SECONDS."""
         db.execute("INSERT OR IGNORE INTO storage (organization_id) SELECT id FROM organizations")
         rows = db.execute(
             f"UPDATE storage SET measure_at = {NOW} + ? WHERE organization_id IN"
@@ -96,25 +96,24 @@ class SQLiteStorage(Database):
         ).fetchall()
         return [str(row[0]) for row in rows]
 
-    @reading
-    def _measured(self, db: sqlite3.Connection, organization_id: str) -> tuple[int, int]:
-        """The number that is counted, and what there is, as of one moment."""
+    @runs_in_reader
+    def _measure(self, db: sqlite3.Connection, organization_id: str) -> tuple[int, int]:
+        """The counted number and the measured one, both from one snapshot of the database."""
         row = db.execute("SELECT stored FROM storage WHERE organization_id = ?", (organization_id,)).fetchone()
         (measured,) = db.execute(_MEASURE, (organization_id,)).fetchone()
         return int(row[0]), int(measured)
 
-    @writing
+    @runs_in_writer
     def _correct(self, db: sqlite3.Connection, organization_id: str, difference: int) -> None:
         add_bytes(db, organization_id, difference)
 
-    @writing
+    @runs_in_writer
     def begin_upload(
         self, db: sqlite3.Connection, who: Principal, thread_id: str, attachment_id: str, size: int
     ) -> None:
-        removal = BlobRemoval(attachment_id, who.organization_id, thread_id, attachment_id, size)
-        add_removal(db, removal, 2 * UPLOAD_SECONDS)
+        add_removal(db, removal_of_attachment(who, thread_id, attachment_id, size), 2 * UPLOAD_SECONDS)
 
-    @writing
+    @runs_in_writer
     def take_removals(self, db: sqlite3.Connection) -> list[BlobRemoval]:
         db.execute(
             f"DELETE FROM removals WHERE due <= {NOW} AND"
@@ -128,7 +127,7 @@ class SQLiteStorage(Database):
         ).fetchall()
         return [BlobRemoval(*row) for row in rows]
 
-    @writing
+    @runs_in_writer
     def finish_removal(self, db: sqlite3.Connection, removal_id: str) -> None:
         row = db.execute("DELETE FROM removals WHERE id = ? RETURNING organization_id, size", (removal_id,)).fetchone()
         if row:

@@ -1,4 +1,4 @@
-"""The embedded Store: both contracts on one SQLite file. Survives `kill -9`; at start every run found is an orphan."""
+"""The embedded Store on one SQLite file. It survives `kill -9`: what it acknowledged is there at the next start."""
 
 from __future__ import annotations
 
@@ -8,27 +8,32 @@ from pathlib import Path
 from agent_chat.stores.contracts import LEASE_SECONDS
 from agent_chat.stores.models import Clock, utcnow
 from agent_chat.stores.sqlite.directory import SQLiteDirectory
+from agent_chat.stores.sqlite.files import SQLiteFiles
+from agent_chat.stores.sqlite.outbox import SQLiteOutbox
+from agent_chat.stores.sqlite.runs import SQLiteRuns
 from agent_chat.stores.sqlite.storage import SQLiteStorage
 from agent_chat.stores.sqlite.threads import SQLiteThreads
 
 
-class SQLiteStore(SQLiteThreads, SQLiteDirectory, SQLiteStorage):
-    pass
+class SQLiteStore(SQLiteThreads, SQLiteRuns, SQLiteFiles, SQLiteOutbox, SQLiteDirectory, SQLiteStorage):
+    """All contracts; SQLiteRuns brings the messages."""
 
 
 async def open_sqlite(
     path: Path, *, lease: float = LEASE_SECONDS, clock: Clock = utcnow, serving: bool = True
 ) -> SQLiteStore:
-    """Open or make the database file.
+    """Open the database file, or create it.
 
     Args:
         path: the file; its folder exists.
-        lease: seconds that a run's lease lasts.
-        clock: for times that clients see and for the age of idempotency keys; leases go by the database's clock.
-        serving: take the folder's lock and make every run found an orphan; false for the CLI beside a server.
+        lease: how many seconds a run's lease lasts.
+        clock: for times that clients see and for the age of idempotency keys; leases use the database's clock.
+        serving: take the folder's lock and end all leases; False for the command line beside a server.
 
     Raises:
         DataFolderInUse: another server serves from this folder.
-        StoreUnavailable: the file can't be opened, or is no database.
+        DataFolderUnusable: the files cannot be made private.
+        StoreDamaged: the file is damaged, or is not a database.
+        StoreUnavailable: the file cannot be opened.
     """
     return await asyncio.to_thread(SQLiteStore, path, lease=lease, clock=clock, serving=serving)

@@ -1,8 +1,9 @@
-"""The threads of the embedded store: one that writes, some that read, each with a connection of its own.
+"""The threads of the embedded store: one that writes, some that read, each with its own connection.
 
-A verb runs whole in one thread, so that nothing interleaves inside a transaction. The writer commits what has queued
-up together, each verb in a savepoint of its own, and answers after the commit. Readers share one queue: a read of
-megabytes holds up nobody else's, and in WAL mode readers and the writer do not wait for each other.
+An operation runs as a whole in one thread, so that nothing interleaves inside a transaction. The writer runs all queued
+operations in one transaction, each in its own savepoint, and reports their results after the commit. Readers share one
+queue, so that a read of several megabytes does not delay the others; in WAL mode readers and the writer do not wait for
+each other.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from agent_chat.stores.errors import StoreDamaged, StoreFull, StoreUnavailable
 
 R = TypeVar("R")
 
-Verb = Callable[[sqlite3.Connection], object]
-Item = tuple[Verb, Future[object]]
+Operation = Callable[[sqlite3.Connection], object]
+Item = tuple[Operation, Future[object]]
 
 _BATCH = 64
 _LONGEST_WAIT_SECONDS = 1.0
@@ -34,20 +35,20 @@ logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """Threads that run verbs in the order they come, writing ones in shared transactions.
+    """Threads that run operations in the order in which they are queued, those that write in shared transactions.
 
     Attributes:
-        failing: the last transaction failed: the database is locked, its disk is full or broken. A verb that is
-            refused for its own reasons (a busy thread) is no failure.
-        failures: how often a thread had to open the database again.
-        failed_verbs: how many verbs have failed with StoreUnavailable.
-        damaged: SQLite has found the file damaged; stays true until a restart.
+        failing: the last transaction failed: the database is locked, or its disk is full or broken. An operation that
+            raises for its own reasons (the chat thread is busy) does not count.
+        reopened: how often a thread had to open the database again.
+        failed_operations: how many operations have failed with StoreUnavailable.
+        damaged: SQLite has found the file to be damaged; stays True until a restart.
     """
 
     def __init__(self, path: Path, *, writes: bool, threads: int = 1) -> None:
         self.failing = False
-        self.failures = 0
-        self.failed_verbs = 0
+        self.reopened = 0
+        self.failed_operations = 0
         self.damaged = False
         self._path = path
         self._writes = writes
@@ -62,16 +63,16 @@ class Worker:
         for thread in self._threads:
             thread.start()
 
-    async def run(self, verb: Callable[[sqlite3.Connection], R]) -> R:
-        """Raises: StoreUnavailable, and whatever the verb does."""
+    async def run(self, operation: Callable[[sqlite3.Connection], R]) -> R:
+        """Run the operation in one of the threads. Raises: StoreUnavailable, and what the operation raises."""
         future: Future[R] = Future()
-        self._queue.put((verb, future))  # type: ignore[arg-type]
+        self._queue.put((operation, future))  # type: ignore[arg-type]
         if not self._alive:
             self._refuse()
         return await asyncio.wrap_future(future)
 
     def stop(self) -> None:
-        """End the threads once they have done what is queued; later verbs are refused."""
+        """Run what is queued, then end the threads; later operations fail with StoreUnavailable."""
         for _ in self._threads:
             self._queue.put(None)
         for thread in self._threads:
@@ -85,20 +86,20 @@ class Worker:
                     return self._serve()
                 except BaseException:
                     name = threading.current_thread().name
-                    logger.exception("the thread %s failed; it opens the database again", name)
-                self.failures += 1
+                    logger.exception("Thread %s failed; it opens the database again", name)
+                self.reopened += 1
                 if self._refuse():
                     return
                 time.sleep(wait)
                 wait = min(wait + 0.1, _LONGEST_WAIT_SECONDS)
         finally:
             with self._lock:
-                self._alive -= 1  # before `_refuse`: whoever queues a verb after that refuses it
+                self._alive -= 1  # before `_refuse`: an operation that is queued later must fail by itself, in `run`
             if not self._alive:
                 self._refuse()
 
     def _serve(self) -> None:
-        """Run verbs until the thread is to end."""
+        """Run operations until the thread shall end."""
         with contextlib.closing(sqlite3.connect(self._path, isolation_level=None, timeout=10)) as db:
             db.row_factory = sqlite3.Row
             db.execute("PRAGMA foreign_keys = ON")
@@ -107,7 +108,7 @@ class Worker:
                 self._run_batch(db, batch)
 
     def _next_batch(self) -> list[Item]:
-        """What has queued up, at least one; nothing once the thread is to end."""
+        """The queued items, at least one; empty once the thread shall end. Cancelled ones are skipped."""
         while (first := self._queue.get()) is not None:
             batch = [first]
             while self._writes and len(batch) < _BATCH and not self._queue.empty():
@@ -115,51 +116,51 @@ class Worker:
                     self._queue.put(None)
                     break
                 batch.append(item)
-            if wanted := [item for item in batch if item[1].set_running_or_notify_cancel()]:
-                return wanted
+            if pending := [item for item in batch if item[1].set_running_or_notify_cancel()]:
+                return pending
         return []
 
     def _refuse(self) -> bool:
-        """Fail what is queued: it is not run. True if this thread is to end."""
+        """Fail all queued operations without running them. True if this thread shall end."""
         stops = 0
         with contextlib.suppress(queue.Empty):
             while True:
                 item = self._queue.get_nowait()
                 stops += item is None
                 if item and item[1].set_running_or_notify_cancel():
-                    item[1].set_exception(StoreUnavailable("its thread has ended or failed"))
-        for _ in range(stops - 1):  # the other threads'
+                    item[1].set_exception(StoreUnavailable("the database's thread has ended or failed"))
+        for _ in range(stops - 1):  # these are for the other threads
             self._queue.put(None)
         return stops > 0
 
     def _run_batch(self, db: sqlite3.Connection, batch: list[Item]) -> None:
-        outcomes: list[object] = [StoreUnavailable("its thread has died")] * len(batch)
+        outcomes: list[object] = [StoreUnavailable("the database's thread has died")] * len(batch)
         try:
             db.execute("BEGIN IMMEDIATE" if self._writes else "BEGIN")
-            done = [_outcome(db, verb) for verb, _ in batch]
+            results = [_run_in_savepoint(db, operation) for operation, _ in batch]
             db.execute("COMMIT")
-            outcomes = done
+            outcomes = results
         except sqlite3.Error as error:
-            with contextlib.suppress(sqlite3.Error):  # a full disk or an I/O error has rolled back by itself
+            with contextlib.suppress(sqlite3.Error):  # SQLite itself rolls back when the disk is full
                 if db.in_transaction:
                     db.execute("ROLLBACK")
             outcomes = [unavailable(error)] * len(batch)
         finally:
-            self._judge(outcomes)
+            self._count_failures(outcomes)
             _settle(batch, outcomes)
 
-    def _judge(self, outcomes: list[object]) -> None:
+    def _count_failures(self, outcomes: list[object]) -> None:
         failures = [outcome for outcome in outcomes if isinstance(outcome, StoreUnavailable)]
         self.failing = bool(failures)
         with self._lock:
-            self.failed_verbs += len(failures)
+            self.failed_operations += len(failures)
         if not self.damaged and any(isinstance(failure, StoreDamaged) for failure in failures):
             self.damaged = True
             logger.error("The database %s is damaged: restore it from a backup and restart", self._path)
 
 
 def unavailable(error: sqlite3.Error) -> StoreUnavailable:
-    """Our error for SQLite's."""
+    """Translate SQLite's error."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest is the extended code
     if code in _DAMAGED:
         return StoreDamaged(str(error))
@@ -174,15 +175,15 @@ def _settle(batch: list[Item], outcomes: list[object]) -> None:
             future.set_result(outcome)
 
 
-def _outcome(db: sqlite3.Connection, verb: Verb) -> object:
-    """What the verb returned or raised; a verb that raised has changed nothing."""
-    db.execute("SAVEPOINT verb")
+def _run_in_savepoint(db: sqlite3.Connection, operation: Operation) -> object:
+    """The operation's result or its exception; an operation that raised has changed nothing."""
+    db.execute("SAVEPOINT operation")
     try:
-        result = verb(db)
+        result = operation(db)
     except Exception as error:
-        if not db.in_transaction:  # a full disk has rolled back the whole transaction, all its verbs
+        if not db.in_transaction:  # a full disk has rolled back the whole transaction with all its operations
             raise
-        db.execute("ROLLBACK TO verb")
+        db.execute("ROLLBACK TO operation")
         result = unavailable(error) if isinstance(error, sqlite3.Error) else error
-    db.execute("RELEASE verb")
+    db.execute("RELEASE operation")
     return result

@@ -156,7 +156,7 @@ async def test_a_fact_that_cannot_be_decoded_keeps_no_other_from_being_handed_ou
         noted = await note(store, who, sound)
         handed = {each.thread_id: each.facts for each in await store.unpublished()}
         assert (handed[damaged.id], handed[sound.id]) == ([behind], [noted])
-        assert f"fact {message.id} of thread {damaged.id} is not published" in caplog.text
+        assert f"Fact {message.id} of thread {damaged.id} is not published" in caplog.text
         await store.mark_published(who, damaged.id, [behind])
         assert await outbox(store, damaged) is None, "it is tried once"
 

@@ -62,15 +62,15 @@ async def test_a_thread_that_fails_serves_again_and_nobody_waits_for_ever(tmp_pa
     store = await open_sqlite(tmp_path / "chat.db")
     worker = store.writer if writes else store.reader
     async with asyncio.timeout(5):
-        for failures in (1, 2):
+        for reopened in (1, 2):
             calls = [worker.run(lambda db: sys.exit()), *[worker.run(lambda db: 1) for _ in range(3)]]
             outcomes = await asyncio.gather(*calls, return_exceptions=True)
             assert isinstance(outcomes[0], StoreUnavailable)
             assert all(outcome == 1 or isinstance(outcome, StoreUnavailable) for outcome in outcomes[1:])
-            while not await store.ready() or worker.failures < failures:
+            while not await store.ready() or worker.reopened < reopened:
                 pass
-            assert worker.failures == failures
-            await (store.create_organization(f"Acme {failures}") if writes else store.keys())
+            assert worker.reopened == reopened
+            await (store.create_organization(f"Acme {reopened}") if writes else store.keys())
         await store.close()
     with pytest.raises(StoreUnavailable):
         await worker.run(lambda db: 1)

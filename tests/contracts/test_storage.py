@@ -12,7 +12,6 @@ from agent_chat.stores.models import Principal, Thread, new_id
 from agent_chat.stores.mongo import storage as mongo_storage
 from agent_chat.stores.mongo import threads as mongo_threads
 from agent_chat.stores.sqlite import storage as sqlite_storage
-from agent_chat.stores.sqlite import threads as sqlite_threads
 from tests.support.backends import OpenStore
 from tests.support.samples import new_agent, new_file, new_message, new_thread, principal
 
@@ -32,7 +31,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Removals are due at once."""
     for module in (sqlite_storage, mongo_storage):
         monkeypatch.setattr(module, "UPLOAD_SECONDS", -1.0)
-    for module in (sqlite_storage, mongo_storage, sqlite_threads, mongo_threads):
+    for module in (sqlite_storage, mongo_storage, mongo_threads):
         monkeypatch.setattr(module, "REMOVAL_SECONDS", -1.0)
 
 

@@ -15,7 +15,6 @@ from agent_chat.server.ai_chat_service import AIChatService
 from agent_chat.stores.errors import StoreUnavailable
 from agent_chat.stores.models import KeptFile, Principal
 from agent_chat.stores.sqlite import storage as sqlite_storage
-from agent_chat.stores.sqlite import threads as sqlite_threads
 from tests.support.live import Live, live_server, server_process
 from tests.support.shapes import is_problem
 
@@ -44,7 +43,6 @@ async def sweep(live: Live) -> None:
 async def test_what_is_deleted_while_the_storage_is_unreachable_goes_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_threads, "REMOVAL_SECONDS", -1.0)
     monkeypatch.setattr(sqlite_storage, "REMOVAL_SECONDS", -1.0)
     async with live_server(tmp_path) as live:
         thread = await live.scripted_thread()

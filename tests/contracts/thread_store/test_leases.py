@@ -108,4 +108,4 @@ async def test_a_record_that_cannot_be_read_keeps_no_other_run_from_being_taken_
         unreadable = replace(damaged, metadata=msgspec.Raw(b"{"))
         await store.checkpoint(who, damaged.id, worker=WORKER, partial=unreadable)
         assert [record.id for record in await store.orphans("sweeper")] == [sound.id]
-        assert f"the record of run {damaged.id} can't be read" in caplog.text
+        assert f"The record of run {damaged.id} cannot be read" in caplog.text

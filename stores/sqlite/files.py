@@ -1,0 +1,51 @@
+"""The attachments' records of the ThreadStore contract on SQLite."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import msgspec
+
+from agent_chat.stores.errors import AttachmentNotFound, StoreUnavailable
+from agent_chat.stores.models import KeptFile, Principal
+from agent_chat.stores.rules import removal_of_attachment
+from agent_chat.stores.sqlite.database import Database, runs_in_reader, runs_in_writer
+from agent_chat.stores.sqlite.rows import thread_row
+from agent_chat.stores.sqlite.storage import add_removal, cancel_removal
+
+
+class SQLiteFiles(Database):
+    @runs_in_writer
+    def add_file(self, db: sqlite3.Connection, who: Principal, file: KeptFile) -> None:
+        thread_row(db, who, file.thread_id)
+        if not cancel_removal(db, file.attachment.id):
+            raise StoreUnavailable(f"storing attachment {file.attachment.id} took too long")
+        db.execute(
+            "INSERT INTO attachments (id, organization_id, size, body, thread_id) VALUES (?, ?, ?, ?, ?)",
+            (
+                file.attachment.id,
+                who.organization_id,
+                file.attachment.size,
+                msgspec.json.encode(file),
+                file.thread_id,
+            ),
+        )
+
+    @runs_in_reader
+    def file(self, db: sqlite3.Connection, who: Principal, thread_id: str, attachment_id: str) -> KeptFile:
+        thread_row(db, who, thread_id)
+        row = db.execute(
+            "SELECT body FROM attachments WHERE id = ? AND thread_id = ?", (attachment_id, thread_id)
+        ).fetchone()
+        if row is None:
+            raise AttachmentNotFound(attachment_id)
+        return msgspec.json.decode(row["body"], type=KeptFile)
+
+    @runs_in_writer
+    def remove_file(self, db: sqlite3.Connection, who: Principal, thread_id: str, attachment_id: str) -> None:
+        thread_row(db, who, thread_id)
+        row = db.execute(
+            "DELETE FROM attachments WHERE id = ? AND thread_id = ? RETURNING size", (attachment_id, thread_id)
+        ).fetchone()
+        if row:
+            add_removal(db, removal_of_attachment(who, thread_id, attachment_id, row["size"]))
