@@ -72,11 +72,11 @@ class FactPublisher:
         for thread_id in list(self._left_over):
             await self._publish_own(thread_id)
         for _ in range(_SWEEP_ROUNDS):
-            if self._log.away:
+            if self._log.unreachable:
                 return
             outboxes = await self._store.unpublished()
             for outbox in outboxes:
-                if outbox.thread_id not in self._publications and not self._log.away:
+                if outbox.thread_id not in self._publications and not self._log.unreachable:
                     await self._publish_left_over(outbox)
             if not outboxes:
                 break
@@ -127,7 +127,7 @@ class FactPublisher:
         Raises: StoreUnavailable.
         """
         for _ in range(_SWEEP_ROUNDS):
-            if self._log.away:
+            if self._log.unreachable:
                 return
             before = self._left_over[thread_id]
             outboxes = await self._store.unpublished(thread_id)

@@ -74,7 +74,9 @@ class Metrics(Collector):
         yield CounterMetricFamily("chat_log_evictions", "Times that a log gave way.", self._log.budget.evictions)
         yield CounterMetricFamily("chat_store_failures", "Database calls that failed.", self._store.failures)
         yield CounterMetricFamily("chat_log_failures", "Attempts to append events that failed.", self._log.failures)
-        yield GaugeMetricFamily("chat_log_unavailable", "1 while the event log takes no events.", int(self._log.away))
+        yield GaugeMetricFamily(
+            "chat_log_unavailable", "1 while the event log takes no events.", int(self._log.unreachable)
+        )
         yield CounterMetricFamily("chat_loop_restarts", "Background loops started again.", self._supervisor.restarts)
         yield GaugeMetricFamily("chat_loops_failing", "Background loops that fail.", len(self._supervisor.failing))
         connected = GaugeMetricFamily(

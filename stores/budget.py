@@ -12,10 +12,10 @@ from typing import Protocol
 LOG_BYTES = 256 * 2**20
 
 
-class Held(Protocol):
+class BudgetedLog(Protocol):
     """Entries of one log that are in memory."""
 
-    def give_way(self, *, keep_last: bool) -> bool:
+    def evict(self, *, keep_last: bool) -> bool:
         """Release a part of the entries, of a single one that and the log, unless `keep_last`; True if it did."""
         ...
 
@@ -30,29 +30,29 @@ class LogBudget:
         self.limit = limit
         self.used = 0
         self.evictions = 0
-        self._idle: dict[Held, None] = {}
-        self._followed: dict[Held, None] = {}
+        self._idle: dict[BudgetedLog, None] = {}
+        self._followed: dict[BudgetedLog, None] = {}
 
-    def enter(self, log: Held) -> None:
+    def enter(self, log: BudgetedLog) -> None:
         self._idle[log] = None
 
-    def leave(self, log: Held) -> None:
+    def leave(self, log: BudgetedLog) -> None:
         self._idle.pop(log, None)
         self._followed.pop(log, None)
 
-    def follow(self, log: Held) -> None:
+    def follow(self, log: BudgetedLog) -> None:
         """Its first reader has come."""
         if log in self._idle:
             del self._idle[log]
             self._followed[log] = None
 
-    def unfollow(self, log: Held) -> None:
+    def unfollow(self, log: BudgetedLog) -> None:
         """Its last reader has gone."""
         if log in self._followed:
             del self._followed[log]
             self._idle[log] = None
 
-    def make_room(self, growing: Held) -> None:
+    def make_room(self, growing: BudgetedLog) -> None:
         """Have logs give way until the limit is kept; `growing` is the last to, and keeps its newest entry."""
         while self.used > self.limit:
             log = self._next(growing)
@@ -62,10 +62,10 @@ class LogBudget:
             order = self._idle if log in self._idle else self._followed
             del order[log]
             order[log] = None
-            if not log.give_way(keep_last=log is growing):
+            if not log.evict(keep_last=log is growing):
                 return
 
-    def _next(self, growing: Held) -> Held | None:
+    def _next(self, growing: BudgetedLog) -> BudgetedLog | None:
         for order in (self._idle, self._followed):
             for log in order:
                 if log is not growing:

@@ -28,9 +28,9 @@ from agent_chat.stores.events import (
     type_of,
 )
 
-KEPT_EVENTS = 10_000
-KEPT_BYTES = 8 * 2**20
-KEPT_SECONDS = 3600.0
+RETAINED_EVENTS = 10_000
+RETAINED_BYTES = 8 * 2**20
+RETAINED_SECONDS = 3600.0
 _TRIM_EVERY = 500
 _SHARED = 64
 """How many of the newest entries store their wire forms, for readers who come soon after each other."""
@@ -140,9 +140,9 @@ class Buffer:
         budget.used += size + _ENTRY_BYTES
         if len(entries) > _SHARED:
             entries[-1 - _SHARED].unshare()
-            if len(entries) >= KEPT_EVENTS + _TRIM_EVERY:
-                self._drop(len(entries) - KEPT_EVENTS)
-        while self.bytes > KEPT_BYTES and len(entries) > 1:
+            if len(entries) >= RETAINED_EVENTS + _TRIM_EVERY:
+                self._drop(len(entries) - RETAINED_EVENTS)
+        while self.bytes > RETAINED_BYTES and len(entries) > 1:
             self._drop(max(1, len(entries) // 20))
         if budget.used > budget.limit:
             budget.make_room(self)
@@ -163,7 +163,7 @@ class Buffer:
         """Release all entries but the last: whoever reads at the end continues, all others get a Gap."""
         self._drop(len(self.entries) - 1)
 
-    def give_way(self, *, keep_last: bool) -> bool:
+    def evict(self, *, keep_last: bool) -> bool:
         """Release the older half if anybody follows, else all but the last; the last one on the next call.
 
         `cut_end` is where the log ended then: what was released may be newer than a run's last checkpoint, so a run

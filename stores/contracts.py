@@ -21,13 +21,13 @@ from agent_chat.stores.fitting import READ_BYTES
 from agent_chat.stores.models import (
     Agent,
     Idempotency,
-    KeptFile,
     Key,
     KeySource,
     Message,
     Organization,
     Principal,
     RunRecord,
+    StoredFile,
     Thread,
     User,
 )
@@ -347,14 +347,14 @@ class ThreadStore(Protocol):
         """
         ...
 
-    async def add_file(self, who: Principal, file: KeptFile) -> None:
+    async def add_file(self, who: Principal, file: StoredFile) -> None:
         """Store an attachment's record in its thread, not in one that is being deleted, and drop its removal.
 
         Raises: ThreadNotFound; StoreUnavailable if a sweeper has taken its removal, so that its blob may be gone.
         """
         ...
 
-    async def file(self, who: Principal, thread_id: str, attachment_id: str) -> KeptFile:
+    async def file(self, who: Principal, thread_id: str, attachment_id: str) -> StoredFile:
         """Raises: ThreadNotFound, AttachmentNotFound."""
         ...
 
@@ -485,7 +485,7 @@ class EventLog(Protocol):
     """
 
     @property
-    def away(self) -> bool:
+    def unreachable(self) -> bool:
         """True while the log takes no events."""
         ...
 

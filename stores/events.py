@@ -187,7 +187,7 @@ def partial_only(event: Event) -> bool:
     )
 
 
-def terminal(message: Message) -> Terminal:
+def terminal_event(message: Message) -> Terminal:
     """The terminal event of a finished message, as its `metadata["run"]` tells it."""
     match message.status:
         case "completed":
@@ -200,7 +200,7 @@ def terminal(message: Message) -> Terminal:
             raise ValueError(f"message {message.id} is {status}, not finished")
 
 
-def joined(events: Iterable[Event]) -> list[Event]:
+def join_deltas(events: Iterable[Event]) -> list[Event]:
     """The same events with each stretch of consecutive deltas of one message and kind as one delta."""
     out: list[Event] = []
     stretch: list[Delta] = []

@@ -8,7 +8,7 @@ READ_BYTES = 8 * 2**20
 """How many bytes of messages, as JSON, one read returns unless its caller says otherwise."""
 
 
-def fitting(sizes: Sequence[Sequence[int]], max_bytes: int) -> list[int]:
+def count_fitting(sizes: Sequence[Sequence[int]], max_bytes: int) -> list[int]:
     """How many of each thread's latest messages to read; `sizes` has, per thread, their bytes, latest first.
 
     Every thread's latest comes before any thread's second; a thread ends at its first message that doesn't fit.
@@ -22,7 +22,7 @@ def fitting(sizes: Sequence[Sequence[int]], max_bytes: int) -> list[int]:
     return counts
 
 
-def latest_fitting(sizes: Sequence[int], max_bytes: int, running: int | None = None) -> list[int]:
+def select_fitting(sizes: Sequence[int], max_bytes: int, running: int | None = None) -> list[int]:
     """The indexes of the messages to read of one thread; `sizes` has their bytes, latest first.
 
     The very latest is read in any case, so that a client can page on; so is the one at `running`, which a reader of

@@ -11,7 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 
 from agent_chat.stores.budget import LogBudget
-from agent_chat.stores.buffer import KEPT_SECONDS, Buffer, Cursor, Entry, are_whole, in_run, position_before, run_events
+from agent_chat.stores.buffer import (
+    RETAINED_SECONDS,
+    Buffer,
+    Cursor,
+    Entry,
+    are_whole,
+    in_run,
+    position_before,
+    run_events,
+)
 from agent_chat.stores.errors import Gap, LogDeleted
 from agent_chat.stores.events import (
     TERMINAL_TYPES,
@@ -70,7 +79,7 @@ class MemoryLog:
         self._next_expiry = 0.0
 
     @property
-    def away(self) -> bool:
+    def unreachable(self) -> bool:
         return False
 
     @property
@@ -154,7 +163,7 @@ class MemoryLog:
         self._next_expiry = now + _DELETED_SECONDS
         self._shrink_deleted(now)
         for thread_id, log in list(self._logs.items()):
-            if now - log.last_append >= (_DELETED_SECONDS if log.deleted else KEPT_SECONDS):
+            if now - log.last_append >= (_DELETED_SECONDS if log.deleted else RETAINED_SECONDS):
                 del self._logs[thread_id]
                 log.lose()
 

@@ -135,7 +135,7 @@ class ToolCall(msgspec.Struct, frozen=True):
 
 
 class Attachment(msgspec.Struct, frozen=True):
-    """An uploaded file, as clients see it. Its bytes are in the blob store, its text in a KeptFile.
+    """An uploaded file, as clients see it. Its bytes are in the blob store, its text in a StoredFile.
 
     `status`: `ready` (its text, or the picture itself, is what agents get), `unsupported` or `failed` (stored all the
     same; `error` says why). `text_chars`: how much text was extracted; `truncated`: that was not all.
@@ -157,7 +157,7 @@ class Attachment(msgspec.Struct, frozen=True):
         return self.content_type.startswith("image/") and self.status == "ready"
 
 
-class KeptFile(msgspec.Struct, frozen=True):
+class StoredFile(msgspec.Struct, frozen=True):
     """An attachment with its thread and its extracted text. `small`: a picture that has a smaller copy, for models."""
 
     attachment: Attachment

@@ -19,7 +19,7 @@ from agent_chat.server.quota import Quota
 from agent_chat.stores.blobs import Blobs
 from agent_chat.stores.contracts import Store, ThreadStore
 from agent_chat.stores.errors import AttachmentNotFound, BlobNotFound, BlobUnavailable, StoreUnavailable, ThreadNotFound
-from agent_chat.stores.models import Attachment, Clock, KeptFile, Principal, is_id, new_id, timestamp
+from agent_chat.stores.models import Attachment, Clock, Principal, StoredFile, is_id, new_id, timestamp
 from agent_chat.stores.storage import RECORD_BYTES, UPLOAD_SECONDS, BlobRemoval
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Attachments:
         await self._blobs.put(key, upload.path)
         if found.small:
             await self._blobs.put(key + _SMALL, small_of(upload.path))
-        await self._store.add_file(who, KeptFile(attachment, thread_id, found.text, found.small))
+        await self._store.add_file(who, StoredFile(attachment, thread_id, found.text, found.small))
         self._quota.charge(who.organization_id, RECORD_BYTES + len(found.text))
         return attachment
 
@@ -168,7 +168,7 @@ class Attachments:
         """The bytes from `start` to before `end`, in pieces. Raises: BlobUnavailable."""
         return await self._blobs.read(_key(who, thread_id, attachment.id), start, end)
 
-    async def picture(self, who: Principal, file: KeptFile) -> bytes | None:
+    async def picture(self, who: Principal, file: StoredFile) -> bytes | None:
         """A picture as a model is shown it: smaller, if it was large; null if it is lost. Raises: BlobUnavailable."""
         key = _key(who, file.thread_id, file.attachment.id)
         try:
@@ -204,7 +204,7 @@ class ThreadFiles:
         file = await self._file(attachment)
         return await self._attachments.picture(self._who, file) if file else None
 
-    async def _file(self, attachment: Attachment) -> KeptFile | None:
+    async def _file(self, attachment: Attachment) -> StoredFile | None:
         with contextlib.suppress(AttachmentNotFound):
             return await self._store.file(self._who, self._thread_id, attachment.id)
         return None

@@ -29,7 +29,7 @@ from agent_chat.stores.events import (
     decode,
     encode,
     message_id_of,
-    terminal,
+    terminal_event,
 )
 from agent_chat.stores.fold import fold
 from agent_chat.stores.models import Message, Principal, Thread
@@ -185,7 +185,7 @@ class Viewer:
             message = await self._store.message(self.who, thread.id, self._until or "")
         if message.in_progress:
             return None
-        return terminal(message) if message.status else MessageCreated(message)
+        return terminal_event(message) if message.status else MessageCreated(message)
 
 
 def _running(thread: Thread) -> Message | None:

@@ -36,7 +36,7 @@ from agent_chat.stores.errors import (
     StoreUnavailable,
     ThreadNotFound,
 )
-from agent_chat.stores.events import Event, MessageCreated, MessageSnapshot, RunError, Terminal, terminal
+from agent_chat.stores.events import Event, MessageCreated, MessageSnapshot, RunError, Terminal, terminal_event
 from agent_chat.stores.fold import fold
 from agent_chat.stores.models import Agent, Clock, Message, Principal, RunRecord, new_id, timestamp, utcnow
 
@@ -317,7 +317,7 @@ class Runner:
             self._charge(who.organization_id, size_of(outcome.message))
             for event in closed:
                 say(event)
-            say(terminal(outcome.message))
+            say(terminal_event(outcome.message))
         return outcome
 
     async def _html(self, who: Principal, message: Message) -> str:
@@ -483,7 +483,7 @@ class Runner:
                 if record.worker != self.worker or self.has(record.id):
                     return  # its owner lives, and is about to say it
                 unfinished = replace(stored, content_html="").with_run(status="in_progress", error=None)
-                _with_snapshot(question, unfinished, writer.write)(terminal(stored))
+                _with_snapshot(question, unfinished, writer.write)(terminal_event(stored))
             try:
                 async with asyncio.timeout(CHECKPOINT_SECONDS):
                     await writer.flush()

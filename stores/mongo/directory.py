@@ -13,7 +13,7 @@ from msgspec.structs import asdict, replace
 
 from agent_chat.stores.contracts import SESSIONS_PER_KEY, AgentPage
 from agent_chat.stores.errors import AgentNotFound, KeyNotFound, StoreUnavailable
-from agent_chat.stores.fitting import READ_BYTES, latest_fitting
+from agent_chat.stores.fitting import READ_BYTES, select_fitting
 from agent_chat.stores.models import Agent, Key, KeySource, Organization, Principal, User, hash_of, new_id, timestamp
 from agent_chat.stores.mongo.database import Database
 from agent_chat.stores.mongo.documents import Document
@@ -168,7 +168,7 @@ class MongoDirectory(Database):
         query = {"organization_id": who.organization_id, "deleted": False}
         size = {"size": {"$bsonSize": "$$ROOT"}}
         sized = await self.db.agents.many(query, size, sort=_OLDEST_FIRST, skip=offset, limit=limit + 1)
-        chosen = latest_fitting([each["size"] for each in sized[:limit]], max_bytes)
+        chosen = select_fitting([each["size"] for each in sized[:limit]], max_bytes)
         ids = [sized[index]["_id"] for index in chosen]
         documents = await self.db.agents.many({**query, "_id": {"$in": ids}}, sort=_OLDEST_FIRST)
         default = await self._default(who)

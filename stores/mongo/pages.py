@@ -10,7 +10,7 @@ import logging
 
 from agent_chat.stores.contracts import MessagePage
 from agent_chat.stores.errors import MessageNotFound, StoreUnavailable, ThreadNotFound
-from agent_chat.stores.fitting import latest_fitting
+from agent_chat.stores.fitting import select_fitting
 from agent_chat.stores.models import Message, Principal
 from agent_chat.stores.mongo.database import Database
 from agent_chat.stores.mongo.documents import (
@@ -107,7 +107,7 @@ class MongoPages(Database):
         running = (thread["running"] or {}).get("id")
         places = [index for index, entry in enumerate(entries) if with_running and entry["id"] == running]
         place = places[0] if places else None
-        chosen = [entries[index] for index in latest_fitting([e["size"] for e in entries], max_bytes, place)]
+        chosen = [entries[index] for index in select_fitting([e["size"] for e in entries], max_bytes, place)]
         wanted = {entry["n"]: page_of[entry["n"]] for entry in chosen if entry["n"] in page_of}
         if wanted:
             pages = await self.db.pages.many({"_id": {"$in": sorted(set(wanted.values()))}}, {"messages": 1})

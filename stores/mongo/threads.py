@@ -18,8 +18,8 @@ from agent_chat.stores.errors import (
     ThreadArchived,
     ThreadNotFound,
 )
-from agent_chat.stores.fitting import READ_BYTES, fitting
-from agent_chat.stores.models import Idempotency, KeptFile, Message, Principal, Thread
+from agent_chat.stores.fitting import READ_BYTES, count_fitting
+from agent_chat.stores.models import Idempotency, Message, Principal, StoredFile, Thread
 from agent_chat.stores.mongo.documents import (
     DOCUMENT_BYTES,
     HEAD,
@@ -126,7 +126,7 @@ class MongoThreads(MongoOutbox, MongoStorage):
         partials = await self._partial_sizes(outlines)
         tails = [tail_of(outline, message_limit) for outline in outlines]
         sizes = [[partials.get(entry["id"]) or int(entry["size"]) for entry in reversed(tail)] for tail in tails]
-        counts = fitting(sizes, max_bytes)
+        counts = count_fitting(sizes, max_bytes)
         wanted: dict[int, list[str]] = defaultdict(list)
         cut = False
         for outline, tail, count in zip(outlines, tails, counts, strict=True):
@@ -203,7 +203,7 @@ class MongoThreads(MongoOutbox, MongoStorage):
         else:
             await self.db.threads.remove({**nobodys, **PUBLISHED})
 
-    async def add_file(self, who: Principal, file: KeptFile) -> None:
+    async def add_file(self, who: Principal, file: StoredFile) -> None:
         await self.get(who, file.thread_id, message_limit=0)
         id = file.attachment.id
         body = msgspec.json.encode(file)
@@ -224,12 +224,12 @@ class MongoThreads(MongoOutbox, MongoStorage):
                 await self.db.attachments.remove({"_id": id})
             raise
 
-    async def file(self, who: Principal, thread_id: str, attachment_id: str) -> KeptFile:
+    async def file(self, who: Principal, thread_id: str, attachment_id: str) -> StoredFile:
         await self.get(who, thread_id, message_limit=0)
         found = await self.db.attachments.one({"_id": attachment_id, "thread_id": thread_id})
         if found is None:
             raise AttachmentNotFound(attachment_id)
-        return msgspec.json.decode(found["body"], type=KeptFile)
+        return msgspec.json.decode(found["body"], type=StoredFile)
 
     async def remove_file(self, who: Principal, thread_id: str, attachment_id: str) -> None:
         await self.get(who, thread_id, message_limit=0)

@@ -267,9 +267,9 @@ class RedisLog:
         self._ticking = asyncio.create_task(self._tick_forever(), name="log ticks")
 
     @property
-    def away(self) -> bool:
+    def unreachable(self) -> bool:
         """True while Redis takes no events."""
-        return self._flusher.away
+        return self._flusher.unreachable
 
     @property
     def failures(self) -> int:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from typing import cast
 
-from agent_chat.stores.buffer import KEPT_SECONDS
+from agent_chat.stores.buffer import RETAINED_SECONDS
 from agent_chat.stores.models import is_id
 from agent_chat.stores.redis.writer import Away, Command, Exchange
 
@@ -67,7 +67,7 @@ class Room:
             sizes = await _numbers(exchange, [("MEMORY", "USAGE", key) for key in keys])
             lives = await _numbers(exchange, [("PTTL", key) for key in keys])
             for key, size, life in zip(keys, sizes, lives, strict=True):
-                weighed.append((size * max(1.0, KEPT_SECONDS * 1000 - life), size, key))
+                weighed.append((size * max(1.0, RETAINED_SECONDS * 1000 - life), size, key))
             if self._cursor == b"0":
                 break
         return weighed

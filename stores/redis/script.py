@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 
-from agent_chat.stores.buffer import KEPT_BYTES, KEPT_EVENTS, KEPT_SECONDS
+from agent_chat.stores.buffer import RETAINED_BYTES, RETAINED_EVENTS, RETAINED_SECONDS
 
 _DELETED_SECONDS = 60.0
 
@@ -75,7 +75,7 @@ local before, expiry = written, KEPT_MS
 for i = 5, #ARGV do
   local data = ARGV[i]
   written = written + #data
-  local id = redis.call('XADD', key, 'MAXLEN', '~', KEPT_EVENTS, '*', 'd', data, 'w', batch, 'n', written)
+  local id = redis.call('XADD', key, 'MAXLEN', '~', RETAINED_EVENTS, '*', 'd', data, 'w', batch, 'n', written)
   redis.call('PUBLISH', key, id .. ' ' .. previous .. ' ' .. data)
   previous = id
   if string.sub(data, 1, 24) == '{"type":"thread.deleted"' then expiry = DELETED_MS break end
@@ -83,13 +83,13 @@ end
 redis.call('PEXPIRE', key, expiry)
 
 -- every half megabyte: drop what lies more than eight megabytes back
-if math.floor(before / 524288) ~= math.floor(written / 524288) and written > KEPT_BYTES then
+if math.floor(before / 524288) ~= math.floor(written / 524288) and written > RETAINED_BYTES then
   local from = '-'
   while from do
     local rows = redis.call('XRANGE', key, from, '+', 'COUNT', 50)
     local first = nil
     for _, row in ipairs(rows) do
-      if written - tonumber(row[2][6]) < KEPT_BYTES then first = row[1] break end
+      if written - tonumber(row[2][6]) < RETAINED_BYTES then first = row[1] break end
     end
     if first then redis.call('XTRIM', key, 'MINID', first) end
     from = not first and #rows == 50 and '(' .. rows[50][1]
@@ -105,9 +105,9 @@ return redis.call('UNLINK', KEYS[1])
 """
 
 for _name, _value in {
-    "KEPT_EVENTS": KEPT_EVENTS,
-    "KEPT_BYTES": KEPT_BYTES,
-    "KEPT_MS": int(KEPT_SECONDS * 1000),
+    "RETAINED_EVENTS": RETAINED_EVENTS,
+    "RETAINED_BYTES": RETAINED_BYTES,
+    "KEPT_MS": int(RETAINED_SECONDS * 1000),
     "DELETED_MS": int(_DELETED_SECONDS * 1000),
 }.items():
     APPEND = APPEND.replace(_name, str(_value))

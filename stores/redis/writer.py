@@ -33,7 +33,7 @@ from agent_chat.stores.events import (
     Terminal,
     ThreadDeleted,
     encode,
-    joined,
+    join_deltas,
     partial_only,
 )
 
@@ -183,10 +183,14 @@ class RedisWriter:
 
     def _shrink(self) -> None:
         """Keep what is pending small while Redis is away: a snapshot stands for any number of parts."""
-        self._pending = joined(self._pending)
+        self._pending = join_deltas(self._pending)
         size = sum(map(_weight, self._pending))
         self._count(size + (self._call.size if self._call else 0))
-        if self._snapshot and self._flusher.away and (len(self._pending) > _PENDING_EVENTS or size > _PENDING_BYTES):
+        if (
+            self._snapshot
+            and self._flusher.unreachable
+            and (len(self._pending) > _PENDING_EVENTS or size > _PENDING_BYTES)
+        ):
             self.make_whole()
         self._shrink_at = len(self._pending) + _SHRINK_EVENTS
 
@@ -214,7 +218,7 @@ class RedisWriter:
         return self._call
 
     def _taken(self) -> list[Event]:
-        events = joined(self._pending)
+        events = join_deltas(self._pending)
         if self._whole and self._snapshot:
             # behind the run's beginning, which would set the message back to nothing
             started = (n for n, event in enumerate(events, 1) if isinstance(event, RunStarted))
@@ -311,7 +315,7 @@ class Flusher:
         self._task = asyncio.create_task(self._flush_forever(), name="log flusher")
 
     @property
-    def away(self) -> bool:
+    def unreachable(self) -> bool:
         """True while Redis takes no events: the last pipeline failed, or has waited for two seconds."""
         return self._failing or (self._sent_at is not None and time.monotonic() - self._sent_at > _SILENT_SECONDS)
 
@@ -320,7 +324,7 @@ class Flusher:
             writer.fail("it is closed")
             return
         self._wanting[writer] = None
-        if self.pending_bytes > PENDING_BYTES and self.away:
+        if self.pending_bytes > PENDING_BYTES and self.unreachable:
             self._relieve()
         if not self._some.is_set():
             self._some.set()

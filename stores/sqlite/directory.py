@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from agent_chat.stores import rules
 from agent_chat.stores.contracts import SESSIONS_PER_KEY, AgentPage
 from agent_chat.stores.errors import AgentNotFound, KeyNotFound
-from agent_chat.stores.fitting import READ_BYTES, latest_fitting
+from agent_chat.stores.fitting import READ_BYTES, select_fitting
 from agent_chat.stores.models import Agent, Key, KeySource, Organization, Principal, User, hash_of, timestamp
 from agent_chat.stores.sqlite.database import NOW, Database, runs_in_reader, runs_in_writer
 
@@ -168,7 +168,7 @@ class SQLiteDirectory(Database):
             " ORDER BY seq LIMIT ? OFFSET ?",
             (who.organization_id, limit + 1, offset),
         ).fetchall()
-        chosen = latest_fitting([row["size"] for row in sized[:limit]], max_bytes)
+        chosen = select_fitting([row["size"] for row in sized[:limit]], max_bytes)
         agents = [self._read_agent(db, who, sized[index]["id"]) for index in chosen]
         return AgentPage(agents, more=len(chosen) < len(sized))
 

@@ -7,7 +7,7 @@ import sqlite3
 import msgspec
 
 from agent_chat.stores.errors import AttachmentNotFound, StoreUnavailable
-from agent_chat.stores.models import KeptFile, Principal
+from agent_chat.stores.models import Principal, StoredFile
 from agent_chat.stores.rules import removal_of_attachment
 from agent_chat.stores.sqlite.database import Database, runs_in_reader, runs_in_writer
 from agent_chat.stores.sqlite.rows import thread_row
@@ -16,7 +16,7 @@ from agent_chat.stores.sqlite.storage import add_removal, cancel_removal
 
 class SQLiteFiles(Database):
     @runs_in_writer
-    def add_file(self, db: sqlite3.Connection, who: Principal, file: KeptFile) -> None:
+    def add_file(self, db: sqlite3.Connection, who: Principal, file: StoredFile) -> None:
         thread_row(db, who, file.thread_id)
         if not cancel_removal(db, file.attachment.id):
             raise StoreUnavailable(f"storing attachment {file.attachment.id} took too long")
@@ -32,14 +32,14 @@ class SQLiteFiles(Database):
         )
 
     @runs_in_reader
-    def file(self, db: sqlite3.Connection, who: Principal, thread_id: str, attachment_id: str) -> KeptFile:
+    def file(self, db: sqlite3.Connection, who: Principal, thread_id: str, attachment_id: str) -> StoredFile:
         thread_row(db, who, thread_id)
         row = db.execute(
             "SELECT body FROM attachments WHERE id = ? AND thread_id = ?", (attachment_id, thread_id)
         ).fetchone()
         if row is None:
             raise AttachmentNotFound(attachment_id)
-        return msgspec.json.decode(row["body"], type=KeptFile)
+        return msgspec.json.decode(row["body"], type=StoredFile)
 
     @runs_in_writer
     def remove_file(self, db: sqlite3.Connection, who: Principal, thread_id: str, attachment_id: str) -> None:

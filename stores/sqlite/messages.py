@@ -7,7 +7,7 @@ import sqlite3
 from agent_chat.stores import rules
 from agent_chat.stores.contracts import MessagePage, Posted
 from agent_chat.stores.events import MessageCreated
-from agent_chat.stores.fitting import READ_BYTES, latest_fitting
+from agent_chat.stores.fitting import READ_BYTES, select_fitting
 from agent_chat.stores.models import Idempotency, Message, Principal
 from agent_chat.stores.rules import KEY_SECONDS, UsedKey
 from agent_chat.stores.sqlite.database import Database, runs_in_reader, runs_in_writer
@@ -38,7 +38,7 @@ class SQLiteMessages(Database):
     ) -> MessagePage:
         thread_row(db, who, thread_id)
         rows = message_sizes(db, thread_id, limit, NEWEST if before is None else message_seq(db, thread_id, before))
-        chosen = latest_fitting([row["size"] for row in rows], max_bytes)
+        chosen = select_fitting([row["size"] for row in rows], max_bytes)
         return MessagePage(read_messages(db, rows[: len(chosen)]), cut=len(chosen) < len(rows))
 
     @runs_in_reader

@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from agent_chat.stores.errors import MessageNotFound, ThreadNotFound
-from agent_chat.stores.fitting import latest_fitting
+from agent_chat.stores.fitting import select_fitting
 from agent_chat.stores.models import Message, Principal, RunRecord, Thread, timestamp
 from agent_chat.stores.rules import next_timestamp
 
@@ -92,7 +92,7 @@ def latest_messages(db: sqlite3.Connection, thread_id: str, limit: int, max_byte
     """The latest messages that fit and a running one, oldest first, and whether any was left out for its size."""
     rows = message_sizes(db, thread_id, limit)
     running = next((index for index, row in enumerate(rows) if row["running"]), None)
-    chosen = latest_fitting([row["size"] for row in rows], max_bytes, running)
+    chosen = select_fitting([row["size"] for row in rows], max_bytes, running)
     return read_messages(db, (rows[index] for index in chosen)), len(chosen) < len(rows)
 
 

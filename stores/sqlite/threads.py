@@ -9,7 +9,7 @@ import msgspec
 from agent_chat.stores import rules
 from agent_chat.stores.contracts import Created, Page, ThreadPart
 from agent_chat.stores.events import ThreadDeleted, ThreadUpdated
-from agent_chat.stores.fitting import READ_BYTES, fitting
+from agent_chat.stores.fitting import READ_BYTES, count_fitting
 from agent_chat.stores.models import Idempotency, Principal, Thread
 from agent_chat.stores.sqlite.database import Database, runs_in_reader, runs_in_writer
 from agent_chat.stores.sqlite.outbox import add_fact
@@ -97,7 +97,7 @@ class SQLiteThreads(Database):
         ).fetchall()
         shown = rows[:limit]
         sized = [message_sizes(db, row["id"], message_limit) for row in shown]
-        counts = fitting([[each["size"] for each in of_thread] for of_thread in sized], max_bytes)
+        counts = count_fitting([[each["size"] for each in of_thread] for of_thread in sized], max_bytes)
         chosen = [of_thread[:count] for of_thread, count in zip(sized, counts, strict=True)]
         return Page(
             threads=[

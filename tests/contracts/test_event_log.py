@@ -31,7 +31,7 @@ from agent_chat.stores.events import (
     ToolCallStarted,
     decode,
     encode,
-    terminal,
+    terminal_event,
 )
 from agent_chat.stores.fold import Fold, fold
 from agent_chat.stores.models import Message, new_id
@@ -69,7 +69,7 @@ def a_turn(thread_id: str, words: int = 5) -> tuple[Message, Message, list[Event
         ToolCallCompleted(answer.id, 0, call),
     ]
     final = fold(events, answer).with_run(status="completed")
-    return question, final, [*events, terminal(final)]
+    return question, final, [*events, terminal_event(final)]
 
 
 def told(entries: list[Entry]) -> list[Event]:
@@ -612,7 +612,7 @@ async def test_find_tells_the_runs_of_one_question_apart(log: EventLog) -> None:
     question, one = turn(thread_id)
     _, two = turn(thread_id)
     start = await log.tail(thread_id)
-    await say(log, thread_id, MessageCreated(question), RunStarted(one), terminal(failed(one, retryable=True)))
+    await say(log, thread_id, MessageCreated(question), RunStarted(one), terminal_event(failed(one, retryable=True)))
     between = await log.tail(thread_id)
     assert await log.find(thread_id, question.id, two.id) is None
     await say(log, thread_id, MessageCreated(question))
@@ -678,7 +678,7 @@ async def test_a_reader_is_in_a_run_from_its_question_until_its_terminal_event(l
 async def test_every_terminal_event_ends_the_run(log: EventLog, ending: str) -> None:
     question, answer = turn("thread")
     error = {"code": "agent_failed", "detail": "It broke.", "retryable": False}
-    final = terminal(answer.with_run(status=ending, error=error))
+    final = terminal_event(answer.with_run(status=ending, error=error))
     assert (await in_run_after_each(log, MessageCreated(question), RunStarted(answer), final))[-1] is False
 
 
@@ -710,7 +710,7 @@ async def test_what_a_paused_worker_says_after_the_end_does_not_begin_the_run_ag
 
 async def test_a_question_said_again_before_an_interrupted_run_fails_does_not_begin_another(log: EventLog) -> None:
     question, answer = turn("thread")
-    end = terminal(failed(answer, retryable=True))
+    end = terminal_event(failed(answer, retryable=True))
     said = await in_run_after_each(log, MessageCreated(question), RunStarted(answer), MessageCreated(question), end)
     assert said == [False, True, True, True, False]
 
@@ -806,7 +806,7 @@ async def test_a_signal_that_nobody_listens_to_does_no_harm(log: EventLog) -> No
 
 async def test_a_failed_run_is_read_back_with_its_error(log: EventLog) -> None:
     _, answer = turn("thread")
-    end = terminal(failed(answer, retryable=True))
+    end = terminal_event(failed(answer, retryable=True))
     assert isinstance(end, RunFailed)
     assert await run_events(log, answer.id, RunStarted(answer), end) == [end]
 

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from agent_chat.stores.contracts import AgentPage, Directory, Store, ThreadStore
 from agent_chat.stores.errors import AgentNotFound, NotFound, ThreadNotFound
 from agent_chat.stores.events import ThreadUpdated
-from agent_chat.stores.models import Agent, KeptFile, Message, Principal, Thread, User, new_id
+from agent_chat.stores.models import Agent, Message, Principal, StoredFile, Thread, User, new_id
 from tests.support.backends import OpenStore
 from tests.support.samples import (
     AWKWARD,
@@ -41,7 +41,7 @@ class World(msgspec.Struct, frozen=True):
     thread: Thread
     finished: Message
     running: Message
-    file: KeptFile
+    file: StoredFile
 
 
 async def populate(store: Store) -> World:

@@ -13,7 +13,7 @@ import pytest
 
 from agent_chat.server.ai_chat_service import AIChatService
 from agent_chat.stores.errors import StoreUnavailable
-from agent_chat.stores.models import KeptFile, Principal
+from agent_chat.stores.models import Principal, StoredFile
 from agent_chat.stores.sqlite import storage as sqlite_storage
 from tests.support.live import Live, live_server, server_process
 from tests.support.shapes import is_problem
@@ -63,7 +63,7 @@ async def test_an_upload_that_is_cancelled_as_its_record_is_stored_leaves_neithe
         store = cast(AIChatService, live.server.lifespan.state["service"]).store
         add_file = store.add_file
 
-        async def cancelled(who: Principal, file: KeptFile) -> None:
+        async def cancelled(who: Principal, file: StoredFile) -> None:
             await add_file(who, file)
             raise asyncio.CancelledError
 
@@ -84,7 +84,7 @@ async def test_the_blob_stays_while_it_is_unknown_whether_its_record_is_stored(
         store = cast(AIChatService, live.server.lifespan.state["service"]).store
         add_file = store.add_file
 
-        async def lost(who: Principal, file: KeptFile) -> None:
+        async def lost(who: Principal, file: StoredFile) -> None:
             if stored:
                 await add_file(who, file)
             raise StoreUnavailable("connection lost")

@@ -442,7 +442,7 @@ async def test_what_is_written_while_redis_is_away_stays_small_and_every_fact_ar
     updated = ThreadUpdated(new_thread(principal()))
     writer.write(MessageDelta(answer.id, 0, ""))
     async with asyncio.timeout(5):
-        while not log.away:  # noqa: ASYNC110
+        while not log.unreachable:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     for n in range(20_000):
         delta = MessageDelta(answer.id, n, "x")

@@ -211,7 +211,7 @@ class SlowClient(Client):
 async def test_a_reader_that_stops_reading_holds_up_nobody_and_catches_up_exactly(
     race: Race, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "KEPT_EVENTS", kept)
+    monkeypatch.setattr(feed, "RETAINED_EVENTS", kept)
     thread = await race.live.scripted_thread()
     slow = SlowClient(race.live.url)
     async with watcher(race.live, thread) as watching, slow.posting(thread, "hold here\ncount 3000") as posting:

@@ -30,7 +30,7 @@ async def lose_events(race: Race, thread: str, how: str) -> None:
     """Have the thread's log lose entries: the older half, all but the last, or all."""
     match how:
         case "half":
-            race.buffer(thread).give_way(keep_last=False)
+            race.buffer(thread).evict(keep_last=False)
         case "all but one":
             race.buffer(thread).cut_end = race.buffer(thread).end
             race.buffer(thread).shrink()

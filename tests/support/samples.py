@@ -16,10 +16,10 @@ from agent_chat.stores.models import (
     Attachment,
     Idempotency,
     JSONObject,
-    KeptFile,
     Message,
     Principal,
     Role,
+    StoredFile,
     Thread,
     ToolCall,
     new_answer,
@@ -170,7 +170,7 @@ Lose = Callable[[], Awaitable[None]]
 """Make every log disappear, as an hour's silence or an empty restart of Redis would."""
 
 
-def new_file(thread_id: str, *, filename: str = 'a "file".txt', size: int = 5, text: str = "héllo") -> KeptFile:
+def new_file(thread_id: str, *, filename: str = 'a "file".txt', size: int = 5, text: str = "héllo") -> StoredFile:
     attachment = Attachment(
         id=new_id(),
         filename=filename,
@@ -183,4 +183,4 @@ def new_file(thread_id: str, *, filename: str = 'a "file".txt', size: int = 5, t
         error=None,
         created_at=timestamp(utcnow()),
     )
-    return KeptFile(attachment, thread_id, text)
+    return StoredFile(attachment, thread_id, text)

@@ -28,10 +28,10 @@ from agent_chat.stores.events import (
     ToolCallStarted,
     decode,
     encode,
-    joined,
+    join_deltas,
     message_id_of,
     partial_only,
-    terminal,
+    terminal_event,
     type_of,
 )
 from agent_chat.stores.models import Message, Thread, ToolCall, new_answer
@@ -111,7 +111,7 @@ def test_only_what_a_snapshot_of_the_message_contains_is_superfluous_beside_it()
 def test_terminal_follows_the_status_of_the_message() -> None:
     done, stopped = ANSWER.with_run(status="completed"), ANSWER.with_run(status="cancelled")
     broken = ANSWER.with_run(status="failed", error={"code": "agent_failed", "detail": "It broke.", "retryable": True})
-    events = [terminal(done), terminal(stopped), terminal(broken)]
+    events = [terminal_event(done), terminal_event(stopped), terminal_event(broken)]
     assert events == [RunCompleted(done), RunCancelled(stopped), RunFailed(broken, ERROR)]
     assert {type_of(encode(event)) for event in events} == TERMINAL_TYPES
 
@@ -119,12 +119,12 @@ def test_terminal_follows_the_status_of_the_message() -> None:
 @pytest.mark.parametrize("message", [ANSWER, QUESTION], ids=["running", "no run"])
 def test_there_is_no_terminal_event_for_a_message_that_is_not_finished(message: Message) -> None:
     with pytest.raises(ValueError, match="not finished"):
-        terminal(message)
+        terminal_event(message)
 
 
 def test_consecutive_deltas_of_one_message_and_kind_become_one() -> None:
     stretch = [MessageDelta("m", 3, "a"), MessageDelta("m", 4, "😀"), MessageDelta("m", 5, "cd")]
-    assert joined(stretch) == [MessageDelta("m", 3, "a😀cd")]
+    assert join_deltas(stretch) == [MessageDelta("m", 3, "a😀cd")]
 
 
 def test_deltas_of_another_message_or_kind_and_other_events_end_a_stretch() -> None:
@@ -139,7 +139,7 @@ def test_deltas_of_another_message_or_kind_and_other_events_end_a_stretch() -> N
         MessageDelta("n", 1, "f"),
         MessageDelta("n", 2, "g"),
     ]
-    assert joined(events) == [
+    assert join_deltas(events) == [
         MessageDelta("m", 0, "a"),
         ReasoningDelta("m", 0, "bc"),
         MessageDelta("m", 1, "d"),
@@ -150,4 +150,4 @@ def test_deltas_of_another_message_or_kind_and_other_events_end_a_stretch() -> N
 
 
 def test_joining_nothing_gives_nothing() -> None:
-    assert joined([]) == []
+    assert join_deltas([]) == []

@@ -89,7 +89,7 @@ async def test_facts_that_are_too_many_while_redis_is_down_are_dropped_and_come_
         assert facts.pending <= 6
         redis.resume()
         async with asyncio.timeout(10):
-            while log.away and facts.pending:  # noqa: ASYNC110
+            while log.unreachable and facts.pending:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         await swept(facts, store)
         for index, (thread, start) in enumerate(zip(threads, starts, strict=True)):

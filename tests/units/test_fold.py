@@ -16,7 +16,7 @@ from agent_chat.stores.events import (
     RunStarted,
     ThreadDeleted,
     ToolCallProgress,
-    joined,
+    join_deltas,
 )
 from agent_chat.stores.fold import Fold, fold
 from agent_chat.stores.models import Message, ToolCall
@@ -175,7 +175,7 @@ def test_any_duplication_of_events_with_overlap_gives_the_same_message(seed: int
     events = a_run(chance)
     expected: Message = fold(events, EMPTY)
     assert fold(read_again(events, chance), EMPTY) == expected
-    assert fold(joined(events), EMPTY) == expected
+    assert fold(join_deltas(events), EMPTY) == expected
     assert fold(in_other_pieces(events, chance), EMPTY) == expected
     bare = without_snapshots(events)
     assert fold(bare, EMPTY) == expected

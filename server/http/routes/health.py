@@ -41,7 +41,7 @@ async def readyz(request: Request) -> Response:
     body: JSONObject = {
         "ready": ready,
         "database": database,
-        "events": not service.log.away,
+        "events": not service.log.unreachable,
         "draining": draining,
         "tools": {state: states[state] for state in STATES},
     }
