@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from agent_chat.agents import AgentError, Ended, Text, ToolCompleted
+from agent_chat.agents.mcp import toolbox as mcp_toolbox
 from agent_chat.agents.mcp.config import read_servers
 from agent_chat.agents.mcp.pool import Pool
 from agent_chat.agents.registry import Kind, Registry, open_registry
@@ -21,20 +23,25 @@ README = Path(__file__).parent.parent.parent / "README.md"
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package that has the README's example, as pip would have installed it."""
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    (tmp_path / "my_package.py").write_text(example)
-    info = tmp_path / "my_package-1.0.dist-info"
+    """The README's example package, as pip would have installed it."""
+    readme = README.read_text()
+    (project,) = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
+    (module,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    described = tomllib.loads(project)
+    (name,) = described["tool"]["setuptools"]["py-modules"]
+    (tmp_path / f"{name}.py").write_text(module)
+    info = tmp_path / f"{name}-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
-    points = re.search(r'\[project\.entry-points\."(.*?)"\]\s+(\w+) = "(.*?)"', example)
-    assert points is not None
-    (info / "entry_points.txt").write_text(f"[{points[1]}]\n{points[2]} = {points[3]}\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {described['project']['name']}\nVersion: 1.0\n")
+    groups = described["project"]["entry-points"].items()
+    lines = [line for group, points in groups for line in (f"[{group}]", *(f"{k} = {v}" for k, v in points.items()))]
+    (info / "entry_points.txt").write_text("\n".join(lines))
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "my_package", raising=False)
+    monkeypatch.delitem(sys.modules, name, raising=False)
 
 
-async def test_the_readmes_agent_is_found_and_answers(installed: None) -> None:
+async def test_the_readmes_agent_is_found_and_answers(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcp_toolbox, "READY_SECONDS", 20.0)  # the tool server may start slowly on a busy machine
     pool = Pool(read_servers(None, {}))
     try:
         async with open_registry({}) as registry:
