@@ -104,7 +104,7 @@ async def _address(process: asyncio.subprocess.Process) -> tuple[str, str]:
 async def tools_ready(client: httpx.AsyncClient) -> None:
     """Wait until the server has connected to its tool servers."""
     async with asyncio.timeout(START_SECONDS):
-        while (await client.get("/readyz")).json()["tools"]["ready"] < 1:
+        while (await client.get("/readyz")).json()["tools"]["ready"] < 1:  # noqa: ASYNC110 - in another process
             await asyncio.sleep(0.1)
 
 
