@@ -161,7 +161,7 @@ class AIChatService:
             return await self.store.create_agent(who, checked)
 
     async def list_agents(self, who: Principal, *, limit: int, offset: int) -> AgentPage:
-        return await self.store.agents(who, limit=limit, offset=offset)
+        return await self.store.list_agents(who, limit=limit, offset=offset)
 
     async def get_agent(self, who: Principal, agent_ref: str) -> Agent:
         """Raises: AgentNotFound."""
@@ -234,7 +234,7 @@ class AIChatService:
     ) -> Page:
         """Raises: AgentNotFound."""
         agent = await self._agent(who, agent_ref, deleted=True)
-        return await self.store.page(
+        return await self.store.list_threads(
             who,
             agent.id,
             limit=limit,
@@ -328,7 +328,7 @@ class AIChatService:
         """Raises: AgentNotFound, ThreadNotFound, InvalidRequest if `before` isn't a message of the thread."""
         await self._thread(who, agent_ref, thread_id)
         try:
-            return await self.store.messages(who, thread_id, before=before, limit=limit)
+            return await self.store.list_messages(who, thread_id, before=before, limit=limit)
         except MessageNotFound as error:
             raise InvalidRequest("before", f"{before} is not a message of this thread.") from error
 
@@ -337,7 +337,7 @@ class AIChatService:
         await self._thread(who, agent_ref, thread_id)
         message = await self._message(who, thread_id, message_id)
         if message.in_progress and await self.runner.heal(who, message_id):
-            message = await self.store.message(who, thread_id, message_id)
+            message = await self.store.get_message(who, thread_id, message_id)
         return message
 
     async def post_message(
@@ -471,7 +471,7 @@ class AIChatService:
         until = time.monotonic() + patience
         while True:
             try:
-                return await self.store.message(who, thread_id, run_id)
+                return await self.store.get_message(who, thread_id, run_id)
             except StoreDamaged:
                 raise
             except StoreUnavailable as error:
@@ -515,9 +515,9 @@ class AIChatService:
         await self.store.cancel(who, thread_id, run_id)
         await self.log.signal(run_id)
         message = await self.wait(who, thread_id, run_id, CANCEL_SECONDS)
-        if message.in_progress and (record := await self.store.record(who, run_id)):
+        if message.in_progress and (record := await self.store.find_record(who, run_id)):
             await self.runner.repair(record)
-            message = await self.store.message(who, thread_id, run_id)
+            message = await self.store.get_message(who, thread_id, run_id)
         return message
 
     # Reading the log
@@ -558,14 +558,14 @@ class AIChatService:
 
     async def _agent(self, who: Principal, agent_ref: str, *, deleted: bool = False) -> Agent:
         if agent_ref == DEFAULT:
-            return await self.store.agent(who, None)
+            return await self.store.get_agent(who, None)
         if not is_id(agent_ref):
             raise AgentNotFound(agent_ref)
-        return await self.store.agent(who, agent_ref, deleted=deleted)
+        return await self.store.get_agent(who, agent_ref, deleted=deleted)
 
     async def _living_agent(self, who: Principal, thread: Thread) -> Agent:
         try:
-            return await self.store.agent(who, thread.agent_id)
+            return await self.store.get_agent(who, thread.agent_id)
         except AgentNotFound as error:
             raise AgentDeleted(thread.agent_id) from error
 
@@ -585,7 +585,7 @@ class AIChatService:
     async def _message(self, who: Principal, thread_id: str, message_id: str) -> Message:
         if not is_id(message_id):
             raise MessageNotFound(message_id)
-        return await self.store.message(who, thread_id, message_id)
+        return await self.store.get_message(who, thread_id, message_id)
 
     async def _made(
         self, who: Principal, thread_id: str, body: MessageCreate, attachments: list[Attachment]

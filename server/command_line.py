@@ -130,7 +130,7 @@ def list_keys() -> None:
 
     async def rows(store: Store) -> list[str]:
         lines = ["id\torganization\tuser\tends with\tsource\tcreated\tstate"]
-        for key in await store.keys():
+        for key in await store.list_keys():
             organization = await store.find_organization(key.organization_id)
             user = await store.find_user(key.organization_id, key.user_id)
             names = f"{organization.name if organization else '?'}\t{user.name if user else '?'}"

@@ -74,7 +74,7 @@ class FactPublisher:
         for _ in range(_SWEEP_ROUNDS):
             if self._log.unreachable:
                 return
-            outboxes = await self._store.unpublished()
+            outboxes = await self._store.take_outboxes()
             for outbox in outboxes:
                 if outbox.thread_id not in self._publications and not self._log.unreachable:
                     await self._publish_left_over(outbox)
@@ -130,7 +130,7 @@ class FactPublisher:
             if self._log.unreachable:
                 return
             before = self._left_over[thread_id]
-            outboxes = await self._store.unpublished(thread_id)
+            outboxes = await self._store.take_outboxes(thread_id)
             for outbox in outboxes:
                 if not await self._publish_left_over(outbox):
                     return

@@ -32,7 +32,7 @@ async def member(
     who = Principal(found.id, owner.id)
     name = _DEMO if kind == "demo" else "Assistant"
     now = timestamp(utcnow())
-    agents = (await store.agents(who, limit=2)).agents
+    agents = (await store.list_agents(who, limit=2)).agents
     if not agents:
         agent = Agent(
             id=new_id(),

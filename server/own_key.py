@@ -62,7 +62,7 @@ async def open_own_key(
         await _revoke_replaced(store, own, "first_start", 0.0)
     if not shared:
         await _revoke_replaced(store, own, "environment", 0.0)
-    unknown = [key.id for key in await store.keys() if key.source is None and key.revoked_at is None]
+    unknown = [key.id for key in await store.list_keys() if key.source is None and key.revoked_at is None]
     if unknown:
         logger.warning(
             "%d valid keys have no recorded source; revoke those that nobody needs (`keys list`)", len(unknown)
@@ -112,7 +112,7 @@ async def _store(store: Store, owner: User, secret: str, source: KeySource) -> O
 async def _recognize_stored_secret(store: Store, owner: User, path: Path) -> None:
     """Record the source of the data folder's key, if it is valid and a version without sources made it."""
     secret = _read(path)
-    if secret and await store.principal(secret) is not None:
+    if secret and await store.find_principal(secret) is not None:
         await store.create_key(owner, secret, "first_start")
 
 
@@ -128,7 +128,7 @@ def _log_revoked(key: Key) -> None:
 
 async def _revoked(store: Store) -> set[str]:
     """The hashes of revoked secrets."""
-    keys = await store.keys()
+    keys = await store.list_keys()
     return {key.hash for key in keys if key.revoked_at} - {key.hash for key in keys if not key.revoked_at}
 
 

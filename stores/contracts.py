@@ -172,7 +172,7 @@ class Directory(Protocol):
         """
         ...
 
-    async def keys(self) -> list[Key]:
+    async def list_keys(self) -> list[Key]:
         """Every key of the installation, revoked ones too, oldest first: for the operator, not for the API."""
         ...
 
@@ -180,7 +180,7 @@ class Directory(Protocol):
         """Raises: KeyNotFound."""
         ...
 
-    async def principal(self, secret: str) -> Principal | None:
+    async def find_principal(self, secret: str) -> Principal | None:
         """The Principal of an unrevoked key; null for any other string."""
         ...
 
@@ -193,7 +193,7 @@ class Directory(Protocol):
         """
         ...
 
-    async def session_principal(self, token: str) -> Principal | None:
+    async def find_session_principal(self, token: str) -> Principal | None:
         """The Principal of a session that has not expired and whose key is not revoked; None for any other string."""
         ...
 
@@ -205,7 +205,7 @@ class Directory(Protocol):
         """Store it. It becomes the default if it says so, or if the organization has none."""
         ...
 
-    async def agents(
+    async def list_agents(
         self, who: Principal, *, limit: int = 100, offset: int = 0, max_bytes: int = READ_BYTES
     ) -> AgentPage:
         """The organization's agents that are not deleted, oldest first.
@@ -214,7 +214,7 @@ class Directory(Protocol):
         """
         ...
 
-    async def agent(self, who: Principal, agent_id: str | None, *, deleted: bool = False) -> Agent:
+    async def get_agent(self, who: Principal, agent_id: str | None, *, deleted: bool = False) -> Agent:
         """One agent; the organization's default for null. `deleted` finds deleted ones too.
 
         Raises: AgentNotFound.
@@ -285,7 +285,7 @@ class ThreadStore(Protocol):
         """
         ...
 
-    async def page(
+    async def list_threads(
         self,
         who: Principal,
         agent_id: str,
@@ -317,7 +317,7 @@ class ThreadStore(Protocol):
         """
         ...
 
-    async def messages(
+    async def list_messages(
         self, who: Principal, thread_id: str, *, before: str | None, limit: int, max_bytes: int = READ_BYTES
     ) -> MessagePage:
         """The latest `limit` messages, or those before message `before`; oldest first.
@@ -329,7 +329,7 @@ class ThreadStore(Protocol):
         """
         ...
 
-    async def message(self, who: Principal, thread_id: str, message_id: str) -> Message:
+    async def get_message(self, who: Principal, thread_id: str, message_id: str) -> Message:
         """Raises: ThreadNotFound, MessageNotFound."""
         ...
 
@@ -354,7 +354,7 @@ class ThreadStore(Protocol):
         """
         ...
 
-    async def file(self, who: Principal, thread_id: str, attachment_id: str) -> StoredFile:
+    async def get_file(self, who: Principal, thread_id: str, attachment_id: str) -> StoredFile:
         """Raises: ThreadNotFound, AttachmentNotFound."""
         ...
 
@@ -406,7 +406,7 @@ class ThreadStore(Protocol):
         """
         ...
 
-    async def orphans(self, worker: str) -> list[RunRecord]:
+    async def take_orphans(self, worker: str) -> list[RunRecord]:
         """Take over every run whose lease has expired by the database's clock, of every organization.
 
         Each is handed to one caller: its record is then held by `worker`, with a new lease. A record that can't be
@@ -414,19 +414,19 @@ class ThreadStore(Protocol):
         """
         ...
 
-    async def orphan(self, who: Principal, run_id: str, worker: str) -> RunRecord | None:
+    async def take_orphan(self, who: Principal, run_id: str, worker: str) -> RunRecord | None:
         """Take over that one run if its lease has expired; else null."""
         ...
 
-    async def record(self, who: Principal, run_id: str) -> RunRecord | None:
+    async def find_record(self, who: Principal, run_id: str) -> RunRecord | None:
         """That run's record, whatever its lease; null once it is forgotten."""
         ...
 
-    async def forget(self, who: Principal, run_id: str) -> None:
+    async def delete_record(self, who: Principal, run_id: str) -> None:
         """Delete the run's record: its terminal event is in the log, or nothing points to it."""
         ...
 
-    async def unpublished(self, thread_id: str | None = None) -> list[Outbox]:
+    async def take_outboxes(self, thread_id: str | None = None) -> list[Outbox]:
         """Take over outboxes that have waited for a quarter of a lease, of every organization.
 
         With `thread_id`, take over that thread's outbox, however long it has waited: its publisher does so once the log

@@ -160,7 +160,7 @@ class Attachments:
         """Raises: ThreadNotFound, AttachmentNotFound."""
         if not is_id(attachment_id):
             raise AttachmentNotFound(attachment_id)
-        return (await self._store.file(who, thread_id, attachment_id)).attachment
+        return (await self._store.get_file(who, thread_id, attachment_id)).attachment
 
     async def read(
         self, who: Principal, thread_id: str, attachment: Attachment, start: int, end: int
@@ -206,7 +206,7 @@ class ThreadFiles:
 
     async def _file(self, attachment: Attachment) -> StoredFile | None:
         with contextlib.suppress(AttachmentNotFound):
-            return await self._store.file(self._who, self._thread_id, attachment.id)
+            return await self._store.get_file(self._who, self._thread_id, attachment.id)
         return None
 
 

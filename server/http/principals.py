@@ -58,9 +58,9 @@ class Principals:
         """The credential's Principal as the database has it now. Raises: StoreUnavailable."""
         until = self._clock() + self._seconds  # from before the read: what changes meanwhile counts as seen later
         if credential.kind == "key":
-            principal = await self._directory.principal(credential.secret)
+            principal = await self._directory.find_principal(credential.secret)
         else:
-            principal = await self._directory.session_principal(credential.secret)
+            principal = await self._directory.find_session_principal(credential.secret)
         self.forget(credential)
         if principal is not None and self._seconds:
             if len(self._found) >= self._size:

@@ -182,7 +182,7 @@ class Viewer:
             if message.id == self._until:
                 break
         else:
-            message = await self._store.message(self.who, thread.id, self._until or "")
+            message = await self._store.get_message(self.who, thread.id, self._until or "")
         if message.in_progress:
             return None
         return terminal_event(message) if message.status else MessageCreated(message)

@@ -268,7 +268,7 @@ class Runner:
         question = run.question
         stored = await self._until_answered(
             f"the history of run {run.id} could not be read yet",
-            lambda: self._store.messages(run.who, run.thread_id, before=question.id, limit=HISTORY),
+            lambda: self._store.list_messages(run.who, run.thread_id, before=question.id, limit=HISTORY),
         )
         before = stored.messages[-(HISTORY - 1) :]
         earlier = stored.cut or len(stored.messages) > len(before)
@@ -379,7 +379,7 @@ class Runner:
 
     async def _forget(self, who: Principal, run_id: str) -> None:
         with contextlib.suppress(StoreUnavailable):
-            await self._store.forget(who, run_id)
+            await self._store.delete_record(who, run_id)
 
     def _lose_contact(self) -> None:
         self._lost_at = time.monotonic()
@@ -404,7 +404,7 @@ class Runner:
             if not await self._store.ready():
                 self._lose_contact()
             return
-        for record in await self._store.orphans(self.worker):
+        for record in await self._store.take_orphans(self.worker):
             if not self.has(record.id):
                 self._begin_repair(record)
         if self._repairs:
@@ -448,7 +448,7 @@ class Runner:
         """End that run if its process died; true if it did."""
         if self.has(run_id) or not self._in_contact:
             return False
-        record = await self._store.orphan(who, run_id, self.worker)
+        record = await self._store.take_orphan(who, run_id, self.worker)
         if record is not None:
             await self.repair(record)
         return record is not None
@@ -461,10 +461,10 @@ class Runner:
         """
         who, thread_id = record.who, record.thread_id
         try:
-            stored = await self._store.message(who, thread_id, record.id)
-            question = await self._store.message(who, thread_id, (record.partial.run or {})["in_reply_to"])
+            stored = await self._store.get_message(who, thread_id, record.id)
+            question = await self._store.get_message(who, thread_id, (record.partial.run or {})["in_reply_to"])
         except NotFound:  # the thread is gone, or the claim never happened
-            await self._store.forget(who, record.id)
+            await self._store.delete_record(who, record.id)
             return
         ending = CANCELLED if record.cancelled else INTERRUPTED
         events = await self._logged(record)
@@ -489,7 +489,7 @@ class Runner:
                     await writer.flush()
             except TimeoutError:
                 return
-        await self._store.forget(who, record.id)
+        await self._store.delete_record(who, record.id)
 
     async def _logged(self, record: RunRecord) -> list[Event] | None:
         """What the log holds of the run; null while the log is away."""

@@ -99,7 +99,7 @@ class MongoDirectory(Database):
         revoked = [await self.db.keys.change({"_id": key_id, **unheld}, changes) for key_id in found]
         return [_key(document) for document in revoked if document is not None]
 
-    async def keys(self) -> list[Key]:
+    async def list_keys(self) -> list[Key]:
         return [_key(document) for document in await self.db.keys.many({}, sort=_OLDEST_FIRST)]
 
     async def revoke_key(self, key_id: str) -> Key:
@@ -109,7 +109,7 @@ class MongoDirectory(Database):
             raise KeyNotFound(key_id)
         return _key(document)
 
-    async def principal(self, secret: str) -> Principal | None:
+    async def find_principal(self, secret: str) -> Principal | None:
         found = await self.db.keys.one({"hash": hash_of(secret), "valid": True}, {"organization_id": 1, "user_id": 1})
         return Principal(found["organization_id"], found["user_id"]) if found else None
 
@@ -135,7 +135,7 @@ class MongoDirectory(Database):
             await self.db.sessions.remove({"_id": surplus["_id"]})
         return Principal(key["organization_id"], key["user_id"])
 
-    async def session_principal(self, token: str) -> Principal | None:
+    async def find_session_principal(self, token: str) -> Principal | None:
         query = {"_id": hash_of(token), "expires_at": {"$gt": timestamp(self.clock())}}
         session = await self.db.sessions.one(query)
         if session is None or await self.db.keys.one({"_id": session["key_id"], "valid": True}, {"_id": 1}) is None:
@@ -160,9 +160,9 @@ class MongoDirectory(Database):
         else:
             none_yet = {"_id": who.organization_id, "default_agent_id": None}
             await self.db.organizations.change(none_yet, {"$set": {"default_agent_id": agent.id}}, {"_id": 1})
-        return await self.agent(who, agent.id)
+        return await self.get_agent(who, agent.id)
 
-    async def agents(
+    async def list_agents(
         self, who: Principal, *, limit: int = 100, offset: int = 0, max_bytes: int = READ_BYTES
     ) -> AgentPage:
         query = {"organization_id": who.organization_id, "deleted": False}
@@ -174,7 +174,7 @@ class MongoDirectory(Database):
         default = await self._default(who)
         return AgentPage([_agent(document, default) for document in documents], more=len(chosen) < len(sized))
 
-    async def agent(self, who: Principal, agent_id: str | None, *, deleted: bool = False) -> Agent:
+    async def get_agent(self, who: Principal, agent_id: str | None, *, deleted: bool = False) -> Agent:
         default = await self._default(who)
         wanted = default if agent_id is None else agent_id
         if wanted is None:
@@ -193,7 +193,7 @@ class MongoDirectory(Database):
             await self._set_default(who, agent.id)
         elif is_default is False:
             await self._unset_default(who, agent.id)
-        return await self.agent(who, agent.id)
+        return await self.get_agent(who, agent.id)
 
     async def delete_agent(self, who: Principal, agent_id: str) -> None:
         query = {"_id": agent_id, "organization_id": who.organization_id, "deleted": False}

@@ -76,7 +76,7 @@ def ref_of(fact: Fact) -> str | int:
 
 
 class MongoOutbox(MongoPages):
-    async def unpublished(self, thread_id: str | None = None) -> list[Outbox]:
+    async def take_outboxes(self, thread_id: str | None = None) -> list[Outbox]:
         if thread_id is None:
             waiting: Document = {"outbox_at": {"$lte": await self.db.now()}}
             due = await self.db.threads.many(waiting, {"_id": 1}, limit=_THREADS)

@@ -122,7 +122,7 @@ class MongoRuns(MongoThreads):
             return Finished((await unpack([entry]))[0], won=won)
         raise contended(message.thread_id)
 
-    async def orphans(self, worker: str) -> list[RunRecord]:
+    async def take_orphans(self, worker: str) -> list[RunRecord]:
         """Besides, clear away what deleted threads have left."""
         now = await self.db.now()
         for emptied in await self.db.threads.many({"sweep_at": {"$lte": now}}, limit=_CLEARED_PER_SWEEP):
@@ -131,15 +131,15 @@ class MongoRuns(MongoThreads):
         taken = [await self._readable(run["_id"], worker, now) for run in expired]
         return [record for record in taken if record is not None]
 
-    async def orphan(self, who: Principal, run_id: str, worker: str) -> RunRecord | None:
+    async def take_orphan(self, who: Principal, run_id: str, worker: str) -> RunRecord | None:
         query = {"_id": run_id, "organization_id": who.organization_id}
         return await self._taken(query, worker, await self.db.now())
 
-    async def record(self, who: Principal, run_id: str) -> RunRecord | None:
+    async def find_record(self, who: Principal, run_id: str) -> RunRecord | None:
         run = await self.db.runs.one({"_id": run_id, "organization_id": who.organization_id})
         return (await self._record(run))[0] if run else None
 
-    async def forget(self, who: Principal, run_id: str) -> None:
+    async def delete_record(self, who: Principal, run_id: str) -> None:
         await self.db.runs.remove({"_id": run_id, "organization_id": who.organization_id})
 
     # claiming
@@ -164,7 +164,7 @@ class MongoRuns(MongoThreads):
         if head["running"]:
             raise ThreadBusy(head["running"]["id"])
         if key:
-            question = await self.message(who, thread_id, key["message_id"])
+            question = await self.get_message(who, thread_id, key["message_id"])
             answer = answer.with_run(in_reply_to=question.id)
         answered = await pack(answer)
         pushed = [answered] if key else [asked, answered]

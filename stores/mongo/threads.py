@@ -99,7 +99,7 @@ class MongoThreads(MongoOutbox, MongoStorage):
         thread, page = await self._latest(who, thread_id, message_limit, max_bytes, with_running=True)
         return ThreadPart(thread_of(thread, page.messages), page.cut)
 
-    async def page(
+    async def list_threads(
         self,
         who: Principal,
         agent_id: str,
@@ -224,7 +224,7 @@ class MongoThreads(MongoOutbox, MongoStorage):
                 await self.db.attachments.remove({"_id": id})
             raise
 
-    async def file(self, who: Principal, thread_id: str, attachment_id: str) -> StoredFile:
+    async def get_file(self, who: Principal, thread_id: str, attachment_id: str) -> StoredFile:
         await self.get(who, thread_id, message_limit=0)
         found = await self.db.attachments.one({"_id": attachment_id, "thread_id": thread_id})
         if found is None:
@@ -239,14 +239,14 @@ class MongoThreads(MongoOutbox, MongoStorage):
             await self._add_removal(removal, REMOVAL_SECONDS)
             await self.db.attachments.remove(attachment)
 
-    async def messages(
+    async def list_messages(
         self, who: Principal, thread_id: str, *, before: str | None, limit: int, max_bytes: int = READ_BYTES
     ) -> MessagePage:
         if before is not None:
             return await self._before(who, thread_id, before, limit, max_bytes)
         return (await self._latest(who, thread_id, limit, max_bytes, with_running=False))[1]
 
-    async def message(self, who: Principal, thread_id: str, message_id: str) -> Message:
+    async def get_message(self, who: Principal, thread_id: str, message_id: str) -> Message:
         for attempt in range(TRIES):
             thread, entry = await self._entry(who, thread_id, message_id)
             messages = await self._told(thread, [entry], last=attempt == TRIES - 1)
@@ -318,8 +318,8 @@ class MongoThreads(MongoOutbox, MongoStorage):
         return key_of(id, idempotency, message_id, run_id, now)
 
     async def _replayed(self, who: Principal, thread_id: str, key: Document) -> Posted:
-        message = await self.message(who, thread_id, key["message_id"])
-        answer = await self.message(who, thread_id, key["run_id"]) if key["run_id"] else None
+        message = await self.get_message(who, thread_id, key["message_id"])
+        answer = await self.get_message(who, thread_id, key["run_id"]) if key["run_id"] else None
         held = {**where(who, thread_id), "outbox.ref": message.id}
         unpublished = answer is None and await self.db.threads.one(held, {"_id": 1}) is not None
         return Posted(message, answer, replayed=True, unpublished=unpublished)

@@ -90,7 +90,7 @@ class SQLiteDirectory(Database):
         return [_build_key(row) for row in rows]
 
     @runs_in_reader
-    def keys(self, db: sqlite3.Connection) -> list[Key]:
+    def list_keys(self, db: sqlite3.Connection) -> list[Key]:
         return [_build_key(row) for row in db.execute("SELECT * FROM keys ORDER BY rowid")]
 
     @runs_in_writer
@@ -104,7 +104,7 @@ class SQLiteDirectory(Database):
         return _build_key(row)
 
     @runs_in_reader
-    def principal(self, db: sqlite3.Connection, secret: str) -> Principal | None:
+    def find_principal(self, db: sqlite3.Connection, secret: str) -> Principal | None:
         row = db.execute(
             "SELECT organization_id, user_id FROM keys WHERE hash = ? AND revoked_at IS NULL", (hash_of(secret),)
         ).fetchone()
@@ -132,7 +132,7 @@ class SQLiteDirectory(Database):
         return Principal(row["organization_id"], row["user_id"])
 
     @runs_in_reader
-    def session_principal(self, db: sqlite3.Connection, token: str) -> Principal | None:
+    def find_session_principal(self, db: sqlite3.Connection, token: str) -> Principal | None:
         row = db.execute(
             "SELECT sessions.organization_id, sessions.user_id FROM sessions JOIN keys ON keys.id = sessions.key_id"
             " WHERE sessions.hash = ? AND sessions.expires_at > ? AND keys.revoked_at IS NULL",
@@ -154,7 +154,7 @@ class SQLiteDirectory(Database):
         return self._read_agent(db, who, agent.id)
 
     @runs_in_reader
-    def agents(
+    def list_agents(
         self,
         db: sqlite3.Connection,
         who: Principal,
@@ -173,7 +173,9 @@ class SQLiteDirectory(Database):
         return AgentPage(agents, more=len(chosen) < len(sized))
 
     @runs_in_reader
-    def agent(self, db: sqlite3.Connection, who: Principal, agent_id: str | None, *, deleted: bool = False) -> Agent:
+    def get_agent(
+        self, db: sqlite3.Connection, who: Principal, agent_id: str | None, *, deleted: bool = False
+    ) -> Agent:
         if agent_id is None and (agent_id := self._default_id(db, who)) is None:
             raise AgentNotFound("default")
         return self._read_agent(db, who, agent_id, deleted=deleted)

@@ -32,7 +32,7 @@ class SQLiteFiles(Database):
         )
 
     @runs_in_reader
-    def file(self, db: sqlite3.Connection, who: Principal, thread_id: str, attachment_id: str) -> StoredFile:
+    def get_file(self, db: sqlite3.Connection, who: Principal, thread_id: str, attachment_id: str) -> StoredFile:
         thread_row(db, who, thread_id)
         row = db.execute(
             "SELECT body FROM attachments WHERE id = ? AND thread_id = ?", (attachment_id, thread_id)

@@ -26,7 +26,7 @@ from agent_chat.stores.sqlite.rows import (
 
 class SQLiteMessages(Database):
     @runs_in_reader
-    def messages(
+    def list_messages(
         self,
         db: sqlite3.Connection,
         who: Principal,
@@ -42,7 +42,7 @@ class SQLiteMessages(Database):
         return MessagePage(read_messages(db, rows[: len(chosen)]), cut=len(chosen) < len(rows))
 
     @runs_in_reader
-    def message(self, db: sqlite3.Connection, who: Principal, thread_id: str, message_id: str) -> Message:
+    def get_message(self, db: sqlite3.Connection, who: Principal, thread_id: str, message_id: str) -> Message:
         thread_row(db, who, thread_id)
         return read_message(db, thread_id, message_id)
 

@@ -47,7 +47,7 @@ def has_fact(db: sqlite3.Connection, thread_id: str, id: str) -> bool:
 
 class SQLiteOutbox(Database):
     @runs_in_writer
-    def unpublished(self, db: sqlite3.Connection, thread_id: str | None = None) -> list[Outbox]:
+    def take_outboxes(self, db: sqlite3.Connection, thread_id: str | None = None) -> list[Outbox]:
         if thread_id is None:
             query = f"SELECT thread_id, organization_id FROM outbox WHERE due <= {NOW} GROUP BY thread_id LIMIT ?"
             rows = db.execute(query, (_THREADS,)).fetchall()

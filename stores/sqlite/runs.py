@@ -107,14 +107,14 @@ class SQLiteRuns(SQLiteMessages):
         return Finished(message, won=True)
 
     @runs_in_writer
-    def orphans(self, db: sqlite3.Connection, worker: str) -> list[RunRecord]:
+    def take_orphans(self, db: sqlite3.Connection, worker: str) -> list[RunRecord]:
         rows = db.execute(
             f"UPDATE runs SET worker = ?, lease = {NOW} + ? WHERE lease <= {NOW} RETURNING *", (worker, self.lease)
         ).fetchall()
         return [record for row in rows if (record := _build_record_or_log(row))]
 
     @runs_in_writer
-    def orphan(self, db: sqlite3.Connection, who: Principal, run_id: str, worker: str) -> RunRecord | None:
+    def take_orphan(self, db: sqlite3.Connection, who: Principal, run_id: str, worker: str) -> RunRecord | None:
         row = db.execute(
             f"UPDATE runs SET worker = ?, lease = {NOW} + ?"
             f" WHERE id = ? AND organization_id = ? AND lease <= {NOW} RETURNING *",
@@ -123,14 +123,14 @@ class SQLiteRuns(SQLiteMessages):
         return build_record(row) if row else None
 
     @runs_in_reader
-    def record(self, db: sqlite3.Connection, who: Principal, run_id: str) -> RunRecord | None:
+    def find_record(self, db: sqlite3.Connection, who: Principal, run_id: str) -> RunRecord | None:
         row = db.execute(
             "SELECT * FROM runs WHERE id = ? AND organization_id = ?", (run_id, who.organization_id)
         ).fetchone()
         return build_record(row) if row else None
 
     @runs_in_writer
-    def forget(self, db: sqlite3.Connection, who: Principal, run_id: str) -> None:
+    def delete_record(self, db: sqlite3.Connection, who: Principal, run_id: str) -> None:
         db.execute("DELETE FROM runs WHERE id = ? AND organization_id = ?", (run_id, who.organization_id))
 
 

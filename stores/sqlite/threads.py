@@ -78,7 +78,7 @@ class SQLiteThreads(Database):
         return ThreadPart(build_thread(row, messages), cut)
 
     @runs_in_reader
-    def page(
+    def list_threads(
         self,
         db: sqlite3.Connection,
         who: Principal,

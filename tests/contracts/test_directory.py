@@ -36,15 +36,15 @@ async def default_of(store: Store, who: Principal) -> str | None:
     """The default agent's id, wherever it is told: by the organization, by `agent`, and by `agents`."""
     organization = await store.find_organization(who.organization_id)
     assert organization is not None
-    flagged = [agent.id for agent in (await store.agents(who)).agents if agent.is_default]
+    flagged = [agent.id for agent in (await store.list_agents(who)).agents if agent.is_default]
     assert flagged == ([organization.default_agent_id] if organization.default_agent_id else [])
     if organization.default_agent_id is None:
         with pytest.raises(AgentNotFound):
-            await store.agent(who, None)
+            await store.get_agent(who, None)
     else:
-        default = await store.agent(who, None)
+        default = await store.get_agent(who, None)
         assert (default.id, default.is_default) == (organization.default_agent_id, True)
-        assert await store.agent(who, default.id) == default
+        assert await store.get_agent(who, default.id) == default
     return organization.default_agent_id
 
 
@@ -81,7 +81,7 @@ async def test_two_organizations_may_have_a_user_of_the_same_name(store: Store, 
 
 async def test_a_key_gives_its_users_principal(store: Store, user: User) -> None:
     await store.create_key(user, "secret")
-    principal = await store.principal("secret")
+    principal = await store.find_principal("secret")
     assert principal is not None
     assert (principal.organization_id, principal.user_id) == (user.organization_id, user.id)
     for other in (
@@ -95,13 +95,13 @@ async def test_a_key_gives_its_users_principal(store: Store, user: User) -> None
         "\udcff",
         "\ud800",
     ):
-        assert await store.principal(other) is None
+        assert await store.find_principal(other) is None
 
 
 async def test_of_a_key_only_the_hash_is_kept(store: Store, user: User) -> None:
     key = await store.create_key(user, "a-long-secret-0123456789")
     assert key.hash == sha256(b"a-long-secret-0123456789").hexdigest()
-    for kept in [key, *await store.keys()]:
+    for kept in [key, *await store.list_keys()]:
         assert b"a-long-secret-0123456789" not in msgspec.json.encode(kept)
         assert (kept.user_id, kept.organization_id, kept.revoked_at) == (user.id, user.organization_id, None)
 
@@ -109,13 +109,13 @@ async def test_of_a_key_only_the_hash_is_kept(store: Store, user: User) -> None:
 async def test_a_secret_that_is_kept_already_is_answered_as_it_is(store: Store, user: User) -> None:
     key = await store.create_key(user, "secret")
     assert await store.create_key(user, "secret") == key
-    assert await store.keys() == [key]
+    assert await store.list_keys() == [key]
 
 
 async def test_concurrent_makers_of_one_key_get_the_same(store: Store, user: User) -> None:
     made = await asyncio.gather(*[store.create_key(user, "secret") for _ in range(10)])
-    assert {key.id for key in made} == {key.id for key in await store.keys()}
-    assert len(await store.keys()) == 1
+    assert {key.id for key in made} == {key.id for key in await store.list_keys()}
+    assert len(await store.list_keys()) == 1
 
 
 async def test_a_revoked_key_opens_nothing_and_stays_listed(store: Store, user: User) -> None:
@@ -123,9 +123,9 @@ async def test_a_revoked_key_opens_nothing_and_stays_listed(store: Store, user: 
     revoked = await store.revoke_key(one.id)
     assert revoked.revoked_at is not None
     assert replace(revoked, revoked_at=None) == one
-    assert await store.principal("one") is None
-    assert await store.principal("two") is not None
-    assert await store.keys() == [revoked, two]
+    assert await store.find_principal("one") is None
+    assert await store.find_principal("two") is not None
+    assert await store.list_keys() == [revoked, two]
 
 
 async def test_a_secret_whose_key_was_revoked_may_be_kept_again(store: Store, user: User) -> None:
@@ -133,12 +133,12 @@ async def test_a_secret_whose_key_was_revoked_may_be_kept_again(store: Store, us
     await store.revoke_key(old.id)
     new = await store.create_key(user, "secret")
     assert (new.id != old.id, new.revoked_at) == (True, None)
-    assert await store.principal("secret") is not None
-    assert [key.id for key in await store.keys()] == [old.id, new.id]
+    assert await store.find_principal("secret") is not None
+    assert [key.id for key in await store.list_keys()] == [old.id, new.id]
 
 
 async def test_a_key_that_is_not_there_is_not_found(store: Store) -> None:
-    assert await store.keys() == []
+    assert await store.list_keys() == []
     with pytest.raises(KeyNotFound):
         await store.revoke_key(new_id())
 
@@ -146,7 +146,7 @@ async def test_a_key_that_is_not_there_is_not_found(store: Store) -> None:
 async def test_keys_are_those_of_every_organization_oldest_first(store: Store, user: User) -> None:
     other = await store.create_user((await store.create_organization("Other")).id, "Bob")
     made = [await store.create_key(user if n % 2 else other, f"secret {n}") for n in range(6)]
-    assert await store.keys() == made
+    assert await store.list_keys() == made
 
 
 async def test_a_key_has_its_source_and_one_without_gets_it(store: Store, user: User) -> None:
@@ -155,7 +155,7 @@ async def test_a_key_has_its_source_and_one_without_gets_it(store: Store, user: 
     assert await store.create_key(user, "one", "environment") == replace(unknown, source="environment")
     assert (await store.create_key(user, "one", "first_start")).source == "environment"
     assert (await store.create_key(user, "two", "command_line")).source == "command_line"
-    assert [key.source for key in await store.keys()] == ["environment", "command_line"]
+    assert [key.source for key in await store.list_keys()] == ["environment", "command_line"]
 
 
 async def test_only_unheld_keys_of_that_source_are_revoked(store: Store, user: User) -> None:
@@ -169,11 +169,11 @@ async def test_only_unheld_keys_of_that_source_are_revoked(store: Store, user: U
     assert replace(revoked, revoked_at=None) == old
     assert await store.hold_key(old.id) is False
     assert await store.hold_key(new_id()) is False
-    assert await store.principal("old") is None
+    assert await store.find_principal("old") is None
     for secret in ("new", "other", "made", "unknown"):
-        assert await store.principal(secret) is not None
+        assert await store.find_principal(secret) is not None
     assert [key.id for key in await store.revoke_unheld_keys("environment", keep=None, seconds=0)] == [new.id]
-    assert await store.keys() == [revoked, *(await store.keys())[1:2], *others]
+    assert await store.list_keys() == [revoked, *(await store.list_keys())[1:2], *others]
 
 
 # sessions
@@ -182,16 +182,16 @@ async def test_only_unheld_keys_of_that_source_are_revoked(store: Store, user: U
 async def test_a_session_has_its_keys_principal_until_it_is_deleted(store: Store, user: User) -> None:
     await store.create_key(user, "secret")
     principal = await store.create_session("secret", "token", seconds=60)
-    assert principal == await store.principal("secret")
-    assert await store.session_principal("token") == principal
+    assert principal == await store.find_principal("secret")
+    assert await store.find_session_principal("token") == principal
     for other in ("", "secret", "Token", sha256(b"token").hexdigest(), "\x00", "\ud800"):
-        assert await store.session_principal(other) is None
-    assert await store.principal("token") is None
+        assert await store.find_session_principal(other) is None
+    assert await store.find_principal("token") is None
     await store.create_session("secret", "another", seconds=60)
     await store.delete_session("token")
     await store.delete_session("token")
-    assert await store.session_principal("token") is None
-    assert await store.session_principal("another") == principal
+    assert await store.find_session_principal("token") is None
+    assert await store.find_session_principal("another") == principal
 
 
 async def test_a_session_needs_a_valid_key_and_ends_with_it(store: Store, user: User) -> None:
@@ -199,10 +199,10 @@ async def test_a_session_needs_a_valid_key_and_ends_with_it(store: Store, user: 
     key = await store.create_key(user, "secret")
     assert await store.create_session("secret", "token", seconds=60) is not None
     await store.revoke_key(key.id)
-    assert await store.session_principal("token") is None
+    assert await store.find_session_principal("token") is None
     assert await store.create_session("secret", "again", seconds=60) is None
     await store.create_key(user, "secret")
-    assert await store.session_principal("token") is None
+    assert await store.find_session_principal("token") is None
 
 
 async def test_a_key_has_a_bounded_number_of_sessions_the_newest(open_store: OpenStore) -> None:
@@ -215,9 +215,9 @@ async def test_a_key_has_a_bounded_number_of_sessions_the_newest(open_store: Ope
         for number in range(5):
             now += timedelta(seconds=1)
             await store.create_session("secret", f"token {number}", seconds=60, limit=3)
-        valid = [n for n in range(5) if await store.session_principal(f"token {n}")]
+        valid = [n for n in range(5) if await store.find_session_principal(f"token {n}")]
         assert valid == [2, 3, 4]
-        assert await store.session_principal("another key's") is not None
+        assert await store.find_session_principal("another key's") is not None
 
 
 async def test_a_session_expires(open_store: OpenStore) -> None:
@@ -227,12 +227,12 @@ async def test_a_session_expires(open_store: OpenStore) -> None:
         await store.create_key(user, "secret")
         await store.create_session("secret", "token", seconds=60)
         now += timedelta(seconds=59)
-        assert await store.session_principal("token") is not None
+        assert await store.find_session_principal("token") is not None
         now += timedelta(seconds=1)
-        assert await store.session_principal("token") is None
+        assert await store.find_session_principal("token") is None
         await store.create_session("secret", "another", seconds=60)
         now -= timedelta(seconds=30)  # it is deleted, not merely expired
-        assert await store.session_principal("token") is None
+        assert await store.find_session_principal("token") is None
 
 
 # agents
@@ -241,8 +241,8 @@ async def test_a_session_expires(open_store: OpenStore) -> None:
 async def test_an_agent_is_read_back_as_it_was(store: Store, who: Principal) -> None:
     agent = replace(new_agent(who, "Été 🌞", is_default=True), metadata=AWKWARD, tools=["a"], model="m")
     assert exactly(await store.create_agent(who, agent)) == exactly(agent)
-    assert exactly(await store.agent(who, agent.id)) == exactly(agent)
-    assert exactly((await store.agents(who)).agents) == exactly([agent])
+    assert exactly(await store.get_agent(who, agent.id)) == exactly(agent)
+    assert exactly((await store.list_agents(who)).agents) == exactly([agent])
 
 
 async def test_the_first_agent_becomes_the_default_until_another_says_so(store: Store, who: Principal) -> None:
@@ -255,32 +255,32 @@ async def test_the_first_agent_becomes_the_default_until_another_says_so(store: 
     third = await store.create_agent(who, new_agent(who, is_default=True))
     assert third.is_default is True
     assert await default_of(store, who) == third.id
-    assert (await store.agent(who, first.id)).is_default is False
+    assert (await store.get_agent(who, first.id)).is_default is False
 
 
 async def test_of_concurrently_created_agents_one_is_the_default(store: Store, who: Principal) -> None:
     made = await asyncio.gather(*[store.create_agent(who, new_agent(who)) for _ in range(10)])
     assert [agent.id for agent in made if agent.is_default] == [await default_of(store, who)]
-    assert len((await store.agents(who)).agents) == 10
+    assert len((await store.list_agents(who)).agents) == 10
 
 
 async def test_agents_are_listed_oldest_first(store: Store, who: Principal) -> None:
     made = [(await store.create_agent(who, new_agent(who, str(n)))).id for n in range(5)]
-    assert [agent.id for agent in (await store.agents(who)).agents] == made
+    assert [agent.id for agent in (await store.list_agents(who)).agents] == made
 
 
 async def test_an_agent_that_is_not_there_is_not_found(store: Store, who: Principal) -> None:
     missing = new_agent(who)
     for call in (
-        store.agent(who, missing.id),
-        store.agent(who, missing.id, deleted=True),
-        store.agent(who, None),
+        store.get_agent(who, missing.id),
+        store.get_agent(who, missing.id, deleted=True),
+        store.get_agent(who, None),
         store.update_agent(who, missing),
         store.delete_agent(who, missing.id),
     ):
         with pytest.raises(AgentNotFound):
             await call
-    assert (await store.agents(who)).agents == []
+    assert (await store.list_agents(who)).agents == []
 
 
 async def test_update_replaces_an_agent(store: Store, who: Principal) -> None:
@@ -291,8 +291,8 @@ async def test_update_replaces_an_agent(store: Store, who: Principal) -> None:
     )
     updated = await store.update_agent(who, wanted)
     assert exactly(replace(updated, updated_at="")) == exactly(replace(wanted, updated_at=""))
-    assert await store.agent(who, agent.id) == updated
-    assert await store.agent(who, kept.id) == kept
+    assert await store.get_agent(who, agent.id) == updated
+    assert await store.get_agent(who, kept.id) == kept
 
 
 async def test_update_makes_and_unmakes_the_default(store: Store, who: Principal) -> None:
@@ -323,17 +323,17 @@ async def test_a_deleted_agent_is_hidden_but_found_by_who_asks_for_it(store: Sto
     kept = await store.create_agent(who, new_agent(who))
     agent = await store.create_agent(who, new_agent(who))
     await store.delete_agent(who, agent.id)
-    assert (await store.agents(who)).agents == [kept]
+    assert (await store.list_agents(who)).agents == [kept]
     for call in (
-        store.agent(who, agent.id),
+        store.get_agent(who, agent.id),
         store.update_agent(who, replace(agent, name="x"), is_default=True),
         store.delete_agent(who, agent.id),
     ):
         with pytest.raises(AgentNotFound):
             await call
-    found = await store.agent(who, agent.id, deleted=True)
+    found = await store.get_agent(who, agent.id, deleted=True)
     assert (found.id, found.name, found.is_default) == (agent.id, agent.name, False)
-    assert await store.agent(who, kept.id, deleted=True) == kept
+    assert await store.get_agent(who, kept.id, deleted=True) == kept
     assert await default_of(store, who) == kept.id
 
 
@@ -357,7 +357,7 @@ async def test_after_concurrent_deletions_and_creations_there_is_a_default(store
         *[store.delete_agent(who, agent.id) for agent in agents],
         *[store.create_agent(who, new_agent(who)) for _ in range(2)],
     )
-    left = [agent.id for agent in (await store.agents(who)).agents]
+    left = [agent.id for agent in (await store.list_agents(who)).agents]
     assert len(left) == 2
     assert await default_of(store, who) in left
 
@@ -369,13 +369,13 @@ async def test_a_reopened_store_has_its_directory(open_store: OpenStore) -> None
         await store.create_key(user, "secret")
         await store.revoke_key((await store.create_key(user, "lost")).id)
         agent: Agent = await store.create_agent(who, replace(new_agent(who), metadata=AWKWARD))
-        keys = await store.keys()
+        keys = await store.list_keys()
     async with open_store() as store:
         assert await store.find_user(who.organization_id, "Ada") == user
-        assert await store.keys() == keys
-        assert await store.principal("secret") is not None
-        assert await store.principal("lost") is None
-        assert exactly(await store.agent(who, None)) == exactly(agent)
+        assert await store.list_keys() == keys
+        assert await store.find_principal("secret") is not None
+        assert await store.find_principal("lost") is None
+        assert exactly(await store.get_agent(who, None)) == exactly(agent)
         assert await default_of(store, who) == agent.id
 
 
@@ -385,7 +385,7 @@ async def test_agents_are_listed_in_pages_of_what_fits(store: Store, who: Princi
         await store.create_agent(who, agent)
 
     async def page(**bounds: int) -> tuple[list[str], bool]:
-        found = await store.agents(who, **bounds)
+        found = await store.list_agents(who, **bounds)
         return [agent.id for agent in found.agents], found.more
 
     ids = [agent.id for agent in made]

@@ -66,14 +66,14 @@ async def test_a_claim_that_was_swept_away_while_it_was_slow_is_refused(mongo_ur
         question, answer = turn(thread.id)
 
         async def sweep() -> None:
-            [record] = await sweeper.orphans("sweeper")
+            [record] = await sweeper.take_orphans("sweeper")
             assert (record.id, record.partial) == (answer.id, answer)
 
         commands.meanwhile = ("threads.change", sweep)
         with pytest.raises(StoreUnavailable):
             await slow.claim(who, question, answer, worker=WORKER)
         assert (await sweeper.get(who, thread.id)).messages == []
-        await sweeper.forget(who, answer.id)
+        await sweeper.delete_record(who, answer.id)
         assert (await slow.claim(who, question, answer, worker=WORKER)).run_id == answer.id
 
 
@@ -89,10 +89,10 @@ async def test_a_claim_without_an_answer_is_ended_by_a_sweeper_or_never_was(
         with pytest.raises(StoreUnavailable):
             await store.claim(who, question, answer, worker=WORKER)
         assert commands.names[:3] == ["threads.one", "runs.change", "threads.change"]
-        [record] = await sweeper.orphans("sweeper")
+        [record] = await sweeper.take_orphans("sweeper")
         if answer_lost:
             assert (await sweeper.finish(who, failed(record.partial, retryable=True))).won is True
-        await sweeper.forget(who, record.id)
+        await sweeper.delete_record(who, record.id)
         assert len((await sweeper.get(who, thread.id)).messages) == (2 if answer_lost else 0)
         assert (await sweeper.claim(who, *turn(thread.id), worker=WORKER)).replayed is False
 
@@ -110,7 +110,7 @@ async def test_a_finish_whose_answer_was_lost_wins_when_it_is_tried_again_and_on
         with pytest.raises(StoreUnavailable):
             await store.finish(who, completed(answer))
         commands.dies_at = None
-        stored = await other.message(who, answer.thread_id, answer.id)
+        stored = await other.get_message(who, answer.thread_id, answer.id)
         assert await other.finish(who, cancelled(answer)) == Finished(stored, won=False)
         assert await store.finish(who, completed(answer)) == Finished(stored, won=True)
         assert await store.finish(who, completed(answer)) == Finished(stored, won=False)
@@ -126,7 +126,7 @@ async def test_a_finish_whose_answer_was_lost_is_no_other_finishs_win_in_the_sam
         with pytest.raises(StoreUnavailable):
             await store.finish(who, completed(answer))
         commands.dies_at = None
-        stored = await store.message(who, answer.thread_id, answer.id)
+        stored = await store.get_message(who, answer.thread_id, answer.id)
         assert await store.finish(who, cancelled(answer)) == Finished(stored, won=False)
         assert await store.finish(who, completed(answer)) == Finished(stored, won=True)
         assert await store.finish(who, completed(answer)) == Finished(stored, won=False)
@@ -173,8 +173,8 @@ async def test_a_deletion_that_is_cut_off_is_completed_by_a_sweeper(mongo_url: s
             commands.dies_at = None
             with pytest.raises(ThreadNotFound):
                 await other.get(who, thread.id)
-            assert await other.orphans("sweeper") == []
-            assert await other.record(who, answer.id) is None
+            assert await other.take_orphans("sweeper") == []
+            assert await other.find_record(who, answer.id) is None
             assert await other.db.pages.many({"thread_id": thread.id}, {"_id": 1}) == []
             assert (await other.db.threads.one({"_id": thread.id}) or {}).keys() == EMPTIED
 
@@ -205,11 +205,11 @@ async def test_what_lands_after_a_deletion_is_cleared_by_a_sweeper(
             await dying.append_message(who, new_message(thread.id))
             await dying.add_file(who, new_file(thread.id))
         assert await left() == 1
-        await other.orphans("sweeper")
+        await other.take_orphans("sweeper")
         assert await left() == 0
         assert await other.db.threads.many({}, {"_id": 1}) != [], "its deletion is not published yet"
         await other.mark_published(who, thread.id, [ThreadDeleted(thread.id)])
-        await other.orphans("sweeper")
+        await other.take_orphans("sweeper")
         assert await other.db.threads.many({}, {"_id": 1}) == []
 
 
@@ -242,9 +242,9 @@ async def test_the_primary_is_read_whatever_the_url_prefers(mongo_url: str, who:
         thread = await started_thread(store, who)
         answer = await finished_run(store, who, thread.id)
         await store.get(who, thread.id)
-        await store.message(who, thread.id, answer.id)
-        await store.page(who, "agent", limit=9, offset=0, archived=None, message_limit=9, max_bytes=2**20)
-        await store.orphans(WORKER)
+        await store.get_message(who, thread.id, answer.id)
+        await store.list_threads(who, "agent", limit=9, offset=0, archived=None, message_limit=9, max_bytes=2**20)
+        await store.take_orphans(WORKER)
         assert "find" in read.commands
         assert "secondaryPreferred" not in read.preferences
 
@@ -270,8 +270,8 @@ async def test_a_server_that_stops_is_unavailable_and_has_everything_when_it_is_
                 store.finish(who, completed(running)),
                 store.checkpoint(who, running.id, worker=WORKER, partial=running),
                 store.append_message(who, new_message(thread.id)),
-                store.orphans(WORKER),
-                store.principal("secret"),
+                store.take_orphans(WORKER),
+                store.find_principal("secret"),
             ]
             async with asyncio.timeout(10):
                 outcomes = await asyncio.gather(*calls, return_exceptions=True)
@@ -308,16 +308,16 @@ async def test_every_query_has_an_index(mongo_url: str, mongo_server: str, who: 
         await store.find_user(user.organization_id, "Ada")
         key = await store.create_key(user, "secret")
         await store.create_key(user, "secret")
-        await store.principal("secret")
+        await store.find_principal("secret")
         await store.hold_key(key.id)
         await store.revoke_unheld_keys("first_start", keep=key.id, seconds=0)
         await store.create_session("secret", "token", seconds=60)
-        await store.session_principal("token")
+        await store.find_session_principal("token")
         await store.delete_session("token")
         await store.revoke_key(key.id)
         owner = Principal(user.organization_id, user.id)
         agent = await store.create_agent(owner, new_agent(owner))
-        await store.agents(owner)
+        await store.list_agents(owner)
         await store.update_agent(owner, agent, is_default=True)
         await store.delete_agent(owner, agent.id)
         thread = (await store.create(who, new_thread(who), idempotent())).thread
@@ -327,23 +327,25 @@ async def test_every_query_has_an_index(mongo_url: str, mongo_server: str, who: 
             await finished_run(store, who, thread.id)
         running = await started_run(store, who, thread.id)
         await store.replay(who, thread.id, idempotent())
-        await store.messages(who, thread.id, before=running.id, limit=9)
-        await store.message(who, thread.id, first.message_id)
+        await store.list_messages(who, thread.id, before=running.id, limit=9)
+        await store.get_message(who, thread.id, first.message_id)
         for archived in (None, True):
-            await store.page(who, "agent", limit=9, offset=0, archived=archived, message_limit=9, max_bytes=2**20)
+            await store.list_threads(
+                who, "agent", limit=9, offset=0, archived=archived, message_limit=9, max_bytes=2**20
+            )
         await store.update(who, thread.id, title="x")
         await store.checkpoint(who, running.id, worker=WORKER, partial=running)
         await store.cancel(who, thread.id, running.id)
-        await store.orphan(who, running.id, WORKER)
-        await store.orphans(WORKER)
+        await store.take_orphan(who, running.id, WORKER)
+        await store.take_orphans(WORKER)
         await store.add_file(who, file := new_file(thread.id))
         await store.remove_file(who, thread.id, file.attachment.id)
         await store.reserve_bytes(who.organization_id, 1, 1, 100)
         await store.correct_bytes()
         await store.take_removals()
-        await store.unpublished()
+        await store.take_outboxes()
         await store.delete(who, thread.id)
-        await store.orphans(WORKER)
+        await store.take_orphans(WORKER)
     assert len(read.queries) > 25
     scans: list[Document] = []
     with MongoClient[Document](mongo_server) as client:

@@ -76,8 +76,10 @@ async def latest(store: MongoStore, who: Principal, thread_id: str) -> None:
     """Read a thread's latest messages in each way that there is."""
     messages = (await store.get(who, thread_id)).messages
     assert len(messages) == 50
-    assert (await store.messages(who, thread_id, before=None, limit=50)).messages == messages
-    page = await store.page(who, "agent", limit=9, offset=0, archived=None, message_limit=50, max_bytes=8 * 2**20)
+    assert (await store.list_messages(who, thread_id, before=None, limit=50)).messages == messages
+    page = await store.list_threads(
+        who, "agent", limit=9, offset=0, archived=None, message_limit=50, max_bytes=8 * 2**20
+    )
     assert [thread.messages for thread in page.threads] == [messages]
     assert page.cut is False
 
@@ -118,13 +120,13 @@ async def test_a_thread_of_100_000_messages_works_and_its_latest_cost_what_they_
         costs_the_same(await cost(read, verbs(store, who, large.id)), of_small)
         for n in (0, 1, 50, 51, 777, 50_000, 99_857, 99_858, 99_999):
             read.clear()
-            assert (await store.message(who, large.id, told[n].id)).content == told[n].content
-            older = (await store.messages(who, large.id, before=told[n].id, limit=50)).messages
+            assert (await store.get_message(who, large.id, told[n].id)).content == told[n].content
+            older = (await store.list_messages(who, large.id, before=told[n].id, limit=50)).messages
             assert ids(older) == ids(told[max(0, n - 50) : n])
             assert len(read.commands) <= 6
             assert read.documents <= 9
         with pytest.raises(MessageNotFound):
-            await store.message(who, large.id, new_id())
+            await store.get_message(who, large.id, new_id())
         await store.delete(who, large.id)
         with pytest.raises(ThreadNotFound):
             await store.get(who, large.id)
@@ -183,7 +185,9 @@ async def test_a_thread_of_40_mb_is_written_read_and_deleted(mongo_url: str, who
         part = await store.read(who, thread.id, message_limit=50)
         assert (ids(part.thread.messages), part.cut) == (ids(messages)[-5:], True)
         assert read.bytes < 14 * 2**20  # of 40: the thread's document, and the pages that hold what fits
-        page = await store.page(who, "agent", limit=9, offset=0, archived=None, message_limit=50, max_bytes=2**23)
+        page = await store.list_threads(
+            who, "agent", limit=9, offset=0, archived=None, message_limit=50, max_bytes=2**23
+        )
         assert page.cut is True
         assert ids(page.threads[0].messages)[-1] == answer.id
         await loaded(store, who, ["small"] * 50, onto=thread)
@@ -206,7 +210,7 @@ async def test_the_largest_answer_is_stored_on_a_document_that_is_nearly_full(mo
         content = noise(8 * 2**20)
         await store.checkpoint(who, running.id, worker=WORKER, partial=completed(running, content))
         assert (await hoarding.finish(who, completed(running, content))).won is True
-        assert (await store.message(who, thread.id, running.id)).content == content
+        assert (await store.get_message(who, thread.id, running.id)).content == content
         await note(store, who, thread.id)
         assert len(await whole(store, who, thread.id)) == 8
         document, _ = await stored(store, thread.id)
@@ -218,7 +222,7 @@ async def test_what_compresses_may_be_larger_than_a_document(mongo_url: str, who
         running = await started_run(store, who, (await started_thread(store, who)).id)
         final = completed(running, "\x00" * 8 * 2**20)
         assert (await store.finish(who, final)).message.content == final.content
-        assert (await store.message(who, running.thread_id, running.id)).content == final.content
+        assert (await store.get_message(who, running.thread_id, running.id)).content == final.content
 
 
 # moving
@@ -237,7 +241,9 @@ async def test_the_newest_messages_stay_in_the_thread_and_the_others_move(mongo_
         assert (await store.get(who, thread.id, message_limit=4)).messages == told[-4:]
         assert (read.commands, read.documents) == (["find"], 1)
         assert (await store.get(who, thread.id)).messages == told
-        page = await store.page(who, "agent", limit=1, offset=0, archived=None, message_limit=50, max_bytes=10**6)
+        page = await store.list_threads(
+            who, "agent", limit=1, offset=0, archived=None, message_limit=50, max_bytes=10**6
+        )
         assert (page.cut, page.threads[0].messages) == (True, told[-len(document["messages"]) :])
 
 
@@ -255,7 +261,9 @@ async def test_a_running_message_stays_while_what_came_after_it_moves(mongo_url:
         assert document["messages"][1]["n"] > 15
         assert await store.checkpoint(who, answer.id, worker=WORKER, partial=running) == "held"
         assert await whole(store, who, thread.id) == told
-        page = await store.page(who, "agent", limit=1, offset=0, archived=None, message_limit=50, max_bytes=10**6)
+        page = await store.list_threads(
+            who, "agent", limit=1, offset=0, archived=None, message_limit=50, max_bytes=10**6
+        )
         assert page.threads[0].messages == told[-len(page.threads[0].messages) :]
         told[4] = (await store.finish(who, failed(running, retryable=True))).message
         assert await whole(store, who, thread.id) == told

@@ -19,7 +19,7 @@ NOW = 0.0
 
 
 async def outbox(store: Store, thread: Thread) -> Outbox | None:
-    found = [each for each in await store.unpublished() if each.thread_id == thread.id]
+    found = [each for each in await store.take_outboxes() if each.thread_id == thread.id]
     assert len(found) <= 1
     return found[0] if found else None
 
@@ -154,7 +154,7 @@ async def test_a_fact_that_cannot_be_decoded_keeps_no_other_from_being_handed_ou
         await store.append_message(who, message)
         behind = await note(store, who, damaged)
         noted = await note(store, who, sound)
-        handed = {each.thread_id: each.facts for each in await store.unpublished()}
+        handed = {each.thread_id: each.facts for each in await store.take_outboxes()}
         assert (handed[damaged.id], handed[sound.id]) == ([behind], [noted])
         assert f"Fact {message.id} of thread {damaged.id} is not published" in caplog.text
         await store.mark_published(who, damaged.id, [behind])
@@ -167,8 +167,8 @@ async def test_the_outbox_of_one_thread_is_handed_out_however_long_it_has_waited
         thread, other = [await started_thread(store, who) for _ in range(2)]
         created = await note(store, who, thread)
         await note(store, who, other)
-        assert await store.unpublished() == []
+        assert await store.take_outboxes() == []
         for _ in range(2):
-            assert await store.unpublished(thread.id) == [Outbox(thread.id, who.organization_id, [created])]
+            assert await store.take_outboxes(thread.id) == [Outbox(thread.id, who.organization_id, [created])]
         await store.mark_published(who, thread.id, [created])
-        assert await store.unpublished(thread.id) == []
+        assert await store.take_outboxes(thread.id) == []

@@ -34,8 +34,8 @@ async def test_a_file_of_a_version_without_key_sources_opens(tmp_path: Path) -> 
     for _ in range(2):
         store = await open_sqlite(path)
         try:
-            assert await store.principal("secret") == Principal("2", "3")
-            assert [key.source for key in await store.keys()] == [None]
+            assert await store.find_principal("secret") == Principal("2", "3")
+            assert [key.source for key in await store.list_keys()] == [None]
         finally:
             await store.close()
 
@@ -70,7 +70,7 @@ async def test_a_thread_that_fails_serves_again_and_nobody_waits_for_ever(tmp_pa
             while not await store.ready() or worker.reopened < reopened:
                 pass
             assert worker.reopened == reopened
-            await (store.create_organization(f"Acme {reopened}") if writes else store.keys())
+            await (store.create_organization(f"Acme {reopened}") if writes else store.list_keys())
         await store.close()
     with pytest.raises(StoreUnavailable):
         await worker.run(lambda db: 1)
@@ -128,7 +128,7 @@ async def test_a_slow_read_holds_up_no_other(tmp_path: Path) -> None:
     try:
         slow = [asyncio.create_task(store.reader.run(lambda db: released.wait(10))) for _ in range(READERS - 1)]
         async with asyncio.timeout(5):
-            assert await store.keys() == []
+            assert await store.list_keys() == []
         assert not any(task.done() for task in slow)
     finally:
         released.set()

@@ -101,7 +101,7 @@ async def test_a_stored_attachment_is_not_removed(store: Store, who: Principal, 
     assert await store.take_removals() == []
     await store.begin_upload(who, thread.id, file.attachment.id, 40)  # as if dropping it had failed
     assert await store.take_removals() == []
-    assert await store.file(who, thread.id, file.attachment.id) == file
+    assert await store.get_file(who, thread.id, file.attachment.id) == file
 
 
 @pytest.mark.usefixtures("at_once")

@@ -62,13 +62,15 @@ async def everything(store: Store, world: World) -> str:
     return exactly(
         [
             await store.get(who, world.thread.id),
-            await store.page(who, world.agent.id, limit=50, offset=0, archived=None, message_limit=50, max_bytes=2**23),
-            await store.record(who, world.running.id),
-            await store.file(who, world.thread.id, world.file.attachment.id),
+            await store.list_threads(
+                who, world.agent.id, limit=50, offset=0, archived=None, message_limit=50, max_bytes=2**23
+            ),
+            await store.find_record(who, world.running.id),
+            await store.get_file(who, world.thread.id, world.file.attachment.id),
             await store.stored_bytes(who.organization_id),
             await store.replay(who, world.thread.id, idempotent()),
-            await store.agents(who),
-            await store.agent(who, None),
+            await store.list_agents(who),
+            await store.get_agent(who, None),
             await store.find_organization(who.organization_id),
             await store.find_user(who.organization_id, "Ada"),
             await store.find_user(who.organization_id, "Mallory"),
@@ -87,7 +89,9 @@ class Other:
 
 async def page_threads(store: Store, who: Principal, world: World) -> list[Thread]:
     return (
-        await store.page(who, world.agent.id, limit=50, offset=0, archived=None, message_limit=50, max_bytes=2**23)
+        await store.list_threads(
+            who, world.agent.id, limit=50, offset=0, archived=None, message_limit=50, max_bytes=2**23
+        )
     ).threads
 
 
@@ -96,7 +100,7 @@ async def claim(store: Store, who: Principal, world: World) -> object:
     try:
         return await store.claim(who, question, answer, worker=WORKER, idempotency=idempotent())
     finally:
-        assert await store.record(world.who, answer.id) is None
+        assert await store.find_record(world.who, answer.id) is None
 
 
 CASES: dict[str, tuple[Case, Outcome]] = {
@@ -104,10 +108,10 @@ CASES: dict[str, tuple[Case, Outcome]] = {
     "find_user": (lambda store, who, world: store.find_user(who.organization_id, world.user.name), None),
     "find_user by id": (lambda store, who, world: store.find_user(who.organization_id, world.user.id), None),
     "create_agent": (lambda store, who, world: store.create_agent(who, new_agent(who, is_default=True)), Other),
-    "agents": (lambda store, who, world: store.agents(who), AgentPage([], more=False)),
-    "agent": (lambda store, who, world: store.agent(who, world.agent.id), AgentNotFound),
-    "agent deleted": (lambda store, who, world: store.agent(who, world.agent.id, deleted=True), AgentNotFound),
-    "agent default": (lambda store, who, world: store.agent(who, None), AgentNotFound),
+    "agents": (lambda store, who, world: store.list_agents(who), AgentPage([], more=False)),
+    "agent": (lambda store, who, world: store.get_agent(who, world.agent.id), AgentNotFound),
+    "agent deleted": (lambda store, who, world: store.get_agent(who, world.agent.id, deleted=True), AgentNotFound),
+    "agent default": (lambda store, who, world: store.get_agent(who, None), AgentNotFound),
     "update_agent": (
         lambda store, who, world: store.update_agent(who, replace(world.agent, name="Mallory"), is_default=False),
         AgentNotFound,
@@ -124,20 +128,20 @@ CASES: dict[str, tuple[Case, Outcome]] = {
     "update": (lambda store, who, world: store.update(who, world.thread.id, title="x", archived=True), ThreadNotFound),
     "delete": (lambda store, who, world: store.delete(who, world.thread.id), ThreadNotFound),
     "messages": (
-        lambda store, who, world: store.messages(who, world.thread.id, before=None, limit=5),
+        lambda store, who, world: store.list_messages(who, world.thread.id, before=None, limit=5),
         ThreadNotFound,
     ),
     "messages before": (
-        lambda store, who, world: store.messages(who, world.thread.id, before=world.running.id, limit=5),
+        lambda store, who, world: store.list_messages(who, world.thread.id, before=world.running.id, limit=5),
         ThreadNotFound,
     ),
-    "message": (lambda store, who, world: store.message(who, world.thread.id, world.finished.id), ThreadNotFound),
+    "message": (lambda store, who, world: store.get_message(who, world.thread.id, world.finished.id), ThreadNotFound),
     "append_message": (
         lambda store, who, world: store.append_message(who, new_message(world.thread.id), idempotent()),
         ThreadNotFound,
     ),
     "add_file": (lambda store, who, world: store.add_file(who, new_file(world.thread.id)), ThreadNotFound),
-    "file": (lambda store, who, world: store.file(who, world.thread.id, world.file.attachment.id), ThreadNotFound),
+    "file": (lambda store, who, world: store.get_file(who, world.thread.id, world.file.attachment.id), ThreadNotFound),
     "remove_file": (
         lambda store, who, world: store.remove_file(who, world.thread.id, world.file.attachment.id),
         ThreadNotFound,
@@ -152,13 +156,13 @@ CASES: dict[str, tuple[Case, Outcome]] = {
     ),
     "cancel": (lambda store, who, world: store.cancel(who, world.thread.id, world.running.id), None),
     "finish": (lambda store, who, world: store.finish(who, completed(world.running)), ThreadNotFound),
-    "orphan": (lambda store, who, world: store.orphan(who, world.running.id, "worker-2"), None),
-    "record": (lambda store, who, world: store.record(who, world.running.id), None),
+    "orphan": (lambda store, who, world: store.take_orphan(who, world.running.id, "worker-2"), None),
+    "record": (lambda store, who, world: store.find_record(who, world.running.id), None),
     "mark_published": (
         lambda store, who, world: store.mark_published(who, world.thread.id, [ThreadUpdated(world.thread)]),
         None,
     ),
-    "forget": (lambda store, who, world: store.forget(who, world.running.id), None),
+    "forget": (lambda store, who, world: store.delete_record(who, world.running.id), None),
 }
 
 OPERATORS = {
@@ -215,8 +219,8 @@ async def test_what_a_stranger_creates_is_the_strangers(open_store: OpenStore) -
             await store.get(world.who, created.thread.id)
         agent = await store.create_agent(who, new_agent(who))
         assert agent.is_default is True
-        assert (await store.agents(who)).agents == [agent]
-        assert (await store.agent(world.who, None)).id == world.agent.id
+        assert (await store.list_agents(who)).agents == [agent]
+        assert (await store.get_agent(world.who, None)).id == world.agent.id
 
 
 @pytest.mark.parametrize("asked", ["another thread's run", "another thread's message"])
@@ -233,7 +237,7 @@ async def test_a_thread_of_ones_own_opens_no_other_organizations_message(open_st
                 await store.finish(who, replace(completed(world.running), thread_id=own.id))
         else:
             with pytest.raises(NotFound):
-                await store.message(who, own.id, world.finished.id)
+                await store.get_message(who, own.id, world.finished.id)
             with pytest.raises(NotFound):
-                await store.messages(who, own.id, before=world.finished.id, limit=5)
+                await store.list_messages(who, own.id, before=world.finished.id, limit=5)
         assert await everything(store, world) == before

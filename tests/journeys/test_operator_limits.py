@@ -43,7 +43,7 @@ async def stored_agent(live: Live, agent_id: str, **changes: Any) -> None:
     organization = await service.store.find_organization("default")
     assert organization is not None
     who = Principal(organization.id, "")
-    await service.store.update_agent(who, replace(await service.store.agent(who, agent_id), **changes))
+    await service.store.update_agent(who, replace(await service.store.get_agent(who, agent_id), **changes))
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ async def test_a_cancel_between_storing_and_saying_finds_the_run_completed(race:
 
 
 async def test_a_cancel_between_saying_and_forgetting_finds_the_run_completed(race: Race) -> None:
-    forgetting = race.store.hold("forget", "before")
+    forgetting = race.store.hold("delete_record", "before")
     async with parties(race) as run:
         race.live.gates.release("end")
         await forgetting.reached()
@@ -132,7 +132,7 @@ async def test_a_cancel_between_saying_and_forgetting_finds_the_run_completed(ra
 
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_a_run_that_completes_around_the_cancel_flag_stays_completed(race: Race, when: When) -> None:
-    flag, forgotten = race.store.hold("cancel", when), race.store.hold("forget", "after")
+    flag, forgotten = race.store.hold("cancel", when), race.store.hold("delete_record", "after")
     async with parties(race) as run:
         cancelling = run.cancel()
         await flag.reached()
@@ -406,7 +406,7 @@ DELETIONS: dict[str, tuple[str, When, str]] = {
     "speaking": ("checkpoint", "after", "say some\nopen tool\nhold for ever"),
     "unstored": ("finish", "before", "say some"),
     "unsaid": ("finish", "after", "say some"),
-    "unforgotten": ("forget", "before", "say some"),
+    "unforgotten": ("delete_record", "before", "say some"),
 }
 
 
@@ -459,14 +459,14 @@ async def test_a_watcher_whose_thread_goes_while_it_takes_its_snapshot_hears_of_
 # A writer that dies
 
 
-@pytest.mark.parametrize("point", [("finish", "after"), ("forget", "before")], ids=["unsaid", "unforgotten"])
+@pytest.mark.parametrize("point", [("finish", "after"), ("delete_record", "before")], ids=["unsaid", "unforgotten"])
 async def test_the_sweeper_says_what_a_dead_writer_stored_exactly_once_and_forgets_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: tuple[str, When]
 ) -> None:
     monkeypatch.setattr(runner, "SWEEP_SECONDS", 0.1)
     async with critical(tmp_path, lease=0.5) as race:
         death = race.store.hold(*point)
-        forgotten = race.store.hold("forget", "after")
+        forgotten = race.store.hold("delete_record", "after")
         async with parties(race) as run:
             race.live.gates.release("end")
             await death.reached()
@@ -539,7 +539,7 @@ async def test_a_repairer_that_is_overtaken_by_the_owner_says_nothing(race: Race
         assert record
         repairing = asyncio.create_task(race.other_process().repair(record))
         await repairer.reached()
-        forgotten = race.store.hold("forget", "after")
+        forgotten = race.store.hold("delete_record", "after")
         race.live.gates.release("end")
         await forgotten.passed()
         repairer.release()

@@ -26,14 +26,14 @@ async def test_a_sweep_that_fails_is_told_and_the_next_one_repairs(
     monkeypatch.setattr(runner, "SWEEP_SECONDS", 0.05)
     async with critical(tmp_path, lease=0.1) as race:
         death = race.store.hold("finish", "before")
-        failing = race.store.hold("orphans", "before")
+        failing = race.store.hold("take_orphans", "before")
         thread = await race.live.scripted_thread()
         run = await race.start(thread, "say all")
         await failing.reached()
         failing.kill()
         await death.reached()
         death.kill()
-        await race.store.hold("forget", "after").passed()
+        await race.store.hold("delete_record", "after").passed()
         assert status(await race.live.get(f"{thread}/messages/{run}")) == "failed"
     assert "could not sweep" in caplog.text
 
@@ -80,7 +80,7 @@ async def test_an_organization_whose_answers_wait_to_be_rendered_delays_no_other
         return thread.id, answer.id
 
     async def failed(store: Store, who: Principal, *runs: tuple[str, str]) -> list[bool]:
-        return [(await store.message(who, *run)).status == "failed" for run in runs]
+        return [(await store.get_message(who, *run)).status == "failed" for run in runs]
 
     store, log = await open_sqlite(tmp_path / "chat.db", lease=0.0), MemoryLog()
     sweeper = Runner(store, log, Registry({}), _no_tools, render)

@@ -189,12 +189,14 @@ class Race:
         return self.log.real._open(id_of(thread))
 
     async def who(self) -> Principal:
-        principal = await cast(Store, self.store).principal(self.live.http.headers["Authorization"][len("Bearer ") :])
+        principal = await cast(Store, self.store).find_principal(
+            self.live.http.headers["Authorization"][len("Bearer ") :]
+        )
         assert principal is not None
         return principal
 
     async def record(self, run_id: str) -> RunRecord | None:
-        return await cast(Store, self.store).record(await self.who(), run_id)
+        return await cast(Store, self.store).find_record(await self.who(), run_id)
 
     def other_process(self) -> Runner:
         """The runner that another process on the same store and log would have."""

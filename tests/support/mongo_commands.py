@@ -174,6 +174,8 @@ async def _put_pages(store: MongoStore, thread_id: str, pages: list[list[Documen
 async def every_message(store: MongoStore, who: Principal, thread_id: str, limit: int = 3) -> list[Message]:
     """All of a thread's messages, paged back to the beginning."""
     found: list[Message] = []
-    while older := (await store.messages(who, thread_id, before=found[0].id if found else None, limit=limit)).messages:
+    while older := (
+        await store.list_messages(who, thread_id, before=found[0].id if found else None, limit=limit)
+    ).messages:
         found = older + found
     return found

@@ -134,7 +134,7 @@ async def finished_run(store: Store, who: Principal, thread_id: str, content: st
     """A whole turn, asked and answered; the answer."""
     answer = await started_run(store, who, thread_id, content)
     finished = await store.finish(who, completed(answer))
-    await store.forget(who, answer.id)
+    await store.delete_record(who, answer.id)
     return finished.message
 
 

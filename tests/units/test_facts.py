@@ -68,7 +68,7 @@ async def swept(facts: FactPublisher, store: Store) -> None:
             await asyncio.sleep(0.15)  # over a quarter of a lease
             await facts.sweep()
             await asyncio.sleep(0.15)
-            if not facts.pending and not await store.unpublished():
+            if not facts.pending and not await store.take_outboxes():
                 return
 
 
@@ -114,16 +114,16 @@ async def test_a_fact_waits_for_one_that_stayed_in_the_outbox_until_that_is_publ
         await facts.close()
     await post(store, facts, who, thread, "1")
     assert (facts.pending, await contents(log, thread, start)) == (0, [])
-    unpublished = store.unpublished
+    unpublished = store.take_outboxes
 
     async def posting_meanwhile(*thread_id: str) -> list[Outbox]:
         """A fact that is stored while the earlier ones are published."""
-        monkeypatch.setattr(store, "unpublished", unpublished)
+        monkeypatch.setattr(store, "take_outboxes", unpublished)
         found = await unpublished(*thread_id)
         await post(store, facts, who, thread, "2")
         return found
 
-    monkeypatch.setattr(store, "unpublished", posting_meanwhile)
+    monkeypatch.setattr(store, "take_outboxes", posting_meanwhile)
     await facts.sweep()
     assert await contents(log, thread, start) == ["0", "1", "2"]
     await post(store, facts, who, thread, "3")

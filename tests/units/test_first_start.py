@@ -42,7 +42,7 @@ async def start(store: Store, folder: Path, api_key: str | None = None) -> str:
 
 
 async def revoke(store: Store, secret: str) -> None:
-    for key in await store.keys():
+    for key in await store.list_keys():
         if key.hint[-4:] == secret[-4:]:
             await store.revoke_key(key.id)
 
@@ -50,7 +50,7 @@ async def revoke(store: Store, secret: str) -> None:
 async def test_every_start_has_the_same_key_which_only_its_owner_can_read(store: Store, tmp_path: Path) -> None:
     key = await start(store, tmp_path)
     assert await start(store, tmp_path) == key
-    assert await store.principal(key) is not None
+    assert await store.find_principal(key) is not None
     assert stat.S_IMODE((tmp_path / KEY_FILE).stat().st_mode) == 0o600
     assert [name for name in os.listdir(tmp_path) if name.startswith(KEY_FILE)] == [KEY_FILE]
 
@@ -59,8 +59,8 @@ async def test_a_first_key_that_was_revoked_is_replaced_and_stays_revoked(store:
     old = await start(store, tmp_path)
     await revoke(store, old)
     new = await start(store, tmp_path)
-    assert await store.principal(old) is None
-    assert await store.principal(new) is not None
+    assert await store.find_principal(old) is None
+    assert await store.find_principal(new) is not None
     assert await start(store, tmp_path) == new
     assert stat.S_IMODE((tmp_path / KEY_FILE).stat().st_mode) == 0o600
 
@@ -68,14 +68,14 @@ async def test_a_first_key_that_was_revoked_is_replaced_and_stays_revoked(store:
 async def test_a_new_first_key_replaces_the_one_whose_file_is_gone(store: Store, tmp_path: Path) -> None:
     old = await start(store, tmp_path)
     (tmp_path / KEY_FILE).unlink()
-    assert await store.principal(await start(store, tmp_path)) is not None
-    assert await store.principal(old) is None
+    assert await store.find_principal(await start(store, tmp_path)) is not None
+    assert await store.find_principal(old) is None
 
 
 async def test_the_environments_key_is_valid_again_from_the_next_start_on(store: Store, tmp_path: Path) -> None:
     for _ in range(2):
         assert await start(store, tmp_path, NEW) == NEW
-        assert await store.principal(NEW) is not None
+        assert await store.find_principal(NEW) is not None
         await revoke(store, NEW)
     assert not (tmp_path / KEY_FILE).exists()
 
@@ -85,12 +85,12 @@ async def test_a_changed_or_removed_key_of_the_environment_ends_at_the_next_star
     first = await start(store, tmp_path)
     await start(store, tmp_path, OLD)
     await start(store, tmp_path, NEW)
-    assert await store.principal(OLD) is None
-    assert await store.principal(NEW) is not None
+    assert await store.find_principal(OLD) is None
+    assert await store.find_principal(NEW) is not None
     assert await start(store, tmp_path) == first
-    assert await store.principal(NEW) is None
-    assert await store.principal(first) is not None
-    assert made in await store.keys()
+    assert await store.find_principal(NEW) is None
+    assert await store.find_principal(first) is not None
+    assert made in await store.list_keys()
 
 
 async def test_keys_without_a_source_are_recognized_by_their_secret_and_never_replaced_else(
@@ -101,20 +101,20 @@ async def test_keys_without_a_source_are_recognized_by_their_secret_and_never_re
     for secret in ("stored-by-an-earlier-version", OLD, "of unknown origin"):
         await store.create_key(owner, secret)
     await start(store, tmp_path, OLD)
-    assert [key.source for key in await store.keys()] == ["first_start", "environment", None]
+    assert [key.source for key in await store.list_keys()] == ["first_start", "environment", None]
     await start(store, tmp_path, NEW)
     await start(store, tmp_path)
-    valid = [key.source for key in await store.keys() if key.revoked_at is None]
+    valid = [key.source for key in await store.list_keys() if key.revoked_at is None]
     assert valid == ["first_start", None]
 
 
 async def test_on_a_shared_database_no_key_is_made(store: Store, tmp_path: Path) -> None:
     assert await open_own_key(store, await member(store), tmp_path, None, shared=True) is None
-    assert (await store.keys(), (tmp_path / KEY_FILE).exists()) == ([], False)
+    assert (await store.list_keys(), (tmp_path / KEY_FILE).exists()) == ([], False)
 
 
 async def valid_keys(store: Store) -> list[Key]:
-    return [key for key in await store.keys() if key.revoked_at is None]
+    return [key for key in await store.list_keys() if key.revoked_at is None]
 
 
 async def test_a_rolling_restart_rotates_the_key_once_the_last_process_has_the_new_one(
@@ -170,7 +170,7 @@ def test_those_who_start_together_have_one_key(tmp_path: Path) -> None:
 async def agents_after(store: Store, folder: Path, kind: str, model: str | None = None) -> list[Agent]:
     owner = await first_member(store, kind=kind, model=model, servers={"tools": Server(command="x")})
     who = Principal(owner.organization_id, owner.id)
-    return (await store.agents(who)).agents
+    return (await store.list_agents(who)).agents
 
 
 async def test_the_demo_agent_becomes_a_real_one_once_there_is_a_key(store: Store, tmp_path: Path) -> None:

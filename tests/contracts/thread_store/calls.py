@@ -24,7 +24,7 @@ async def read_page(
     message_limit: int = 50,
     max_bytes: int = READ_BYTES,
 ) -> Page:
-    return await store.page(
+    return await store.list_threads(
         who,
         agent_id,
         limit=limit,

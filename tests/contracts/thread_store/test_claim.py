@@ -19,7 +19,7 @@ async def test_a_claim_appends_both_messages_and_holds_the_record(store: Store, 
     kept = (await store.get(who, thread.id)).messages
     assert ids(kept) == [question.id, answer.id]
     assert kept[1].in_progress
-    record = await store.record(who, answer.id)
+    record = await store.find_record(who, answer.id)
     assert record is not None
     assert (record.id, record.thread_id, record.worker, record.cancelled) == (answer.id, thread.id, WORKER, False)
     assert record.who == Principal(who.organization_id, who.user_id)
@@ -38,7 +38,7 @@ async def test_of_twenty_concurrent_claims_exactly_one_wins(store: Store, who: P
             continue
         assert isinstance(outcome, ThreadBusy)
         assert outcome.message_id == won.run_id
-        assert await store.record(who, answer.id) is None
+        assert await store.find_record(who, answer.id) is None
 
 
 async def test_a_busy_thread_names_the_run_that_has_it(store: Store, who: Principal, thread: Thread) -> None:
@@ -47,7 +47,7 @@ async def test_a_busy_thread_names_the_run_that_has_it(store: Store, who: Princi
     with pytest.raises(ThreadBusy) as busy:
         await store.claim(principal(who.organization_id), question, answer, worker="worker-2")
     assert busy.value.message_id == running.id
-    assert await store.record(who, answer.id) is None
+    assert await store.find_record(who, answer.id) is None
     assert len((await store.get(who, thread.id)).messages) == 2
 
 
@@ -70,7 +70,7 @@ async def test_an_archived_thread_is_not_posted_to(store: Store, who: Principal,
     with pytest.raises(ThreadArchived):
         await store.append_message(who, question)
     assert (await store.get(who, thread.id)).messages == []
-    assert await store.record(who, answer.id) is None
+    assert await store.find_record(who, answer.id) is None
     await store.update(who, thread.id, archived=False)
     assert (await store.claim(who, question, answer, worker=WORKER)).replayed is False
 

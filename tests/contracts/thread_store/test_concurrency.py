@@ -26,7 +26,7 @@ async def test_a_run_is_told_the_same_by_everything_that_goes_on_at_once(
             answer = await started_run(store, who, thread.id, f"question {n}")
             await store.checkpoint(who, answer.id, worker=WORKER, partial=with_content(answer, "Hal"))
             await store.finish(who, completed(answer))
-            await store.forget(who, answer.id)
+            await store.delete_record(who, answer.id)
 
     async def readers() -> None:
         for _ in range(20):
@@ -64,7 +64,7 @@ async def test_a_message_that_cannot_be_written_harms_nobody_else(store: Store, 
     async with asyncio.timeout(5):
         await store.append_message(who, new_message(thread.id))
         assert len((await store.get(who, thread.id)).messages) == 1
-        assert await store.record(who, answer.id) is None
+        assert await store.find_record(who, answer.id) is None
 
 
 async def test_what_a_store_refuses_is_a_store_error(store: Store, who: Principal, thread: Thread) -> None:

@@ -60,8 +60,8 @@ async def test_a_thread_that_is_not_there_is_not_found(store: Store, who: Princi
         store.get(who, missing),
         store.update(who, missing, title="x"),
         store.delete(who, missing),
-        store.messages(who, missing, before=None, limit=1),
-        store.message(who, missing, new_id()),
+        store.list_messages(who, missing, before=None, limit=1),
+        store.get_message(who, missing, new_id()),
         store.append_message(who, question),
         store.replay(who, missing, idempotent()),
         store.claim(who, question, answer, worker=WORKER),
@@ -69,7 +69,7 @@ async def test_a_thread_that_is_not_there_is_not_found(store: Store, who: Princi
     ):
         with pytest.raises(ThreadNotFound):
             await call
-    assert await store.record(who, answer.id) is None
+    assert await store.find_record(who, answer.id) is None
 
 
 async def test_update_sets_what_is_given_and_nothing_else(store: Store, who: Principal, thread: Thread) -> None:
@@ -110,8 +110,8 @@ async def test_a_deleted_thread_is_gone_with_all_of_it(store: Store, who: Princi
     for call in (
         store.get(who, thread.id),
         store.delete(who, thread.id),
-        store.messages(who, thread.id, before=None, limit=9),
-        store.message(who, thread.id, answer.id),
+        store.list_messages(who, thread.id, before=None, limit=9),
+        store.get_message(who, thread.id, answer.id),
         store.append_message(who, new_message(thread.id)),
         store.finish(who, completed(answer)),
     ):

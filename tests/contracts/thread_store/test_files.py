@@ -19,7 +19,7 @@ async def test_a_file_is_kept_as_it_was_given(store: Store, who: Principal) -> N
     thread = (await store.create(who, new_thread(who))).thread
     file = new_file(thread.id, text="line\n" * 1000 + "\u0000\U0001f388")
     await store.add_file(who, file)
-    assert await store.file(who, thread.id, file.attachment.id) == file
+    assert await store.get_file(who, thread.id, file.attachment.id) == file
 
 
 async def test_a_file_belongs_to_one_thread(store: Store, who: Principal) -> None:
@@ -27,9 +27,9 @@ async def test_a_file_belongs_to_one_thread(store: Store, who: Principal) -> Non
     file = new_file(thread.id)
     await store.add_file(who, file)
     with pytest.raises(AttachmentNotFound):
-        await store.file(who, other.id, file.attachment.id)
+        await store.get_file(who, other.id, file.attachment.id)
     with pytest.raises(AttachmentNotFound):
-        await store.file(who, thread.id, new_id())
+        await store.get_file(who, thread.id, new_id())
 
 
 async def test_a_thread_that_is_gone_keeps_no_file_and_takes_none(store: Store, who: Principal) -> None:
@@ -38,7 +38,7 @@ async def test_a_thread_that_is_gone_keeps_no_file_and_takes_none(store: Store, 
     await store.add_file(who, file)
     await store.delete(who, thread.id)
     with pytest.raises(ThreadNotFound):
-        await store.file(who, thread.id, file.attachment.id)
+        await store.get_file(who, thread.id, file.attachment.id)
     with pytest.raises(ThreadNotFound):
         await store.add_file(who, new_file(thread.id))
 
@@ -49,9 +49,9 @@ async def test_a_file_that_was_removed_is_gone_and_counts_no_more(store: Store, 
     for each in (file, kept):
         await store.add_file(who, each)
     await store.remove_file(who, other.id, file.attachment.id)
-    assert await store.file(who, thread.id, file.attachment.id) == file
+    assert await store.get_file(who, thread.id, file.attachment.id) == file
     for _ in range(2):
         await store.remove_file(who, thread.id, file.attachment.id)
     with pytest.raises(AttachmentNotFound):
-        await store.file(who, thread.id, file.attachment.id)
-    assert await store.file(who, thread.id, kept.attachment.id) == kept
+        await store.get_file(who, thread.id, file.attachment.id)
+    assert await store.get_file(who, thread.id, kept.attachment.id) == kept

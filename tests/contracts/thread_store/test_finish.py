@@ -31,13 +31,13 @@ async def test_a_checkpoint_is_what_a_reader_in_mid_run_sees(store: Store, who: 
     assert await store.checkpoint(who, answer.id, worker=WORKER, partial=partial) == "held"
     for shown in (
         (await store.get(who, thread.id)).messages[-1],
-        await store.message(who, thread.id, answer.id),
-        (await store.messages(who, thread.id, before=None, limit=1)).messages[0],
+        await store.get_message(who, thread.id, answer.id),
+        (await store.list_messages(who, thread.id, before=None, limit=1)).messages[0],
         (await read_page(store, who)).threads[0].messages[-1],
         (await read_page(store, who, message_limit=1)).threads[0].messages[-1],
     ):
         assert replace(shown, created_at="") == replace(partial, created_at="")
-    record = await store.record(who, answer.id)
+    record = await store.find_record(who, answer.id)
     assert record is not None
     assert record.partial.content == "Hal"
 
@@ -46,7 +46,7 @@ async def test_a_checkpoint_without_a_partial_leaves_it_as_it_was(store: Store, 
     answer = await started_run(store, who, thread.id)
     await store.checkpoint(who, answer.id, worker=WORKER, partial=with_content(answer, "Hal"))
     assert await store.checkpoint(who, answer.id, worker=WORKER, partial=None) == "held"
-    assert (await store.message(who, thread.id, answer.id)).content == "Hal"
+    assert (await store.get_message(who, thread.id, answer.id)).content == "Hal"
 
 
 async def test_a_cancelled_run_learns_of_it_at_every_checkpoint_and_keeps_its_partial(
@@ -54,13 +54,13 @@ async def test_a_cancelled_run_learns_of_it_at_every_checkpoint_and_keeps_its_pa
 ) -> None:
     answer = await started_run(store, who, thread.id)
     await store.cancel(principal(who.organization_id), thread.id, answer.id)
-    record = await store.record(who, answer.id)
+    record = await store.find_record(who, answer.id)
     assert record is not None
     assert record.cancelled is True
     assert await store.checkpoint(who, answer.id, worker=WORKER, partial=with_content(answer, "Hal")) == "cancelled"
     assert await store.checkpoint(who, answer.id, worker=WORKER, partial=None) == "cancelled"
-    assert (await store.message(who, thread.id, answer.id)).content == "Hal"
-    assert (await store.message(who, thread.id, answer.id)).in_progress
+    assert (await store.get_message(who, thread.id, answer.id)).content == "Hal"
+    assert (await store.get_message(who, thread.id, answer.id)).in_progress
     assert (await store.finish(who, cancelled(answer))).won is True
 
 
@@ -80,7 +80,7 @@ async def test_cancelling_a_finished_run_that_is_not_forgotten_yet_marks_nothing
     answer = await started_run(store, who, thread.id)
     await store.finish(who, completed(answer))
     await store.cancel(who, thread.id, answer.id)
-    record = await store.record(who, answer.id)
+    record = await store.find_record(who, answer.id)
     assert record is not None
     assert record.cancelled is False
 
@@ -104,7 +104,7 @@ async def test_a_checkpoint_without_a_record_is_lost_and_writes_nothing(
     for run_id in (answer.id, new_id()):
         partial = replace(with_content(answer, "late"), id=run_id)
         assert await store.checkpoint(who, run_id, worker=WORKER, partial=partial) == "lost"
-        assert await store.record(who, run_id) is None
+        assert await store.find_record(who, run_id) is None
     assert await store.get(who, thread.id) == before
 
 
@@ -113,7 +113,7 @@ async def test_another_workers_checkpoint_is_lost_and_writes_nothing(
 ) -> None:
     answer = await started_run(store, who, thread.id)
     assert await store.checkpoint(who, answer.id, worker="worker-2", partial=with_content(answer, "x")) == "lost"
-    assert (await store.message(who, thread.id, answer.id)).content == ""
+    assert (await store.get_message(who, thread.id, answer.id)).content == ""
 
 
 # finish
@@ -127,7 +127,7 @@ async def test_finish_replaces_the_message_and_releases_the_thread(
     finished = await store.finish(who, completed(answer))
     assert finished.won is True
     assert replace(finished.message, created_at="") == replace(completed(answer), created_at="")
-    assert await store.message(who, thread.id, answer.id) == finished.message
+    assert await store.get_message(who, thread.id, answer.id) == finished.message
     assert (await store.get(who, thread.id)).messages[-1] == finished.message
     assert (await read_page(store, who)).threads[0].messages[-1] == finished.message
     assert (await claim(store, who, thread.id))[2].replayed is False
@@ -140,7 +140,7 @@ async def test_of_any_number_of_finishers_one_wins_and_all_get_its_message(
     ends = [completed(answer, f"end {n}") for n in range(8)] + [cancelled(answer), failed(answer, retryable=True)]
     finished: list[Finished] = await asyncio.gather(*[store.finish(who, end) for end in ends])
     assert sorted(end.won for end in finished) == [False] * 9 + [True]
-    stored = await store.message(who, thread.id, answer.id)
+    stored = await store.get_message(who, thread.id, answer.id)
     assert all(end.message == stored for end in finished)
     [winner] = [wanted for end, wanted in zip(finished, ends, strict=True) if end.won]
     assert replace(stored, created_at="") == replace(winner, created_at="")
@@ -183,8 +183,8 @@ async def test_a_message_that_is_not_there_is_not_finished(store: Store, who: Pr
 async def test_the_record_is_there_until_it_is_forgotten(store: Store, who: Principal, thread: Thread) -> None:
     answer = await started_run(store, who, thread.id)
     await store.finish(who, completed(answer))
-    assert await store.record(who, answer.id) is not None
-    await store.forget(who, answer.id)
-    assert await store.record(who, answer.id) is None
-    await store.forget(who, answer.id)
-    assert (await store.message(who, thread.id, answer.id)).status == "completed"
+    assert await store.find_record(who, answer.id) is not None
+    await store.delete_record(who, answer.id)
+    assert await store.find_record(who, answer.id) is None
+    await store.delete_record(who, answer.id)
+    assert (await store.get_message(who, thread.id, answer.id)).status == "completed"

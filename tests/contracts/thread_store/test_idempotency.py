@@ -128,7 +128,7 @@ async def test_a_key_that_stored_a_message_does_not_start_a_run(store: Store, wh
         await store.claim(who, question, answer, worker=WORKER, idempotency=idempotent(fingerprint="another"))
     posted = await store.claim(who, question, answer, worker=WORKER, idempotency=idempotent())
     assert posted_ids(posted) == PostedIds(message.id, None, replayed=True)
-    assert await store.record(who, answer.id) is None
+    assert await store.find_record(who, answer.id) is None
 
 
 async def test_replay_knows_nothing_of_a_key_that_was_not_used(store: Store, who: Principal, thread: Thread) -> None:
@@ -166,7 +166,7 @@ async def test_an_append_answers_with_the_message_as_it_is_stored(store: Store, 
     await store.append_message(who, new_message(thread.id, at=utcnow() + DAY))
     message = new_message(thread.id, role="system")
     posted = await store.append_message(who, message, idempotent())
-    stored = await store.message(who, thread.id, message.id)
+    stored = await store.get_message(who, thread.id, message.id)
     assert posted == Posted(stored, None, replayed=False)
     replayed = Posted(stored, None, replayed=True, unpublished=True)
     assert await store.append_message(who, message, idempotent()) == replayed
@@ -185,7 +185,7 @@ async def test_the_same_key_claims_once_and_is_answered_busy_or_not(
         _, refused, posted = await claim(store, who, thread.id, idempotent())
         assert posted_ids(posted) == expected
         assert posted_ids(await store.replay(who, thread.id, idempotent())) == expected
-        assert await store.record(who, refused.id) is None
+        assert await store.find_record(who, refused.id) is None
         for call in (
             claim(store, who, thread.id, idempotent(fingerprint="another")),
             store.replay(who, thread.id, idempotent(fingerprint="another")),
@@ -196,7 +196,7 @@ async def test_the_same_key_claims_once_and_is_answered_busy_or_not(
     await replayed()
     await store.finish(who, completed(answer))
     await replayed()
-    await store.forget(who, answer.id)
+    await store.delete_record(who, answer.id)
     _, other, _ = await claim(store, who, thread.id)
     await replayed()
     await store.finish(who, completed(other))
@@ -256,7 +256,7 @@ async def test_a_run_that_failed_and_may_be_retried_frees_its_key(store: Store, 
     assert increases([message.created_at for message in messages])
     assert messages == [posted.message, messages[1], posted.answer]
     assert (messages[2].run or {})["in_reply_to"] == question.id
-    record = await store.record(who, second.id)
+    record = await store.find_record(who, second.id)
     assert record is not None
     assert (record.partial.run or {})["in_reply_to"] == question.id
 

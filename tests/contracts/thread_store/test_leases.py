@@ -17,8 +17,8 @@ from tests.support.samples import WORKER, completed, failed, principal, started_
 
 async def test_a_run_whose_lease_holds_is_no_orphan(store: Store, who: Principal, thread: Thread) -> None:
     answer = await started_run(store, who, thread.id)
-    assert await store.orphans("worker-2") == []
-    assert await store.orphan(who, answer.id, "worker-2") is None
+    assert await store.take_orphans("worker-2") == []
+    assert await store.take_orphan(who, answer.id, "worker-2") is None
     assert await store.checkpoint(who, answer.id, worker=WORKER, partial=None) == "held"
 
 
@@ -30,41 +30,41 @@ async def test_an_orphan_goes_to_one_of_those_who_ask_and_its_old_worker_has_los
         answer = await started_run(store, who, thread.id)
         await store.checkpoint(who, answer.id, worker=WORKER, partial=with_content(answer, "Hal"))
         workers = [f"sweeper-{n}" for n in range(10)]
-        taken = await asyncio.gather(*[peer.orphans(worker) for worker in workers])
+        taken = await asyncio.gather(*[peer.take_orphans(worker) for worker in workers])
         [record] = [record for records in taken for record in records]
         winner = workers[[bool(records) for records in taken].index(True)]
         assert (record.id, record.thread_id, record.worker) == (answer.id, thread.id, winner)
         assert record.partial.content == "Hal"
         assert record.who == who
         assert await store.checkpoint(who, answer.id, worker=WORKER, partial=with_content(answer, "late")) == "lost"
-        assert (await store.message(who, thread.id, answer.id)).content == "Hal"
+        assert (await store.get_message(who, thread.id, answer.id)).content == "Hal"
         assert await peer.checkpoint(who, answer.id, worker=winner, partial=None) == "held"
-        assert await peer.record(who, answer.id) == record
+        assert await peer.find_record(who, answer.id) == record
         end = await peer.finish(who, failed(record.partial, retryable=True))
         assert end.won is True
         assert await store.finish(who, completed(answer)) == Finished(end.message, won=False)
-        assert await peer.record(who, answer.id) is not None
-        await peer.forget(who, answer.id)
-        assert await peer.record(who, answer.id) is None
-        assert await peer.orphans(winner) == []
+        assert await peer.find_record(who, answer.id) is not None
+        await peer.delete_record(who, answer.id)
+        assert await peer.find_record(who, answer.id) is None
+        assert await peer.take_orphans(winner) == []
 
 
 async def test_one_orphan_is_taken_over_by_one_of_those_who_ask_for_it(open_store: OpenStore, who: Principal) -> None:
     async with open_store(lease=0.0) as store, open_store(peer=True) as peer:
         thread = await started_thread(store, who)
         answer = await started_run(store, who, thread.id)
-        taken = await asyncio.gather(*[peer.orphan(who, answer.id, f"sweeper-{n}") for n in range(10)])
+        taken = await asyncio.gather(*[peer.take_orphan(who, answer.id, f"sweeper-{n}") for n in range(10)])
         [record] = [record for record in taken if record is not None]
-        assert record == await peer.record(who, answer.id)
+        assert record == await peer.find_record(who, answer.id)
         assert await store.checkpoint(who, answer.id, worker=WORKER, partial=None) == "lost"
-        assert await peer.orphan(who, new_id(), "sweeper") is None
+        assert await peer.take_orphan(who, new_id(), "sweeper") is None
 
 
 async def test_a_checkpoint_renews_the_lease(open_store: OpenStore, who: Principal) -> None:
     async with open_store(lease=0.0) as store, open_store(peer=True) as peer:
         answer = await started_run(store, who, (await started_thread(store, who)).id)
         assert await peer.checkpoint(who, answer.id, worker=WORKER, partial=None) == "held"
-        assert await peer.orphans("sweeper") == []
+        assert await peer.take_orphans("sweeper") == []
 
 
 async def test_a_lease_that_nobody_took_over_is_held(open_store: OpenStore, who: Principal) -> None:
@@ -79,7 +79,7 @@ async def test_orphans_are_those_of_every_organization(open_store: OpenStore) ->
         answers = set()
         for owner in (principal(), principal()):
             answers.add((await started_run(store, owner, (await started_thread(store, owner)).id)).id)
-        assert {record.id for record in await store.orphans("sweeper")} == answers
+        assert {record.id for record in await store.take_orphans("sweeper")} == answers
 
 
 async def test_a_finished_run_that_was_not_forgotten_is_an_orphan_too(open_store: OpenStore, who: Principal) -> None:
@@ -87,7 +87,7 @@ async def test_a_finished_run_that_was_not_forgotten_is_an_orphan_too(open_store
         thread = await started_thread(store, who)
         answer = await started_run(store, who, thread.id)
         await store.finish(who, completed(answer))
-        assert [record.id for record in await store.orphans("sweeper")] == [answer.id]
+        assert [record.id for record in await store.take_orphans("sweeper")] == [answer.id]
 
 
 async def test_a_cancelled_orphan_is_still_cancelled(open_store: OpenStore, who: Principal) -> None:
@@ -95,7 +95,7 @@ async def test_a_cancelled_orphan_is_still_cancelled(open_store: OpenStore, who:
         thread = await started_thread(store, who)
         answer = await started_run(store, who, thread.id)
         await store.cancel(who, thread.id, answer.id)
-        [record] = await store.orphans("sweeper")
+        [record] = await store.take_orphans("sweeper")
         assert record.cancelled is True
         assert await store.checkpoint(who, answer.id, worker="sweeper", partial=None) == "cancelled"
 
@@ -107,5 +107,5 @@ async def test_a_record_that_cannot_be_read_keeps_no_other_run_from_being_taken_
         damaged, sound = [await started_run(store, who, (await started_thread(store, who)).id) for _ in range(2)]
         unreadable = replace(damaged, metadata=msgspec.Raw(b"{"))
         await store.checkpoint(who, damaged.id, worker=WORKER, partial=unreadable)
-        assert [record.id for record in await store.orphans("sweeper")] == [sound.id]
+        assert [record.id for record in await store.take_orphans("sweeper")] == [sound.id]
         assert f"The record of run {damaged.id} cannot be read" in caplog.text

@@ -30,7 +30,9 @@ async def test_messages_are_paged_backwards(store: Store, who: Principal, thread
         await store.append_message(who, message)
 
     async def page_of(before: Message | None, limit: int) -> list[str]:
-        return ids((await store.messages(who, thread.id, before=before.id if before else None, limit=limit)).messages)
+        return ids(
+            (await store.list_messages(who, thread.id, before=before.id if before else None, limit=limit)).messages
+        )
 
     assert await page_of(None, 4) == ids(told[6:])
     assert await page_of(told[6], 4) == ids(told[2:6])
@@ -44,12 +46,14 @@ async def test_a_long_thread_is_paged_to_its_beginning(store: Store, who: Princi
     for message in told:
         await store.append_message(who, message)
     found: list[Message] = []
-    while older := (await store.messages(who, thread.id, before=found[0].id if found else None, limit=40)).messages:
+    while older := (
+        await store.list_messages(who, thread.id, before=found[0].id if found else None, limit=40)
+    ).messages:
         found = older + found
     assert [message.content for message in found] == [message.content for message in told]
-    assert (await store.message(who, thread.id, told[0].id)).content == "0"
+    assert (await store.get_message(who, thread.id, told[0].id)).content == "0"
     with pytest.raises(MessageNotFound):
-        await store.messages(who, thread.id, before=new_id(), limit=40)
+        await store.list_messages(who, thread.id, before=new_id(), limit=40)
 
 
 async def test_a_page_of_messages_holds_what_fits_and_paging_goes_on(
@@ -61,16 +65,16 @@ async def test_a_page_of_messages_holds_what_fits_and_paging_goes_on(
     found: list[Message] = []
     while True:
         before = found[0].id if found else None
-        page = await store.messages(who, thread.id, before=before, limit=100, max_bytes=350_000)
+        page = await store.list_messages(who, thread.id, before=before, limit=100, max_bytes=350_000)
         found = page.messages + found
         assert 1 <= len(page.messages) <= 3
         assert page.cut == (found[0].id != stored[0].id)
         if not page.cut:
             break
     assert ids(found) == ids(stored)
-    one = await store.messages(who, thread.id, before=None, limit=2, max_bytes=1)
+    one = await store.list_messages(who, thread.id, before=None, limit=2, max_bytes=1)
     assert (ids(one.messages), one.cut) == (ids(stored[-1:]), True)
-    assert not (await store.messages(who, thread.id, before=None, limit=3, max_bytes=350_000)).cut
+    assert not (await store.list_messages(who, thread.id, before=None, limit=3, max_bytes=350_000)).cut
 
 
 async def test_a_thread_is_read_with_the_messages_that_fit_and_a_running_one(
@@ -83,9 +87,9 @@ async def test_a_thread_is_read_with_the_messages_that_fit_and_a_running_one(
         await store.append_message(who, message)
     part = await store.read(who, thread.id, message_limit=50, max_bytes=350_000)
     assert (ids(part.thread.messages), part.cut) == ([answer.id, *ids(later[2:])], True)
-    page = await store.messages(who, thread.id, before=later[1].id, limit=50, max_bytes=350_000)
+    page = await store.list_messages(who, thread.id, before=later[1].id, limit=50, max_bytes=350_000)
     assert (ids(page.messages)[1:], page.cut) == (ids([answer, later[0]]), False)
-    few = await store.messages(who, thread.id, before=later[0].id, limit=50, max_bytes=150_000)
+    few = await store.list_messages(who, thread.id, before=later[0].id, limit=50, max_bytes=150_000)
     assert (ids(few.messages), few.cut) == ([answer.id], True)  # its checkpoint counts, not how it began
 
 
@@ -95,9 +99,9 @@ async def test_a_message_of_no_or_another_thread_is_not_found(store: Store, who:
     await store.append_message(who, new_message(thread.id))
     for message_id in (new_id(), elsewhere.id, "", "nonsense"):
         with pytest.raises(MessageNotFound):
-            await store.message(who, thread.id, message_id)
+            await store.get_message(who, thread.id, message_id)
         with pytest.raises(MessageNotFound):
-            await store.messages(who, thread.id, before=message_id, limit=5)
+            await store.list_messages(who, thread.id, before=message_id, limit=5)
 
 
 async def test_what_clients_and_tools_send_comes_back_the_same(store: Store, who: Principal, thread: Thread) -> None:
@@ -107,15 +111,15 @@ async def test_what_clients_and_tools_send_comes_back_the_same(store: Store, who
     await store.claim(who, question, answer, worker=WORKER)
     partial = replace(answer, content="a\x00😀", tool_calls=[awkward_call(), replace(awkward_call(), result=None)])
     await store.checkpoint(who, answer.id, worker=WORKER, partial=partial)
-    running = (await store.messages(who, thread.id, before=None, limit=2)).messages
+    running = (await store.list_messages(who, thread.id, before=None, limit=2)).messages
     assert exactly(running[1].tool_calls) == exactly(partial.tool_calls)
     final = completed(replace(partial, metadata={**AWKWARD, **partial.metadata}), "a\x00😀").with_run(usage=AWKWARD)
     await store.finish(who, final)
     for kept in (
         (await store.get(who, thread.id)).messages,
         (await read_page(store, who)).threads[0].messages,
-        (await store.messages(who, thread.id, before=None, limit=2)).messages,
-        [await store.message(who, thread.id, question.id), await store.message(who, thread.id, answer.id)],
+        (await store.list_messages(who, thread.id, before=None, limit=2)).messages,
+        [await store.get_message(who, thread.id, question.id), await store.get_message(who, thread.id, answer.id)],
     ):
         for message, wanted in zip(kept, [question, final], strict=True):
             assert exactly(replace(message, created_at="")) == exactly(replace(wanted, created_at=""))

@@ -27,10 +27,10 @@ async def test_a_reopened_store_finds_every_run_an_orphan(open_store: OpenStore,
     async with open_store() as store:
         answers = [await started_run(store, who, (await started_thread(store, who)).id) for _ in range(3)]
     async with open_store() as store:
-        records = await store.orphans("anew")
+        records = await store.take_orphans("anew")
         assert {record.id for record in records} == {answer.id for answer in answers}
         assert {record.worker for record in records} == {"anew"}
-        assert await store.orphans("another") == []
+        assert await store.take_orphans("another") == []
         assert await store.checkpoint(who, answers[0].id, worker=WORKER, partial=None) == "lost"
 
 
@@ -39,7 +39,7 @@ async def test_a_reopened_store_has_everything_that_was_acknowledged(open_store:
         thread = (await store.create(who, new_thread(who, metadata=AWKWARD), idempotent())).thread
         question, answer, _ = await claim(store, who, thread.id, idempotent())
         await store.finish(who, failed(answer, retryable=True))
-        await store.forget(who, answer.id)
+        await store.delete_record(who, answer.id)
         note = new_message(thread.id, role="system")
         await store.append_message(who, note, idempotent("note"))
         running = await started_run(store, who, thread.id)
@@ -53,8 +53,8 @@ async def test_a_reopened_store_has_everything_that_was_acknowledged(open_store:
         assert posted_ids(await store.replay(who, thread.id, idempotent("note"))) == PostedIds(
             note.id, None, replayed=True
         )
-        assert await store.record(who, answer.id) is None
-        record = await store.record(who, running.id)
+        assert await store.find_record(who, answer.id) is None
+        record = await store.find_record(who, running.id)
         assert record is not None
         assert (record.cancelled, record.partial.content) == (True, "Hal")
         with pytest.raises(ThreadBusy):

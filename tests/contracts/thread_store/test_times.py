@@ -49,7 +49,7 @@ async def test_a_time_that_is_later_than_its_predecessors_is_kept(store: Store, 
     clock.move(days=36500)
     message = new_message(thread.id, role="system", at=clock.now)
     await store.append_message(who, message)
-    assert (await store.message(who, thread.id, message.id)).created_at == message.created_at
+    assert (await store.get_message(who, thread.id, message.id)).created_at == message.created_at
 
 
 async def test_a_moved_time_stays_through_checkpoint_and_finish(store: Store, who: Principal, thread: Thread) -> None:
@@ -58,9 +58,9 @@ async def test_a_moved_time_stays_through_checkpoint_and_finish(store: Store, wh
     clock.move(days=-1)
     question, answer = turn(thread.id, at=clock.now)
     await store.claim(who, question, answer, worker=WORKER)
-    moved = (await store.message(who, thread.id, answer.id)).created_at
+    moved = (await store.get_message(who, thread.id, answer.id)).created_at
     await store.checkpoint(who, answer.id, worker=WORKER, partial=with_content(answer, "Hal"))
-    assert (await store.message(who, thread.id, answer.id)).created_at == moved
+    assert (await store.get_message(who, thread.id, answer.id)).created_at == moved
     await store.finish(who, completed(answer))
     messages = (await store.get(who, thread.id)).messages
     assert messages[-1].created_at == moved
