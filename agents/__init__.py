@@ -41,6 +41,7 @@ from __future__ import annotations
 from agent_chat.agents.parts import (
     AgentError,
     Ended,
+    File,
     Part,
     Reasoning,
     Text,
@@ -59,6 +60,7 @@ __all__ = [
     "AgentError",
     "Attachment",
     "Ended",
+    "File",
     "Files",
     "JSONObject",
     "Kind",

@@ -55,6 +55,22 @@ class ToolCompleted(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
+class File(msgspec.Struct, frozen=True):
+    """A file that belongs to the answer: stored as an attachment of its message, and published in a snapshot of it.
+
+    At most 10 for each answer, 25 MB each. They count toward the organization's stored bytes; where there is no room
+    the run fails.
+
+    Attributes:
+        name: the file name; only its last path component is used.
+        content_type: a hint, such as "text/csv"; the stored type is decided by the content first.
+    """
+
+    name: str
+    content_type: str
+    data: bytes
+
+
 class Ended(msgspec.Struct, frozen=True):
     """What is known about the answer: fields of `message.metadata.run`. Optional; of several the last value counts."""
 
@@ -64,7 +80,8 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 ToolPart = ToolStarted | ToolProgress | ToolCompleted
-Part = Text | Reasoning | ToolPart | Ended
+InlinePart = Text | Reasoning | ToolPart | Ended
+Part = InlinePart | File
 
 
 class AgentError(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 from starlette.applications import Starlette
@@ -157,10 +158,10 @@ async def _start(app: Starlette, stack: AsyncExitStack, setup: Setup) -> State:
     store, log = await stack.enter_async_context(setup.backends(settings.where))
     pool = _pool(stack, setup, store)
     registry = await stack.enter_async_context(open_registry(_kinds(setup)))
-    service = _service(stack, setup, store, log, registry, pool)
+    uploads = Uploads(stack.enter_context(upload_folder(settings.data_dir)), limits)
+    service = _service(stack, setup, store, log, registry, pool, uploads.folder)
     own_key = app.state.own_key = await _first_key(setup, store)
     await service.runner.sweep()  # the first request finds no run of a process that died
-    uploads = Uploads(stack.enter_context(upload_folder(settings.data_dir)), limits)
     streams = Streams(limits)
     principals = Principals(store, limits.lookup_seconds)
     failures = AuthFailures(limits.auth_failures)
@@ -228,7 +229,13 @@ def _kinds(setup: Setup) -> Mapping[str, Kind | OpenKind]:
 
 
 def _service(
-    stack: AsyncExitStack, setup: Setup, store: Store, log: EventLog, registry: Registry, pool: mcp.Pool
+    stack: AsyncExitStack,
+    setup: Setup,
+    store: Store,
+    log: EventLog,
+    registry: Registry,
+    pool: mcp.Pool,
+    uploads: Path,
 ) -> AIChatService:
     """Put the service together; what must be closed is closed by the stack, the runs first."""
     settings, limits = setup.settings, setup.limits
@@ -238,7 +245,7 @@ def _service(
     stack.push_async_callback(extractor.close)
     quota = Quota(store, settings.storage_megabytes * 2**20 if limits.stored_bytes is None else limits.stored_bytes)
     stack.push_async_callback(quota.close)
-    attached = Attachments(store, setup.blobs, extractor, quota=quota, clock=utcnow)
+    attached = Attachments(store, setup.blobs, extractor, quota=quota, clock=utcnow, folder=uploads)
     runner = Runner(
         store,
         log,
@@ -246,6 +253,7 @@ def _service(
         pool.toolbox,
         renderer.answer,
         files=attached.of_thread,
+        store_file=attached.add_generated,
         permitted=settings.model_policy.permitted,
         charge=quota.charge,
         run_seconds=settings.run_seconds,

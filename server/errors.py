@@ -218,6 +218,7 @@ _RUN_STATUS = {
     "interrupted": 503,
     "store_unavailable": 503,
     "agent_timeout": 504,
+    "storage_full": 507,
 }
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 

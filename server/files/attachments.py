@@ -9,16 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
-from agent_chat.server.errors import InvalidRequest
+from agent_chat.agents import AgentError, File
+from agent_chat.server.errors import InvalidRequest, RateLimited, StorageFull
 from agent_chat.server.files.extraction import Extractor, small_of
-from agent_chat.server.http.uploads import FILES, Upload
+from agent_chat.server.http.uploads import FILE_BYTES, FILES, Upload, clean_name
 from agent_chat.server.quota import Quota
 from agent_chat.stores.blobs import Blobs
 from agent_chat.stores.contracts import Store, ThreadStore
-from agent_chat.stores.errors import AttachmentNotFound, BlobNotFound, BlobUnavailable, StoreUnavailable, ThreadNotFound
+from agent_chat.stores.errors import (
+    AttachmentNotFound,
+    BlobNotFound,
+    BlobStorageFull,
+    BlobUnavailable,
+    StoreUnavailable,
+    ThreadNotFound,
+)
 from agent_chat.stores.models import Attachment, Clock, Principal, StoredFile, is_id, new_id, timestamp
 from agent_chat.stores.storage import RECORD_BYTES, UPLOAD_SECONDS, BlobRemoval
 
@@ -34,10 +46,14 @@ class Attachments:
 
     Args:
         quota: counts what is stored.
+        folder: for files of agents while they are being stored.
     """
 
-    def __init__(self, store: Store, blobs: Blobs, extractor: Extractor, *, quota: Quota, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, blobs: Blobs, extractor: Extractor, *, quota: Quota, clock: Clock, folder: Path
+    ) -> None:
         self._store = store
+        self._folder = folder
         self._blobs = blobs
         self._extractor = extractor
         self.turns = extractor.turns
@@ -59,6 +75,29 @@ class Attachments:
             await self.remove(who, thread_id, added)
             raise
         return added
+
+    async def add_generated(self, who: Principal, thread_id: str, file: File) -> Attachment:
+        """Store a file that an agent generated, as if it had been uploaded.
+
+        Raises: AgentError if the file is too large or there is no room for it; ThreadNotFound, BlobUnavailable.
+        """
+        if len(file.data) > FILE_BYTES:
+            raise AgentError(f"The agent's file is larger than {FILE_BYTES // 2**20} MB.")
+        try:
+            folder = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=self._folder))
+            try:
+                upload = await asyncio.to_thread(_write, file, folder / "0")
+                (attachment,) = await self.add(who, thread_id, [upload])
+            finally:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        except RateLimited as error:
+            raise AgentError("Too many files are being stored.", code="agent_overloaded", retryable=True) from error
+        except StorageFull as error:
+            raise AgentError(str(error), code="storage_full") from error
+        except (BlobStorageFull, OSError) as error:
+            logger.warning("a file of an agent could not be stored: %s", error)
+            raise AgentError("The server could not store the file.", code="storage_full") from error
+        return attachment
 
     async def remove(self, who: Principal, thread_id: str, attachments: Sequence[Attachment]) -> None:
         """Take back attachments that no message has; what can't be reached now goes with the thread."""
@@ -208,6 +247,12 @@ class ThreadFiles:
         with contextlib.suppress(AttachmentNotFound):
             return await self._store.get_file(self._who, self._thread_id, attachment.id)
         return None
+
+
+def _write(file: File, path: Path) -> Upload:
+    path.write_bytes(file.data)
+    digest = hashlib.sha256(file.data).hexdigest()
+    return Upload(clean_name(file.name), file.content_type, path, len(file.data), digest)
 
 
 def _key(who: Principal, thread_id: str, attachment_id: str) -> str:

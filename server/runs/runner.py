@@ -17,13 +17,15 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from agent_chat.agents import AgentError, Files, NoFiles, Part, Run, RunTools, Toolbox, ToolPart, ToolStarted
+from agent_chat.agents import AgentError, File, Files, NoFiles, Part, Run, RunTools, Toolbox, ToolPart, ToolStarted
+from agent_chat.agents.answer import TooLong
 from agent_chat.agents.registry import Registry
 from agent_chat.server.files.content_html import unrendered
+from agent_chat.server.http.uploads import FILES
 from agent_chat.server.limits import Slot
 from agent_chat.server.log_lines import RUN_ID, THREAD_ID
 from agent_chat.server.quota import size_of
-from agent_chat.server.runs.live_run import CANCELLED, COMPLETED, INTERRUPTED, Ending, LiveRun, TooLong, finished
+from agent_chat.server.runs.live_run import CANCELLED, COMPLETED, INTERRUPTED, Ending, LiveRun, finished
 from agent_chat.server.statistics import RunStatistics
 from agent_chat.stores.contracts import LEASE_SECONDS, EventLog, Finished, LogWriter, Posted, Store
 from agent_chat.stores.errors import (
@@ -38,7 +40,7 @@ from agent_chat.stores.errors import (
 )
 from agent_chat.stores.events import Event, MessageCreated, MessageSnapshot, RunError, Terminal, terminal_event
 from agent_chat.stores.fold import fold
-from agent_chat.stores.models import Agent, Clock, Message, Principal, RunRecord, new_id, timestamp, utcnow
+from agent_chat.stores.models import Agent, Attachment, Clock, Message, Principal, RunRecord, new_id, timestamp, utcnow
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,11 @@ _STUBBORN_SECONDS = 5.0
 _BREATH = 64
 
 R = TypeVar("R")
+StoreFile = Callable[[Principal, str, File], Awaitable[Attachment]]
+
+
+async def _store_no_file(principal: Principal, thread_id: str, file: File) -> Attachment:
+    raise AgentError("This server stores no files of agents.")
 
 
 class Runner:
@@ -62,6 +69,7 @@ class Runner:
         permitted: the agent within the operator's limits on models. Raises: AgentError for a model that is not allowed.
         render: an organization's Markdown to sanitized HTML.
         files: gives the attachments of a thread.
+        store_file: stores a file of an answer in its thread. Raises: AgentError if the file cannot be stored.
         charge: counts the bytes of an answer that was stored.
         run_seconds: how long a run may take.
     """
@@ -75,6 +83,7 @@ class Runner:
         render: Callable[[str, str], Awaitable[str]],
         *,
         files: Callable[[Principal, str], Files] = lambda who, thread_id: NoFiles(),
+        store_file: StoreFile = _store_no_file,
         permitted: Callable[[Agent], Agent] = lambda agent: agent,
         charge: Callable[[str, int], None] = lambda organization_id, count: None,
         run_seconds: float = 600.0,
@@ -89,6 +98,7 @@ class Runner:
         self._registry = registry
         self._toolbox = toolbox
         self._files = files
+        self._store_file = store_file
         self._permitted = permitted
         self._charge = charge
         self._render = render
@@ -134,7 +144,7 @@ class Runner:
         self.started += 1
         if self.draining:
             run.end(INTERRUPTED)
-        task = asyncio.create_task(self._live(run, run.fold.message()), name=f"run {run.id}")
+        task = asyncio.create_task(self._live(run, run.message()), name=f"run {run.id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda _: slot.release())  # a run that broke has no ending
@@ -232,9 +242,19 @@ class Runner:
             await run.looked.wait()
         if run.ending.done():  # an agent that goes on although it was cancelled
             raise asyncio.CancelledError("the run has ended")
+        if isinstance(part, File):
+            return await self._attach(run, part)
         run.take(part)
         if isinstance(part, ToolStarted):
             await run.final_call_stored()
+
+    async def _attach(self, run: LiveRun, file: File) -> None:
+        """Store a file of the answer, then publish it."""
+        if len(run.message().attachments) >= FILES:
+            raise AgentError(f"An answer may have at most {FILES} files.")
+        attachment = await self._store_file(run.who, run.thread_id, file)
+        if not run.ending.done():  # else the file stays in the thread, without a message
+            run.attach(attachment)
 
     async def _publish_from_tool(self, run: LiveRun, part: ToolPart) -> None:
         """Publish a part of a call that the agent's framework makes while the generator waits.
@@ -283,7 +303,7 @@ class Runner:
                     await run.look.wait()
             run.look.clear()
             partial = run.message() if run.changed else None
-            calls = len(run.fold.tool_calls)
+            calls = run.answer.tool_call_count
             run.changed = False
             asked = time.monotonic()  # not when the answer is read: the process may have been paused in between
             try:
@@ -526,13 +546,14 @@ class Runner:
 
 
 def _longer(checkpoint: Message, logged: Message) -> Message:
-    """Whichever holds more text, or with as much text more of its tool calls closed."""
+    """Whichever holds more text, or with as much text more of its tool calls closed; with the files of both."""
 
     def extent(message: Message) -> tuple[int, int, int]:
         ended = sum(call.end_time is not None for call in message.tool_calls)
         return len(message.content), len(message.tool_calls), ended
 
-    return logged if extent(logged) > extent(checkpoint) else checkpoint
+    longer = logged if extent(logged) > extent(checkpoint) else checkpoint
+    return replace(longer, attachments=max(checkpoint.attachments, logged.attachments, key=len))
 
 
 def _with_snapshot(question: Message, answer: Message, write: Callable[[Event], None]) -> Callable[[Event], None]:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from agent_chat.agents import Part, Run, RunTools, Text, ToolCompleted, ToolPart, ToolStarted
+from agent_chat.agents import Run, RunTools, Text, ToolCompleted, ToolPart, ToolStarted
 from agent_chat.agents.claude.agent import _Told
 from agent_chat.agents.claude.attachments import Attached
 from agent_chat.agents.claude.history import LEFT_OUT, history, model_name, turns_of, without_images
+from agent_chat.agents.parts import InlinePart
 from agent_chat.server.runs.live_run import LiveRun
 from agent_chat.stores.contracts import Posted
 from agent_chat.stores.memory_log import MemoryLog
@@ -136,7 +137,7 @@ async def test_a_run_tells_of_its_own_message_as_it_is_told_of_afterwards(seed: 
     posted = Posted(question, new_answer("t", question.id, None, ""), replayed=False)
     live = LiveRun(told.run.principal, AGENT, posted, MemoryLog(), utcnow)
 
-    def take(part: Part) -> None:
+    def take(part: InlinePart) -> None:
         live.take(part)
         told.add(part)
 
