@@ -1,4 +1,4 @@
-"""The README's tables name what the code has: events with their fields, settings, limits."""
+"""What the README and the other documents say about the code is true: tables, and the files that they name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import msgspec
+import pytest
 
 from agent_chat.server.http.bodies import BODY_BYTES, CONTENT_BYTES, METADATA_BYTES
 from agent_chat.server.http.uploads import FILE_BYTES, FILES
@@ -14,7 +15,9 @@ from agent_chat.server.limits import Limits
 from agent_chat.server.settings import Settings, load
 from agent_chat.stores import events
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = ("README.md", ".github/CONTRIBUTING.md", ".github/CHANGELOG.md", "server/ai_chat_service.md")
 
 
 def section(title: str) -> str:
@@ -31,6 +34,13 @@ def rows(title: str) -> list[list[str]]:
 
 def codes(cell: str) -> list[str]:
     return re.findall(r"`([^`]*)`", cell)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_files_that_a_document_names_are_there(document: str) -> None:
+    text = (ROOT / document).read_text()
+    named = re.findall(r"[`(]((?:server|agents|stores|tests|web_demo|\.github|\.ci|\.src)/[\w./-]*)[`)]", text)
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 def test_the_event_table_has_every_event_with_its_fields() -> None:
