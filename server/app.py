@@ -33,6 +33,7 @@ from agent_chat.server.http.routes import agents, attachments, docs, events, hea
 from agent_chat.server.http.upload_folder import upload_folder
 from agent_chat.server.http.uploads import Uploads
 from agent_chat.server.limits import Limits, RequestRate
+from agent_chat.server.loop_share import LoopShares
 from agent_chat.server.metrics import Metrics
 from agent_chat.server.organizations import first_member
 from agent_chat.server.own_key import OwnKey, hold_forever, open_own_key, refuse_lost_database
@@ -79,6 +80,7 @@ class State(TypedDict):
     supervisor: Supervisor
     metrics: Metrics
     rate: RequestRate
+    shares: LoopShares
     uploads: Uploads
     api: APIDescription
     authenticator: Authenticator
@@ -165,6 +167,7 @@ async def _start(app: Starlette, stack: AsyncExitStack, setup: Setup) -> State:
     streams = Streams(limits)
     principals = Principals(store, limits.lookup_seconds)
     failures = AuthFailures(limits.auth_failures)
+    shares = LoopShares(limits)
 
     async def drain() -> None:
         await service.runner.drain(settings.drain_seconds)
@@ -184,11 +187,12 @@ async def _start(app: Starlette, stack: AsyncExitStack, setup: Setup) -> State:
         "service": service,
         "streams": streams,
         "supervisor": supervisor,
-        "metrics": Metrics(service, streams, supervisor, failures, connections, pool),
+        "metrics": Metrics(service, streams, supervisor, failures, shares, connections, pool),
         "rate": RequestRate(limits),
+        "shares": shares,
         "uploads": uploads,
         "api": APIDescription(ROUTES),
-        "authenticator": Authenticator(principals, failures),
+        "authenticator": Authenticator(principals, failures, limits.auth_delay_seconds),
         "tools": pool,
         "metrics_token": settings.metrics_token,
     }

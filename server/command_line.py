@@ -20,7 +20,7 @@ from agent_chat.server.http.hosts import default_hosts, is_loopback
 from agent_chat.server.log_lines import configure
 from agent_chat.server.organizations import member, new_secret
 from agent_chat.server.own_key import KEY_FILE, OwnKey
-from agent_chat.server.serving import Server, freeze_startup_objects, listening_socket
+from agent_chat.server.serving import Server, freeze_startup_objects, listening_socket, share_interpreter
 from agent_chat.server.settings import BadSetting, Settings, environment, load, unknown
 from agent_chat.stores.contracts import Store
 from agent_chat.stores.errors import BadBlobsURL, DataFolderInUse, DataFolderUnusable, StoreError, StoreUnavailable
@@ -62,6 +62,7 @@ def serve() -> None:
 
     def announce() -> None:
         freeze_startup_objects()
+        share_interpreter()
         click.echo(_greeting(url, settings, app.state.own_key))
 
     try:

@@ -21,20 +21,27 @@ from agent_chat.server.errors import RETRY_SECONDS, RateLimited
 class Limits(msgspec.Struct, frozen=True):
     """Per organization and process: requests a minute; runs, open streams and uploads at once.
 
+    `loop_share`: of the event loop's time, while other organizations are served. `waiting`: requests that may wait
+    because the organization took more than that.
+
     In all: `stored_bytes`; None takes it from the settings.
 
     `ping_seconds`: how often an open stream is pinged, and how long it may outlive its key. `auth_failures`: wrong
-    keys of one address in a minute. `lookup_seconds`: how long the lookup of a key or a session is used.
-    `key_hold_seconds`: after how long a CHAT_API_KEY that no process of a shared database has is revoked.
+    keys of one address in a minute; further ones are refused `auth_delay_seconds` late. `lookup_seconds`: how long the
+    lookup of a key or a session is used. `key_hold_seconds`: after how long a CHAT_API_KEY that no process of a shared
+    database has is revoked.
     """
 
     requests: int = 6000
     runs: int = 200
     streams: int = 2000
     uploads: int = 20
+    loop_share: float = 0.2
+    waiting: int = 200
     stored_bytes: int | None = None
     ping_seconds: float = 15.0
     auth_failures: int = 20
+    auth_delay_seconds: float = 1.0
     lookup_seconds: float = 3.0
     key_hold_seconds: float = 60.0
 

@@ -16,6 +16,7 @@ from agent_chat.agents.mcp.pool import Pool
 from agent_chat.server.ai_chat_service import AIChatService
 from agent_chat.server.http.auth_failures import AuthFailures
 from agent_chat.server.http.connections import Connections
+from agent_chat.server.loop_share import LoopShares
 from agent_chat.server.reading.streams import Streams
 from agent_chat.server.statistics import Durations
 from agent_chat.server.supervision import Supervisor
@@ -36,6 +37,7 @@ class Metrics(Collector):
         streams: Streams,
         supervisor: Supervisor,
         auth_failures: AuthFailures,
+        shares: LoopShares,
         connections: Connections | None,
         tools: Pool,
     ) -> None:
@@ -46,6 +48,7 @@ class Metrics(Collector):
         self._store = service.store
         self._log = service.log
         self._auth_failures = auth_failures
+        self._shares = shares
         self._connections = connections
         self._tools = tools
         self._requests: Counter[tuple[str, str, str]] = Counter()
@@ -93,6 +96,8 @@ class Metrics(Collector):
         for labels, count in self._requests.items():
             requests.add_metric(labels, count)
         yield requests
+        help = "Times that a request waited because its organization took too much of the event loop."
+        yield CounterMetricFamily("chat_requests_delayed", help, self._shares.waits)
         yield CounterMetricFamily("chat_auth_failures", "Wrong keys and sessions.", self._auth_failures.total)
         latencies = HistogramMetricFamily(
             "chat_response_start_seconds", "Seconds until a response started.", labels=["route"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import cast
 
@@ -16,6 +17,7 @@ from agent_chat.server.http.cookies import is_secure, session_token
 from agent_chat.server.http.principals import Credential, Principals
 from agent_chat.server.http.sse import later
 from agent_chat.server.limits import RequestRate
+from agent_chat.server.loop_share import LoopShares
 from agent_chat.stores.errors import StoreUnavailable
 from agent_chat.stores.models import Principal
 
@@ -24,11 +26,17 @@ KEYED = "/api/"
 
 
 class Authenticator:
-    """Looks credentials up, and counts those that are wrong."""
+    """Looks credentials up, and counts those that are wrong.
 
-    def __init__(self, principals: Principals, failures: AuthFailures) -> None:
+    Args:
+        delay_seconds: how late a wrong key is refused, once its address has sent too many. A client that goes on all
+            the same costs one lookup per connection in that time, where it cost as many as the process could do.
+    """
+
+    def __init__(self, principals: Principals, failures: AuthFailures, delay_seconds: float) -> None:
         self.principals = principals
         self.failures = failures
+        self._delay_seconds = delay_seconds
 
     async def authenticate(self, connection: HTTPConnection, credential: Credential) -> Principal:
         """The credential's Principal. Raises: Unauthenticated, AuthRateLimited, StoreUnavailable.
@@ -41,6 +49,7 @@ class Authenticator:
         if credential.secret:
             wait = self.failures.record(client_address(connection), credential.kind)
             if wait and credential.kind == "key":
+                await asyncio.sleep(self._delay_seconds)
                 raise AuthRateLimited(math.ceil(wait))
         raise Unauthenticated
 
@@ -62,9 +71,14 @@ class Authentication:
                 scope["principal"] = who = await authenticator_of(connection).authenticate(connection, credential)
                 rate: RequestRate = scope["state"]["rate"]
                 rate.count(who.organization_id)
+                shares: LoopShares = scope["state"]["shares"]
+                share = shares.of(who.organization_id)
+                await share.turn()
             except (Unauthenticated, AuthRateLimited, RateLimited, StoreUnavailable) as error:
                 await _refusal(scope, error)(scope, receive, send)
-                return
+            else:
+                await share.serve(self._app(scope, receive, send))
+            return
         await self._app(scope, receive, send)
 
 

@@ -19,6 +19,8 @@ from typing import Protocol
 
 import msgspec
 
+from agent_chat.server.http.websocket_protocol import Slices
+
 State = tuple[str, int]
 """What a connection does, and a number that changes with its progress."""
 
@@ -73,6 +75,7 @@ class Connections:
         self.refused = 0
         self.malformed = 0
         self.expired: Counter[str] = Counter()
+        self.slices = Slices()
         self._open = opened
         self._waiting: list[Connection] = []
         self._seconds = {

@@ -6,7 +6,6 @@ still all the same.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 import msgspec
@@ -14,6 +13,7 @@ from msgspec.structs import replace
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from agent_chat.server.loop_share import pause
 from agent_chat.stores.models import Agent, Message, Thread
 
 PIECE_BYTES = 256 * 2**10
@@ -30,7 +30,7 @@ class LargeResponse(Response):
         for start in range(0, len(self.body), PIECE_BYTES):
             piece = bytes(self.body[start : start + PIECE_BYTES])
             await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await asyncio.sleep(0)
+            await pause()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -43,7 +43,7 @@ async def encode_list(values: Sequence[Message] | Sequence[Thread] | Sequence[Ag
         since_turn += len(pieces[-1])
         if since_turn > PIECE_BYTES:
             since_turn = 0
-            await asyncio.sleep(0)
+            await pause()
     return b"[" + b",".join(pieces) + b"]"
 
 

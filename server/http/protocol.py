@@ -161,6 +161,7 @@ class HTTPProtocol(HttpToolsProtocol):
             return
         super().handle_websocket_upgrade()
         protocol = cast(WebSocketProtocol, self.transport.get_protocol())
+        protocol.slices = self._all.slices
         if not protocol.handshake_initiated:  # `websockets` has narrower limits: 8 KB a line, 128 headers
             self._refuse(_TOO_LARGE)
 

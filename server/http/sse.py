@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from agent_chat.server.limits import Slot
+from agent_chat.server.loop_share import begin_streaming
 from agent_chat.server.reading.streams import Stream, Streams
 from agent_chat.server.reading.viewer import Viewer
 from agent_chat.stores.errors import StoreUnavailable
@@ -81,6 +82,7 @@ class EventStream(EventSourceResponse):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _pump(self, stream: Stream, send: Send) -> None:
+        begin_streaming()
         while not stream.gone:
             try:
                 entries = await stream.viewer.next()

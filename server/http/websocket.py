@@ -31,6 +31,7 @@ from agent_chat.server.http.auth import authenticator_of, credential_of, same_or
 from agent_chat.server.http.bodies import MessageCreate, read
 from agent_chat.server.http.principals import Credential
 from agent_chat.server.limits import RequestRate, Slot
+from agent_chat.server.loop_share import LoopShares, begin_streaming, measured, pause
 from agent_chat.server.reading.streams import Stream, Streams
 from agent_chat.server.reading.viewer import Viewer
 from agent_chat.stores.errors import AgentNotFound, StoreUnavailable, ThreadNotFound
@@ -91,7 +92,8 @@ async def serve_thread(websocket: WebSocket) -> None:
         await _close(websocket, *_refusal(error))
         return
     with cast(Streams, websocket.state.streams).open(viewer, credential, slot) as stream:
-        code = await _Socket(websocket, stream).serve()
+        share = cast(LoopShares, websocket.state.shares).of(viewer.who.organization_id)
+        code = await share.serve_socket(_Socket(websocket, stream).serve())
         if code is not None:
             await _close(websocket, code)
 
@@ -146,7 +148,7 @@ class _Socket:
 
         What the client sent before it went is done all the same.
         """
-        receiving = asyncio.create_task(self._receive())
+        receiving = asyncio.create_task(measured(self._receive))
         try:
             code = await self._pump()
             if code is None:
@@ -158,6 +160,7 @@ class _Socket:
 
     async def _pump(self) -> int | None:
         """Write entries; what `serve` answers."""
+        begin_streaming()
         while True:
             try:
                 entries = await self._stream.viewer.next()
@@ -186,7 +189,7 @@ class _Socket:
                         self._stream.leave()
                         return
                     await self._take(frame.get("text"))
-                await asyncio.sleep(0)
+                await pause()
             self._stream.viewer.wake()
         except BaseException:
             self._stream.leave()
@@ -214,7 +217,7 @@ class _Socket:
     async def _start(self, command: CreateMessage | CancelRun) -> None:
         while len(self._commands) >= _AT_ONCE:
             await asyncio.wait(self._commands, return_when=asyncio.FIRST_COMPLETED)
-        task = asyncio.create_task(self._do(command))
+        task = asyncio.create_task(measured(self._do, command))
         self._commands.add(task)
         task.add_done_callback(self._commands.discard)
 

@@ -18,26 +18,41 @@ from websockets.frames import CloseCode, Frame
 if TYPE_CHECKING:
     from agent_chat.server.http.connections import State
 
-PIECE = 2048
+PIECE = 1024
 QUEUED = 64
-_FRAMES = 32
+_FRAMES = 16
 """More frames than this in one piece are followed by a pause."""
 _PAUSE_SECONDS = 0.05
 _SLICE_SECONDS = 0.002
-_BETWEEN_SLICES_SECONDS = 0.008
-"""With this between two slices one socket takes a fifth of the event loop at most, whatever it sends."""
+_EVERY_SECONDS = 0.01
 _FRAGMENTS = 4096
 """Of one message: its size is bounded already, but fragments may be empty."""
 _AFTER_CLOSE_BYTES = 64 * 2**10
 
 
+class Slices:
+    """When a socket that has more to parse than fits into two milliseconds goes on: one of all sockets every 10 ms.
+
+    So all that is sent over WebSockets together takes a fifth of the event loop at most.
+    """
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def delay(self, now: float) -> float:
+        """Reserve a slice; the seconds until it begins."""
+        self._next = max(self._next, now) + _EVERY_SECONDS
+        return self._next - now
+
+
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """One connection, from the upgrade on."""
+    """One connection, from the upgrade on. `slices`: the process's."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.state_seen: State = ("", 0)
         self.state_since = 0.0
+        self.slices = Slices()
         self._unparsed = bytearray()
         self._scheduled: asyncio.Handle | None = None
         self._frames = 0
@@ -78,7 +93,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self._parse()
 
     def _parse(self) -> None:
-        """Parse for two milliseconds at most, then leave the event loop to others for a while."""
+        """Parse for two milliseconds at most, then leave the event loop to others until the next slice."""
         self._scheduled = None
         until = self.loop.time() + _SLICE_SECONDS
         while self._unparsed and self._has_room() and not self.transport.is_closing():
@@ -86,11 +101,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             del self._unparsed[:PIECE]
             self._frames = 0
             super().data_received(piece)
-            if self._frames > _FRAMES:
-                self._schedule(self.loop.call_later, _PAUSE_SECONDS)
-                break
-            if self.loop.time() > until:
-                self._schedule(self.loop.call_later, _BETWEEN_SLICES_SECONDS)
+            now = self.loop.time()
+            if self._frames > _FRAMES or now > until:
+                delay = self.slices.delay(now)
+                self._schedule(self.loop.call_later, max(delay, _PAUSE_SECONDS) if self._frames > _FRAMES else delay)
                 break
         if self.transport.is_closing():
             self._unparsed.clear()

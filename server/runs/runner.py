@@ -24,6 +24,7 @@ from agent_chat.server.files.content_html import unrendered
 from agent_chat.server.http.uploads import FILES
 from agent_chat.server.limits import Slot
 from agent_chat.server.log_lines import RUN_ID, THREAD_ID
+from agent_chat.server.loop_share import begin_streaming, measured
 from agent_chat.server.quota import size_of
 from agent_chat.server.runs.live_run import CANCELLED, COMPLETED, INTERRUPTED, Ending, LiveRun, finished
 from agent_chat.server.statistics import RunStatistics
@@ -144,7 +145,7 @@ class Runner:
         self.started += 1
         if self.draining:
             run.end(INTERRUPTED)
-        task = asyncio.create_task(self._live(run, run.message()), name=f"run {run.id}")
+        task = asyncio.create_task(measured(self._live, run, run.message()), name=f"run {run.id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda _: slot.release())  # a run that broke has no ending
@@ -203,8 +204,8 @@ class Runner:
 
     async def _answered(self, run: LiveRun) -> Ending | None:
         """Let the agent speak until it has ended or something ended it."""
-        speaking = asyncio.create_task(self._speak(run))
-        keeping = asyncio.create_task(self._keep(run))
+        speaking = asyncio.create_task(measured(self._speak, run))
+        keeping = asyncio.create_task(measured(self._keep, run))
         try:
             done, _ = await asyncio.wait({run.ending}, timeout=self._run_seconds)
             if not done:
@@ -227,6 +228,7 @@ class Runner:
                 async for part in parts:
                     await self._take(run, part)
                     if (breath := breath + 1) % _BREATH == 0:
+                        begin_streaming()
                         await asyncio.sleep(0)
             finally:
                 if isinstance(parts, AsyncGenerator):

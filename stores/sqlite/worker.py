@@ -20,6 +20,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
+from agent_chat.stores.cpu_time import CPU_TIME
 from agent_chat.stores.errors import StoreDamaged, StoreFull, StoreUnavailable
 
 R = TypeVar("R")
@@ -66,10 +67,15 @@ class Worker:
     async def run(self, operation: Callable[[sqlite3.Connection], R]) -> R:
         """Run the operation in one of the threads. Raises: StoreUnavailable, and what the operation raises."""
         future: Future[R] = Future()
-        self._queue.put((operation, future))  # type: ignore[arg-type]
+        timed = _Timed(operation)
+        self._queue.put((timed, future))  # type: ignore[arg-type]
         if not self._alive:
             self._refuse()
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            if (charge := CPU_TIME.get()) is not None:
+                charge(timed.seconds)
 
     def stop(self) -> None:
         """Run what is queued, then end the threads; later operations fail with StoreUnavailable."""
@@ -157,6 +163,21 @@ class Worker:
         if not self.damaged and any(isinstance(failure, StoreDamaged) for failure in failures):
             self.damaged = True
             logger.error("The database %s is damaged: restore it from a backup and restart", self._path)
+
+
+class _Timed:
+    """An operation, and the CPU seconds that it took."""
+
+    def __init__(self, operation: Operation) -> None:
+        self.seconds = 0.0
+        self._operation = operation
+
+    def __call__(self, db: sqlite3.Connection) -> object:
+        began = time.thread_time()
+        try:
+            return self._operation(db)
+        finally:
+            self.seconds = time.thread_time() - began
 
 
 def unavailable(error: sqlite3.Error) -> StoreUnavailable:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,7 +21,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 @pytest.fixture
 async def live(tmp_path: Path) -> AsyncIterator[Live]:
-    limits = Limits(auth_failures=5)
+    limits = Limits(auth_failures=5, auth_delay_seconds=0.0)
     async with live_server(tmp_path, limits=limits, hosts=LOOPBACK, metrics_token=TOKEN) as live:
         yield live
 
@@ -50,6 +52,22 @@ async def test_wrong_keys_are_limited_per_address_and_valid_ones_keep_working(
     assert "wrong" not in caplog.text
     metrics = await live.http.get("/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
     assert "chat_auth_failures_total 14.0" in metrics.text
+
+
+async def test_wrong_keys_of_an_address_that_sent_too_many_are_refused_late(tmp_path: Path) -> None:
+    async with live_server(tmp_path, limits=Limits(auth_failures=3, auth_delay_seconds=0.5)) as live:
+        wrong = {"Authorization": "Bearer wrong"}
+
+        async def guess(count: int) -> list[int]:
+            return [(await live.http.get("/api/v1/agents", headers=wrong)).status_code for _ in range(count)]
+
+        assert await guess(3) == [401] * 3
+        late = asyncio.create_task(guess(1))
+        began = time.monotonic()
+        assert (await live.http.get("/api/v1/agents")).status_code == 200
+        assert not late.done(), "a valid key from the same address is not held up"
+        assert await late == [429]
+        assert time.monotonic() - began > 0.4
 
 
 async def test_requests_for_other_hosts_are_refused(live: Live) -> None:

@@ -1,9 +1,10 @@
 """`python -m tests.bench.neighbour [ATTACK …]`: what one organization notices of another that does its worst.
 
-The model, the server, the victim and the neighbour are processes of their own; the neighbour runs at low priority, so
-that only what it costs *the server* is seen on a small machine. The victim is measured alone and then beside each
-attack: the p99 of tokens and reads, and the median of uploads and of messages that are rendered, of which there are a
-few dozen. Passed: each within twice what it is alone, or 20 ms if that is larger; no token missing, nothing failed.
+The model, the server, the victim and the neighbour are processes of their own. The neighbour's clients run at low
+priority (nice 10), because they would be on a machine of their own: only what it costs *the server* is to be seen. The
+victim is measured alone and then beside each attack: the p99 of tokens and reads, and the median of uploads and of
+messages that are rendered, of which there are a few dozen. Passed: each within twice what it is alone, or 20 ms if that
+is larger; no token missing, nothing failed.
 Exit status 1 if an attack did not pass.
 """
 

@@ -195,7 +195,7 @@ async def short_answers(us: Neighbour) -> AsyncIterator[None]:
 
 
 async def wrong_keys(us: Neighbour) -> AsyncIterator[None]:
-    """A client without a key, trying some."""
+    """A client without a key, trying some on 64 connections."""
     yield
     numbers = itertools.count()
 
@@ -207,7 +207,7 @@ async def wrong_keys(us: Neighbour) -> AsyncIterator[None]:
         except aiohttp.ClientError as error:
             us.seen[type(error).__name__] += 1
 
-    await _forever(8, guess)
+    await _forever(64, guess)
 
 
 async def long_heads(us: Neighbour) -> AsyncIterator[None]:
