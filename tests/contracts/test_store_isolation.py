@@ -108,10 +108,10 @@ CASES: dict[str, tuple[Case, Outcome]] = {
     "find_user": (lambda store, who, world: store.find_user(who.organization_id, world.user.name), None),
     "find_user by id": (lambda store, who, world: store.find_user(who.organization_id, world.user.id), None),
     "create_agent": (lambda store, who, world: store.create_agent(who, new_agent(who, is_default=True)), Other),
-    "agents": (lambda store, who, world: store.list_agents(who), AgentPage([], more=False)),
-    "agent": (lambda store, who, world: store.get_agent(who, world.agent.id), AgentNotFound),
-    "agent deleted": (lambda store, who, world: store.get_agent(who, world.agent.id, deleted=True), AgentNotFound),
-    "agent default": (lambda store, who, world: store.get_agent(who, None), AgentNotFound),
+    "list_agents": (lambda store, who, world: store.list_agents(who), AgentPage([], more=False)),
+    "get_agent": (lambda store, who, world: store.get_agent(who, world.agent.id), AgentNotFound),
+    "get_agent deleted": (lambda store, who, world: store.get_agent(who, world.agent.id, deleted=True), AgentNotFound),
+    "get_agent default": (lambda store, who, world: store.get_agent(who, None), AgentNotFound),
     "update_agent": (
         lambda store, who, world: store.update_agent(who, replace(world.agent, name="Mallory"), is_default=False),
         AgentNotFound,
@@ -124,24 +124,30 @@ CASES: dict[str, tuple[Case, Outcome]] = {
     "create": (lambda store, who, world: store.create(who, new_thread(who, world.agent.id), idempotent()), Other),
     "get": (lambda store, who, world: store.get(who, world.thread.id), ThreadNotFound),
     "read": (lambda store, who, world: store.read(who, world.thread.id, message_limit=5), ThreadNotFound),
-    "page": (page_threads, []),
+    "list_threads": (page_threads, []),
     "update": (lambda store, who, world: store.update(who, world.thread.id, title="x", archived=True), ThreadNotFound),
     "delete": (lambda store, who, world: store.delete(who, world.thread.id), ThreadNotFound),
-    "messages": (
+    "list_messages": (
         lambda store, who, world: store.list_messages(who, world.thread.id, before=None, limit=5),
         ThreadNotFound,
     ),
-    "messages before": (
+    "list_messages before": (
         lambda store, who, world: store.list_messages(who, world.thread.id, before=world.running.id, limit=5),
         ThreadNotFound,
     ),
-    "message": (lambda store, who, world: store.get_message(who, world.thread.id, world.finished.id), ThreadNotFound),
+    "get_message": (
+        lambda store, who, world: store.get_message(who, world.thread.id, world.finished.id),
+        ThreadNotFound,
+    ),
     "append_message": (
         lambda store, who, world: store.append_message(who, new_message(world.thread.id), idempotent()),
         ThreadNotFound,
     ),
     "add_file": (lambda store, who, world: store.add_file(who, new_file(world.thread.id)), ThreadNotFound),
-    "file": (lambda store, who, world: store.get_file(who, world.thread.id, world.file.attachment.id), ThreadNotFound),
+    "get_file": (
+        lambda store, who, world: store.get_file(who, world.thread.id, world.file.attachment.id),
+        ThreadNotFound,
+    ),
     "remove_file": (
         lambda store, who, world: store.remove_file(who, world.thread.id, world.file.attachment.id),
         ThreadNotFound,
@@ -156,28 +162,28 @@ CASES: dict[str, tuple[Case, Outcome]] = {
     ),
     "cancel": (lambda store, who, world: store.cancel(who, world.thread.id, world.running.id), None),
     "finish": (lambda store, who, world: store.finish(who, completed(world.running)), ThreadNotFound),
-    "orphan": (lambda store, who, world: store.take_orphan(who, world.running.id, "worker-2"), None),
-    "record": (lambda store, who, world: store.find_record(who, world.running.id), None),
+    "take_orphan": (lambda store, who, world: store.take_orphan(who, world.running.id, "worker-2"), None),
+    "find_record": (lambda store, who, world: store.find_record(who, world.running.id), None),
     "mark_published": (
         lambda store, who, world: store.mark_published(who, world.thread.id, [ThreadUpdated(world.thread)]),
         None,
     ),
-    "forget": (lambda store, who, world: store.delete_record(who, world.running.id), None),
+    "delete_record": (lambda store, who, world: store.delete_record(who, world.running.id), None),
 }
 
 OPERATORS = {
     "create_organization",
     "find_organization",
     "create_key",
-    "keys",
+    "list_keys",
     "revoke_key",
-    "principal",
-    "orphans",
-    "unpublished",
+    "find_principal",
+    "take_orphans",
+    "take_outboxes",
     "hold_key",
     "revoke_unheld_keys",
     "create_session",
-    "session_principal",
+    "find_session_principal",
     "delete_session",
 }
 """What has no principal: the command line's, the sign-in's and the sweeper's."""
