@@ -7,8 +7,8 @@ import pytest
 from agent_chat.agents.claude.agent import Claude
 from tests.support.anthropic_api import StandIn, stand_in
 from tests.support.claude_server import claude_server, quick
-from tests.support.live import Live
 from tests.support.mcp_pool import raw
+from tests.support.servers import Live
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ import pytest
 
 from tests.support.anthropic_api import StandIn, parts, says, text
 from tests.support.claude_server import blocks, claude_thread
+from tests.support.client import frames
 from tests.support.documents import CODE, CSV, DANISH, FILES, image, mail
-from tests.support.live import Live, frames, server_process, upload
+from tests.support.servers import Live, server_process
 
 REPORT = ["Harbour report", "417 herons", "on Tuesday, near the café at Ærøskøbing.", "Order 30 metres of rope"]
 TABLE = ["| 7 | Marigold | 12.5 |", "| 8 | Østerlund | 9.0 |"]
@@ -103,7 +104,7 @@ async def test_a_picture_reaches_the_model_with_the_bytes_that_were_sent(
 ) -> None:
     sent = image(kind)
     thread = await claude_thread(live)
-    (picture,) = await upload(live, thread, (f"photo.{kind}", sent))
+    (picture,) = await live.upload(thread, (f"photo.{kind}", sent))
     service.will(says(text("Noise.")))
     body = {"content": "What do you see?", "attachments": [{"id": picture["id"]}]}
     assert (await live.http.post(f"{thread}/messages", json=body)).status_code == 201
@@ -119,10 +120,10 @@ async def test_a_picture_reaches_the_model_with_the_bytes_that_were_sent(
 
 async def test_a_file_stays_in_the_context_with_the_message_that_brought_it(live: Live, service: StandIn) -> None:
     thread = await claude_thread(live)
-    (notes,) = await upload(live, thread, ("notes.md", TEXTS["notes.md"].encode()))
+    (notes,) = await live.upload(thread, ("notes.md", TEXTS["notes.md"].encode()))
     service.will(says(text("One.")), says(text("Two.")))
     await live.http.post(f"{thread}/messages", json={"content": "first", "attachments": [{"id": notes["id"]}]})
-    await live.say(thread, "second")
+    await live.post(thread, "second")
     first, second = (parts(body) for body in service.bodies[-2:])
     assert "417 *grey* ones" in first["messages"].decode()
     assert second["messages"].startswith(first["messages"].removesuffix(b"]") + b",")
@@ -132,7 +133,7 @@ async def test_a_file_stays_in_the_context_with_the_message_that_brought_it(live
 async def test_what_could_not_be_read_is_told_to_the_model(live: Live, service: StandIn, name: str) -> None:
     data = (FILES / name).read_bytes() if name == "encrypted.pdf" else bytes(range(256)) * 9
     thread = await claude_thread(live)
-    (file,) = await upload(live, thread, (name, data))
+    (file,) = await live.upload(thread, (name, data))
     assert file["status"] in ("failed", "unsupported")
     service.will(says(text("A pity.")))
     await live.http.post(f"{thread}/messages", json={"content": "read it", "attachments": [{"id": file["id"]}]})
@@ -143,7 +144,7 @@ async def test_what_could_not_be_read_is_told_to_the_model(live: Live, service: 
 
 async def test_a_long_text_is_cut_and_the_model_is_told(live: Live, service: StandIn) -> None:
     thread = await claude_thread(live)
-    (file,) = await upload(live, thread, ("long.txt", b"word " * 200_000))
+    (file,) = await live.upload(thread, ("long.txt", b"word " * 200_000))
     assert (file["truncated"], file["text_chars"]) == (True, 200_000)
     service.will(says(text("Long.")))
     await live.http.post(f"{thread}/messages", json={"content": "read it", "attachments": [{"id": file["id"]}]})

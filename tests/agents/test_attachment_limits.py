@@ -17,7 +17,7 @@ from tests.support.anthropic_api import StandIn, says, text
 from tests.support.claude_runs import AGENT, Tools, png
 from tests.support.claude_server import blocks, claude_thread
 from tests.support.documents import image
-from tests.support.live import Live, upload
+from tests.support.servers import Live
 
 JSON = dict[str, Any]
 
@@ -55,7 +55,7 @@ async def test_the_texts_of_one_message_share_the_budget_and_each_cut_is_told(li
     service.overlong = 600_000
     thread = await claude_thread(live)
     files = [(f"{number}.txt", b"word " * 40_000) for number in range(5)]
-    kept = await upload(live, thread, ("short.txt", b"short"), *files)
+    kept = await live.upload(thread, ("short.txt", b"short"), *files)
     service.will(says(text("Much.")))
     body = {"content": "read them", "attachments": [{"id": file["id"]} for file in kept]}
     answer = await live.http.post(f"{thread}/messages", json=body)
@@ -68,7 +68,7 @@ async def test_the_texts_of_one_message_share_the_budget_and_each_cut_is_told(li
 
 async def test_a_text_is_cut_to_what_a_small_model_reads(live: Live, service: StandIn) -> None:
     thread = await live.thread((await live.agent(kind="claude", metadata={"context_tokens": 8000}))["id"])
-    (file,) = await upload(live, thread, ("long.txt", b"word " * 12_000))
+    (file,) = await live.upload(thread, ("long.txt", b"word " * 12_000))
     service.overlong = 24_000
     body = {"content": "read it", "attachments": [{"id": file["id"]}]}
     assert (await live.http.post(f"{thread}/messages", json=body)).status_code == 201
@@ -77,7 +77,7 @@ async def test_a_text_is_cut_to_what_a_small_model_reads(live: Live, service: St
 
 async def test_a_model_that_reads_less_than_was_thought_gets_less_of_the_texts(live: Live, service: StandIn) -> None:
     thread = await claude_thread(live)
-    (file,) = await upload(live, thread, ("long.txt", "鷺".encode() * 190_000))
+    (file,) = await live.upload(thread, ("long.txt", "鷺".encode() * 190_000))
     service.overlong = 400_000
     body = {"content": "read it", "attachments": [{"id": file["id"]}]}
     assert (await live.http.post(f"{thread}/messages", json=body)).status_code == 201
@@ -86,7 +86,7 @@ async def test_a_model_that_reads_less_than_was_thought_gets_less_of_the_texts(l
 
 async def test_a_picture_that_was_lost_is_told_and_the_thread_goes_on(live: Live, service: StandIn) -> None:
     thread = await claude_thread(live)
-    (picture,) = await upload(live, thread, ("a.png", image("png")))
+    (picture,) = await live.upload(thread, ("a.png", image("png")))
     next(live.data_dir.rglob(picture["id"])).unlink()
     body = {"content": "What is it?", "attachments": [{"id": picture["id"]}]}
     assert (await live.http.post(f"{thread}/messages", json=body)).status_code == 201
@@ -107,7 +107,7 @@ async def test_a_large_picture_reaches_the_model_smaller_and_upright_and_comes_b
     exif[0x0112] = 6  # to be turned by a quarter
     data = BytesIO()
     photo.save(data, "JPEG" if kind == "JPEG" else "PNG", exif=exif)
-    (picture,) = await upload(live, thread, ("photo", data.getvalue()))
+    (picture,) = await live.upload(thread, ("photo", data.getvalue()))
     body = {"content": "What is it?", "attachments": [{"id": picture["id"]}]}
     assert (await live.http.post(f"{thread}/messages", json=body)).status_code == 201
     source = blocks(service.requests[-1])[0]["source"]

@@ -26,8 +26,8 @@ from tests.support.anthropic_api import (
     use,
 )
 from tests.support.claude_server import claude_server, quick
-from tests.support.live import Live
 from tests.support.mcp_pool import raw
+from tests.support.servers import Live
 from tests.support.shapes import TOOL_CALL_KEYS, is_message
 from tests.support.sockets import socket
 
@@ -40,7 +40,7 @@ DONE = says(text("All ", "done."))
 
 
 async def by_json(live: Live, thread: str) -> JSON:
-    return dict((await live.say(thread, "Do it.")).json())
+    return dict((await live.post(thread, "Do it.")).json())
 
 
 async def by_sse(live: Live, thread: str) -> JSON:
@@ -59,7 +59,7 @@ async def by_websocket(live: Live, thread: str) -> JSON:
 
 
 async def by_polling(live: Live, thread: str) -> JSON:
-    accepted = await live.say(thread, "Do it.", Prefer="respond-async")
+    accepted = await live.post(thread, "Do it.", Prefer="respond-async")
     assert accepted.status_code == 202
     answer: JSON = accepted.json()
     async with asyncio.timeout(10):
@@ -106,7 +106,7 @@ async def test_two_tools_are_called_recorded_and_told_back_through_every_door(
     assert run["tool_calls"] == [{"id": "0_0", "round": 0, "offset": 12}, {"id": "0_1", "round": 0, "offset": 12}]
 
     assert [turn["role"] for turn in service.requests[1]["messages"]] == ["user", "assistant", "user"]
-    assert (await live.say(thread, "And?")).status_code == 201
+    assert (await live.post(thread, "And?")).status_code == 201
     assert service.requests[2]["messages"][-2]["content"] == [{"type": "text", "text": "All done."}]
     first, second, third = map(parts, service.bodies)
     assert set(first) >= {"tools", "system", "messages"}
@@ -142,7 +142,7 @@ async def test_texts_of_two_rounds_are_separated_by_a_blank_line_that_the_model_
     assert (await live.get(thread))["messages"][-1] == answer
     assert answer["content_html"].count("<p ") == (2 if before else 1)
 
-    await live.say(thread, "And tomorrow?")
+    await live.post(thread, "And tomorrow?")
     _, second, third = service.requests
     blocks = [block["text"] for turn in third["messages"] for block in turn["content"] if block["type"] == "text"]
     assert blocks == [block for block in ("How is the weather?", before, after, "And tomorrow?") if block]
@@ -153,7 +153,7 @@ async def test_texts_of_two_rounds_are_separated_by_a_blank_line_that_the_model_
 
 async def test_the_stable_prefix_is_marked_for_the_cache(live: Live, service: StandIn) -> None:
     agent = await live.agent(kind="claude", mcp_servers=["raw"], instructions="Be brief.", model="big", max_tokens=77)
-    await live.say(await live.thread(agent["id"]), "Hello?")
+    await live.post(await live.thread(agent["id"]), "Hello?")
     request = service.requests[0]
     mark = {"type": "ephemeral"}
     assert (request["model"], request["max_tokens"], request["cache_control"]) == ("big", 77, mark)
@@ -161,14 +161,14 @@ async def test_the_stable_prefix_is_marked_for_the_cache(live: Live, service: St
     names = [tool["name"] for tool in request["tools"]]
     assert names == sorted(names)
     await live.http.patch(f"/api/v1/agents/{agent['id']}", json={"instructions": ""})
-    await live.say(await live.thread(agent["id"]), "Hello?")
+    await live.post(await live.thread(agent["id"]), "Hello?")
     assert "system" not in service.requests[1]
     assert [tool.get("cache_control") for tool in service.requests[1]["tools"]][-2:] == [None, mark]
 
 
 async def test_usage_is_summed_over_the_rounds(live: Live, service: StandIn) -> None:
     service.will(TWO, TWO, DONE)
-    run = (await live.say(await live.thread(), "Do it.")).json()["metadata"]["run"]
+    run = (await live.post(await live.thread(), "Do it.")).json()["metadata"]["run"]
     assert run["usage"] == {**{name: 3 * count for name, count in USAGE.items()}, "output_tokens": 3 * OUTPUT_TOKENS}
     assert (run["model"], run["stop_reason"]) == ("stand-in-1", "end_turn")
 
@@ -176,7 +176,7 @@ async def test_usage_is_summed_over_the_rounds(live: Live, service: StandIn) -> 
 async def test_a_failed_run_tells_what_was_used_until_then(live: Live, service: StandIn) -> None:
     service.will(TWO, DONE.ends("cut", 5))
     thread = await live.thread()
-    assert (await live.say(thread, "Do it.")).status_code == 502
+    assert (await live.post(thread, "Do it.")).status_code == 502
     run = (await live.get(thread))["messages"][-1]["metadata"]["run"]
     assert run["usage"]["output_tokens"] == OUTPUT_TOKENS + USAGE["output_tokens"]
     assert run["stop_reason"] is None
@@ -186,21 +186,21 @@ async def test_a_failed_run_tells_what_was_used_until_then(live: Live, service: 
 async def test_a_stop_reason_is_told(live: Live, service: StandIn, reason: str) -> None:
     service.will(says(text("I"), stop=reason))
     thread = await live.thread()
-    answer = (await live.say(thread, "Hello?")).json()
+    answer = (await live.post(thread, "Hello?")).json()
     assert (answer["content"], answer["metadata"]["run"]["stop_reason"]) == ("I", reason)
     assert answer["metadata"]["run"]["status"] == "completed"
-    assert (await live.say(thread, "Go on.")).json()["content"] == "Fine."
+    assert (await live.post(thread, "Go on.")).json()["content"] == "Fine."
 
 
 async def test_a_call_that_max_tokens_cut_off_is_not_made(live: Live, service: StandIn) -> None:
     service.will(says(text("I"), use("echo", '{"text": "hal'), stop="max_tokens"))
-    answer = (await live.say(await live.thread(), "Hello?")).json()
+    answer = (await live.post(await live.thread(), "Hello?")).json()
     assert (answer["tool_calls"], answer["metadata"]["run"]["stop_reason"]) == ([], "max_tokens")
 
 
 async def test_arguments_that_are_no_object_are_an_error_and_the_call_is_not_made(live: Live, service: StandIn) -> None:
     service.will(says(use("pid", '{"a": '), use("pid", "[1]"), use("pid", "")), DONE)
-    answer = (await live.say(await live.thread(), "Hello?")).json()
+    answer = (await live.post(await live.thread(), "Hello?")).json()
     assert [call["error"] for call in answer["tool_calls"]] == ["The arguments were no JSON object."] * 2 + [None]
     assert answer["tool_calls"][2]["result"]["pid"] > 0
     assert service.refused == []
@@ -210,17 +210,17 @@ async def test_after_sixteen_rounds_of_tools_the_model_has_to_speak(live: Live, 
     service.otherwise = lambda request: (
         says(text("Enough.")) if request.get("tool_choice") == {"type": "none"} else says(use("echo", {"text": "."}))
     )
-    answer = (await live.say(await live.thread(), "Hello?")).json()
+    answer = (await live.post(await live.thread(), "Hello?")).json()
     assert (len(answer["tool_calls"]), answer["content"]) == (MAX_ROUNDS, "Enough.")
     service.otherwise = lambda request: says(use("echo", {"text": "."}))
-    answer = (await live.say(await live.thread(), "Hello?")).json()
+    answer = (await live.post(await live.thread(), "Hello?")).json()
     assert (len(answer["tool_calls"]), answer["metadata"]["run"]["stop_reason"]) == (MAX_ROUNDS, "tool_use")
     assert service.refused == []
 
 
 async def test_calls_of_one_round_are_made_side_by_side(live: Live, service: StandIn) -> None:
     service.will(says(*[use("meet", {"guests": 5})] * 5), DONE)
-    answer = (await live.say(await live.thread(), "Meet.")).json()
+    answer = (await live.post(await live.thread(), "Meet.")).json()
     assert [call["result"]["content"][0]["text"] for call in answer["tool_calls"]] == ["met"] * 5
 
 
@@ -246,7 +246,7 @@ async def test_thinking_is_shown_not_kept_and_given_back_signed_while_tools_are_
         {"type": "thinking", "thinking": "Hm, well.", "signature": "signed Hm, well."},
         {"type": "redacted_thinking", "data": "xyz"},
     ]
-    assert (await live.say(thread, "And?")).status_code == 201
+    assert (await live.post(thread, "And?")).status_code == 201
     assert service.refused == []
 
 
@@ -256,7 +256,7 @@ async def test_a_server_that_is_down_costs_only_its_tools_and_the_model_is_told(
     servers = {"raw": raw(), "absent": Server(command="/nowhere/at-all")}
     async with claude_server(tmp_path, service, claude, servers) as live:
         service.will(TWO, DONE)
-        answer = (await live.say(await live.thread(), "Do it.")).json()
+        answer = (await live.post(await live.thread(), "Do it.")).json()
         assert [call["error"] for call in answer["tool_calls"]] == [None, None]
     first, last = service.requests[0], service.requests[-1]
     told = first["system"][-1]["text"]
@@ -269,9 +269,9 @@ async def test_an_agent_that_lost_all_its_tools_still_tells_of_its_calls(live: L
     agent = await live.agent(kind="claude", mcp_servers=["raw"])
     thread = await live.thread(agent["id"])
     service.will(TWO, DONE)
-    assert (await live.say(thread, "Do it.")).status_code == 201
+    assert (await live.post(thread, "Do it.")).status_code == 201
     await live.http.patch(f"/api/v1/agents/{agent['id']}", json={"mcp_servers": []})
-    assert (await live.say(thread, "Again.")).json()["content"] == "Fine."
+    assert (await live.post(thread, "Again.")).json()["content"] == "Fine."
     assert service.requests[-1]["tool_choice"] == {"type": "none"}
     assert service.refused == []
 
@@ -296,7 +296,7 @@ async def test_a_thread_of_more_messages_than_an_agent_is_given_says_what_is_lef
     thread = await live.thread()
     for number in range(68):  # a question, its answer, and another's answer each time
         await live.http.post(f"{thread}/messages", json={"role": "assistant" if number % 2 else "user", "content": "x"})
-    await live.say(thread, "And?")
+    await live.post(thread, "And?")
     assert "left out" in json.dumps(service.requests[-1]["messages"][0])
     assert service.refused == []
 
@@ -307,7 +307,7 @@ async def test_one_connection_serves_one_run_after_the_other(tmp_path: Path, ser
     async with claude_server(tmp_path, service, claude, {"raw": raw()}) as live:
         thread = await live.thread()
         for _ in range(5):
-            assert (await live.say(thread, "Do it.")).status_code == 201
+            assert (await live.post(thread, "Do it.")).status_code == 201
     await claude.close()
     assert len(service.requests) == 10
     assert len(service.connections) == 1
@@ -318,7 +318,7 @@ async def test_one_connection_serves_one_run_after_the_other(tmp_path: Path, ser
 
 async def test_a_title_is_made_by_the_cheaper_model(live: Live, service: StandIn) -> None:
     thread = await live.thread()
-    await live.say(thread, "What is an *event log*?")
+    await live.post(thread, "What is an *event log*?")
     assert (await live.http.post(f"{thread}/generate_title")).json()["title"] == "A Fine Title"
     request = service.titles[0]
     assert request["model"] == "small"
@@ -333,7 +333,7 @@ async def test_a_title_that_the_model_does_not_make_is_the_first_words(
 ) -> None:
     service.title = reply
     thread = await live.thread()
-    await live.say(thread, "What is an *event log*?")
+    await live.post(thread, "What is an *event log*?")
     assert (await live.http.post(f"{thread}/generate_title")).json()["title"] == "What is an event log?"
 
 
@@ -344,5 +344,5 @@ async def test_a_title_that_the_model_does_not_make_is_the_first_words(
 async def test_a_title_by_the_model_is_sanitized(live: Live, service: StandIn, reply: str, title: str) -> None:
     service.title = reply
     thread = await live.thread()
-    await live.say(thread, "Hello?")
+    await live.post(thread, "Hello?")
     assert (await live.http.post(f"{thread}/generate_title")).json()["title"] == title

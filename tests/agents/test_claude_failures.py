@@ -16,8 +16,8 @@ from tests.support.anthropic_api import Gate, Refusal, Reply, StandIn, Stream, s
 from tests.support.anthropic_rules import BROKEN
 from tests.support.claude_runs import png
 from tests.support.claude_server import claude_server, mcp_file, quick
-from tests.support.live import Live, live_server
 from tests.support.mcp_pool import raw
+from tests.support.servers import Live, live_server
 from tests.support.shapes import is_message, is_problem
 
 HALF = says(text("Half ", "of it", " is here"))
@@ -113,7 +113,7 @@ async def _fails(live: Live, service: StandIn, row: Row, kept: str, attempts: in
     service.otherwise = lambda request: reply
     thread = await _thread(live, reply)
 
-    answer = await live.say(thread, "Hello?")
+    answer = await live.post(thread, "Hello?")
     problem = is_problem(answer, status, code, "thread_id", "message_id", "retryable")
     assert problem["retryable"] is retryable
     assert answer.headers.get("Retry-After") == retry_after
@@ -132,7 +132,7 @@ async def _fails(live: Live, service: StandIn, row: Row, kept: str, attempts: in
     assert stream[-1].data["message"] == (await live.get(thread))["messages"][-1]
 
     service.otherwise = lambda request: says(text("Here I am."))
-    assert (await live.say(thread, "And now?")).json()["content"] == "Here I am."
+    assert (await live.post(thread, "And now?")).json()["content"] == "Here I am."
     assert service.refused == []
 
 
@@ -177,7 +177,7 @@ async def test_a_long_wait_is_passed_on_to_the_client_and_not_waited_out(live: L
 async def test_a_tool_call_that_was_cut_off_is_no_token_yet(live: Live, service: StandIn) -> None:
     call = says(use("echo", {"text": "hello"}))
     service.will(call.ends("cut", len(call.events) - 3), says(text("Never mind.")))
-    answer = (await live.say(await live.thread(), "Hello?")).json()
+    answer = (await live.post(await live.thread(), "Hello?")).json()
     assert (answer["content"], answer["tool_calls"]) == ("Never mind.", [])
 
 
@@ -187,13 +187,13 @@ async def test_text_and_the_error_behind_it_in_one_piece_of_the_wire_are_both_to
     error = {"type": "error", "error": {"type": "overloaded_error", "message": ""}}
     service.will(Stream([*HALF.events[:AFTER], error], joined=True))
     thread = await live.thread()
-    is_problem(await live.say(thread, "Hello?"), 503, "agent_overloaded", "thread_id", "message_id", "retryable")
+    is_problem(await live.post(thread, "Hello?"), 503, "agent_overloaded", "thread_id", "message_id", "retryable")
     assert (await live.get(thread))["messages"][-1]["content"] == "Half of it"
 
 
 async def test_a_service_that_is_not_there_is_told(live: Live) -> None:
     thread = await live.thread((await live.agent(kind="nowhere"))["id"])
-    answer = await live.say(thread, "Hello?")
+    answer = await live.post(thread, "Hello?")
     assert is_problem(answer, 502, "agent_failed", "thread_id", "message_id", "retryable")["retryable"]
 
 
@@ -201,7 +201,7 @@ async def test_a_wrong_key_and_a_wrong_address_are_told_by_the_real_check(tmp_pa
     no_tools = mcp_file(tmp_path, {})
     where = service.url
     async with live_server(tmp_path, anthropic_api_key="wrong", anthropic_base_url=where, mcp_config=no_tools) as live:
-        answer = await live.say(await live.thread(), "Hello?")
+        answer = await live.post(await live.thread(), "Hello?")
         assert is_problem(answer, 502, "agent_failed", "thread_id", "message_id", "retryable")["detail"] == (
             "The model's service refused this server's key."
         )
@@ -211,10 +211,10 @@ async def test_a_thread_that_is_too_long_for_the_model_goes_on_with_what_fits(li
     thread = await live.thread()
     for number in range(6):
         service.will(says(text(f"Answer {number}. " + "x" * 3000)))
-        assert (await live.say(thread, f"Question {number}. " + "y" * 3000)).status_code == 201
+        assert (await live.post(thread, f"Question {number}. " + "y" * 3000)).status_code == 201
     service.overlong = 20_000
     requests = len(service.requests)
-    assert (await live.say(thread, "And?")).json()["content"] == "Fine."
+    assert (await live.post(thread, "And?")).json()["content"] == "Fine."
     first, *_, last = service.requests[requests:]
     assert len(str(first)) > service.overlong > len(str(last["messages"]))
     assert last["messages"][0]["content"][0]["text"] == "[Earlier messages of this thread are left out here.]"
@@ -227,18 +227,18 @@ async def test_a_question_that_alone_is_too_long_is_told_and_does_not_brick_the_
 ) -> None:
     service.overlong = 20_000
     thread = await live.thread()
-    answer = await live.say(thread, "y" * 30_000)
+    answer = await live.post(thread, "y" * 30_000)
     assert is_problem(answer, 502, "agent_failed", "thread_id", "message_id", "retryable")["detail"] == (
         "The thread is longer than the model can read."
     )
-    assert (await live.say(thread, "Sorry.")).json()["content"] == "Fine."
+    assert (await live.post(thread, "Sorry.")).json()["content"] == "Fine."
 
 
 async def test_cancelling_in_mid_stream_closes_the_connection_to_the_service(live: Live, service: StandIn) -> None:
     gate = Gate()
     service.will(HALF.waits(AFTER, gate))
     thread = await live.thread()
-    asking = asyncio.create_task(live.say(thread, "Hello?"))
+    asking = asyncio.create_task(live.post(thread, "Hello?"))
     async with asyncio.timeout(5):
         await gate.reached.wait()
         message = (await live.get(thread))["messages"][-1]
@@ -247,7 +247,7 @@ async def test_cancelling_in_mid_stream_closes_the_connection_to_the_service(liv
     assert cancelled.json()["metadata"]["run"]["status"] == "cancelled"
     assert cancelled.json()["content"] == "Half of it"
     assert (await asking).json() == cancelled.json()
-    assert (await live.say(thread, "Go on.")).json()["content"] == "Fine."
+    assert (await live.post(thread, "Go on.")).json()["content"] == "Fine."
     assert service.refused == []
 
 
@@ -296,7 +296,7 @@ def _interrupted(by: Interrupt) -> Callable[[JSON], Reply]:
 
 
 async def _goes_on(live: Live, thread: str) -> None:
-    answer = await live.say(thread, "Go on.")
+    answer = await live.post(thread, "Go on.")
     assert (answer.status_code, answer.json()["content"]) == (201, "Fine.")
 
 
@@ -320,7 +320,7 @@ async def test_a_stream_that_breaks_at_any_event_leaves_a_thread_that_goes_on(
         return ANSWER[round_].ends(ending, at)
 
     async def breaks(thread: str, round_: int, at: int) -> None:
-        assert (await live.say(thread, f"{round_} {at}")).status_code >= 502
+        assert (await live.post(thread, f"{round_} {at}")).status_code >= 502
 
     service.otherwise = _interrupted(by)
     await _side_by_side(live, by, breaks)
@@ -334,7 +334,7 @@ async def test_a_run_that_is_cancelled_at_any_event_leaves_a_thread_that_goes_on
         return ANSWER[round_].waits(at, gates[round_, at])
 
     async def is_cancelled(thread: str, round_: int, at: int) -> None:
-        asking = asyncio.create_task(live.say(thread, f"{round_} {at}"))
+        asking = asyncio.create_task(live.post(thread, f"{round_} {at}"))
         await gates[round_, at].reached.wait()
         running = (await live.get(thread))["messages"][-1]
         stopped = await live.http.post(f"{thread}/messages/{running['id']}/cancel")
@@ -350,7 +350,7 @@ async def test_a_picture_that_the_service_cannot_read_is_refused_once_and_then_l
     live: Live, service: StandIn
 ) -> None:
     thread = await live.thread((await live.agent(kind="pictures"))["id"])
-    assert (await live.say(thread, "show")).status_code == 201
+    assert (await live.post(thread, "show")).status_code == 201
     for _ in range(2):
-        assert (await live.say(thread, "Nice.")).json()["content"] == "Fine."
+        assert (await live.post(thread, "Nice.")).json()["content"] == "Fine."
     assert set(service.refused) == {"messages.2: Could not process image"}

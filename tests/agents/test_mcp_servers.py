@@ -23,8 +23,8 @@ from agent_chat.agents.mcp.pool import Pool
 from tests.support.anthropic_api import StandIn, says, text, use
 from tests.support.claude_server import claude_server
 from tests.support.http_mcp_server import PICTURE
-from tests.support.live import Live
 from tests.support.mcp_pool import agent, call, children, held, names, raw, result, until
+from tests.support.servers import Live
 
 TIME = Server(command=sys.executable, args=["-m", "mcp_server_time", "--local-timezone", "UTC"])
 HTTP_TOOLS = str(Path(__file__).parents[1] / "support" / "http_mcp_server.py")
@@ -92,7 +92,7 @@ async def pool(**servers: Server) -> AsyncIterator[Pool]:
 
 async def asked(live: Live, thread: str, words: str) -> dict[str, Any]:
     """The answer, which must be one."""
-    answer = await live.say(thread, words)
+    answer = await live.post(thread, words)
     assert answer.status_code == 201, answer.text
     return dict(answer.json())
 
@@ -114,7 +114,7 @@ async def test_two_agents_with_different_servers_work_at_once(
             else says(use("add", {"a": 2, "b": 40}))
         )
         for _ in range(2):
-            told, added = await asyncio.gather(live.say(clock, "What time?"), live.say(adder, "How much?"))
+            told, added = await asyncio.gather(live.post(clock, "What time?"), live.post(adder, "How much?"))
             assert "21:00" in str(told.json()["tool_calls"][0]["result"])
             assert added.json()["tool_calls"][0]["result"] == {"result": 42}
         asked = [{tool["name"] for tool in request["tools"]} for request in service.requests]
@@ -223,7 +223,7 @@ async def test_fifty_runs_at_once_share_one_pooled_server(tmp_path: Path, servic
             else says(use("meet", {"guests": 50}), use("pid", {}))
         )
         threads = [await live.thread() for _ in range(50)]
-        answers = await asyncio.gather(*(live.say(thread, "Meet.") for thread in threads))
+        answers = await asyncio.gather(*(live.post(thread, "Meet.") for thread in threads))
         calls = [answer.json()["tool_calls"] for answer in answers]
         assert [met["error"] for met, _ in calls] == [None] * 50
         assert len({pid["result"]["pid"] for _, pid in calls}) == 1
@@ -288,7 +288,7 @@ async def test_two_hundred_runs_leave_nothing_behind(tmp_path: Path, service: St
 
         async def ask(times: int) -> None:
             for _ in range(times):
-                answers = await asyncio.gather(*(live.say(thread, "Go.") for thread in threads))
+                answers = await asyncio.gather(*(live.post(thread, "Go.") for thread in threads))
                 assert {answer.status_code for answer in answers} <= {201, 502}
 
         await ask(1)

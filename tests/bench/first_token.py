@@ -29,7 +29,8 @@ from starlette.types import ASGIApp
 
 from agent_chat.server.serving import listening_socket
 from tests.support.anthropic_api import TIME, StandIn, Stream, says, text
-from tests.support.live import Client, Process, server_process
+from tests.support.client import Client
+from tests.support.servers import Process, server_process
 
 STREAMS = 50
 TOKENS = 200
@@ -186,14 +187,13 @@ async def main() -> None:
             show(f"first token, median of {len(through)}: {statistics.median(through):.1f} ms through the server, ")
             show(f"  {statistics.median(direct):.1f} ms from the model itself: {added:.1f} ms added")
 
-            assert server.process is not None
             server.http._transport = httpx.AsyncHTTPTransport(limits=limits)
             threads = [await server.thread() for _ in range(STREAMS)]
             urls = [f"{thread}/messages" for thread in threads]
             ours = []
             for _ in range(3):
                 sign = b"event: run.completed"
-                ours.append(await per_thousand(server.process.pid, server.http, urls, sign, Accept="text/event-stream"))
+                ours.append(await per_thousand(server.pid, server.http, urls, sign, Accept="text/event-stream"))
             show(f"CPU per 1,000 tokens at {STREAMS} streams: {min(ours):.0f} ms in the server")
             for name in ("httpx", "aiohttp"):
                 async with process("relay", model_url, name) as (url, pid):

@@ -28,11 +28,12 @@ from typing import Any
 
 import httpx
 
-from tests.support.live import Process, frames
+from tests.support.client import frames
 from tests.support.mongo_server import mongo_process
+from tests.support.servers import Process
 from tests.support.services import redis_process
+from tests.support.thread_view import status
 from tests.support.viewers import DOORS, Viewer
-from tests.support.viewing import status
 
 CLIENTS = 50
 SEED = int(os.environ.get("BENCH_SEED", "1"))
@@ -66,7 +67,7 @@ class SoakProcess(Process):
         """Post, again while a run has the thread, for 60 seconds; the answer's id."""
         until = time.monotonic() + 60
         while time.monotonic() < until:
-            answer = await self.say(thread, content)
+            answer = await self.post(thread, content)
             if answer.status_code == 201:
                 return str(answer.json()["id"])
             await asyncio.sleep(_AGAIN_SECONDS)
@@ -114,9 +115,8 @@ class Soak:
     async def watch_memory(self) -> None:
         while self.share < 1:
             for server in self.servers:
-                assert server.process is not None
                 with contextlib.suppress(OSError, IndexError):
-                    self.memory[server.url].append((self.share, _megabytes(server.process.pid)))
+                    self.memory[server.url].append((self.share, _megabytes(server.pid)))
             await asyncio.sleep(1)
 
     def judge_memory(self) -> None:

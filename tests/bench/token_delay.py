@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from tests.bench.first_token import serving, show
-from tests.support.live import Client, frames
+from tests.support.client import Client, frames
 
 STREAMS = 50
 ROUNDS = 2

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.support.browser import Desk, Visit, chromium
-from tests.support.live import Live, live_server
+from tests.support.servers import Live, live_server
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.support.browser import CUT, Desk
-from tests.support.live import Live
 from tests.support.proxy import cutting_proxy
+from tests.support.servers import Live
 
 SCRIPT = "say Ünï🎈 \ncount 150 2\nsay end"
 CUTS = [600, 150, 4000, 1, 2500]
@@ -65,7 +65,7 @@ async def test_the_browsers_own_client_is_cut_again_and_again_and_has_every_char
     desk: Desk, server: Live, door: str, position: str
 ) -> None:
     thread = await server.scripted_thread()
-    asking = asyncio.create_task(server.say(thread, f"hold for {door}\n{SCRIPT}"))
+    asking = asyncio.create_task(server.post(thread, f"hold for {door}\n{SCRIPT}"))
     await server.gates.reached(f"for {door}")
     async with (
         cutting_proxy(server.url, CUTS, retry_ms=20) as proxy,

@@ -27,7 +27,7 @@ from agent_chat.stores.events import (
 )
 from agent_chat.stores.fold import fold
 from agent_chat.stores.models import Message, Thread
-from tests.support.live import KEY, Live
+from tests.support.client import KEY
 from tests.support.node import broken_network, node, scripted_stream
 from tests.support.run_events import (
     EMPTY,
@@ -41,6 +41,7 @@ from tests.support.run_events import (
     started,
     without_snapshots,
 )
+from tests.support.servers import Live
 
 CLIENT = Path(__file__).parents[2] / "web_demo" / "client.js"
 THREAD = Thread(EMPTY.thread_id, "agent", "user", "organization", "", {}, NOW, NOW, False, [EMPTY])

@@ -22,8 +22,9 @@ from httpx_sse import ServerSentEvent, aconnect_sse
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
-from tests.support.live import KEY, Live, live_server
+from tests.support.client import KEY
 from tests.support.proxy import Proxy, cutting_proxy
+from tests.support.servers import Live, live_server
 
 pytestmark = pytest.mark.timeout(60, func_only=True)  # installing has a limit of its own
 
@@ -137,7 +138,7 @@ async def test_npm_eventsource_watches_is_cut_and_has_every_character_once(
 ) -> None:
     thread = await live.scripted_thread()
     gate = f"for eventsource {seed}"
-    asking = asyncio.create_task(live.say(thread, f"hold {gate}\n{SCRIPT}"))
+    asking = asyncio.create_task(live.post(thread, f"hold {gate}\n{SCRIPT}"))
     await live.gates.reached(gate)
     async with cutting_proxy(live.url, cuts(seed), retry_ms=RETRY_MS) as proxy:
         url = f"{proxy.url}{thread}/events"
@@ -174,7 +175,7 @@ async def test_httpx_sse_is_cut_and_resumes_by_the_last_id(live: Live) -> None:
 async def test_websockets_is_cut_and_resumes_by_position(live: Live) -> None:
     thread = await live.scripted_thread()
     reader = Reader()
-    asking = asyncio.create_task(live.say(thread, f"hold for websockets\n{SCRIPT}"))
+    asking = asyncio.create_task(live.post(thread, f"hold for websockets\n{SCRIPT}"))
     await live.gates.reached("for websockets")
     async with cutting_proxy(live.url, cuts(4)) as proxy, asyncio.timeout(20):
         base = f"ws{proxy.url.removeprefix('http')}{thread}/ws"

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.browser import CUT, Desk, Visit, comes_to, reads, text_of
-from tests.support.live import KEY, Live, live_server, server_process
+from tests.support.client import KEY
 from tests.support.proxy import cutting_proxy
+from tests.support.servers import Live, live_server, server_process
 
 if TYPE_CHECKING:
     from playwright.async_api import Page

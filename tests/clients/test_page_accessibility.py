@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.support.browser import Visit, reads
-from tests.support.live import Live
 from tests.support.node import required
+from tests.support.servers import Live
 
 if TYPE_CHECKING:
     from playwright.async_api import Page

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent_chat.server.files.markdown import to_html
 from tests.support.browser import Visit, reads
-from tests.support.live import Live
+from tests.support.servers import Live
 
 if TYPE_CHECKING:
     from playwright.async_api import Locator
@@ -212,7 +212,7 @@ async def test_a_question_from_elsewhere_can_only_be_asked_again_which_the_butto
 ) -> None:
     agent = await visit.choose()
     thread = await server.thread(agent["id"])
-    await server.say(thread, "until it is asked again\nsay done now")
+    await server.post(thread, "until it is asked again\nsay done now")
     await visit.page.goto(f"/#/{agent['id']}/{thread.rpartition('/')[2]}")
     await visit.page.get_by_role("button", name="Ask again").click()
     await visit.page.locator("article.user").nth(1).wait_for()
@@ -257,7 +257,7 @@ async def test_threads_without_a_title_show_their_first_words(visit: Visit, serv
     agent = await visit.choose()
     for question in ("say oranges\nsay and more", "say apples"):
         thread = await server.thread(agent["id"])
-        await server.say(thread, question)
+        await server.post(thread, question)
     await server.thread(agent["id"])
     await page.reload()
     await page.locator("#threads li").nth(2).wait_for()

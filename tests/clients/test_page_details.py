@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.browser import Visit, reads
-from tests.support.live import KEY, Live
+from tests.support.client import KEY
 from tests.support.node import required
+from tests.support.servers import Live
 
 if TYPE_CHECKING:
     from playwright.async_api import Page, Route
@@ -237,7 +238,7 @@ async def test_a_row_keeps_the_focus_while_the_list_is_fetched_and_moves(visit: 
         await page.evaluate("() => { dispatchEvent(new Event('online')) }")
     await reads(page.locator("#threads li").nth(2), "Thread 0")
     await page.locator("#threads a").nth(2).focus()
-    await server.say(threads[0], "say up")
+    await server.post(threads[0], "say up")
     async with page.expect_response(re.compile("/threads[?]")):
         await page.evaluate("() => { dispatchEvent(new Event('online')) }")
     await reads(page.locator("#threads li").first, "Thread 0")

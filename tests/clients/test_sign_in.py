@@ -13,7 +13,8 @@ from starlette.routing import Route
 
 from agent_chat.server.serving import Server, listening_socket
 from tests.support.browser import Desk, reads
-from tests.support.live import KEY, Live
+from tests.support.client import KEY
+from tests.support.servers import Live
 
 
 async def test_a_link_on_another_site_signs_in_only_after_asking_and_signing_out_ends_it(

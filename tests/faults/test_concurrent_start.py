@@ -16,9 +16,9 @@ async def test_processes_that_start_together_on_an_empty_database_make_one_of_ev
     servers = [await site.server(start=False, CHAT_TEST_HOLDS=f"start-{n}") for n in range(4)]
     starting = asyncio.gather(*[server.start() for server in servers])
     for n in range(4):
-        await site.reached(f"start-{n}")
+        await site.gates.reached(f"start-{n}")
     for n in range(4):
-        site.release(f"start-{n}")
+        site.gates.release(f"start-{n}")
     await starting
     with MongoClient[dict[str, Any]](site.mongo_url) as client:
         database = client.get_default_database()

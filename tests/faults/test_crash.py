@@ -11,8 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.live import Frame, Process, frames, server_process
-from tests.support.viewing import View, status
+from tests.support.client import Frame, frames
+from tests.support.servers import Process, server_process
+from tests.support.thread_view import View, status
 
 SCRIPT = "say The answer\nopen oven\nhold for ever"
 
@@ -76,7 +77,7 @@ async def test_after_a_kill_the_partial_answer_is_kept_as_interrupted_and_the_th
                 assert rest.status_code == 200
                 assert [frame.data["thread"]["messages"] async for frame in frames(rest)] == [[asked, answer]]
 
-        following = await server.say(thread, "say next")
+        following = await server.post(thread, "say next")
         assert (following.status_code, following.json()["content"]) == (201, "next")
 
 
@@ -89,7 +90,7 @@ async def test_after_a_kill_the_same_key_runs_again_on_the_same_user_message(tmp
         await server.stop()
         await server.start()
         streamed = asyncio.create_task(server.streamed(threads[0], script, **key))
-        answer = await server.say(threads[1], script, **key)
+        answer = await server.post(threads[1], script, **key)
         assert answer.status_code == 201
         assert "idempotency-replayed" not in answer.headers
         ending = (await streamed)[-1]
@@ -100,7 +101,7 @@ async def test_after_a_kill_the_same_key_runs_again_on_the_same_user_message(tmp
             assert (status(interrupted), status(completed)) == ("failed", "completed")
             assert completed["metadata"]["run"]["in_reply_to"] == asked["id"]
             assert completed["content"].startswith("The answer\n\n0 1 2 ")
-            replayed = await server.say(thread, script, **key)
+            replayed = await server.post(thread, script, **key)
             assert (replayed.json(), replayed.headers["idempotency-replayed"]) == (completed, "true")
 
 
@@ -191,13 +192,13 @@ async def test_killed_again_and_again_at_different_points_it_loses_nothing_that_
             await ledger.holds(server)
         assert ledger.interrupted, "a run was cut off behind a checkpoint"
         for thread in ledger.titles:
-            assert (await server.say(thread, "say fine")).json()["content"] == "fine"
+            assert (await server.post(thread, "say fine")).json()["content"] == "fine"
 
 
 async def test_a_second_server_on_the_same_data_folder_exits_with_2_and_one_line(tmp_path: Path) -> None:
     async with server_process(tmp_path) as server:
         second = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.support.serve"),
+            *(sys.executable, "-m", "tests.support.server_main"),
             env={**os.environ, **server.environment, "PORT": "0"},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

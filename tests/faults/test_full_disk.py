@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent_chat.server import ai_chat_service
-from tests.support.live import live_server
+from tests.support.servers import live_server
 from tests.support.shapes import is_problem
 
 
@@ -40,7 +40,7 @@ async def test_a_full_disk_is_reported_and_heals(small_disk: Path, monkeypatch: 
     monkeypatch.setattr(ai_chat_service, "STORE_SECONDS", 0.7)
     async with live_server(small_disk / "data") as live:
         thread = await live.scripted_thread()
-        waiting = asyncio.create_task(live.say(thread, "hold it\ncount 20000"))
+        waiting = asyncio.create_task(live.post(thread, "hold it\ncount 20000"))
         await live.gates.reached("it")
         assert (await live.http.get("/readyz")).status_code == 200
         fill(small_disk)

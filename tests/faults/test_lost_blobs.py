@@ -15,7 +15,7 @@ from agent_chat.server.ai_chat_service import AIChatService
 from agent_chat.stores.errors import StoreUnavailable
 from agent_chat.stores.models import Principal, StoredFile
 from agent_chat.stores.sqlite import storage as sqlite_storage
-from tests.support.live import Live, live_server, server_process
+from tests.support.servers import Live, live_server, server_process
 from tests.support.shapes import is_problem
 
 FILES = [("files", ("a.txt", b"text"))]

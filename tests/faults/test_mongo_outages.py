@@ -18,9 +18,9 @@ import pytest
 from agent_chat.stores.models import new_id
 from tests.support.mongo_server import MongoServer, mongo_process
 from tests.support.shapes import is_problem
-from tests.support.site import Nursery, Site, opened_site
+from tests.support.site import Site, opened_site
+from tests.support.thread_view import status
 from tests.support.viewers import DOORS, Viewer, viewing
-from tests.support.viewing import status
 
 LEASE_SECONDS = 2.0
 OPTIONS = "timeoutMS=1000"
@@ -36,10 +36,10 @@ def mongo() -> Iterator[MongoServer]:
 
 
 @pytest.fixture
-async def site(tmp_path: Path, nursery: Nursery, mongo: MongoServer, redis_url: str) -> AsyncIterator[Site]:
+async def site(tmp_path: Path, mongo: MongoServer, redis_url: str) -> AsyncIterator[Site]:
     """One with a MongoDB that may be broken, if it is mended again."""
     url = f"{mongo.url}/test-{new_id()}?{OPTIONS}"
-    async with opened_site(tmp_path, nursery, url, redis_url, CHAT_TEST_LEASE=str(LEASE_SECONDS)) as site:
+    async with opened_site(tmp_path, url, redis_url, CHAT_TEST_LEASE=str(LEASE_SECONDS)) as site:
         yield site
 
 
@@ -96,11 +96,11 @@ async def a_run_goes_on(site: Site, thread: str) -> Scene:
     a, b, _ = site.servers
     viewers = [Viewer([server], thread, door) for server in (a, b) for door in DOORS]
     async with viewing(*viewers):
-        run = await a.begin(thread, "say begun\nopen oven\nhold on\nsay on\ncount 20 10\nhold off\nsay done")
+        run = await a.start_run(thread, "say begun\nopen oven\nhold on\nsay on\ncount 20 10\nhold off\nsay done")
         for viewer in viewers:
             await viewer.reads(run, "begun")
         yield
-        site.release("on")
+        site.gates.release("on")
         for viewer in viewers:
             await viewer.reads(run, "18 19")  # it goes on, and they see it
         refused = await asyncio.gather(
@@ -112,7 +112,7 @@ async def a_run_goes_on(site: Site, thread: str) -> Scene:
         ready = await a.http.get("/readyz")
         assert (ready.status_code, ready.json()["database"]) == (503, False)
         yield
-        site.release("off")
+        site.gates.release("off")
         for viewer in viewers:
             assert (await viewer.sees("run.completed")).data["message"]["content"].endswith("done")
         messages = await site.over(thread, *viewers)
@@ -129,7 +129,7 @@ async def an_end_is_not_said_before_it_is_stored(site: Site, thread: str) -> Sce
         for viewer in viewers:
             await viewer.reads(run, "begun")
         yield
-        site.release("end")
+        site.gates.release("end")
         for viewer in viewers:
             await viewer.reads(run, "done")
         ended = [asyncio.create_task(viewer.ends(run)) for viewer in viewers]
@@ -146,9 +146,9 @@ async def a_client_is_told_where_to_look(site: Site, thread: str) -> Scene:
     a, b, _ = site.servers
     script, key = "say begun\nhold told\nsay done", {"Idempotency-Key": "k"}
     waiting = asyncio.create_task(a.post(thread, script, **key))
-    await site.reached("told")
+    await site.gates.reached("told")
     yield
-    site.release("told")
+    site.gates.release("told")
     told = is_problem(await waiting, 503, "store_unavailable", "thread_id", "message_id", "retryable")
     assert told["thread_id"] == thread.rpartition("/")[2]
     yield
@@ -162,7 +162,7 @@ async def one_dies(site: Site, thread: str) -> Scene:
     _, b, c = site.servers
     viewer = Viewer([b], thread, "sse")
     async with viewing(viewer):
-        run = await c.begin(thread, "say half\nhold never")
+        run = await c.start_run(thread, "say half\nhold never")
         await viewer.reads(run, "half")
         await c.kill()
         yield

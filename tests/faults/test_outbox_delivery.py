@@ -9,8 +9,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.servers import Process
 from tests.support.services import RedisServer, redis_process
-from tests.support.site import Nursery, Server, Site, opened_site
+from tests.support.site import Site, opened_site
 from tests.support.viewers import Viewer, viewing
 
 
@@ -21,13 +22,13 @@ def redis() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-async def site(tmp_path: Path, nursery: Nursery, mongo_url: str, redis: RedisServer) -> AsyncIterator[Site]:
+async def site(tmp_path: Path, mongo_url: str, redis: RedisServer) -> AsyncIterator[Site]:
     """One with a Redis of its own, to break, and with leases of two seconds."""
-    async with opened_site(tmp_path, nursery, mongo_url, redis.url, CHAT_TEST_LEASE="2") as site:
+    async with opened_site(tmp_path, mongo_url, redis.url, CHAT_TEST_LEASE="2") as site:
         yield site
 
 
-async def _note(server: Server, thread: str, content: str, **headers: str) -> httpx.Response:
+async def _note(server: Process, thread: str, content: str, **headers: str) -> httpx.Response:
     """Store a system message, which starts no run."""
     body = {"role": "system", "content": content}
     return await server.http.post(f"{thread}/messages", json=body, headers=headers)

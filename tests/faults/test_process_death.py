@@ -13,16 +13,17 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from tests.support.site import Server, Site
+from tests.support.servers import Process
+from tests.support.site import Site
+from tests.support.thread_view import status
 from tests.support.viewers import DOORS, Viewer, viewing
-from tests.support.viewing import status
 
 LEASE_SECONDS = 2.0
 ALLOWANCE_SECONDS = 3.0
 """For a machine with other things to do. It doesn't grow with the lease: 40 seconds of 20 are two leases too."""
 
 
-def open_viewers(first: Server, other: Server, thread: str) -> list[Viewer]:
+def open_viewers(first: Process, other: Process, thread: str) -> list[Viewer]:
     """Two on the other, by each door, and two that are on the first and come to the other when that is gone."""
     return [Viewer(servers, thread, door) for servers in ([other], [first, other]) for door in DOORS]
 
@@ -44,12 +45,12 @@ async def test_after_a_kill_the_other_keeps_the_partials_and_ends_every_viewer(h
     _, opening, working = scripts
     viewers = {thread: open_viewers(a, b, thread) for thread in scripts}
     async with viewing(*[viewer for some in viewers.values() for viewer in some]):
-        runs = {thread: await a.begin(thread, script) for thread, script in scripts.items()}
+        runs = {thread: await a.start_run(thread, script) for thread, script in scripts.items()}
         for thread, run in runs.items():
             for viewer in viewers[thread]:
                 await viewer.reads(run, "half")
-        await site.reached("run")
-        await site.reached("call")
+        await site.gates.reached("run")
+        await site.gates.reached("call")
         for viewer in viewers[working]:
             await viewer.sees("tool_call.progress")
         await a.kill()
@@ -106,7 +107,7 @@ async def test_a_death_between_two_steps_of_the_store_leaves_one_end_that_is_tol
             assert [status(message) for message in messages[1:]] == ends
 
 
-async def _die(site: Site, death: Death, a: Server, thread: str, viewers: list[Viewer]) -> None:
+async def _die(site: Site, death: Death, a: Process, thread: str, viewers: list[Viewer]) -> None:
     """Post to the one that dies of it, see the end on the other, and post there again."""
     gate, key, b = death.at.replace(" ", "-"), {"Idempotency-Key": "k"}, site.servers[-1]
     script = f"say whole{death.opens}\nhold {gate}"
@@ -114,7 +115,7 @@ async def _die(site: Site, death: Death, a: Server, thread: str, viewers: list[V
     if death.text:
         for viewer in viewers:
             await viewer.sees("message.delta")
-    site.release(gate)
+    site.gates.release(gate)
     with pytest.raises(httpx.TransportError):
         await posting
     await a.ended()
@@ -133,7 +134,7 @@ async def test_a_process_that_was_paused_past_its_lease_says_and_changes_nothing
     scripts = {silent: ("say half\nhold on\nsay too late", "half"), talking: ("count 100000 1", "99 ")}
     viewers = {thread: [Viewer([b], thread, door) for door in DOORS] for thread in scripts}
     async with viewing(*viewers[silent], *viewers[talking]):
-        runs = {thread: await a.begin(thread, script) for thread, (script, _) in scripts.items()}
+        runs = {thread: await a.start_run(thread, script) for thread, (script, _) in scripts.items()}
         for thread, (_, text) in scripts.items():
             for viewer in viewers[thread]:
                 await viewer.reads(runs[thread], text)
@@ -143,13 +144,13 @@ async def test_a_process_that_was_paused_past_its_lease_says_and_changes_nothing
             await end(some, "run.failed", paused)
         stored = {thread: await b.get(f"{thread}/messages/{run}") for thread, run in runs.items()}
         told = {thread: len(await site.log(thread)) for thread in runs}
-        site.release("on")
+        site.gates.release("on")
         a.signal(signal.SIGCONT)
-        await a.comes_to("chat_runs_in_progress", 0)
+        await a.metric_becomes("chat_runs_in_progress", 0)
         said = {thread: {entry.event["type"] for entry in (await site.log(thread))[told[thread] :]} for thread in runs}
         assert said == {silent: set(), talking: set()}
         assert {thread: await a.get(f"{thread}/messages/{run}") for thread, run in runs.items()} == stored
-        assert await a.number('chat_runs_ended_total{status="completed"}') == 0
+        assert await a.metric('chat_runs_ended_total{status="completed"}') == 0
         for thread, some in viewers.items():
             assert (await site.over(thread, *some))[-1] == stored[thread]
 
@@ -161,15 +162,15 @@ async def test_a_gentle_stop_under_fifty_runs_keeps_all_and_viewers_get_the_rest
     scripts = ["say half\nopen oven\nhold drain\ncount 20 5\nsay done", "say half\nopen oven\nhold for ever"]
     viewers = [Viewer([a, b], thread, DOORS[n % 2]) for n, thread in enumerate(threads)]
     async with viewing(*viewers):
-        runs = await asyncio.gather(*[a.begin(thread, scripts[n // 25]) for n, thread in enumerate(threads)])
+        runs = await asyncio.gather(*[a.start_run(thread, scripts[n // 25]) for n, thread in enumerate(threads)])
         for viewer in viewers:
             await viewer.sees("tool_call.started")
         a.signal(signal.SIGTERM)
-        await a.drains()
+        await a.draining()
         for n, viewer in enumerate(viewers):
             if n % 4 in (0, 1):  # these leave in mid-run, half of each door, and come to B
                 viewer.cut()
-        site.release("drain")
+        site.gates.release("drain")
         async with asyncio.timeout(15):
             await a.ended()
         checked = await asyncio.gather(

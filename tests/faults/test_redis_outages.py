@@ -13,9 +13,9 @@ import pytest
 
 from tests.support.pushes import pushes_through
 from tests.support.services import RedisServer, redis_process
-from tests.support.site import Nursery, Site, opened_site
+from tests.support.site import Site, opened_site
+from tests.support.thread_view import status
 from tests.support.viewers import DOORS, Viewer, viewing
-from tests.support.viewing import status
 
 SCRIPT = "say begun\ncount 40 5\nhold on\nsay held\nopen oven\ncount 40 5\nsay done"
 COUNTED = "".join(f"{n} " for n in range(40))
@@ -29,9 +29,9 @@ def redis() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-async def site(tmp_path: Path, nursery: Nursery, mongo_url: str, redis: RedisServer) -> AsyncIterator[Site]:
+async def site(tmp_path: Path, mongo_url: str, redis: RedisServer) -> AsyncIterator[Site]:
     """One with a Redis of its own, to break."""
-    async with opened_site(tmp_path, nursery, mongo_url, redis.url) as site:
+    async with opened_site(tmp_path, mongo_url, redis.url) as site:
         yield site
 
 
@@ -57,13 +57,13 @@ async def test_after_a_fault_every_viewer_puts_the_whole_answer_together(
     thread = await a.scripted_thread()
     viewers = [Viewer([server], thread, door) for server in (a, b) for door in DOORS]
     async with viewing(*viewers):
-        run = await a.begin(thread, SCRIPT)
+        run = await a.start_run(thread, SCRIPT)
         for viewer in viewers:
             await viewer.reads(run, "5 6 7")
         strike(redis)  # while it talks
-        await site.reached("on")
+        await site.gates.reached("on")
         strike(redis)  # while it is silent
-        site.release("on")
+        site.gates.release("on")
         for viewer in viewers:
             await viewer.shows(lambda view: status(view.messages[run]) == "completed")
         messages = await site.over(thread, *viewers, lost=lost)
@@ -82,12 +82,12 @@ async def test_while_redis_is_down_runs_are_answered_and_afterwards_viewers_have
     viewers = [Viewer([server], thread, door) for server in (a, b) for door in DOORS]
     watching = Viewer([b], other, "sse")
     async with viewing(*viewers, watching):
-        run = await a.begin(thread, SCRIPT)
+        run = await a.start_run(thread, SCRIPT)
         for viewer in viewers:
             await viewer.reads(run, "5 6 7")
         redis.stop() if lost else redis.pause()
-        await site.reached("on")
-        site.release("on")
+        await site.gates.reached("on")
+        site.gates.release("on")
         began = time.monotonic()
         answers = await asyncio.gather(b.post(other, "say 1\ncount 20 1"), a.post(third, "say 2"))
         assert [answer.status_code for answer in answers] == [201, 201]
@@ -123,7 +123,7 @@ async def test_no_request_waits_for_a_hanging_redis_twice(site: Site, redis: Red
         assert answer.status_code == 201, answer.text
         return time.monotonic() - began
 
-    running = await a.begin(threads[2], "hold forever")
+    running = await a.start_run(threads[2], "hold forever")
     redis.pause()
     assert await took(a.post(threads[0], "say 1")) < 1.5, "an answer of this process needs no log"
     began = time.monotonic()
@@ -143,12 +143,12 @@ async def test_no_request_waits_for_a_hanging_redis_twice(site: Site, redis: Red
 
 
 async def test_messages_of_pubsub_that_are_dropped_and_doubled_reach_every_viewer_once_and_in_order(
-    tmp_path: Path, nursery: Nursery, mongo_url: str, redis: RedisServer
+    tmp_path: Path, mongo_url: str, redis: RedisServer
 ) -> None:
     """No connection breaks: a message is missed by what follows it, the last one by the next look at the stream."""
     async with pushes_through(redis.port, random.Random(1)) as pushes:
         site_of = {"CHAT_EVENTS_URL": pushes.url, "CHAT_TEST_REFILL": "0.5"}
-        async with opened_site(tmp_path, nursery, mongo_url, redis.url, **site_of) as site:
+        async with opened_site(tmp_path, mongo_url, redis.url, **site_of) as site:
             a, b = await site.pair()
             agent = (await a.agent())["id"]
             threads = [await a.thread(agent) for _ in range(3)]
@@ -159,8 +159,8 @@ async def test_messages_of_pubsub_that_are_dropped_and_doubled_reach_every_viewe
                 pushes.chance = 0.3
                 posts = [server.post(thread, SCRIPT) for server, thread in zip((a, b, a), threads, strict=True)]
                 answered = asyncio.gather(*posts)
-                await site.reached("on")
-                site.release("on")
+                await site.gates.reached("on")
+                site.gates.release("on")
                 assert [answer.json()["content"] for answer in await answered] == [WHOLE] * 3
                 for thread, some in viewers.items():
                     messages = await site.over(thread, *some)

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.servers import Process
 from tests.support.services import RedisServer, redis_process
-from tests.support.site import Nursery, Server, Site, opened_site
+from tests.support.site import Site, opened_site
+from tests.support.thread_view import status
 from tests.support.viewers import DOORS, Viewer, viewing
-from tests.support.viewing import status
 
 SECONDS = float(os.environ.get("CHAT_TEST_SOAK_SECONDS", "8"))
 SEED = int(os.environ.get("CHAT_TEST_SOAK_SEED", "1"))
@@ -35,15 +36,15 @@ def redis() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-async def site(tmp_path: Path, nursery: Nursery, mongo_url: str, redis: RedisServer) -> AsyncIterator[Site]:
-    async with opened_site(tmp_path, nursery, mongo_url, redis.url) as site:
+async def site(tmp_path: Path, mongo_url: str, redis: RedisServer) -> AsyncIterator[Site]:
+    async with opened_site(tmp_path, mongo_url, redis.url) as site:
         yield site
 
 
 class Soak:
     """Everybody who is at work, and what they did."""
 
-    def __init__(self, servers: list[Server], redis: RedisServer) -> None:
+    def __init__(self, servers: list[Process], redis: RedisServer) -> None:
         self.servers = servers
         self.redis = redis
         self.rng = random.Random(SEED)

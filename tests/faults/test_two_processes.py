@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from tests.support.live import frames
+from tests.support.client import frames
 from tests.support.shapes import is_problem
 from tests.support.site import Site
 from tests.support.sockets import socket
+from tests.support.thread_view import status
 from tests.support.viewers import DOORS, Door, Viewer, viewing
-from tests.support.viewing import status
 
 COUNTED = "".join(f"{n} " for n in range(25))
 
@@ -23,13 +23,13 @@ async def test_a_run_on_one_is_watched_on_the_other_from_before_the_middle_and_a
     before = Viewer([b], thread, door)
     async with viewing(before):
         script = 'think hm\ncount 25 2\nhold middle\ntool calculate {"expression": "6*7"}\nsay 🎈\ncount 25 2'
-        run = await a.begin(thread, script)
+        run = await a.start_run(thread, script)
         await before.reads(run, "24 ")
-        await site.reached("middle")
+        await site.gates.reached("middle")
         middle, resumed = Viewer([b], thread, door), before.branch([b], door)
         async with viewing(middle, resumed):
             assert middle.view.messages[run]["content"] == before.view.messages[run]["content"]
-            site.release("middle")
+            site.gates.release("middle")
             await before.sees("run.completed")
             after, again = Viewer([b], thread, door), resumed.branch([b], door)
             async with viewing(after, again):
@@ -58,7 +58,7 @@ async def test_a_run_on_one_is_cancelled_on_the_other_with_all_its_text(site: Si
     thread = await a.scripted_thread()
     viewers = [Viewer([server], thread, door) for server in (a, b)]
     async with viewing(*viewers):
-        run = await a.begin(thread, "count 30 1\nopen oven\nhold for ever")
+        run = await a.start_run(thread, "count 30 1\nopen oven\nhold for ever")
         await viewers[1].sees("tool_call.started")
         began = asyncio.get_running_loop().time()
         if door == "sse":
@@ -83,7 +83,7 @@ async def test_a_thread_that_is_busy_on_one_is_busy_on_the_other_unless_interrup
     thread = await a.scripted_thread()
     viewers = [Viewer([server], thread, "sse") for server in (a, b)]
     async with viewing(*viewers):
-        run = await a.begin(thread, "say half\nhold for ever")
+        run = await a.start_run(thread, "say half\nhold for ever")
         await viewers[1].reads(run, "half")
         busy = is_problem(await b.post(thread, "say no"), 409, "thread_busy", "message_id")
         assert busy["message_id"] == run
@@ -100,8 +100,8 @@ async def test_a_post_retried_on_the_other_joins_the_run_in_every_form(site: Sit
     a, b = await site.pair()
     thread = await a.scripted_thread()
     script, key = "say half\nhold on\nsay whole", {"Idempotency-Key": "k"}
-    run = await a.begin(thread, script, **key)
-    await site.reached("on")
+    run = await a.start_run(thread, script, **key)
+    await site.gates.reached("on")
     joined = await b.post(thread, script, Prefer="respond-async", **key)
     assert (joined.status_code, joined.json()["id"], joined.headers["idempotency-replayed"]) == (202, run, "true")
     is_problem(await b.post(thread, "say something else", **key), 422, "idempotency_mismatch")
@@ -110,7 +110,7 @@ async def test_a_post_retried_on_the_other_joins_the_run_in_every_form(site: Sit
         assert posting.headers["idempotency-replayed"] == "true"
         stream = frames(posting)
         seen = [await anext(stream)]
-        site.release("on")
+        site.gates.release("on")
         seen += [frame async for frame in stream]
     assert [frame.event for frame in seen[:2]] == ["message.created", "run.started"]
     assert seen[-1].event == "run.completed"
@@ -125,13 +125,13 @@ async def test_deleting_on_one_stops_the_run_of_the_other_and_ends_every_viewer(
     thread = await a.scripted_thread()
     viewers = [Viewer([server], thread, door) for server in (a, b)]
     async with viewing(*viewers):
-        run = await a.begin(thread, "say half\nhold here\nsay too late")
+        run = await a.start_run(thread, "say half\nhold here\nsay too late")
         await viewers[1].reads(run, "half")
         assert (await b.http.delete(thread)).status_code == 204
         for viewer in viewers:
             await viewer.sees("thread.deleted")
-        await a.comes_to("chat_runs_in_progress", 0)
-        site.release("here")
+        await a.metric_becomes("chat_runs_in_progress", 0)
+        site.gates.release("here")
     assert [frame.event for frame in viewers[0].frames][-1] == "thread.deleted"
     assert (await a.http.get(thread)).status_code == 404
     assert [entry.event["type"] for entry in await site.log(thread)][-1] == "thread.deleted"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.live import Live, live_server
+from tests.support.servers import Live, live_server
 
 
 @pytest.fixture

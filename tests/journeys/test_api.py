@@ -12,8 +12,8 @@ from starlette.routing import BaseRoute, Route
 from agent_chat.agents import AgentError, Run
 from agent_chat.agents.registry import Kind
 from agent_chat.server import app
-from tests.support.live import Live, live_server
 from tests.support.scripted import Scripted
+from tests.support.servers import Live, live_server
 from tests.support.shapes import is_problem
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -78,7 +78,7 @@ async def test_a_stopping_server_says_so_and_starts_no_runs(tmp_path: Path) -> N
         assert (await live.http.get("/healthz")).status_code == 200
         ready = await live.http.get("/readyz")
         assert (ready.status_code, ready.json()["ready"], ready.json()["draining"]) == (503, False, True)
-        answer = await live.say(thread, "say hello", **{"Idempotency-Key": "k"})
+        answer = await live.post(thread, "say hello", **{"Idempotency-Key": "k"})
         is_problem(answer, 503, "draining")
         assert int(answer.headers["retry-after"]) > 0
         assert (await live.get(thread))["messages"] == []
@@ -91,7 +91,7 @@ async def test_an_agent_that_can_not_make_a_title_is_a_problem(tmp_path: Path, m
     monkeypatch.setitem(app.KINDS, "untitled", Kind(Scripted(), no_title))
     async with live_server(tmp_path) as live:
         thread = await live.scripted_thread(kind="untitled")
-        await live.say(thread, "say hello")
+        await live.post(thread, "say hello")
         answer = await live.http.post(f"{thread}/generate_title")
         assert is_problem(answer, 503, "agent_overloaded", "retryable")["detail"] == "No words today."
         assert (await live.get(thread))["title"] == ""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.live import Live
+from tests.support.servers import Live
 from tests.support.shapes import is_agent, is_invalid, is_problem, is_thread
 
 AGENTS = "/api/v1/agents"
@@ -109,7 +109,7 @@ async def test_after_the_default_is_deleted_the_oldest_remaining_agent_is_the_de
 async def test_a_deleted_agent_is_gone_but_its_threads_stay_readable(live: Live) -> None:
     thread = await live.scripted_thread()
     agent_id = thread.split("/")[4]
-    await live.say(thread, "say hello")
+    await live.post(thread, "say hello")
     before = await live.get(thread)
     deleted = await live.http.delete(f"{AGENTS}/{agent_id}")
     assert (deleted.status_code, deleted.content) == (204, b"")

@@ -22,7 +22,8 @@ from agent_chat.server.limits import Limits
 from agent_chat.server.organizations import member
 from agent_chat.stores.contracts import EventLog, Store
 from agent_chat.stores.open import Where, open_backends
-from tests.support.live import KEY, Client, Live, live_server
+from tests.support.client import KEY, Client
+from tests.support.servers import Live, live_server
 from tests.support.shapes import is_invalid, is_problem
 from tests.support.sockets import socket
 
@@ -139,9 +140,9 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         agent = await live.agent()
         made = await live.http.post(f"/api/v1/chat/{agent['id']}/threads", json={"title": "A's"}, headers=IDEMPOTENT)
         thread = made.headers["location"]
-        assert (await live.say(thread, "say hello", **IDEMPOTENT)).status_code == 201
+        assert (await live.post(thread, "say hello", **IDEMPOTENT)).status_code == 201
         uploaded = await live.http.post(f"{thread}/attachments", files=[("files", ("secret.txt", b"hello"))])
-        going_on = await live.say(thread, "say half\nhold isolation", Prefer="respond-async")
+        going_on = await live.post(thread, "say half\nhold isolation", Prefer="respond-async")
         await live.gates.reached("isolation")
         ids = {
             "agent_id": agent["id"],
@@ -270,9 +271,9 @@ async def test_a_position_of_another_log_tells_nothing(world: World) -> None:
 async def test_an_idempotency_key_is_one_users_own(world: World) -> None:
     live, colleague = world.live, world.colleague
     thread = await live.thread(world.ids["agent_id"])
-    first = await live.say(thread, "say hello", **IDEMPOTENT)
-    second = await colleague.say(thread, "say hello", **IDEMPOTENT)
-    other = await colleague.say(thread, "say other", **{"Idempotency-Key": "another"})
+    first = await live.post(thread, "say hello", **IDEMPOTENT)
+    second = await colleague.post(thread, "say hello", **IDEMPOTENT)
+    other = await colleague.post(thread, "say other", **{"Idempotency-Key": "another"})
     assert [answer.status_code for answer in (first, second, other)] == [201, 201, 201]
     assert "idempotency-replayed" not in second.headers
     assert first.json()["id"] != second.json()["id"]

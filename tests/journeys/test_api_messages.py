@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from agent_chat.stores.events import TERMINAL_TYPES
-from tests.support.live import Frame, Live, frames, live_server
+from tests.support.client import Frame, frames
+from tests.support.servers import Live, live_server
 from tests.support.shapes import is_invalid, is_message, is_problem, is_thread
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -49,7 +50,7 @@ async def running(live: Live, thread: str) -> str:
 
 async def test_a_post_waits_for_the_run_and_answers_with_its_message(live: Live) -> None:
     thread = await live.scripted_thread(mcp_servers=["demo"], model="some-model")
-    answer = await live.say(thread, 'say **Hi** \ntool calculate {"expression": "2*3"}\nsay bye')
+    answer = await live.post(thread, 'say **Hi** \ntool calculate {"expression": "2*3"}\nsay bye')
     assert answer.status_code == 201
     message = is_message(answer.json())
     assert (message["role"], message["content"]) == ("assistant", "**Hi** \n\nbye")
@@ -111,7 +112,7 @@ async def test_the_answer_is_a_stream_where_only_that_is_accepted_or_asked_for(
 
 async def test_respond_async_answers_202_with_a_message_to_poll(live: Live, gate: str) -> None:
     thread = await live.scripted_thread()
-    answer = await live.say(thread, f"say a\nhold {gate}\nsay b", Prefer="respond-async")
+    answer = await live.post(thread, f"say a\nhold {gate}\nsay b", Prefer="respond-async")
     assert answer.status_code == 202
     assert answer.headers["preference-applied"] == "respond-async"
     message = is_message(answer.json())
@@ -130,7 +131,7 @@ async def test_respond_async_answers_202_with_a_message_to_poll(live: Live, gate
 @pytest.mark.parametrize("prefer", ["wait=1", 'foo, wait="1"; x=y'])
 async def test_a_wait_that_is_over_answers_202_and_the_run_goes_on(live: Live, gate: str, prefer: str) -> None:
     thread = await live.scripted_thread()
-    answer = await live.say(thread, f"hold {gate}\nsay b", Prefer=prefer)
+    answer = await live.post(thread, f"hold {gate}\nsay b", Prefer=prefer)
     assert (answer.status_code, answer.headers["preference-applied"]) == (202, "wait=1")
     async with live.watching(thread) as watcher:
         await anext(watcher)
@@ -140,9 +141,9 @@ async def test_a_wait_that_is_over_answers_202_and_the_run_goes_on(live: Live, g
 
 async def test_a_wait_answers_201_as_soon_as_the_run_is_over(live: Live) -> None:
     thread = await live.scripted_thread()
-    answer = await live.say(thread, "say b", Prefer="wait=30")
+    answer = await live.post(thread, "say b", Prefer="wait=30")
     assert (answer.status_code, answer.headers["preference-applied"]) == (201, "wait=30")
-    assert "preference-applied" not in (await live.say(thread, "say b")).headers
+    assert "preference-applied" not in (await live.post(thread, "say b")).headers
     headers = [("Prefer", "return=minimal"), ("Prefer", "wait=30")]
     answer = await live.http.post(f"{thread}/messages", json={"content": "say b"}, headers=headers)
     assert (answer.status_code, answer.headers["preference-applied"]) == (201, "wait=30")
@@ -161,7 +162,7 @@ async def test_a_failed_run_is_a_problem_and_what_was_said_is_kept(
     live: Live, script: str, status: int, code: str, retryable: bool, detail: str
 ) -> None:
     thread = await live.scripted_thread()
-    answer = await live.say(thread, f"say half\n{script}")
+    answer = await live.post(thread, f"say half\n{script}")
     problem = is_problem(answer, status, code, "thread_id", "message_id", "retryable")
     assert (problem["retryable"], problem["detail"]) == (retryable, detail)
     assert ("retry-after" in answer.headers) == (status == 503)
@@ -175,13 +176,13 @@ async def test_a_failed_run_is_a_problem_and_what_was_said_is_kept(
     told = answer.text + (await live.http.get(thread)).text + repr(stream)
     assert "secret internal text" not in told
     assert "Traceback" not in told
-    assert (await live.say(thread, "say on")).status_code == 201
+    assert (await live.post(thread, "say on")).status_code == 201
 
 
 async def test_a_run_that_takes_too_long_is_a_504(tmp_path: Path, gate: str) -> None:
     async with live_server(tmp_path, run_seconds=0.2) as live:
         thread = await live.scripted_thread()
-        answer = await live.say(thread, f"say half\nhold {gate}")
+        answer = await live.post(thread, f"say half\nhold {gate}")
         problem = is_problem(answer, 504, "agent_timeout", "thread_id", "message_id", "retryable")
         assert problem["retryable"]
         assert (await live.get(answer.headers["location"]))["content"] == "half"
@@ -199,7 +200,7 @@ async def ask(live: Live, thread: str, form: str, content: str, key: str) -> tup
     else:
         if form == "202":
             headers["Prefer"] = "respond-async"
-        answer = await live.say(thread, content, **headers)
+        answer = await live.post(thread, content, **headers)
         run_id = answer.json().get("id") or answer.json()["message_id"]
     return run_id, answer.headers.get("idempotency-replayed") == "true", answer
 
@@ -245,7 +246,7 @@ async def test_a_retry_joins_the_run_that_still_goes_on(live: Live, gate: str, f
 async def test_a_replayed_stream_is_the_same_bytes(live: Live) -> None:
     thread = await live.scripted_thread()
     whole = [frame.raw for frame in await live.streamed(thread, "count 20", **{"Idempotency-Key": "k"})]
-    await live.say(thread, "say between")
+    await live.post(thread, "say between")
     assert [frame.raw for frame in await live.streamed(thread, "count 20", **{"Idempotency-Key": "k"})] == whole
 
 
@@ -254,7 +255,7 @@ async def test_a_key_with_another_body_is_refused(live: Live, form: str) -> None
     thread = await live.scripted_thread()
     await ask(live, thread, "json", "say a", "k")
     headers = {"Idempotency-Key": "k", "Accept": "text/event-stream" if form == "sse" else "*/*"}
-    answer = await live.say(thread, "say b", **headers, Prefer="respond-async" if form == "202" else "")
+    answer = await live.post(thread, "say b", **headers, Prefer="respond-async" if form == "202" else "")
     is_problem(answer, 422, "idempotency_mismatch")
     assert len((await live.get(thread))["messages"]) == 2
 
@@ -298,7 +299,7 @@ async def test_a_failure_that_may_not_be_retried_is_replayed(live: Live, form: s
 async def test_a_key_is_checked_before_busy_and_archived(live: Live, gate: str) -> None:
     thread = await live.scripted_thread()
     done, _, _ = await ask(live, thread, "json", "say a", "k")
-    await live.say(thread, f"hold {gate}", Prefer="respond-async")
+    await live.post(thread, f"hold {gate}", Prefer="respond-async")
     assert (await ask(live, thread, "json", "say a", "k"))[:2] == (done, True)
     await live.http.patch(thread, json={"archived": True})
     assert (await ask(live, thread, "json", "say a", "k"))[:2] == (done, True)
@@ -307,8 +308,8 @@ async def test_a_key_is_checked_before_busy_and_archived(live: Live, gate: str) 
 
 async def test_a_refusal_is_not_remembered(live: Live, gate: str) -> None:
     thread = await live.scripted_thread()
-    await live.say(thread, f"hold {gate}", Prefer="respond-async")
-    is_problem(await live.say(thread, "say a", **{"Idempotency-Key": "k"}), 409, "thread_busy", "message_id")
+    await live.post(thread, f"hold {gate}", Prefer="respond-async")
+    is_problem(await live.post(thread, "say a", **{"Idempotency-Key": "k"}), 409, "thread_busy", "message_id")
     async with live.watching(thread) as watcher:
         await anext(watcher)
         live.gates.release(gate)
@@ -330,9 +331,9 @@ async def test_a_key_of_a_message_that_is_only_stored_stores_it_once(live: Live)
 
 async def test_a_busy_thread_refuses_or_is_interrupted(live: Live, gate: str) -> None:
     thread = await live.scripted_thread()
-    first = await live.say(thread, f"say half\nhold {gate}", Prefer="respond-async")
+    first = await live.post(thread, f"say half\nhold {gate}", Prefer="respond-async")
     await live.gates.reached(gate)
-    problem = is_problem(await live.say(thread, "say b"), 409, "thread_busy", "message_id")
+    problem = is_problem(await live.post(thread, "say b"), 409, "thread_busy", "message_id")
     assert problem["message_id"] == first.json()["id"]
     answer = await live.http.post(f"{thread}/messages", params={"if_busy": "interrupt"}, json={"content": "say b"})
     assert (answer.status_code, answer.json()["content"]) == (201, "b")
@@ -343,7 +344,7 @@ async def test_a_busy_thread_refuses_or_is_interrupted(live: Live, gate: str) ->
 
 async def test_a_cancelled_run_keeps_what_it_has_said_and_answers_who_waits(live: Live, gate: str) -> None:
     thread = await live.scripted_thread()
-    waiting = asyncio.create_task(live.say(thread, f"say half\nopen x\nhold {gate}"))
+    waiting = asyncio.create_task(live.post(thread, f"say half\nopen x\nhold {gate}"))
     await live.gates.reached(gate)
     answer = await live.http.post(f"{await running(live, thread)}/cancel")
     assert answer.status_code == 200
@@ -355,12 +356,12 @@ async def test_a_cancelled_run_keeps_what_it_has_said_and_answers_who_waits(live
     assert await live.get(waited.headers["location"]) == message
     again = await live.http.post(f"{waited.headers['location']}/cancel")
     assert (again.status_code, again.json()) == (200, message)
-    assert (await live.say(thread, "say on")).status_code == 201
+    assert (await live.post(thread, "say on")).status_code == 201
 
 
 async def test_cancelling_a_finished_run_changes_nothing(live: Live) -> None:
     thread = await live.scripted_thread()
-    done = await live.say(thread, "say a")
+    done = await live.post(thread, "say a")
     before = await live.get(thread)
     answer = await live.http.post(f"{done.headers['location']}/cancel")
     assert (answer.status_code, answer.json()) == (200, done.json())
@@ -370,7 +371,7 @@ async def test_cancelling_a_finished_run_changes_nothing(live: Live) -> None:
 async def test_a_message_is_found_under_its_own_thread_only(live: Live) -> None:
     thread = await live.scripted_thread()
     other = await live.thread(thread.split("/")[4])
-    message_id = (await live.say(thread, "say a")).json()["id"]
+    message_id = (await live.post(thread, "say a")).json()["id"]
     for path in (f"{other}/messages/{message_id}", f"{thread}/messages/{NOBODY}", f"{thread}/messages/nonsense"):
         is_problem(await live.http.get(path), 404, "message_not_found")
         is_problem(await live.http.post(f"{path}/cancel"), 404, "message_not_found")

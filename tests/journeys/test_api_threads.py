@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.live import Live, live_server
+from tests.support.servers import Live, live_server
 from tests.support.shapes import is_invalid, is_problem, is_thread
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -82,7 +82,7 @@ async def test_default_is_the_organizations_default_agent(live: Live) -> None:
 async def test_under_default_any_thread_of_the_organization_is_found(live: Live) -> None:
     thread = await live.scripted_thread()
     under_default = f"/api/v1/chat/default/threads/{thread.rpartition('/')[2]}"
-    assert (await live.say(under_default, "say hello")).status_code == 201
+    assert (await live.post(under_default, "say hello")).status_code == 201
     assert await live.get(under_default) == await live.get(thread)
     assert (await patched(live, under_default, title="x"))["title"] == "x"
     assert (await live.http.delete(under_default)).status_code == 204
@@ -90,7 +90,7 @@ async def test_under_default_any_thread_of_the_organization_is_found(live: Live)
 
 async def test_under_another_agents_path_a_thread_is_not_found(live: Live) -> None:
     thread, other = await live.scripted_thread(), await live.agent()
-    await live.say(thread, "say hello")
+    await live.post(thread, "say hello")
     before = await live.get(thread)
     elsewhere = f"/api/v1/chat/{other['id']}/threads/{before['id']}"
     message = f"{elsewhere}/messages/{before['messages'][0]['id']}"
@@ -113,7 +113,7 @@ async def test_threads_are_listed_newest_updated_first(live: Live) -> None:
     threads = await several(live, 3)
     path = threads_of(threads[0])
     assert await listed(live, path) == threads[::-1]
-    await live.say(threads[0], "say hello")
+    await live.post(threads[0], "say hello")
     assert await listed(live, path) == [threads[0], threads[2], threads[1]]
     await patched(live, threads[1], title="x")
     assert await listed(live, path) == [threads[1], threads[0], threads[2]]
@@ -225,7 +225,7 @@ async def test_updated_at_strictly_increases_with_every_write(live: Live) -> Non
         live.http.patch(thread, json={"archived": True}),
         live.http.patch(thread, json={"archived": False}),
         live.http.post(f"{thread}/messages", json={"content": "x", "role": "system"}),
-        live.say(thread, "say hello"),
+        live.post(thread, "say hello"),
         live.http.post(f"{thread}/generate_title"),
     ):
         assert (await write).status_code < 300
@@ -248,31 +248,31 @@ async def test_a_patch_changes_title_or_archived_only(live: Live) -> None:
 @pytest.mark.parametrize("role", ["user", "assistant"])
 async def test_an_archived_thread_is_readable_and_answers_a_post_with_409(live: Live, role: str) -> None:
     thread = await live.scripted_thread()
-    await live.say(thread, "say hello")
+    await live.post(thread, "say hello")
     archived = await patched(live, thread, archived=True)
     answer = await live.http.post(f"{thread}/messages", json={"content": "say more", "role": role})
     is_problem(answer, 409, "thread_archived")
     assert await live.get(thread) == archived
     await patched(live, thread, archived=False)
-    assert (await live.say(thread, "say more")).status_code == 201
+    assert (await live.post(thread, "say more")).status_code == 201
 
 
 async def test_a_deleted_thread_is_gone_with_its_messages(live: Live) -> None:
     thread = await live.scripted_thread()
-    message = (await live.say(thread, "say hello")).headers["location"]
+    message = (await live.post(thread, "say hello")).headers["location"]
     answer = await live.http.delete(thread)
     assert (answer.status_code, answer.content) == (204, b"")
     for path in (thread, message, f"{thread}/messages", f"{thread}/events"):
         is_problem(await live.http.get(path), 404, "thread_not_found")
     is_problem(await live.http.delete(thread), 404, "thread_not_found")
-    is_problem(await live.say(thread, "say more"), 404, "thread_not_found")
+    is_problem(await live.post(thread, "say more"), 404, "thread_not_found")
     assert await live.get(threads_of(thread)) == []
 
 
 async def test_a_title_is_made_from_the_messages_and_kept(live: Live) -> None:
     thread = await live.scripted_thread()
     is_problem(await live.http.post(f"{thread}/generate_title"), 409, "thread_empty")
-    await live.say(thread, "say **hello** there")
+    await live.post(thread, "say **hello** there")
     before = await live.get(thread)
     answer = await live.http.post(f"{thread}/generate_title")
     assert answer.status_code == 200
@@ -289,7 +289,7 @@ async def test_a_thread_in_which_only_the_assistant_spoke_gets_a_title_too(live:
 
 async def test_nobody_else_changes_a_title(live: Live) -> None:
     thread = await live.thread((await live.agent())["id"], title="Mine")
-    await live.say(thread, "say hello")
+    await live.post(thread, "say hello")
     assert (await live.get(thread))["title"] == "Mine"
 
 
@@ -300,7 +300,7 @@ async def test_a_key_makes_one_thread_per_agent_and_another_body_is_refused(live
     first = await live.http.post(path, json={"title": "a", "metadata": {"x": 1, "y": 2}}, headers=key)
     assert "idempotency-replayed" not in first.headers
     thread = first.headers["location"]
-    await live.say(thread, "say hello")
+    await live.post(thread, "say hello")
     again = await live.http.post(path, content=b'{"metadata":{"y":2, "x":1},"title":"\\u0061"}', headers=key)
     assert again.status_code == 201
     assert again.headers["idempotency-replayed"] == "true"
@@ -326,5 +326,5 @@ async def test_there_is_no_thread_of_an_unknown_id(live: Live) -> None:
         for thread_id in (NOBODY, "nonsense", "default"):
             path = f"/api/v1/chat/{agent_id}/threads/{thread_id}"
             is_problem(await live.http.get(path), 404, "thread_not_found")
-            is_problem(await live.say(path, "say hello"), 404, "thread_not_found")
+            is_problem(await live.post(path, "say hello"), 404, "thread_not_found")
     is_problem(await live.http.get(f"/api/v1/chat/nonsense/threads/{NOBODY}"), 404, "agent_not_found")

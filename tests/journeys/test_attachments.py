@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.live import Live, upload
+from tests.support.servers import Live
 
 KEYS = [
     "id",
@@ -45,8 +45,8 @@ async def demo_thread(live: Live) -> str:
 
 async def test_an_upload_tells_what_was_understood(live: Live) -> None:
     thread = await demo_thread(live)
-    notes, picture, garbage = await upload(
-        live, thread, ("notes.md", NOTES), ("dot.png", PNG), ("data.bin", bytes(range(256)) * 4)
+    notes, picture, garbage = await live.upload(
+        thread, ("notes.md", NOTES), ("dot.png", PNG), ("data.bin", bytes(range(256)) * 4)
     )
     assert list(notes) == KEYS
     assert (notes["filename"], notes["size"], notes["status"], notes["error"]) == (
@@ -64,7 +64,7 @@ async def test_an_upload_tells_what_was_understood(live: Live) -> None:
 
 async def test_a_file_comes_back_as_it_was_with_headers_that_keep_it_harmless(live: Live) -> None:
     thread = await demo_thread(live)
-    (page,) = await upload(live, thread, ('pa"ge.html', b"<script>alert(1)</script>"))
+    (page,) = await live.upload(thread, ('pa"ge.html', b"<script>alert(1)</script>"))
     answer = await live.http.get(f"{thread}/attachments/{page['id']}")
     assert (answer.status_code, answer.content) == (200, b"<script>alert(1)</script>")
     assert answer.headers["Content-Disposition"].startswith("attachment; ")
@@ -89,7 +89,7 @@ async def test_a_range_of_bytes_is_served(
     live: Live, asked: str, status: int, content: bytes | None, told: str | None
 ) -> None:
     thread = await demo_thread(live)
-    (file,) = await upload(live, thread, ("digits.txt", b"0123456789"))
+    (file,) = await live.upload(thread, ("digits.txt", b"0123456789"))
     answer = await live.http.get(f"{thread}/attachments/{file['id']}", headers={"Range": asked})
     assert answer.status_code == status
     assert content is None or answer.content == content
@@ -98,7 +98,7 @@ async def test_a_range_of_bytes_is_served(
 
 async def test_a_message_names_earlier_uploads_and_the_agent_knows_what_is_in_them(live: Live) -> None:
     thread = await demo_thread(live)
-    (notes,) = await upload(live, thread, ("notes.md", NOTES))
+    (notes,) = await live.upload(thread, ("notes.md", NOTES))
     answer = await live.http.post(
         f"{thread}/messages", json={"content": "what is this?", "attachments": [{"id": notes["id"]}]}
     )
@@ -152,7 +152,7 @@ async def test_a_retried_form_with_its_key_stores_nothing_twice(live: Live) -> N
 
 async def test_a_download_claims_no_charset(live: Live) -> None:
     thread = await demo_thread(live)
-    (table,) = await upload(live, thread, ("a.csv", "bird\nJägare\n".encode("latin-1")))
+    (table,) = await live.upload(thread, ("a.csv", "bird\nJägare\n".encode("latin-1")))
     for method in ("GET", "HEAD"):
         answer = await live.http.request(method, f"{thread}/attachments/{table['id']}")
         assert answer.headers["Content-Type"] == "text/csv"
@@ -160,8 +160,8 @@ async def test_a_download_claims_no_charset(live: Live) -> None:
 
 async def test_the_files_of_a_refused_message_are_taken_back(live: Live) -> None:
     thread = await live.scripted_thread()
-    (kept,) = await upload(live, thread, ("kept.txt", b"k"))
-    running = (await live.say(thread, "hold here", Prefer="respond-async")).json()
+    (kept,) = await live.upload(thread, ("kept.txt", b"k"))
+    running = (await live.post(thread, "hold here", Prefer="respond-async")).json()
     await live.gates.reached("here")
     files = [("files", ("a.txt", b"a")), ("files", ("b.txt", b"b"))]
     refused = await live.http.post(f"{thread}/messages", data={"content": "say x"}, files=files)
@@ -182,7 +182,7 @@ NAMES = [
 @pytest.mark.parametrize(("given", "kept"), NAMES)
 async def test_a_file_name_is_a_label_and_nothing_more(live: Live, given: str, kept: str) -> None:
     thread = await demo_thread(live)
-    (file,) = await upload(live, thread, (given, b"text"))
+    (file,) = await live.upload(thread, (given, b"text"))
     assert file["filename"] == kept
     assert (await live.http.get(f"{thread}/attachments/{file['id']}")).content == b"text"
 
@@ -208,7 +208,7 @@ async def test_what_is_refused_names_the_field(live: Live) -> None:
 
 async def test_a_deleted_thread_takes_its_files_along(live: Live) -> None:
     thread = await demo_thread(live)
-    (notes,) = await upload(live, thread, ("notes.md", NOTES))
+    (notes,) = await live.upload(thread, ("notes.md", NOTES))
     assert list(live.data_dir.rglob(notes["id"]))
     assert (await live.http.delete(thread)).status_code == 204
     assert not list(live.data_dir.rglob(notes["id"]))

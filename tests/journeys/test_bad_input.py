@@ -17,7 +17,8 @@ import msgspec
 import pytest
 
 from agent_chat.server.http import bodies
-from tests.support.live import KEY, Live, frames, live_server
+from tests.support.client import KEY, frames
+from tests.support.servers import Live, live_server
 from tests.support.shapes import PROBLEM_KEYS, is_invalid, is_problem
 
 NOBODY = "00000000-0000-4000-8000-000000000000"

@@ -11,8 +11,9 @@ from contextlib import AsyncExitStack
 import httpx
 import pytest
 
+from tests.support.client import KEY
 from tests.support.gates import eventually
-from tests.support.live import KEY, Live, live_server
+from tests.support.servers import Live, live_server
 from tests.support.sockets import socket as open_socket
 
 MEGABYTE = 2**20
@@ -63,7 +64,7 @@ async def test_a_snapshot_has_the_same_messages(big: tuple[Live, str]) -> None:
 async def test_a_running_message_is_in_the_snapshot_however_much_came_after_it(big: tuple[Live, str]) -> None:
     live, _ = big
     thread = await live.scripted_thread()
-    asking = asyncio.create_task(live.say(thread, "say half\nhold it\nsay done"))
+    asking = asyncio.create_task(live.post(thread, "say half\nhold it\nsay done"))
     await live.gates.reached("it")
     for _ in range(9):
         body = {"content": "x" * (MEGABYTE - 10), "content_html": "", "role": "system"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.live import live_server
+from tests.support.servers import live_server
 
 MEGABYTE = 2**20
 

@@ -9,7 +9,7 @@ import pytest
 
 from agent_chat.server.limits import Limits
 from tests.support.damage import without
-from tests.support.live import Live, live_server
+from tests.support.servers import Live, live_server
 from tests.support.shapes import is_problem
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -61,4 +61,4 @@ async def test_a_post_that_can_not_be_streamed_is_refused_before_it_is_stored(tm
             resumed = await live.http.post(f"{thread}/messages", headers={"Last-Event-ID": "1-0"})
             is_problem(resumed, 429, "rate_limited")
             assert (await live.get(thread))["messages"] == []
-            assert (await live.say(thread, "say hello")).status_code == 201
+            assert (await live.post(thread, "say hello")).status_code == 201

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.live import KEY
+from tests.support.client import KEY
 from tests.support.services import free_port
 
 Process = asyncio.subprocess.Process
@@ -72,7 +72,7 @@ async def start_answer(port: int) -> None:
 
 async def test_ctrl_c_says_what_it_waits_for_and_a_second_one_stops(tmp_path: Path) -> None:
     port = free_port()
-    async with command(module="tests.support.serve", CHAT_DATA_DIR=str(tmp_path), PORT=str(port)) as process:
+    async with command(module="tests.support.server_main", CHAT_DATA_DIR=str(tmp_path), PORT=str(port)) as process:
         await line(process, "Listening")
         await start_answer(port)
         process.send_signal(signal.SIGINT)
@@ -83,7 +83,7 @@ async def test_ctrl_c_says_what_it_waits_for_and_a_second_one_stops(tmp_path: Pa
         assert "Traceback" not in await rest(process)
         assert asyncio.get_running_loop().time() - began < 4
         assert process.returncode == 0
-    async with command(module="tests.support.serve", CHAT_DATA_DIR=str(tmp_path), PORT=str(port)) as process:
+    async with command(module="tests.support.server_main", CHAT_DATA_DIR=str(tmp_path), PORT=str(port)) as process:
         await line(process, "Listening")  # the data folder is free, and the run is repaired
 
 

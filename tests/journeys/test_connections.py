@@ -18,7 +18,8 @@ from agent_chat.server.http import protocol as http_protocol
 from agent_chat.server.http.connections import SPARE, ConnectionLimits, connections_for
 from agent_chat.server.http.websocket_protocol import WebSocketProtocol
 from agent_chat.server.limits import Limits
-from tests.support.live import KEY, Live, live_server
+from tests.support.client import KEY
+from tests.support.servers import Live, live_server
 from tests.support.sockets import socket
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -201,7 +202,7 @@ async def test_a_stream_at_work_is_left_alone(tmp_path: Path) -> None:
             assert (await connection.receive())["type"] == "thread.snapshot"
             for _ in range(5):
                 await live.server.connections.check()
-            await live.say(thread, "say hi")
+            await live.post(thread, "say hi")
             assert (await anext(events)).event == "message.created"
             assert (await connection.receive())["type"] == "message.created"
 

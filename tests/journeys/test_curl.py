@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from agent_chat.stores.events import TERMINAL_TYPES
-from tests.support.live import KEY, Frame, Live, parse
+from tests.support.client import KEY, Frame, parse
+from tests.support.servers import Live
 from tests.support.services import missing
 
 SCRIPT = """say first

@@ -17,9 +17,9 @@ import pytest
 
 from agent_chat.stores import buffer as feed
 from agent_chat.stores.events import TERMINAL_TYPES
+from tests.support.client import KEY, Client, Frame, frames, parse
 from tests.support.gates import Race, all_left, critical, eventually, no_runs, watcher
-from tests.support.live import KEY, Client, Frame, frames, parse
-from tests.support.viewing import View, status
+from tests.support.thread_view import View, status
 
 Door = Literal["post", "watch"]
 
@@ -147,7 +147,7 @@ async def test_a_poster_who_waited_for_json_and_was_cut_off_finds_the_answer_sto
     writer.write(as_bytes(thread, {"content": script}, {"Idempotency-Key": "k"}))
     await race.live.gates.reached("here")
     abort(writer)
-    retrying = asyncio.create_task(race.live.say(thread, script, **{"Idempotency-Key": "k"}))
+    retrying = asyncio.create_task(race.live.post(thread, script, **{"Idempotency-Key": "k"}))
     race.live.gates.release("here")
     answer = await retrying
     assert (answer.status_code, answer.headers["idempotency-replayed"]) == (201, "true")
@@ -222,7 +222,7 @@ async def test_a_reader_that_stops_reading_holds_up_nobody_and_catches_up_exactl
         end = await watching.sees("run.completed")
         stored = (await race.live.get(thread))["messages"][-1]
         assert end.data["message"] == stored
-        assert (await race.live.say(thread, "say meanwhile")).json()["content"] == "meanwhile"
+        assert (await race.live.post(thread, "say meanwhile")).json()["content"] == "meanwhile"
         buffer = race.buffer(thread)
         assert [cursor for cursor in buffer.cursors if cursor.position != buffer.entries[-1].position]
         socket_of(posting).setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**20)
@@ -267,7 +267,7 @@ async def visit(race: Race, thread: str, run: str, rng: random.Random) -> View:
 async def test_many_viewers_who_come_and_go_at_random_all_end_with_the_stored_thread(race: Race) -> None:
     thread = await race.live.scripted_thread(mcp_servers=["demo"])
     rng = random.Random(50)
-    run = await race.start(thread, 'count 120 2\ntool calculate {"expression": "6*7"}\ncount 120 2\nsay 🎈')
+    run = await race.live.start_run(thread, 'count 120 2\ntool calculate {"expression": "6*7"}\ncount 120 2\nsay 🎈')
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
         visits = [group.create_task(visit(race, thread, run, random.Random(rng.random()))) for _ in range(50)]
     stored = await race.live.get(thread)

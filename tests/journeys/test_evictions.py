@@ -79,7 +79,7 @@ async def test_readers_see_open_calls_closed_though_events_are_lost_between_the_
     thread = await race.live.scripted_thread()
     finished = race.store.hold("finish", "after")
     async with watcher(race.live, thread) as watching:
-        await race.start(thread, SCRIPT)
+        await race.live.start_run(thread, SCRIPT)
         race.live.gates.release("end")
         await watching.sees("tool_call.started", lambda data: data["index"] == 1)
         await finished.reached()
@@ -95,7 +95,7 @@ async def test_readers_who_come_after_the_log_was_lost_see_open_calls_closed(
     redis_url = request.getfixturevalue("redis_url") if log == "redis" else None
     async with critical(tmp_path, redis_url=redis_url) as race:
         thread = await race.live.scripted_thread()
-        run = await race.start(thread, SCRIPT)
+        run = await race.live.start_run(thread, SCRIPT)
         await race.live.gates.reached("end")
         finishing = race.store.hold("finish", "before")
         race.live.gates.release("end")
@@ -113,7 +113,7 @@ async def test_a_snapshot_that_is_read_while_events_are_evicted_has_no_gap(race:
     thread = await race.live.scripted_thread()
     late = Watcher()
     async with asyncio.timeout(10), asyncio.TaskGroup() as group, watcher(race.live, thread) as early:
-        await race.start(thread, f"count 20\nhold more\nsay more\n{SCRIPT}")
+        await race.live.start_run(thread, f"count 20\nhold more\nsay more\n{SCRIPT}")
         await race.live.gates.reached("more")
         read = race.store.hold("read", "after", skip=1)
         watching = group.create_task(watch(race, thread, late))
@@ -131,7 +131,7 @@ async def test_a_snapshot_that_is_read_while_events_are_evicted_has_no_gap(race:
 async def test_a_repair_shows_what_it_stores_though_readers_have_events_that_the_log_has_evicted(race: Race) -> None:
     thread = await race.live.scripted_thread()
     async with watcher(race.live, thread) as watching:
-        run = await race.start(thread, "say one\nhold end")
+        run = await race.live.start_run(thread, "say one\nhold end")
         await race.live.gates.reached("end")
         await race.live.http.patch(thread, json={"title": "now the newest entry"})
         await watching.sees("thread.updated")
@@ -146,7 +146,7 @@ async def test_a_repair_shows_what_it_stores_though_readers_have_events_that_the
 async def test_a_repair_shows_what_it_stores_though_the_owner_publishes_more_meanwhile(race: Race) -> None:
     thread = await race.live.scripted_thread()
     async with watcher(race.live, thread) as watching:
-        run = await race.start(thread, "say one\nhold more\nsay two\nopen kettle\nhold end")
+        run = await race.live.start_run(thread, "say one\nhold more\nsay two\nopen kettle\nhold end")
         await race.live.gates.reached("more")
         finishing = race.store.hold("finish", "before")
         repairing = asyncio.create_task(repair(race, run))

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from agent_chat.server.limits import Limits
-from tests.support.live import KEY, Live, live_server
+from tests.support.client import KEY
+from tests.support.servers import Live, live_server
 from tests.support.shapes import is_problem
 
 _PART = b'Content-Disposition: form-data; name="files"; filename="%b"\r\n\r\nhello\r\n'
@@ -77,7 +78,7 @@ async def refusal(live: Live, thread: str) -> str:
 async def test_a_form_for_which_no_run_can_start_is_refused_before_it_is_read(tmp_path: Path) -> None:
     async with live_server(tmp_path, limits=Limits(runs=1)) as live:
         thread, other = await live.scripted_thread(), await live.scripted_thread()
-        asking = asyncio.create_task(live.say(thread, "hold it"))
+        asking = asyncio.create_task(live.post(thread, "hold it"))
         await live.gates.reached("it")
         assert "rate_limited" in await refusal(live, other)
         live.gates.release("it")

@@ -13,10 +13,11 @@ import httpx
 import pytest
 
 from agent_chat.server.serving import _CLOSE_SECONDS
-from tests.support.live import Frame, Process, frames, server_process
+from tests.support.client import Frame, frames
 from tests.support.scripted import FolderGates
+from tests.support.servers import Process, server_process
 from tests.support.sockets import socket
-from tests.support.viewing import status
+from tests.support.thread_view import status
 
 DRAIN_SECONDS = 2
 SLACK_SECONDS = 10
@@ -36,7 +37,7 @@ async def until_refused(server: Process, thread: str) -> tuple[httpx.Response, l
     accepted: list[str] = []
     async with asyncio.timeout(DRAIN_SECONDS):
         while True:
-            answer = await server.say(thread, "say hello")
+            answer = await server.post(thread, "say hello")
             if answer.json().get("code") == "draining":
                 return answer, accepted
             assert answer.status_code == 201 or answer.json()["code"] == "interrupted", answer.text
@@ -69,10 +70,10 @@ async def test_a_gentle_stop_answers_everybody_and_the_next_start_finds_it_all(
             interrupted, completed = frames(posting), frames(completing)
             old = [await until(interrupted, "tool_call.started"), await until(completed, "message.delta")]
             assert (await viewer.receive())["type"] == "thread.snapshot"
-            waiting = asyncio.create_task(server.say(endless, ENDLESS, **KEY))
-            assert server.process is not None
+            waiting = asyncio.create_task(server.post(endless, ENDLESS, **KEY))
+
             asked = time.monotonic()
-            server.process.send_signal(how)
+            server.signal(how)
             refusal, accepted = await until_refused(server, refused)
             FolderGates(tmp_path).release("short")
 
@@ -114,7 +115,7 @@ async def goes_on_behind(server: Process, thread: str, position: str, last: dict
     async with server.watching(thread, position) as watcher, socket(server.url, thread, after=position) as viewer:
         for snapshot in ((await anext(watcher)).data, await viewer.receive()):
             assert (snapshot["type"], snapshot["thread"]["messages"]) == ("thread.snapshot", stored)
-        following = await server.say(thread, "say next")
+        following = await server.post(thread, "say next")
         assert (following.status_code, following.json()["content"]) == (201, "next")
         assert (await until(watcher, "run.completed")).data["message"] == following.json()
         assert (await viewer.until("run.completed"))[-1]["message"] == following.json()

@@ -9,7 +9,7 @@ from pathlib import Path
 from agent_chat.agents import AgentError, Part, Run, Text
 from agent_chat.agents.registry import Kind
 from agent_chat.server.runs.runner import HISTORY
-from tests.support.live import live_server
+from tests.support.servers import live_server
 
 
 class Recorder:
@@ -32,8 +32,8 @@ async def test_a_retry_gets_the_history_of_its_question_however_many_newer_messa
     recorder = Recorder()
     async with live_server(tmp_path, kinds={"recorder": Kind(recorder)}) as live:
         thread = await live.thread((await live.agent(kind="recorder"))["id"])
-        assert (await live.say(thread, "Hello?")).status_code == 201
-        assert (await live.say(thread, "fail", **{"Idempotency-Key": "k"})).status_code == 503
+        assert (await live.post(thread, "Hello?")).status_code == 201
+        assert (await live.post(thread, "fail", **{"Idempotency-Key": "k"})).status_code == 503
 
         async def note() -> None:
             body = {"role": "system", "content": "newer"}
@@ -41,11 +41,11 @@ async def test_a_retry_gets_the_history_of_its_question_however_many_newer_messa
 
         await asyncio.gather(*[note() for _ in range(HISTORY + 1)])
         recorder.overloaded = False
-        answer = await live.say(thread, "fail", **{"Idempotency-Key": "k"})
+        answer = await live.post(thread, "fail", **{"Idempotency-Key": "k"})
         assert (answer.status_code, answer.json()["content"]) == (201, "Here I am.")
         assert recorder.given[1:] == [["Hello?", "Here I am.", "fail"]] * 2
 
-        await live.say(thread, "And now?")
+        await live.post(thread, "And now?")
         assert len(recorder.given[-1]) == HISTORY
         assert recorder.given[-1][-3:] == ["newer", "Here I am.", "And now?"]
         assert recorder.earlier == [False, False, False, True]

@@ -28,7 +28,8 @@ from PIL import Image
 from agent_chat.server.files.extraction import TEXT_CHARS
 from agent_chat.server.files.file_types import BINARY, DOCX, PDF
 from agent_chat.server.http.uploads import FILE_BYTES
-from tests.support.live import Process, frames, server_process
+from tests.support.client import frames
+from tests.support.servers import Process, server_process
 from tests.support.shapes import is_problem
 
 FILES = Path(__file__).parents[1] / "files"
@@ -104,15 +105,15 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Proc
 
 def peak_mb(server: Process) -> float:
     """The most that the server process held since `forget_peak`."""
-    assert server.process is not None
-    found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text())
+
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{server.pid}/status").read_text())
     assert found
     return int(found[1]) / 1024
 
 
 def forget_peak(server: Process) -> None:
-    assert server.process is not None
-    Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")
+
+    Path(f"/proc/{server.pid}/clear_refs").write_text("5")
 
 
 class Heard(msgspec.Struct, frozen=True):
@@ -160,8 +161,8 @@ class Talk:
 async def talking(server: Process) -> AsyncIterator[Talk]:
     """A run in a thread of its own that says something every five milliseconds until the end, when it is cancelled."""
     thread = await server.scripted_thread()
-    assert server.process is not None
-    talk = Talk(server.process.pid)
+
+    talk = Talk(server.pid)
     async with server.posting(thread, "count 1000000 5") as response:
         reading = asyncio.create_task(talk.read(response))
         await talk.more(20)
@@ -211,7 +212,7 @@ async def test_hostile_files_are_understood_or_not_while_others_hear_every_word_
     print(f"grown by {grown:.0f} MB from {before:.0f}, longest gaps {[round(gap * 1000) for gap in gaps]} ms")  # noqa: T201
     assert grown < GROWN_MB
     assert min(gaps) < GAP_SECONDS
-    assert (await server.say(thread, "say on")).json()["content"] == "on"
+    assert (await server.post(thread, "say on")).json()["content"] == "on"
 
 
 NAMES: list[tuple[bytes, str | None]] = [
@@ -268,4 +269,4 @@ async def test_a_file_name_to_the_byte_is_kept_as_a_harmless_label_or_refused(se
         download = await server.http.get(f"{thread}/attachments/{attachment['id']}")
         assert (download.content, named(download)) == (b"text", kept)
         assert "x-evil" not in download.headers
-    assert (await server.say(thread, "say on")).json()["content"] == "on"
+    assert (await server.post(thread, "say on")).json()["content"] == "on"

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 from agent_chat.server.command_line import main
 from agent_chat.server.limits import Limits
-from tests.support.live import Client, Live, live_server
+from tests.support.client import Client
+from tests.support.servers import Live, live_server
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from agent_chat.server.limits import Limits
-from tests.support.live import live_server
+from tests.support.servers import live_server
 from tests.support.shapes import is_problem
 from tests.support.sockets import socket
 
@@ -25,15 +25,15 @@ async def test_a_run_too_many_is_refused_and_a_replay_is_not(tmp_path: Path) -> 
     async with live_server(tmp_path, limits=Limits(runs=1)) as live:
         agent = (await live.agent())["id"]
         first, second = await live.thread(agent), await live.thread(agent)
-        asking = asyncio.create_task(live.say(first, "hold it", **{"Idempotency-Key": "k"}))
+        asking = asyncio.create_task(live.post(first, "hold it", **{"Idempotency-Key": "k"}))
         await live.gates.reached("it")
-        refused = await live.say(second, "say hi")
+        refused = await live.post(second, "say hi")
         assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
         assert refused.headers["Retry-After"]
-        joining = asyncio.create_task(live.say(first, "hold it", **{"Idempotency-Key": "k"}))
+        joining = asyncio.create_task(live.post(first, "hold it", **{"Idempotency-Key": "k"}))
         live.gates.release("it")
         assert (await joining).json()["id"] == (await asking).json()["id"]
-        assert (await live.say(second, "say hi")).status_code == 201
+        assert (await live.post(second, "say hi")).status_code == 201
 
 
 async def test_posts_at_once_start_no_more_runs_than_the_limit(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ async def test_posts_at_once_start_no_more_runs_than_the_limit(tmp_path: Path) -
         agent = (await live.agent())["id"]
         threads = [await live.thread(agent) for _ in range(12)]
         later = {"Prefer": "respond-async"}
-        answers = await asyncio.gather(*[live.say(thread, "hold it", **later) for thread in threads])
+        answers = await asyncio.gather(*[live.post(thread, "hold it", **later) for thread in threads])
         assert sorted(answer.status_code for answer in answers) == [202] * 2 + [429] * 10
         live.gates.release("it")
 
@@ -49,11 +49,11 @@ async def test_posts_at_once_start_no_more_runs_than_the_limit(tmp_path: Path) -
 async def test_a_refused_claim_releases_its_slot(tmp_path: Path) -> None:
     async with live_server(tmp_path, limits=Limits(runs=2)) as live:
         thread = await live.scripted_thread()
-        await live.say(thread, "hold it", Prefer="respond-async")
+        await live.post(thread, "hold it", Prefer="respond-async")
         for _ in range(3):
-            assert (await live.say(thread, "say x")).json()["code"] == "thread_busy"
+            assert (await live.post(thread, "say x")).json()["code"] == "thread_busy"
         other = await live.scripted_thread()
-        assert (await live.say(other, "say x")).status_code == 201
+        assert (await live.post(other, "say x")).status_code == 201
         live.gates.release("it")
 
 

@@ -6,7 +6,8 @@ import asyncio
 
 import httpx
 
-from tests.support.live import Client, Live, frames
+from tests.support.client import Client, frames
+from tests.support.servers import Live
 from tests.support.sockets import socket
 
 VIEWERS = 300
@@ -42,7 +43,7 @@ async def _socket_text(live: Live, thread: str, watching: asyncio.Semaphore) -> 
 async def test_three_hundred_viewers_of_one_run_each_put_the_same_text_together(live: Live) -> None:
     live.http._transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=None))
     thread = await live.scripted_thread()
-    asking = asyncio.create_task(live.say(thread, "count 50\nhold it\ncount 200"))
+    asking = asyncio.create_task(live.post(thread, "count 50\nhold it\ncount 200"))
     await live.gates.reached("it")
     watching = asyncio.Semaphore(0)
     viewers = [asyncio.create_task(_text(live, thread, watching)) for _ in range(VIEWERS - 50)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from agent_chat.agents import Part, Reply, Run, Text, ToolCompleted, ToolProgress, ToolStarted
 from agent_chat.agents.registry import Kind
-from tests.support.live import live_server
+from tests.support.servers import live_server
 
 
 def nested(levels: int) -> dict[str, Any]:
@@ -39,7 +39,7 @@ async def answer(folder: Path, reply: Reply) -> tuple[dict[str, Any], dict[str, 
     kinds = {"odd": Kind(reply)}
     async with live_server(folder, kinds=kinds) as live:
         thread = await live.thread((await live.agent(kind="odd"))["id"])
-        told = await live.say(thread, "Go.")
+        told = await live.post(thread, "Go.")
         assert told.status_code == 201, told.text
     async with live_server(folder, kinds=kinds) as live:
         return told.json(), (await live.get(thread))["messages"][-1]

@@ -14,9 +14,10 @@ from agent_chat.server.ai_chat_service import AIChatService
 from agent_chat.server.organizations import member
 from agent_chat.stores.models import Principal
 from tests.support.claude_server import mcp_file
-from tests.support.live import Client, Live, live_server
+from tests.support.client import Client
 from tests.support.mcp_pool import raw
 from tests.support.scripted import tells
+from tests.support.servers import Live, live_server
 from tests.support.shapes import is_problem
 
 LIMITS: dict[str, Any] = {"models": ("small", "large"), "max_tokens": 1_000, "thinking_tokens": 500}
@@ -70,9 +71,9 @@ async def test_agents_stored_earlier_run_within_the_limits_or_not_at_all(live: L
     await stored_agent(live, agent, model="small", max_tokens=1_000_000, metadata=thinking, mcp_servers=["crm", "all"])
     thread = await live.thread(agent)
     missing = {"crm": "It is not configured for this organization."}
-    assert (await live.say(thread, "What?")).json()["content"] == f"small 1000 500 True {missing}"
+    assert (await live.post(thread, "What?")).json()["content"] == f"small 1000 500 True {missing}"
     await stored_agent(live, agent, model="dearest")
-    problem = is_problem(await live.say(thread, "What?"), 502, "agent_failed", "thread_id", "message_id", "retryable")
+    problem = is_problem(await live.post(thread, "What?"), 502, "agent_failed", "thread_id", "message_id", "retryable")
     assert "'dearest'" in problem["detail"]
     assert not problem["retryable"]
     renamed = await live.http.patch(f"/api/v1/agents/{agent}", json={"name": "B"})

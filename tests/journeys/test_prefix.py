@@ -16,8 +16,9 @@ from agent_chat.agents.registry import Kind
 from agent_chat.server.app import create_app
 from agent_chat.server.serving import Server, listening_socket
 from agent_chat.server.settings import Settings
-from tests.support.live import KEY, Client, frames, live_server
+from tests.support.client import KEY, Client, frames
 from tests.support.scripted import Scripted
+from tests.support.servers import live_server
 from tests.support.sockets import socket
 
 PREFIX = "/chat"

@@ -21,9 +21,10 @@ from agent_chat.agents import Part, Run, Text
 from agent_chat.agents.registry import Kind
 from agent_chat.server import ai_chat_service, app
 from agent_chat.server.runs import runner
+from tests.support.client import Frame, frames
 from tests.support.gates import Race, Watcher, When, critical, id_of, no_runs, watcher
-from tests.support.live import Frame, frames, live_server
-from tests.support.viewing import status
+from tests.support.servers import live_server
+from tests.support.thread_view import status
 
 SCRIPT = "say some\nhold end\nsay more"
 Form = Literal["json", "sse"]
@@ -47,15 +48,15 @@ class Parties:
         self.waiter: asyncio.Task[httpx.Response]
 
     async def begin(self, script: str) -> None:
-        self.poster = asyncio.create_task(self.race.streamed(self.thread, script, **{"Idempotency-Key": "party"}))
+        self.poster = asyncio.create_task(self.race.live.streamed(self.thread, script, **{"Idempotency-Key": "party"}))
         started = await self.watching.sees("run.started")
         self.run = started.data["message"]["id"]
         joined = self.race.store.hold("replay", "after")
-        self.waiter = asyncio.create_task(self.race.post(self.thread, script, **{"Idempotency-Key": "party"}))
+        self.waiter = asyncio.create_task(self.race.live.post(self.thread, script, **{"Idempotency-Key": "party"}))
         await joined.passed()
 
     def cancel(self) -> asyncio.Task[httpx.Response]:
-        return asyncio.create_task(self.race.cancel(self.thread, self.run))
+        return asyncio.create_task(self.race.live.cancel(self.thread, self.run))
 
     async def agree(self, wanted: str, content: str) -> dict[str, Any]:
         """Everybody holds this message: its status, its text, and exactly one terminal event."""
@@ -223,11 +224,11 @@ async def test_an_agent_that_ignores_cancellation_is_ended_and_says_nothing_more
     async with critical(tmp_path) as race:
         thread = await race.live.scripted_thread(kind="stubborn")
         async with watcher(race.live, thread) as watching:
-            run = await race.start(thread, "stop it")
+            run = await race.live.start_run(thread, "stop it")
             await stubborn.talking.wait()
-            answer = await race.cancel(thread, run)
+            answer = await race.live.cancel(thread, run)
             assert (answer.status_code, status(answer.json())) == (200, "cancelled")
-            assert (await race.post(thread, "again", Prefer="respond-async")).status_code == 202
+            assert (await race.live.post(thread, "again", Prefer="respond-async")).status_code == 202
             stubborn.enough.set()
             await race.settled(thread, watching)
         messages = (await race.live.get(thread))["messages"]
@@ -245,7 +246,7 @@ def _message_id(frame: Frame) -> object:
 async def test_a_run_that_takes_too_long_fails_with_a_timeout_and_keeps_what_it_said(tmp_path: Path) -> None:
     async with live_server(tmp_path, run_seconds=0.3) as live:
         thread = await live.scripted_thread()
-        answer = await live.say(thread, "say slow\nlookup tool\nhold for ever")
+        answer = await live.post(thread, "say slow\nlookup tool\nhold for ever")
         problem = answer.json()
         assert (answer.status_code, problem["code"], problem["retryable"]) == (504, "agent_timeout", True)
         message = await live.get(f"{thread}/messages/{problem['message_id']}")
@@ -260,9 +261,9 @@ async def test_a_run_that_takes_too_long_fails_with_a_timeout_and_keeps_what_it_
 
 async def test_a_post_to_a_busy_thread_is_refused_with_the_running_message_and_leaves_no_trace(race: Race) -> None:
     async with parties(race) as run:
-        assert await busy_with(await race.post(run.thread, "say no")) == run.run
+        assert await busy_with(await race.live.post(run.thread, "say no")) == run.run
         headers = {"Accept": "text/event-stream"}
-        assert await busy_with(await race.post(run.thread, "say no", **headers)) == run.run
+        assert await busy_with(await race.live.post(run.thread, "say no", **headers)) == run.run
         race.live.gates.release("end")
         await run.agree("completed", "somemore")
         assert len((await race.live.get(run.thread))["messages"]) == 2
@@ -270,7 +271,7 @@ async def test_a_post_to_a_busy_thread_is_refused_with_the_running_message_and_l
 
 async def test_an_interrupting_post_cancels_the_run_and_is_answered(race: Race) -> None:
     async with parties(race) as run:
-        answer = await race.post(run.thread, "say mine", query="?if_busy=interrupt")
+        answer = await race.live.post(run.thread, "say mine", query="?if_busy=interrupt")
         assert (answer.status_code, answer.json()["content"]) == (201, "mine")
         posted, waited = await run.poster, await run.waiter
         assert posted[-1].event == "run.cancelled"
@@ -284,10 +285,10 @@ async def test_an_interrupting_post_cancels_the_run_and_is_answered(race: Race) 
 async def test_of_an_interrupter_and_a_third_poster_one_wins_and_the_other_hears_who(race: Race, winner: str) -> None:
     async with parties(race) as run:
         second = race.store.hold("claim", "before", skip=1)
-        interrupting = asyncio.create_task(race.post(run.thread, "say A\nhold won", query="?if_busy=interrupt"))
+        interrupting = asyncio.create_task(race.live.post(run.thread, "say A\nhold won", query="?if_busy=interrupt"))
         await second.reached()  # the thread is free, and the interrupter about to take it
         third = race.store.hold("claim", "before")
-        posting = asyncio.create_task(race.post(run.thread, "say B\nhold won"))
+        posting = asyncio.create_task(race.live.post(run.thread, "say B\nhold won"))
         await third.reached()
         first, gate, loser, other = interrupting, second, posting, third
         if winner == "third":
@@ -311,7 +312,7 @@ async def test_of_two_interrupters_one_wins_and_the_other_hears_who(race: Race) 
     async with parties(race) as run:
         gates = [race.store.hold("claim", "before", skip=2), race.store.hold("claim", "before")]
         interrupting = [
-            asyncio.create_task(race.post(run.thread, f"say {name}\nhold won", query="?if_busy=interrupt"))
+            asyncio.create_task(race.live.post(run.thread, f"say {name}\nhold won", query="?if_busy=interrupt"))
             for name in ("A", "B")
         ]
         for gate in gates:
@@ -337,7 +338,7 @@ async def in_form(race: Race, thread: str, script: str, form: Form, key: str) ->
     """Post with a key, in that form: the assistant's message, and whether it was a replay."""
     headers = {"Idempotency-Key": key}
     if form == "json":
-        answer = await race.post(thread, script, **headers)
+        answer = await race.live.post(thread, script, **headers)
         assert answer.status_code == 201, answer.text
         return answer.json(), "idempotency-replayed" in answer.headers
     headers["Accept"] = "text/event-stream"
@@ -420,7 +421,7 @@ async def test_deleting_in_mid_run_stops_it_tells_the_watchers_and_leaves_nothin
     gate = race.store.hold(verb, when)
     headers = {"Idempotency-Key": "k"} | ({"Accept": "text/event-stream"} if form == "sse" else {})
     async with watcher(race.live, thread) as watching:
-        posting = asyncio.create_task(race.post(thread, script, **headers))
+        posting = asyncio.create_task(race.live.post(thread, script, **headers))
         await gate.reached()
         assert (await race.live.http.delete(thread)).status_code == 204
         gate.release()
@@ -481,7 +482,7 @@ async def test_a_restarted_server_says_what_a_dead_writer_stored_exactly_once_an
     async with critical(tmp_path) as race:
         death = race.store.hold("finish", "after")
         thread = await race.live.scripted_thread()
-        run = await race.start(thread, "say all")
+        run = await race.live.start_run(thread, "say all")
         await death.reached()
         death.kill()
         await no_runs()
@@ -504,11 +505,11 @@ async def test_whoever_posts_next_ends_the_run_of_a_dead_writer_and_goes_on(tmp_
     async with critical(tmp_path, lease=0.0) as race:
         thread = await race.live.scripted_thread()
         death = race.store.hold("finish", "before")
-        run = await race.start(thread, "say all", **{"Idempotency-Key": "k"})
+        run = await race.live.start_run(thread, "say all", **{"Idempotency-Key": "k"})
         await death.reached()
         death.kill()
         await no_runs()
-        answer = await race.post(thread, "say all", **{"Idempotency-Key": key})
+        answer = await race.live.post(thread, "say all", **{"Idempotency-Key": key})
         assert (answer.status_code, answer.json()["content"]) == (201, "all")
         messages = (await race.live.get(thread))["messages"]
         kept = next(message for message in messages if message["id"] == run)
@@ -582,7 +583,7 @@ async def test_of_two_repairers_one_says_the_end(race: Race) -> None:
 async def test_a_claim_in_flight_when_the_server_stops_is_answered_and_kept_as_interrupted(race: Race) -> None:
     thread = await race.live.scripted_thread()
     claim = race.store.hold("claim", "after")
-    posting = asyncio.create_task(race.post(thread, "hold for ever"))
+    posting = asyncio.create_task(race.live.post(thread, "hold for ever"))
     await claim.reached()
     await race.live.app.state.drain()
     claim.release()

@@ -12,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import InvalidStatus
 
 from agent_chat.server.log_lines import OURS, LineFormatter
-from tests.support.live import KEY, Live, live_server
+from tests.support.client import KEY
+from tests.support.servers import Live, live_server
 from tests.support.sockets import socket
 
 SECRET = "what nobody may read in a log"
@@ -63,7 +64,7 @@ async def test_a_request_keeps_a_well_formed_id_and_gets_one_for_any_other(live:
 async def test_each_request_is_one_line_without_content_or_key(tmp_path: Path, lines: Lines) -> None:
     async with live_server(tmp_path, access_log=True) as live:
         thread = await live.scripted_thread()
-        assert (await live.say(thread, f"say {SECRET}")).status_code == 201
+        assert (await live.post(thread, f"say {SECRET}")).status_code == 201
         assert (await live.http.get(f"/?key={KEY}")).status_code < 500
         assert (await live.http.post(f"{thread}/messages", content=SECRET)).status_code in (400, 415, 422)
         async with socket(live.url, thread) as connection:
@@ -120,7 +121,7 @@ def samples(live: Live) -> dict[tuple[str, str], float]:
 async def test_metrics_count_requests_runs_calls_and_connections(live: Live) -> None:
     thread = await live.scripted_thread(mcp_servers=["demo"])
     for content in ("say hi", 'tool current_time {"timezone": "UTC"}', "tool no_such_tool {}", "open it", "fail x"):
-        await live.say(thread, content)
+        await live.post(thread, content)
     for _ in range(3):
         await live.http.get(f"/nowhere/{SECRET}")
     found = samples(live)

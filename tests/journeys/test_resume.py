@@ -13,10 +13,11 @@ import msgspec
 from agent_chat.stores.events import TERMINAL_TYPES, decode
 from agent_chat.stores.fold import fold
 from agent_chat.stores.models import Message
+from tests.support.client import Frame, frames
 from tests.support.gates import Watcher, watcher
-from tests.support.live import Frame, Live, frames
+from tests.support.servers import Live
 from tests.support.sockets import socket
-from tests.support.viewing import View, status
+from tests.support.thread_view import View, status
 
 SCRIPT = """say # Title 🎈
 count 98
@@ -56,7 +57,7 @@ async def test_a_socket_resumed_at_every_event_gets_exactly_the_missing_frames(l
     thread = await live.scripted_thread(mcp_servers=["demo"])
     async with socket(live.url, thread) as connection:
         whole = [await connection.text()]
-        await live.say(thread, SCRIPT)
+        await live.post(thread, SCRIPT)
         while '"run.completed"' not in whole[-1]:
             whole.append(await connection.text())
     assert len(whole) >= 200
@@ -70,11 +71,11 @@ async def test_the_fold_of_the_stream_is_the_stored_message_and_the_json_answer_
     script, key = f"{SCRIPT}\nhold here\nsay end", {"Idempotency-Key": "k"}
     streaming = asyncio.create_task(live.streamed(thread, script, **key))
     await live.gates.reached("here")
-    joining = asyncio.create_task(live.say(thread, script, **key))
+    joining = asyncio.create_task(live.post(thread, script, **key))
     live.gates.release("here")
     whole = await streaming
     message = folded(whole)
-    for answer in (await joining, await live.say(thread, script, **key)):
+    for answer in (await joining, await live.post(thread, script, **key)):
         assert (answer.status_code, answer.headers["idempotency-replayed"]) == (201, "true")
         assert answer.json() == whole[-1].data["message"]
     asked, stored = (await live.get(thread))["messages"]
@@ -118,7 +119,7 @@ async def joined_everywhere(live: Live, thread: str, first: Watcher) -> dict[str
             reading.create_task(joined[after][-1].read(live, thread, after))
             await joined[after][-1].there.wait()
 
-        await live.say(thread, "\n".join(GROUPS), Prefer="respond-async")
+        await live.post(thread, "\n".join(GROUPS), Prefer="respond-async")
         for number in range(len(GROUPS)):
             await live.gates.reached(str(number))
             await first.sees("message.delta", ends_at(GROUP_CHARS * (number + 1)))

@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.claude_server import mcp_file
 from tests.support.gates import critical, watcher
-from tests.support.live import Live, live_server, server_process
 from tests.support.mcp_pool import raw
+from tests.support.servers import Live, live_server, server_process
 from tests.support.shapes import is_problem
 
 KEY = {"Idempotency-Key": "k"}
@@ -18,10 +18,10 @@ KEY = {"Idempotency-Key": "k"}
 
 async def fails(live: Live, thread: str, script: str) -> tuple[bool, bool]:
     """Post a script that fails in a way that may be retried; whether it is retryable, and whether its key is free."""
-    first = await live.say(thread, script, **KEY)
+    first = await live.post(thread, script, **KEY)
     problem = is_problem(first, 503, "agent_overloaded", "thread_id", "message_id", "retryable")
     assert ("retry-after" in first.headers) == problem["retryable"], "clients repeat requests because of this header"
-    again = await live.say(thread, script, **KEY)
+    again = await live.post(thread, script, **KEY)
     replayed = again.headers.get("idempotency-replayed") == "true"
     assert (again.json()["message_id"] == problem["message_id"]) == replayed
     assert len((await live.get(thread))["messages"]) == (2 if replayed else 3)
@@ -57,7 +57,7 @@ async def test_no_call_is_made_before_the_store_knows_of_it(tmp_path: Path) -> N
         checkpoint = race.store.hold("checkpoint", "before")
         async with watcher(race.live, thread) as watching:
             script = "open oven\nhold made\nopen sink\nhold later"
-            posting = asyncio.create_task(race.streamed(thread, script))
+            posting = asyncio.create_task(race.live.streamed(thread, script))
             await watching.sees("tool_call.started")
             await checkpoint.reached()
             with pytest.raises(TimeoutError):

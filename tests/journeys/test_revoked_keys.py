@@ -14,8 +14,9 @@ from agent_chat.server.limits import Limits
 from agent_chat.stores.contracts import EventLog, Store
 from agent_chat.stores.models import Key
 from agent_chat.stores.open import Where, open_backends
+from tests.support.client import Client
 from tests.support.damage import without
-from tests.support.live import Client, Live, live_server
+from tests.support.servers import Live, live_server
 from tests.support.shapes import is_problem
 from tests.support.sockets import Socket, socket
 
@@ -78,7 +79,7 @@ async def test_a_command_with_a_revoked_key_is_refused_and_ends_the_socket(tmp_p
 
 async def test_a_revoked_key_cancels_nothing(tmp_path: Path) -> None:
     async with world(tmp_path, FRESH) as there, socket(there.live.url, there.thread, key=SECRET) as connection:
-        asking = asyncio.create_task(there.live.say(there.thread, "hold it\nsay done"))
+        asking = asyncio.create_task(there.live.post(there.thread, "hold it\nsay done"))
         await there.live.gates.reached("it")
         run_id = (await connection.until("run.started"))[-1]["message"]["id"]
         await there.revoke()
@@ -101,7 +102,7 @@ async def test_idle_readers_with_a_revoked_key_are_ended_and_others_are_not(tmp_
         with pytest.raises(StopAsyncIteration):
             await anext(watching)
         is_problem(await there.leaver.http.get(f"{there.thread}/events"), 401, "unauthenticated")
-        await there.live.say(there.thread, "say hello")
+        await there.live.post(there.thread, "say hello")
         assert (await anext(staying)).event == "message.created"
 
 

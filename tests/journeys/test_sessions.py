@@ -14,7 +14,8 @@ import pytest
 from agent_chat.server.limits import Limits
 from agent_chat.stores.contracts import EventLog, Store
 from agent_chat.stores.open import Where, open_backends
-from tests.support.live import KEY, Live, frames, live_server
+from tests.support.client import KEY, frames
+from tests.support.servers import Live, live_server
 from tests.support.shapes import is_problem
 from tests.support.sockets import socket
 

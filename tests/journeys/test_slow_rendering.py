@@ -9,7 +9,7 @@ import pytest
 from agent_chat.server.files.content_html import Renderer
 from agent_chat.server.runs import runner
 from tests.support.gates import critical
-from tests.support.viewing import status
+from tests.support.thread_view import status
 
 
 async def test_a_run_renews_its_lease_while_its_answer_waits_to_be_rendered(
@@ -20,7 +20,7 @@ async def test_a_run_renews_its_lease_while_its_answer_waits_to_be_rendered(
         renderer = race.runner._render.__self__  # type: ignore[attr-defined]
         assert isinstance(renderer, Renderer)
         thread = await race.live.scripted_thread()
-        run = await race.start(thread, "hold start\nsay " + "*word* " * 100)
+        run = await race.live.start_run(thread, "hold start\nsay " + "*word* " * 100)
         for organization in ("a", "b"):
             await renderer.turns._enter(organization, 1, True)
         renewed, stored = race.store.hold("checkpoint", "before", skip=5), race.store.hold("finish", "after")
@@ -43,7 +43,7 @@ async def test_a_stop_stores_the_answers_that_wait_to_be_rendered(
     async with critical(tmp_path, lease=20) as race:
         renderer = race.runner._render.__self__  # type: ignore[attr-defined]
         thread = await race.live.scripted_thread()
-        run = await race.start(thread, "hold start\nsay " + "*word* " * 100)
+        run = await race.live.start_run(thread, "hold start\nsay " + "*word* " * 100)
         for organization in ("a", "b"):
             await renderer.turns._enter(organization, 1, True)
         waiting = race.store.hold("checkpoint", "before")

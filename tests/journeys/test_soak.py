@@ -11,7 +11,7 @@ import pytest
 from agent_chat.stores.events import TERMINAL_TYPES
 from tests.support.chaos import Chaos
 from tests.support.gates import all_left, critical
-from tests.support.viewing import status
+from tests.support.thread_view import status
 
 SECONDS = 4.0
 THREADS = 6

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.support.live import Live
+from tests.support.servers import Live
 from tests.support.sockets import Socket, socket
 
 

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from agent_chat.server.limits import Limits
-from tests.support.live import KEY, Live, live_server
+from tests.support.client import KEY
+from tests.support.servers import Live, live_server
 from tests.support.shapes import is_problem
 from tests.support.sockets import socket
 

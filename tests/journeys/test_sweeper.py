@@ -17,7 +17,7 @@ from agent_chat.stores.models import Principal
 from agent_chat.stores.sqlite.store import open_sqlite
 from tests.support.gates import critical, no_runs
 from tests.support.samples import WORKER, principal, started_thread, turn
-from tests.support.viewing import status
+from tests.support.thread_view import status
 
 
 async def test_a_sweep_that_fails_is_told_and_the_next_one_repairs(
@@ -28,7 +28,7 @@ async def test_a_sweep_that_fails_is_told_and_the_next_one_repairs(
         death = race.store.hold("finish", "before")
         failing = race.store.hold("take_orphans", "before")
         thread = await race.live.scripted_thread()
-        run = await race.start(thread, "say all")
+        run = await race.live.start_run(thread, "say all")
         await failing.reached()
         failing.kill()
         await death.reached()
@@ -43,7 +43,7 @@ async def test_a_repaired_run_keeps_the_ids_of_its_calls_though_the_log_has_more
     async with critical(tmp_path, lease=0.0) as race:
         kept, death = race.store.hold("checkpoint", "after"), race.store.hold("finish", "before")
         thread = await race.live.scripted_thread()
-        run = await race.start(thread, "say some\nhold start\nopen oven\nhold end\nsay more")
+        run = await race.live.start_run(thread, "say some\nhold start\nopen oven\nhold end\nsay more")
         race.live.gates.release("start")
         await kept.passed()  # before a call that must not be repeated
         await race.live.gates.reached("end")

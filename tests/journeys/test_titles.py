@@ -14,8 +14,8 @@ from agent_chat.agents import Run
 from agent_chat.agents.registry import Kind
 from agent_chat.server import titles
 from agent_chat.server.limits import Limits
-from tests.support.live import Live, live_server
 from tests.support.scripted import Scripted
+from tests.support.servers import Live, live_server
 from tests.support.shapes import is_problem, is_thread
 
 Make = Callable[[Run], Awaitable[Any]]
@@ -104,7 +104,7 @@ async def test_titles_count_as_runs_and_none_is_generated_while_the_server_stops
             await started.wait()
             while sum(each.done() for each in posts) < 18:
                 await asyncio.wait([each for each in posts if not each.done()], return_when=asyncio.FIRST_COMPLETED)
-        is_problem(await live.say(thread, "say hello"), 429, "rate_limited")
+        is_problem(await live.post(thread, "say hello"), 429, "rate_limited")
         go.set()
         assert sorted(await asyncio.gather(*posts)) == [200] * 2 + [429] * 18
         assert calls == 2

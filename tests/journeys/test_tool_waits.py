@@ -14,9 +14,9 @@ from agent_chat.stores.events import decode
 from agent_chat.stores.fold import fold
 from agent_chat.stores.models import Message
 from tests.support.claude_server import mcp_file
-from tests.support.live import live_server
 from tests.support.scripted import tells
-from tests.support.viewing import View
+from tests.support.servers import live_server
+from tests.support.thread_view import View
 
 MUTE = Server(command="sh", args=["-c", "cat > /dev/null"])
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.live import Client, Live, frames
+from tests.support.client import Client, frames
+from tests.support.servers import Live
 from tests.support.sockets import socket
 
 TERMINAL = ("run.completed", "run.failed", "run.cancelled")
@@ -22,7 +23,7 @@ class Json:
         self.thread = thread
 
     async def ask(self, content: str, key: str | None = None) -> Answer:
-        answer = await self.live.say(self.thread, content, **({"Idempotency-Key": key} if key else {}))
+        answer = await self.live.post(self.thread, content, **({"Idempotency-Key": key} if key else {}))
         if answer.status_code == 201:
             return dict(answer.json())
         return dict(await self.live.get(f"{self.thread}/messages/{answer.json()['message_id']}"))
@@ -130,7 +131,7 @@ async def test_positions_are_the_same_on_every_channel(live: Live) -> None:
 )
 async def test_a_position_from_elsewhere_is_met_with_a_snapshot(live: Live, after: str) -> None:
     thread = await live.scripted_thread()
-    await live.say(thread, "say hi")
+    await live.post(thread, "say hi")
     async with socket(live.url, thread, after=after.strip()) as connection:
         assert (await connection.receive())["thread"]["messages"][-1]["content"] == "hi"
     async with live.http.stream("GET", f"{thread}/events", params={"after": after}) as response:

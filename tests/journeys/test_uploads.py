@@ -12,7 +12,8 @@ import pytest
 
 from agent_chat.server.http import body_stream
 from agent_chat.server.limits import Limits
-from tests.support.live import KEY, Live, live_server, server_process
+from tests.support.client import KEY
+from tests.support.servers import Live, live_server, server_process
 from tests.support.shapes import is_problem
 
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from tests.support.live import KEY, Client
+from tests.support.client import KEY, Client
 from tests.support.node import required
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ import random
 
 import httpx
 
+from tests.support.client import frames
 from tests.support.gates import Race, Watcher, watcher
-from tests.support.live import frames
-from tests.support.viewing import View
+from tests.support.thread_view import View
 
 ALLOWED = {200, 201, 202, 204, 409}
 
@@ -50,7 +50,7 @@ class Chaos:
         form = self.rng.choice(["json", "async", "sse"])
         if form != "sse":
             prefer = {"Prefer": "respond-async"} if form == "async" else {}
-            answer = self.checked(await self.race.post(self.thread, script, query=query, **headers, **prefer))
+            answer = self.checked(await self.race.live.post(self.thread, script, query=query, **headers, **prefer))
             if answer.status_code in (201, 202):
                 self.runs.append(answer.json()["id"])
             return
@@ -66,7 +66,7 @@ class Chaos:
     async def canceller(self) -> None:
         while self.goes_on:
             if self.runs and self.rng.random() < 0.5:
-                self.checked(await self.race.cancel(self.thread, self.rng.choice(self.runs[-2:])))
+                self.checked(await self.race.live.cancel(self.thread, self.rng.choice(self.runs[-2:])))
             await self.pause()
 
     async def viewer(self) -> View:
@@ -100,7 +100,7 @@ class Chaos:
                 await watching.ends()
             else:
                 await asyncio.wait(busy)
-                last = await self.race.post(self.thread, "say last", query="?if_busy=interrupt")
+                last = await self.race.live.post(self.thread, "say last", query="?if_busy=interrupt")
                 assert (last.status_code, last.json()["content"]) == (201, "last")
                 await self.race.live.http.patch(self.thread, json={"title": "over"})
                 await watching.sees("thread.updated")

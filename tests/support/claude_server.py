@@ -13,7 +13,7 @@ from agent_chat.agents.claude.agent import Claude
 from agent_chat.agents.mcp.config import Server
 from agent_chat.agents.registry import Kind
 from tests.support.anthropic_api import StandIn
-from tests.support.live import Live, live_server
+from tests.support.servers import Live, live_server
 
 
 def quick(service: StandIn, *, stall_seconds: float = 5.0) -> Claude:

@@ -14,8 +14,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import httpx
-
 from agent_chat.agents.registry import Registry
 from agent_chat.server.ai_chat_service import AIChatService
 from agent_chat.server.reading.streams import Streams
@@ -29,8 +27,9 @@ from agent_chat.stores.models import Principal, RunRecord, new_id
 from agent_chat.stores.open import Where
 from agent_chat.stores.redis.log import open_redis_log
 from agent_chat.stores.sqlite.store import open_sqlite
-from tests.support.live import Frame, Live, frames, live_server
-from tests.support.viewing import View
+from tests.support.client import Frame
+from tests.support.servers import Live, live_server
+from tests.support.thread_view import View
 
 When = Literal["before", "after"]
 
@@ -208,24 +207,6 @@ class Race:
             return text
 
         return Runner(cast(Store, self.store), cast(EventLog, self.log), Registry({}), no_tools, plain)
-
-    async def start(self, thread: str, script: str, *, query: str = "", **headers: str) -> str:
-        """Start a run and don't wait for its answer; its id."""
-        answer = await self.post(thread, script, query=query, Prefer="respond-async", **headers)
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["id"])
-
-    async def post(self, thread: str, script: str, *, query: str = "", **headers: str) -> httpx.Response:
-        return await self.live.http.post(f"{thread}/messages{query}", json={"content": script}, headers=headers)
-
-    async def cancel(self, thread: str, run_id: str) -> httpx.Response:
-        return await self.live.http.post(f"{thread}/messages/{run_id}/cancel")
-
-    async def streamed(self, thread: str, script: str, *, query: str = "", **headers: str) -> list[Frame]:
-        """All frames of a post's event stream."""
-        async with self.live.posting(thread, script, query=query, **headers) as response:
-            assert response.status_code == 200, await response.aread()
-            return [frame async for frame in frames(response)]
 
     async def settled(self, thread: str, *watchers: Watcher) -> None:
         """Wait until no run goes on and the watchers have seen everything that was said."""

@@ -55,7 +55,7 @@ class FolderGates(Gates):
         self._folder = folder
 
     async def reached(self, name: str) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not (self._folder / f"{name}.reached").exists():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 

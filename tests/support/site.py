@@ -1,225 +1,64 @@
-"""A site: server processes on one MongoDB and one Redis, and what must be so whenever everything is over."""
+"""A site: several server processes on one MongoDB and one Redis, and what must hold when everything is over."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
-import subprocess
-import sys
-import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import httpx
 import msgspec
 from pymongo import MongoClient
 from redis.asyncio import Redis
 
 from agent_chat.stores.events import TERMINAL_TYPES
 from agent_chat.stores.models import new_id
-from tests.support.live import KEY, Client
-from tests.support.services import free_port
+from tests.support.scripted import FolderGates
+from tests.support.servers import Process
+from tests.support.thread_view import status
 from tests.support.viewers import Viewer
-from tests.support.viewing import status
 
-START_SECONDS = 20.0
 SNAPSHOT_MESSAGES = 50
 
 
-class Nursery:
-    """Forks servers off one process."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.nursery"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-
-    def fork(self, environment: dict[str, str]) -> int:
-        """Begin a server; its process id."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with self._lock:
-            self._process.stdin.write(json.dumps(environment).encode() + b"\n")
-            self._process.stdin.flush()
-            return int(self._process.stdout.readline())
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-
-@contextmanager
-def opened_nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
-    try:
-        yield nursery
-    finally:
-        nursery.close()
-
-
-class Server(Client):
-    """One server process, and a client of it."""
-
-    def __init__(self, nursery: Nursery, port: int, environment: dict[str, str]) -> None:
-        # not as Client makes it: that has fewer connections, and reads the certificates of the machine, which is slow
-        self.http = httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}",
-            headers={"Authorization": f"Bearer {KEY}"},
-            timeout=60,
-            verify=False,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
-        )
-        self.url = f"http://127.0.0.1:{port}"
-        self.alive = False
-        self._nursery = nursery
-        self._environment = environment
-        self._pid = 0
-
-    async def start(self) -> None:
-        """Start it, and wait until it listens."""
-        self._pid = await asyncio.to_thread(self._nursery.fork, self._environment)
-        self._end = os.pidfd_open(self._pid)
-        self.alive = True
-        ended = asyncio.create_task(self.ended())
-        listening = asyncio.create_task(self._listens())
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                await asyncio.wait({ended, listening}, return_when=asyncio.FIRST_COMPLETED)
-            assert listening.done(), self.output()
-        finally:
-            ended.cancel()
-            listening.cancel()
-
-    async def _listens(self) -> None:
-        while "Listening" not in self.output():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-    def output(self) -> str:
-        """What it has said, on stdout and stderr."""
-        file = Path(self._environment["CHAT_TEST_OUTPUT"])
-        return file.read_text() if file.exists() else ""
-
-    def signal(self, how: signal.Signals) -> None:
-        os.kill(self._pid, how)
-
-    async def ended(self) -> None:
-        """Wait for its end."""
-        if self.alive:
-            loop = asyncio.get_running_loop()
-            end = asyncio.Event()
-            loop.add_reader(self._end, end.set)
-            try:
-                await end.wait()
-            finally:
-                loop.remove_reader(self._end)
-            self.alive = False
-            os.close(self._end)
-
-    async def kill(self) -> None:
-        """`kill -9`."""
-        if self.alive:
-            self.signal(signal.SIGKILL)
-            async with asyncio.timeout(10):
-                await self.ended()
-
-    async def number(self, metric: str) -> float:
-        """One of its metrics; 0 while nothing was counted."""
-        lines = (await self.http.get("/metrics")).text.splitlines()
-        return float(next((line.rpartition(" ")[2] for line in lines if line.startswith(f"{metric} ")), 0))
-
-    async def comes_to(self, metric: str, value: float) -> None:
-        """Wait until one of its metrics has that value."""
-        async with asyncio.timeout(10):
-            while await self.number(metric) != value:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
-
-    async def drains(self) -> None:
-        """Wait until it says that it is stopping."""
-        async with asyncio.timeout(10):
-            while not (await self.http.get("/readyz")).json()["draining"]:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-
-    async def left(self) -> dict[str, int]:
-        """Its tasks beside those that it always has."""
-        return dict(await self.get("/left"))
-
-    async def post(self, thread: str, content: str, *, query: str = "", **headers: str) -> httpx.Response:
-        return await self.http.post(f"{thread}/messages{query}", json={"content": content}, headers=headers)
-
-    async def begin(self, thread: str, script: str, **headers: str) -> str:
-        """Start a run and don't wait for its answer; its id."""
-        answer = await self.post(thread, script, Prefer="respond-async", **headers)
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["id"])
-
-    async def finished(self, thread: str, run: str) -> dict[str, Any]:
-        """The run's message once the database has it finished; no log is needed to tell."""
-        async with asyncio.timeout(20):
-            while status(message := await self.get(f"{thread}/messages/{run}")) == "in_progress":  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
-        return dict(message)
-
-    async def cancel(self, thread: str, run: str) -> httpx.Response:
-        return await self.http.post(f"{thread}/messages/{run}/cancel")
-
-
-class Told(msgspec.Struct):
-    """One entry of a thread's log, as it lies in Redis."""
+class LogEntry(msgspec.Struct):
+    """One entry of a thread's log, as Redis stores it."""
 
     position: str
     event: dict[str, Any]
 
 
 class Site:
-    """Servers on one database and one log."""
+    """Servers on one database and one log. `gates` are those of the scripted agents of all of them."""
 
-    def __init__(self, folder: Path, nursery: Nursery, mongo_url: str, redis_url: str, **environment: str) -> None:
+    def __init__(self, folder: Path, mongo_url: str, redis_url: str, **environment: str) -> None:
         self.mongo_url = mongo_url
         self.redis_url = redis_url
-        self.servers: list[Server] = []
+        self.servers: list[Process] = []
         self._folder = folder
-        self._nursery = nursery
         self._environment = environment
-        self.gates = folder / "gates"
-        self.gates.mkdir()
+        (folder / "gates").mkdir()
+        self.gates = FolderGates(folder / "gates")
         self._mongo = MongoClient[dict[str, Any]](mongo_url)
 
-    async def server(self, *, start: bool = True, **environment: str) -> Server:
+    async def server(self, *, start: bool = True, **environment: str) -> Process:
         """One more server, with a data folder and a port of its own."""
-        name = "ABCDEFG"[len(self.servers)]
-        port = int(environment.get("PORT") or free_port())
-        server = Server(
-            self._nursery,
-            port,
-            {
-                "CHAT_DATA_DIR": str(self._folder / name),
-                "CHAT_API_KEY": KEY,
-                "CHAT_METRICS_TOKEN": KEY,  # so that one client reads both
-                "PORT": str(port),
-                "CHAT_DATABASE_URL": self.mongo_url,
-                "CHAT_EVENTS_URL": self.redis_url,
-                "CHAT_TEST_GATES": str(self.gates),
-                "CHAT_TEST_OUTPUT": str(self._folder / f"{name}.output"),
-                **self._environment,
-                **environment,
-            },
-        )
-        self.servers.append(server)
+        shared = {
+            "CHAT_DATABASE_URL": self.mongo_url,
+            "CHAT_EVENTS_URL": self.redis_url,
+            "CHAT_TEST_GATES": str(self._folder / "gates"),
+        }
+        folder = self._folder / "ABCDEFG"[len(self.servers)]
+        self.servers.append(Process(folder, **{**shared, **self._environment, **environment}))
         if start:
-            await server.start()
-        return server
+            await self.servers[-1].start()
+        return self.servers[-1]
 
-    async def pair(self, **first: str) -> tuple[Server, Server]:
+    async def pair(self, **first: str) -> tuple[Process, Process]:
         """A, with settings of its own, and B."""
         a, b = await self.server(start=False, **first), await self.server(start=False)
         await asyncio.gather(a.start(), b.start())
@@ -237,9 +76,9 @@ class Site:
         for server in living:
             server.signal(signal.SIGUSR1)
         for server in living:
-            await _comes(server.left, {})
-            assert await server.number("chat_streams_open") == 0
-            assert await server.number("chat_runs_in_progress") == 0
+            await _comes(server.extra_tasks, {})
+            assert await server.metric("chat_streams_open") == 0
+            assert await server.metric("chat_runs_in_progress") == 0
         subscribed = {"chat:signals": len(living)} if living else {}
         await _comes(self._subscribers, subscribed)
 
@@ -249,21 +88,12 @@ class Site:
             channels = await client.pubsub_channels("chat:*")
             return {str(name): count for name, count in await client.pubsub_numsub(*channels)} if channels else {}
 
-    async def reached(self, gate: str) -> None:
-        """Wait until a script holds there."""
-        async with asyncio.timeout(20):
-            while not (self.gates / f"{gate}.reached").exists():  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-
-    def release(self, gate: str) -> None:
-        (self.gates / f"{gate}.released").touch()
-
-    async def log(self, thread: str) -> list[Told]:
+    async def log(self, thread: str) -> list[LogEntry]:
         """All that the thread's log holds."""
         async with Redis.from_url(self.redis_url) as client:
             key = f"chat:{thread.rpartition('/')[2]}"
             rows = cast(list[tuple[bytes, dict[bytes, bytes]]], await client.xrange(key))
-        return [Told(position.decode(), json.loads(fields[b"d"])) for position, fields in rows]
+        return [LogEntry(position.decode(), json.loads(fields[b"d"])) for position, fields in rows]
 
     def records(self) -> list[dict[str, Any]]:
         """The records of runs in progress, of every thread."""
@@ -325,10 +155,8 @@ def _once_and_in_order(viewer: Viewer, log: Sequence[str], lost: bool) -> None:
 
 
 @asynccontextmanager
-async def opened_site(
-    folder: Path, nursery: Nursery, mongo_url: str, redis_url: str, **environment: str
-) -> AsyncIterator[Site]:
-    site = Site(folder, nursery, mongo_url, redis_url, **environment)
+async def opened_site(folder: Path, mongo_url: str, redis_url: str, **environment: str) -> AsyncIterator[Site]:
+    site = Site(folder, mongo_url, redis_url, **environment)
     try:
         yield site
         await site.at_rest()

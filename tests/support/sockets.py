@@ -10,7 +10,7 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 
-from tests.support.live import KEY
+from tests.support.client import KEY
 
 
 class Socket:

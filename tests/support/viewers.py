@@ -13,9 +13,9 @@ import httpx
 import msgspec
 from websockets.exceptions import InvalidHandshake, WebSocketException
 
-from tests.support.live import Client, Frame, frames
+from tests.support.client import Client, Frame, frames
 from tests.support.sockets import socket
-from tests.support.viewing import View, status
+from tests.support.thread_view import View, status
 
 Door = Literal["sse", "ws"]
 DOORS: tuple[Door, ...] = ("sse", "ws")

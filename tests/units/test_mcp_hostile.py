@@ -26,9 +26,9 @@ from agent_chat.agents.mcp.tools import TOOLS, repaired
 from agent_chat.agents.mcp.transport import Incoming
 from agent_chat.stores.models import Principal
 from tests.support.claude_server import mcp_file
-from tests.support.live import server_process
 from tests.support.mcp_pool import RAW, MakePool, agent, call, make_pool, names, raw, result, until
 from tests.support.peak_memory import Peak
+from tests.support.servers import server_process
 
 __all__ = ["make_pool"]
 ANN, BEN = Principal("acme", "ann"), Principal("other", "ben")

@@ -18,7 +18,7 @@ from agent_chat.stores.events import Event
 from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.open import Where
 from agent_chat.stores.sqlite.store import open_sqlite
-from tests.support.live import Live, live_server
+from tests.support.servers import Live, live_server
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ async def test_a_viewer_of_a_log_that_loses_everything_does_not_spin(tmp_path: P
 
     async with live_server(tmp_path, backends) as live:
         thread = await live.scripted_thread()
-        running = asyncio.create_task(live.say(thread, "hold it"))
+        running = asyncio.create_task(live.post(thread, "hold it"))
         await live.gates.reached("it")
         async with live.watching(thread):
             async with asyncio.timeout(5):

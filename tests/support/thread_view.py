@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from tests.support.live import Frame
+from tests.support.client import Frame
 
 _TERMINAL = {"run.completed", "run.failed", "run.cancelled"}
 

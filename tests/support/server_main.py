@@ -1,0 +1,183 @@
+"""`python -m tests.support.server_main`: the server's command line, with the scripted agent and with hooks for tests.
+
+CHAT_TEST_CONNECTS    connect to the MCP servers at start: the bundled one takes a second of CPU, and few tests need it
+CHAT_TEST_GATES       a folder: `hold NAME` of the scripted agent writes NAME.reached and waits for NAME.released
+CHAT_TEST_HOLDS       a gate where the process waits once its database and log are open
+CHAT_TEST_DIES        "before METHOD" or "after METHOD": `kill -9` at the next call of that method of its store
+CHAT_TEST_LEASE       how long a lease lasts, in seconds; the intervals that depend on it shrink in proportion
+CHAT_TEST_CHECKPOINT  seconds between two checkpoints, regardless of the lease
+CHAT_TEST_PATIENCE    seconds that a request waits for an unreachable database, regardless of the lease
+CHAT_TEST_REFILL      seconds after which a log is read again, whether or not pub/sub announced anything
+
+The last six need CHAT_DATABASE_URL. GET /tasks reports the tasks that did not exist when the server began to listen. On
+SIGUSR1 the server releases logs without readers immediately.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from agent_chat.agents.registry import Kind
+from agent_chat.server import ai_chat_service, command_line, facts
+from agent_chat.server.app import create_app
+from agent_chat.server.runs import runner
+from agent_chat.server.serving import Server
+from agent_chat.server.settings import Settings
+from agent_chat.stores.contracts import LEASE_SECONDS, EventLog, Store
+from agent_chat.stores.open import Where, open_backends
+from tests.support.scripted import FolderGates, Gates, Scripted
+
+
+class Mortal:
+    """A store that kills its process before or after the call of one method."""
+
+    def __init__(self, store: Store, dies: str) -> None:
+        self._store = store
+        self._when, self._method = dies.split(" ")
+
+    def __getattr__(self, method: str) -> Any:
+        call = getattr(self._store, method)
+        return self._dying(call) if method == self._method else call
+
+    def _dying(self, call: Any) -> Any:
+        async def dying(*args: object, **kwargs: object) -> None:
+            if self._when == "after":
+                await call(*args, **kwargs)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        return dying
+
+
+class ExtraTasks:
+    """The tasks of this process beside those that every idle server has."""
+
+    def __init__(self) -> None:
+        self._idle: Counter[str] = Counter()
+
+    def begin(self) -> None:
+        """Count what exists by now as idle, and the two tasks of the log's subscription."""
+        self._idle = _tasks() | Counter(["log messages", "log channels"])
+
+    async def respond(self, request: Request) -> JSONResponse:
+        """How many tasks there are beside those, by name; one of each connection to an MCP server is not reported."""
+        extra = _tasks() - self._idle - Counter(["RequestResponseCycle.run_asgi"])
+        return JSONResponse({name: count for name, count in extra.items() if not (_is_mcp(name) and count == 1)})
+
+
+def _is_mcp(name: str) -> bool:
+    """True for the tasks of a connection to an MCP server, which outlives the run that opened it."""
+    return name.startswith(("mcp ", "mcp.", "agent_chat.agents.mcp."))
+
+
+def _tasks() -> Counter[str]:
+    return Counter(map(_name, asyncio.all_tasks()))
+
+
+def _name(task: asyncio.Task[Any]) -> str:
+    """The name that the task was given, else its function's."""
+    return getattr(task.get_coro(), "__qualname__", "?") if task.get_name().startswith("Task-") else task.get_name()
+
+
+def preload(environment: Mapping[str, str]) -> None:
+    """Import the drivers that a server with this environment needs."""
+    if "CHAT_DATABASE_URL" in environment:
+        import agent_chat.stores.mongo.store
+        import agent_chat.stores.redis.log  # noqa: F401
+
+
+def _lease() -> float:
+    return float(os.environ.get("CHAT_TEST_LEASE", LEASE_SECONDS))
+
+
+def _gates() -> Gates | None:
+    folder = os.environ.get("CHAT_TEST_GATES")
+    return FolderGates(Path(folder)) if folder else None
+
+
+@asynccontextmanager
+async def _backends(where: Where) -> AsyncIterator[tuple[Store, EventLog]]:
+    """MongoDB and Redis, with the lease and the death that the test asked for."""
+    from agent_chat.stores.mongo.store import open_mongo
+    from agent_chat.stores.redis.log import open_redis_log
+
+    assert where.database_url is not None
+    assert where.events_url is not None
+    store: Store = await open_mongo(where.database_url, lease=_lease())
+    log = await open_redis_log(where.events_url)
+    if gate := os.environ.get("CHAT_TEST_HOLDS"):
+        await FolderGates(Path(os.environ["CHAT_TEST_GATES"])).hold(gate)
+    try:
+        dies = os.environ.get("CHAT_TEST_DIES")
+        yield cast(Store, Mortal(store, dies)) if dies else store, log
+    finally:
+        await log.close()
+        await store.close()
+
+
+def _release_logs(*_: object) -> None:
+    from agent_chat.stores.redis import log as redis_log
+
+    redis_log._LINGER_SECONDS = 0.0
+
+
+def _shrink_intervals() -> None:
+    """Set the intervals of a server with a shared database as the environment asks."""
+    from agent_chat.stores.redis import log as redis_log
+
+    shrunk = _lease() / LEASE_SECONDS
+    runner.CHECKPOINT_SECONDS *= shrunk
+    runner.SWEEP_SECONDS *= shrunk
+    facts.SWEEP_SECONDS *= shrunk
+    runner.LEASE_SECONDS *= shrunk  # type: ignore[attr-defined]
+    ai_chat_service.STORE_SECONDS *= shrunk
+    ai_chat_service._POLL_SECONDS *= shrunk
+    ai_chat_service.STORE_SECONDS = float(os.environ.get("CHAT_TEST_PATIENCE", ai_chat_service.STORE_SECONDS))
+    runner.CHECKPOINT_SECONDS = float(os.environ.get("CHAT_TEST_CHECKPOINT", runner.CHECKPOINT_SECONDS))
+    redis_log._REFILL_SECONDS = float(os.environ.get("CHAT_TEST_REFILL", redis_log._REFILL_SECONDS))
+    redis_log._TICK_SECONDS = 0.05
+    signal.signal(signal.SIGUSR1, _release_logs)
+
+
+def serve() -> None:
+    """Read the command line and serve until a signal ends it."""
+    is_shared = "CHAT_DATABASE_URL" in os.environ
+    if is_shared:
+        _shrink_intervals()
+    extra = ExtraTasks()
+
+    def create(settings: Settings) -> Starlette:
+        app = create_app(
+            settings,
+            kinds={"scripted": Kind(Scripted(_gates()))},
+            backends=_backends if is_shared else open_backends,
+            connect_tools="CHAT_TEST_CONNECTS" in os.environ,
+        )
+        app.router.routes.insert(0, Route("/tasks", extra.respond))
+        return app
+
+    def make_server(app: Starlette, announce: Callable[[], None], *rest: Any) -> Server:
+        def begin() -> None:
+            extra.begin()
+            announce()
+
+        return Server(app, begin, *rest)
+
+    command_line.create_app = create  # type: ignore[assignment,attr-defined]
+    command_line.Server = make_server  # type: ignore[assignment,attr-defined]
+    command_line.main(prog_name="serve")
+
+
+if __name__ == "__main__":
+    serve()
