@@ -27,8 +27,9 @@ from agent_chat.agents.testing import ScriptedTools, run_reply
 from agent_chat.stores.events import RunStarted, decode
 from agent_chat.stores.fold import fold
 from tests.support.claude_server import mcp_file
-from tests.support.live import Frame, Live, frames, live_server
+from tests.support.client import Frame, frames
 from tests.support.mcp_pool import raw
+from tests.support.servers import Live, live_server
 
 
 @asynccontextmanager
@@ -156,7 +157,7 @@ async def test_an_error_of_the_agents_own_ends_the_run_though_the_framework_swal
         yield Text("Never.")
 
     async with serving(tmp_path, reply) as (live, thread):
-        failed = await live.say(thread, "Go.")
+        failed = await live.post(thread, "Go.")
         (answer,) = (await live.get(thread, message_limit=1))["messages"]
     assert (failed.status_code, failed.json()["code"]) == (502, "agent_failed")
     assert (answer["content"], answer["metadata"]["run"]["status"]) == ("", "failed")
@@ -200,5 +201,5 @@ async def test_yielding_something_else_than_a_part_fails_the_run(tmp_path: Path)
         yield odd()
 
     async with live_server(tmp_path, kinds={"odd": Kind(reply)}) as live:
-        failed = await live.say(await live.thread((await live.agent(kind="odd"))["id"]), "Go.")
+        failed = await live.post(await live.thread((await live.agent(kind="odd"))["id"]), "Go.")
     assert (failed.status_code, failed.json()["code"]) == (502, "agent_failed")

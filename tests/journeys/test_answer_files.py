@@ -14,7 +14,7 @@ from agent_chat.server.runs.runner import _longer
 from agent_chat.stores.events import RunStarted, decode
 from agent_chat.stores.fold import fold
 from agent_chat.stores.models import Attachment, ToolCall, new_answer
-from tests.support.live import Live, live_server
+from tests.support.servers import Live, live_server
 
 REPORT = "name,count\nä,1\n".encode()
 
@@ -70,7 +70,7 @@ async def test_a_run_whose_file_finds_no_room_fails_and_its_text_is_stored(tmp_p
 
     async with live_server(tmp_path, kinds=kinds(big), limits=Limits(stored_bytes=100_000)) as live:
         thread = await thread_of(live)
-        failed = await live.say(thread, "Go.")
+        failed = await live.post(thread, "Go.")
         (answer,) = (await live.get(thread, message_limit=1))["messages"]
     assert (failed.status_code, failed.json()["code"]) == (507, "storage_full")
     assert (answer["content"], answer["attachments"]) == ("It is big.", [])
@@ -83,7 +83,7 @@ async def test_an_answer_has_at_most_ten_files(tmp_path: Path) -> None:
 
     async with live_server(tmp_path, kinds=kinds(many)) as live:
         thread = await thread_of(live)
-        failed = await live.say(thread, "Go.")
+        failed = await live.post(thread, "Go.")
         (answer,) = (await live.get(thread, message_limit=1))["messages"]
     assert failed.json()["detail"] == "An answer may have at most 10 files."
     assert [attachment["filename"] for attachment in answer["attachments"]] == [f"{n}.txt" for n in range(10)]

@@ -15,7 +15,8 @@ from agent_chat.server.limits import Limits
 from agent_chat.server.organizations import member
 from agent_chat.stores.contracts import EventLog, Store
 from agent_chat.stores.open import Where, open_backends
-from tests.support.live import Client, Live, live_server
+from tests.support.client import Client
+from tests.support.servers import Live, live_server
 from tests.support.shapes import is_problem
 
 OTHERS_KEY = "key-of-the-other-organization-here"
