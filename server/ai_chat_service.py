@@ -15,7 +15,6 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
-from typing import Literal
 
 import msgspec
 from msgspec import UNSET
@@ -27,15 +26,17 @@ from agent_chat.server.errors import AgentDeleted, AnswerUnknown, Draining, Inva
 from agent_chat.server.facts import FactPublisher
 from agent_chat.server.files.attachments import Attachments
 from agent_chat.server.files.content_html import Renderer
-from agent_chat.server.http.bodies import (
+from agent_chat.server.inputs import (
+    FILES,
     AgentCreate,
     AgentUpdate,
+    IfBusy,
     MessageCreate,
     ThreadCreate,
     ThreadUpdate,
+    Upload,
     fingerprint,
 )
-from agent_chat.server.http.uploads import FILES, Upload
 from agent_chat.server.limits import Limits, Slots
 from agent_chat.server.model_policy import ModelPolicy
 from agent_chat.server.quota import Quota, size_of
@@ -80,8 +81,6 @@ _POLL_SECONDS = 5.0
 _AWAY_SECONDS = 0.5
 STORE_SECONDS = 30.0
 """How long a client that waits for an answer is kept waiting for a database that is away."""
-
-IfBusy = Literal["reject", "interrupt"]
 
 
 class Post(msgspec.Struct, frozen=True):

@@ -16,7 +16,6 @@ from agent_chat.agents.mcp.config import Server as McpServer
 from agent_chat.agents.mcp.config import read_servers
 from agent_chat.agents.registry import Kind, OpenKind, Registry, open_registry
 from agent_chat.server.ai_chat_service import AIChatService
-from agent_chat.server.errors import EXPECTED, respond
 from agent_chat.server.facts import FactPublisher
 from agent_chat.server.files.attachments import Attachments
 from agent_chat.server.files.content_html import Renderer
@@ -27,7 +26,7 @@ from agent_chat.server.http.auth_failures import AuthFailures
 from agent_chat.server.http.connections import Connections
 from agent_chat.server.http.front import Front, Running
 from agent_chat.server.http.openapi import APIDescription
-from agent_chat.server.http.principals import Principals
+from agent_chat.server.http.problems import EXPECTED, respond
 from agent_chat.server.http.request_log import RequestLog
 from agent_chat.server.http.routes import agents, attachments, docs, events, health, messages, pages, sessions, threads
 from agent_chat.server.http.upload_folder import upload_folder
@@ -37,6 +36,7 @@ from agent_chat.server.loop_share import LoopShares
 from agent_chat.server.metrics import Metrics
 from agent_chat.server.organizations import first_member
 from agent_chat.server.own_key import OwnKey, hold_forever, open_own_key, refuse_lost_database
+from agent_chat.server.principals import Principals
 from agent_chat.server.quota import Quota
 from agent_chat.server.reading.streams import Streams
 from agent_chat.server.runs.runner import Runner

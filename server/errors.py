@@ -1,54 +1,36 @@
-"""From exceptions to what a client is told: one table, used by HTTP, WebSocket and `run.failed` alike.
+"""The exceptions of the chat service and of the transports above it.
 
-Lower layers raise plain exceptions that write their own sentence; here each gets its status and its stable code, as
-RFC 9457 problem details. What isn't in the table is a bug: 500 `internal`, its text kept from the client.
+Each constructor takes the facts and writes the sentence that the client reads. `http.problems` gives each one its
+status and its code. Lower layers have exceptions of their own (`stores.errors`, `agents.AgentError`).
 """
 
 from __future__ import annotations
 
-import logging
-import math
-
-import msgspec
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.routing import Match, Route
-
-from agent_chat.agents import AgentError
-from agent_chat.server.log_lines import REQUEST_ID
-from agent_chat.stores import errors as stores
-from agent_chat.stores.models import JSONObject, Message
-
-logger = logging.getLogger(__name__)
+from agent_chat.stores.models import Message
 
 RETRY_SECONDS = 2
-SAFE_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; frame-ancestors 'none'",
-}
-"""For every response that has no value of its own."""
-_SENTENCE = 500
+"""When a client may try again, where nothing better is known."""
+_MAX_CLIENT_TEXT = 500
+"""At most so many characters of what a client sent are repeated in an error."""
 
 
 class ChatError(Exception):
-    """Anything that the chat service refuses."""
+    """Base class: the chat service or a transport refuses a request."""
 
 
 class InvalidRequest(ChatError):
-    """A value that doesn't fit; `field` is its path in the body, or the parameter's or header's name.
+    """A value is not valid; `field` is its path in the body, or the name of the parameter or header.
 
-    Both are cut where a client made them long: a field's name can be all of its body.
+    Both texts are cut, since a client can make them long: a field's name can be the whole body.
     """
 
     def __init__(self, field: str, detail: str) -> None:
-        super().__init__(detail[:_SENTENCE])
-        self.field = field[:_SENTENCE]
+        super().__init__(detail[:_MAX_CLIENT_TEXT])
+        self.field = field[:_MAX_CLIENT_TEXT]
 
 
 class MalformedBody(ChatError):
-    pass
+    """The body is not in the format that its content type names."""
 
 
 class TooLarge(ChatError):
@@ -58,10 +40,10 @@ class TooLarge(ChatError):
 
 
 class BodyStalled(ChatError):
-    """The client has sent nothing of its body for so long."""
+    """The client sent no byte of its body for `seconds`."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"Nothing of the body arrived for {seconds:g} seconds.")
+        super().__init__(f"No byte of the body arrived for {seconds:g} seconds.")
 
 
 class UnsupportedMediaType(ChatError):
@@ -78,7 +60,7 @@ class AuthRateLimited(ChatError):
     """Too many wrong keys came from the client's address; `retry_after` is in seconds."""
 
     def __init__(self, retry_after: int) -> None:
-        super().__init__(f"This key is not valid, as others from your address; try again in {retry_after} s.")
+        super().__init__(f"Too many wrong keys came from your address; try again in {retry_after} s.")
         self.retry_after = retry_after
 
 
@@ -91,11 +73,11 @@ class StorageFull(ChatError):
     """The organization stores as many bytes as it may."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"Your organization may store {limit} bytes; delete threads to make room.")
+        super().__init__(f"Your organization may store {limit} bytes; delete threads to free storage.")
 
 
 class DiskFull(ChatError):
-    """An upload found no room on the disk."""
+    """The disk has no space for an upload."""
 
 
 class RangeNotSatisfiable(ChatError):
@@ -106,7 +88,7 @@ class RangeNotSatisfiable(ChatError):
 
 class ThreadEmpty(ChatError):
     def __init__(self, thread_id: str) -> None:
-        super().__init__(f"Thread {thread_id} has no message to make a title from.")
+        super().__init__(f"Thread {thread_id} has no message to generate a title from.")
 
 
 class AgentDeleted(ChatError):
@@ -115,13 +97,15 @@ class AgentDeleted(ChatError):
 
 
 class Gone(ChatError):
+    """A path of the API that this one replaces; `path` is the new one."""
+
     def __init__(self, path: str) -> None:
         super().__init__(f"Conversations are threads now: use {path}.")
         self.path = path
 
 
 class RateLimited(ChatError):
-    """The organization asks more of this process than it may; `retry_after` is in seconds."""
+    """The organization exceeds a limit of this process; `retry_after` is in seconds."""
 
     def __init__(self, what: str, limit: int, retry_after: int) -> None:
         super().__init__(f"Your organization may have {limit} {what} here; try again in {retry_after} s.")
@@ -130,11 +114,11 @@ class RateLimited(ChatError):
 
 class Draining(ChatError):
     def __init__(self) -> None:
-        super().__init__("This server is stopping and starts no more runs; another, or the next one, will.")
+        super().__init__("This server is stopping and starts no more runs; try again.")
 
 
 class RunFailedError(ChatError):
-    """The run that a client waited for failed; what it had said is kept in the message."""
+    """The run that a client waited for failed; its message holds the answer up to then."""
 
     def __init__(self, message: Message) -> None:
         self.message = message
@@ -146,175 +130,9 @@ class RunFailedError(ChatError):
 
 
 class AnswerUnknown(ChatError):
-    """The database has not answered for so long that a waiting client is told where to look later."""
+    """The database has been unreachable for so long that a waiting client gets the ids of what to read later."""
 
     def __init__(self, thread_id: str, message_id: str) -> None:
         super().__init__("The database does not answer; read the message later.")
         self.thread_id = thread_id
         self.message_id = message_id
-
-
-class Problem(msgspec.Struct, frozen=True):
-    """What a client is told: status, stable code, a sentence, further members, headers."""
-
-    status: int
-    code: str
-    detail: str
-    more: JSONObject = {}
-    headers: dict[str, str] = {}
-
-    def body(self) -> JSONObject:
-        """The RFC 9457 object."""
-        return {
-            "type": f"urn:chat:problem:{self.code}",
-            "title": self.code.replace("_", " ").capitalize(),
-            "status": self.status,
-            "code": self.code,
-            "detail": self.detail,
-            **self.more,
-        }
-
-    def response(self) -> Response:
-        headers = {**SAFE_HEADERS, **self.headers}
-        return Response(msgspec.json.encode(self.body()), self.status, headers, media_type="application/problem+json")
-
-
-_TABLE: dict[type[Exception], tuple[int, str]] = {
-    MalformedBody: (400, "malformed_body"),
-    ClientDisconnect: (400, "malformed_body"),
-    BodyStalled: (400, "malformed_body"),
-    Unauthenticated: (401, "unauthenticated"),
-    Forbidden: (403, "forbidden"),
-    stores.AgentNotFound: (404, "agent_not_found"),
-    stores.ThreadNotFound: (404, "thread_not_found"),
-    stores.MessageNotFound: (404, "message_not_found"),
-    stores.AttachmentNotFound: (404, "attachment_not_found"),
-    stores.BlobNotFound: (404, "attachment_not_found"),
-    stores.ThreadBusy: (409, "thread_busy"),
-    stores.ThreadArchived: (409, "thread_archived"),
-    ThreadEmpty: (409, "thread_empty"),
-    AgentDeleted: (409, "agent_deleted"),
-    Gone: (410, "gone"),
-    TooLarge: (413, "too_large"),
-    UnsupportedMediaType: (415, "unsupported_media_type"),
-    RangeNotSatisfiable: (416, "range_not_satisfiable"),
-    InvalidRequest: (422, "invalid_request"),
-    stores.IdempotencyMismatch: (422, "idempotency_mismatch"),
-    RateLimited: (429, "rate_limited"),
-    AuthRateLimited: (429, "rate_limited"),
-    Draining: (503, "draining"),
-    stores.StoreDamaged: (500, "internal"),
-    stores.StoreUnavailable: (503, "store_unavailable"),
-    AnswerUnknown: (503, "store_unavailable"),
-    stores.BlobUnavailable: (503, "store_unavailable"),
-    StorageFull: (507, "storage_full"),
-    DiskFull: (507, "storage_full"),
-    stores.StoreFull: (507, "storage_full"),
-    stores.BlobStorageFull: (507, "storage_full"),
-}
-_RUN_STATUS = {
-    "agent_failed": 502,
-    "agent_overloaded": 503,
-    "interrupted": 503,
-    "store_unavailable": 503,
-    "agent_timeout": 504,
-    "storage_full": 507,
-}
-_HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
-
-EXPECTED: tuple[type[Exception], ...] = (ChatError, stores.StoreError, AgentError, HTTPException, ClientDisconnect)
-"""What a request may raise without there being a bug. Starlette logs all else as one, even where it is answered."""
-
-
-def problem_of(error: Exception) -> Problem:
-    """The problem that this exception is to a client."""
-    match error:
-        case RunFailedError(message=message):
-            more = {"thread_id": message.thread_id, "message_id": message.id, "retryable": error.retryable}
-            status = _RUN_STATUS.get(error.code, 502)
-            headers = _retry_after(status, error.retry_after) if error.retryable else {}
-            return Problem(status, error.code, str(error), more, headers)
-        case AgentError():
-            status = _RUN_STATUS.get(error.code, 502)
-            headers = _retry_after(status, error.retry_after)
-            return Problem(status, error.code, error.detail, {"retryable": error.retryable}, headers)
-        case HTTPException():
-            code = _HTTP_CODES.get(error.status_code, "http_error")
-            return Problem(error.status_code, code, error.detail, {}, dict(error.headers or {}))
-    if type(error) not in _TABLE:
-        logger.error("unexpected %s", type(error).__name__, exc_info=error)
-        return Problem(500, "internal", "Something went wrong on our side.")
-    status, code = _TABLE[type(error)]
-    return Problem(status, code, _sentence(error), _facts(error), _headers(error, status))
-
-
-def _headers(error: Exception, status: int) -> dict[str, str]:
-    match error:
-        case RateLimited(retry_after=retry_after) | AuthRateLimited(retry_after=retry_after):
-            return {"Retry-After": str(retry_after)}
-        case RangeNotSatisfiable(size=size):
-            return {"Content-Range": f"bytes */{size}"}
-        case Unauthenticated():
-            return {"WWW-Authenticate": "Bearer"}
-        case BodyStalled():
-            return {"Connection": "close"}
-        case _:
-            return {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
-
-
-def _retry_after(status: int, seconds: float | None) -> dict[str, str]:
-    """The header, in the whole seconds that RFC 9110 wants; a 503 always has one."""
-    if seconds is None:
-        return {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
-    return {"Retry-After": str(math.ceil(seconds))}
-
-
-def _sentence(error: Exception) -> str:
-    match error:
-        case stores.AgentNotFound():
-            return f"{error} Create one with POST /api/v1/agents."
-        case ClientDisconnect():
-            return "The body ended too early."
-        case stores.StoreDamaged():
-            return "The server's database is damaged; its operator has to restore it."
-        case DiskFull() | stores.StoreFull() | stores.BlobStorageFull():
-            return "The server's disk is full; nothing was stored."
-        case stores.StoreUnavailable():
-            return "The database does not answer; try again."
-        case _:
-            return str(error)
-
-
-def _facts(error: Exception) -> JSONObject:
-    match error:
-        case InvalidRequest(field=field) | TooLarge(field=field):
-            return {"field": field}
-        case stores.ThreadBusy(message_id=message_id):
-            return {"message_id": message_id}
-        case AnswerUnknown(thread_id=thread_id, message_id=message_id):
-            return {"thread_id": thread_id, "message_id": message_id, "retryable": True}
-        case Gone(path=path):
-            return {"use": path}
-        case _:
-            return {}
-
-
-async def respond(request: Request, error: Exception) -> Response:
-    """Starlette's exception hook for everything."""
-    response = problem_of(error).response()
-    if response.status_code == 405:
-        response.headers["Allow"] = ", ".join(sorted(_methods(request)))
-    if response.status_code == 500 and (request_id := REQUEST_ID.get()):
-        response.headers["X-Request-Id"] = request_id  # this response does not pass the middleware
-    return response
-
-
-def _methods(request: Request) -> set[str]:
-    """All that the path answers to; Starlette's own 405 knows only the first route."""
-    routes = [route for route in request.app.routes if isinstance(route, Route)]
-    return {
-        method
-        for route in routes
-        if route.matches(request.scope)[0] is not Match.NONE
-        for method in route.methods or ()
-    }

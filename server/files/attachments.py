@@ -19,7 +19,7 @@ from pathlib import Path
 from agent_chat.agents import AgentError, File
 from agent_chat.server.errors import InvalidRequest, RateLimited, StorageFull
 from agent_chat.server.files.extraction import Extractor, small_of
-from agent_chat.server.http.uploads import FILE_BYTES, FILES, Upload, clean_name
+from agent_chat.server.inputs import FILE_BYTES, FILES, Upload, clean_name
 from agent_chat.server.quota import Quota
 from agent_chat.stores.blobs import Blobs
 from agent_chat.stores.contracts import Store, ThreadStore

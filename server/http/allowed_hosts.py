@@ -11,8 +11,8 @@ from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from agent_chat.server.errors import Problem
 from agent_chat.server.http.hosts import is_allowed
+from agent_chat.server.http.problems import Problem
 from agent_chat.server.http.request_log import REFUSED_STATUS
 
 _PROBES = ("/healthz", "/readyz")

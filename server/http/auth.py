@@ -11,13 +11,14 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from agent_chat.server.errors import AuthRateLimited, RateLimited, Unauthenticated, problem_of
+from agent_chat.server.errors import AuthRateLimited, RateLimited, Unauthenticated
 from agent_chat.server.http.auth_failures import AuthFailures
 from agent_chat.server.http.cookies import is_secure, session_token
-from agent_chat.server.http.principals import Credential, Principals
+from agent_chat.server.http.problems import problem_of
 from agent_chat.server.http.sse import later
 from agent_chat.server.limits import RequestRate
 from agent_chat.server.loop_share import LoopShares
+from agent_chat.server.principals import Credential, Principals
 from agent_chat.stores.errors import StoreUnavailable
 from agent_chat.stores.models import Principal
 

@@ -1,4 +1,4 @@
-"""The bodies that clients send, and how they are read: the types that validate are the types of the API.
+"""Reads the bodies that clients send: JSON and form fields become the types of `server.inputs`.
 
 Every refusal names the field. msgspec does the types; what it can't say (bytes, nesting, NUL, the server's own
 metadata key) is checked here, the sizes first: what is walked afterwards is small.
@@ -6,74 +6,21 @@ metadata key) is checked here, the sizes first: what is walked afterwards is sma
 
 from __future__ import annotations
 
-import hashlib
 import re
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Struct
 
 from agent_chat.server.errors import InvalidRequest, MalformedBody, TooLarge
-from agent_chat.stores.models import NESTING, JSONObject, Role
+from agent_chat.server.inputs import MessageCreate
+from agent_chat.stores.models import NESTING
 
 BODY_BYTES = 2 * 2**20
 CONTENT_BYTES = 2**20
 METADATA_BYTES = 16 * 2**10
 
-Title = Annotated[str, Meta(max_length=500)]
-Name = Annotated[str, Meta(min_length=1, max_length=200)]
-ServerNames = Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=100)]
-ToolNames = Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=1000)]
 B = TypeVar("B", bound=Struct)
-
-
-class ThreadCreate(Struct, forbid_unknown_fields=True, frozen=True):
-    agent_id: str | UnsetType = UNSET
-    title: Title | UnsetType = UNSET
-    metadata: JSONObject | UnsetType = UNSET
-
-
-class ThreadUpdate(Struct, forbid_unknown_fields=True, frozen=True):
-    title: Title | UnsetType = UNSET
-    archived: bool | UnsetType = UNSET
-
-
-class AttachmentRef(Struct, forbid_unknown_fields=True, frozen=True):
-    id: str
-
-
-class MessageCreate(Struct, forbid_unknown_fields=True, frozen=True):
-    content: str
-    content_html: str | UnsetType = UNSET
-    role: Role = "user"
-    metadata: JSONObject | UnsetType = UNSET
-    attachments: Annotated[list[AttachmentRef], Meta(max_length=100)] = []
-
-
-class AgentCreate(Struct, forbid_unknown_fields=True, frozen=True):
-    """mcp_servers: names from the operator's file. tools: allowed names, null for all of its servers'."""
-
-    name: Name
-    kind: str | UnsetType = UNSET
-    model: Name | None = None
-    instructions: Annotated[str, Meta(max_length=200_000)] = ""
-    mcp_servers: ServerNames = []
-    tools: ToolNames | None = None
-    max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
-    is_default: bool = False
-    metadata: JSONObject | UnsetType = UNSET
-
-
-class AgentUpdate(Struct, forbid_unknown_fields=True, frozen=True):
-    name: Name | UnsetType = UNSET
-    kind: str | UnsetType = UNSET
-    model: Name | UnsetType | None = UNSET
-    instructions: Annotated[str, Meta(max_length=200_000)] | UnsetType = UNSET
-    mcp_servers: ServerNames | UnsetType = UNSET
-    tools: ToolNames | UnsetType | None = UNSET
-    max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | UnsetType | None = UNSET
-    is_default: bool | UnsetType = UNSET
-    metadata: JSONObject | UnsetType = UNSET
 
 
 def read(data: bytes, type: type[B], *, files: bool = False) -> B:
@@ -140,11 +87,6 @@ def _json_of(field: str, text: str) -> msgspec.Raw:
         raise InvalidRequest(field, f"The field {field} is not valid JSON: {error}") from error
     except RecursionError as error:
         raise InvalidRequest(field, f"{field} is nested deeper than {NESTING} levels.") from error
-
-
-def fingerprint(body: Struct, *more: str) -> str:
-    """The same for equal bodies, however they were spelled."""
-    return hashlib.sha256(msgspec.json.encode([body, more], order="sorted")).hexdigest()
 
 
 def _invalid(sentence: str) -> InvalidRequest:

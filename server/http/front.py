@@ -15,7 +15,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agent_chat.server.errors import SAFE_HEADERS
+from agent_chat.server.http.problems import SAFE_HEADERS
 
 
 class AppNotStarted(RuntimeError):

@@ -16,8 +16,8 @@ import msgspec
 from starlette.routing import BaseRoute, Route
 
 from agent_chat.server.http.auth import KEYED
-from agent_chat.server.http.bodies import AgentCreate, AgentUpdate, MessageCreate, ThreadCreate, ThreadUpdate
 from agent_chat.server.http.routes import agents, attachments, events, health, messages, threads
+from agent_chat.server.inputs import AgentCreate, AgentUpdate, MessageCreate, ThreadCreate, ThreadUpdate
 from agent_chat.stores.models import Agent, Attachment, JSONObject, Message, Role, Thread
 
 

@@ -14,7 +14,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from agent_chat.server.errors import Problem
+from agent_chat.server.http.problems import Problem
 from agent_chat.server.http.websocket_protocol import WebSocketProtocol
 
 if TYPE_CHECKING:

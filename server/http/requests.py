@@ -9,10 +9,11 @@ import msgspec
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
-from agent_chat.server.ai_chat_service import AIChatService, IfBusy
+from agent_chat.server.ai_chat_service import AIChatService
 from agent_chat.server.errors import InvalidRequest, TooLarge, UnsupportedMediaType
 from agent_chat.server.http.bodies import BODY_BYTES, read
 from agent_chat.server.http.body_stream import pieces_of
+from agent_chat.server.inputs import IfBusy
 from agent_chat.server.reading.streams import Streams
 from agent_chat.stores.models import is_id
 

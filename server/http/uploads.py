@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
-import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -25,28 +24,17 @@ from agent_chat.server.errors import DiskFull, InvalidRequest, MalformedBody, To
 from agent_chat.server.http.auth import principal_of
 from agent_chat.server.http.bodies import BODY_BYTES
 from agent_chat.server.http.body_stream import pieces_of
+from agent_chat.server.inputs import FILE_BYTES, FILES, Upload, clean_name
 from agent_chat.server.limits import Limits, Slots
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-FILE_BYTES = 25 * 2**20
-FILES = 10
 _FORM_BYTES = FILES * FILE_BYTES + 2 * BODY_BYTES
 """What a form may take in all, its boundaries and headers too."""
 _FIELDS = 50
 _BOUNDARY_BYTES = 200
 """RFC 2046 allows 70; the parser raises above 256."""
-
-
-class Upload(msgspec.Struct):
-    """A file as it came: on disk until the request ends."""
-
-    filename: str
-    content_type: str | None
-    path: Path
-    size: int = 0
-    sha256: str = ""
 
 
 class Form(msgspec.Struct, frozen=True):
@@ -239,10 +227,3 @@ def _filename(written: str) -> str:
     https://html.spec.whatwg.org/multipage/form-control-infrastructure.html#multipart-form-data
     """
     return clean_name(written.replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n"))
-
-
-def clean_name(filename: str) -> str:
-    """The last component of a client's file name, without control characters, at most 255 characters."""
-    last = re.split(r"[/\\]", filename)[-1]
-    kept = "".join(character for character in last if character.isprintable()).strip()[-255:]
-    return "file" if kept in ("", ".", "..") else kept

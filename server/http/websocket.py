@@ -18,20 +18,15 @@ import msgspec
 from msgspec import Meta, Struct
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from agent_chat.server.ai_chat_service import AIChatService, IfBusy
-from agent_chat.server.errors import (
-    AuthRateLimited,
-    InvalidRequest,
-    MalformedBody,
-    RateLimited,
-    Unauthenticated,
-    problem_of,
-)
+from agent_chat.server.ai_chat_service import AIChatService
+from agent_chat.server.errors import AuthRateLimited, InvalidRequest, MalformedBody, RateLimited, Unauthenticated
 from agent_chat.server.http.auth import authenticator_of, credential_of, same_origin
-from agent_chat.server.http.bodies import MessageCreate, read
-from agent_chat.server.http.principals import Credential
+from agent_chat.server.http.bodies import read
+from agent_chat.server.http.problems import problem_of
+from agent_chat.server.inputs import IfBusy, MessageCreate
 from agent_chat.server.limits import RequestRate, Slot
 from agent_chat.server.loop_share import LoopShares, begin_streaming, measured, pause
+from agent_chat.server.principals import Credential
 from agent_chat.server.reading.streams import Stream, Streams
 from agent_chat.server.reading.viewer import Viewer
 from agent_chat.stores.errors import AgentNotFound, StoreUnavailable, ThreadNotFound

@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
-from agent_chat.server.http.principals import Credential, Principals
 from agent_chat.server.limits import Limits, Slot, Slots
+from agent_chat.server.principals import Credential, Principals
 from agent_chat.server.reading.viewer import Viewer
 from agent_chat.stores.errors import StoreUnavailable
 from agent_chat.stores.models import Principal

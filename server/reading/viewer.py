@@ -16,7 +16,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from agent_chat.server.http.large_json import encode_list
+from agent_chat.server.encoding import encode_list
 from agent_chat.stores.buffer import Cursor, Entry
 from agent_chat.stores.contracts import EventLog, ThreadStore
 from agent_chat.stores.errors import Gap, LogUnavailable, NotFound

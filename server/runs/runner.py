@@ -21,7 +21,7 @@ from agent_chat.agents import AgentError, File, Files, NoFiles, Part, Run, RunTo
 from agent_chat.agents.answer import TooLong
 from agent_chat.agents.registry import Registry
 from agent_chat.server.files.content_html import unrendered
-from agent_chat.server.http.uploads import FILES
+from agent_chat.server.inputs import FILES
 from agent_chat.server.limits import Slot
 from agent_chat.server.log_lines import RUN_ID, THREAD_ID
 from agent_chat.server.loop_share import begin_streaming, measured

@@ -16,7 +16,7 @@ import httpx
 import msgspec
 import pytest
 
-from agent_chat.server.http import bodies
+from agent_chat.server import inputs
 from tests.support.client import KEY, frames
 from tests.support.servers import Live, live_server
 from tests.support.shapes import PROBLEM_KEYS, is_invalid, is_problem
@@ -123,11 +123,11 @@ def test_the_places_are_all_the_routes_that_have_fields() -> None:
     fields = {
         struct: set(struct.__struct_fields__)
         for struct in (
-            bodies.AgentCreate,
-            bodies.AgentUpdate,
-            bodies.ThreadCreate,
-            bodies.ThreadUpdate,
-            bodies.MessageCreate,
+            inputs.AgentCreate,
+            inputs.AgentUpdate,
+            inputs.ThreadCreate,
+            inputs.ThreadUpdate,
+            inputs.MessageCreate,
         )
     }
     assert [set(place.bad) for place in PLACES.values()] == list(fields.values())

@@ -27,7 +27,7 @@ from PIL import Image
 
 from agent_chat.server.files.extraction import TEXT_CHARS
 from agent_chat.server.files.file_types import BINARY, DOCX, PDF
-from agent_chat.server.http.uploads import FILE_BYTES
+from agent_chat.server.inputs import FILE_BYTES
 from tests.support.client import frames
 from tests.support.servers import Process, server_process
 from tests.support.shapes import is_problem

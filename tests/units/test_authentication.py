@@ -11,7 +11,7 @@ import pytest
 from agent_chat.server.http import auth_failures
 from agent_chat.server.http.auth_failures import AuthFailures
 from agent_chat.server.http.hosts import default_hosts, is_allowed
-from agent_chat.server.http.principals import Credential, Principals
+from agent_chat.server.principals import Credential, Principals
 from agent_chat.stores.contracts import Store
 from agent_chat.stores.models import User
 from agent_chat.stores.sqlite.store import open_sqlite

@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from agent_chat.server.errors import InvalidRequest, TooLarge
-from agent_chat.server.http.bodies import AgentCreate, AgentUpdate, MessageCreate, ThreadCreate, message_of, read
+from agent_chat.server.http.bodies import message_of, read
 from agent_chat.server.http.websocket import CreateMessage
+from agent_chat.server.inputs import AgentCreate, AgentUpdate, MessageCreate, ThreadCreate
 
 
 def packed(value: Any) -> bytes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -117,3 +119,17 @@ def test_tests_import_from_support_not_from_each_other() -> None:
     ]
     assert wrong == []
     assert len({path.name for path in tests}) == len(tests)
+
+
+def test_the_service_loads_nothing_of_http() -> None:
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, agent_chat.server.ai_chat_service; print(*sys.modules, sep='\\n')"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=50,
+    ).stdout.split()
+    assert "agent_chat.server.runs.runner" in loaded
+    http = re.compile(r"(starlette|uvicorn|sse_starlette|websockets|agent_chat\.server\.http)(\..*)?")
+    assert [name for name in loaded if http.fullmatch(name)] == []

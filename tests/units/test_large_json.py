@@ -7,7 +7,8 @@ import asyncio
 import msgspec
 from starlette.types import Message as Sent
 
-from agent_chat.server.http.large_json import PIECE_BYTES, LargeResponse, encode_list, encode_thread
+from agent_chat.server.encoding import PIECE_BYTES, encode_list, encode_thread
+from agent_chat.server.http.large_json import LargeResponse
 from agent_chat.stores.models import Message, Thread
 
 WHEN = "2026-01-31T12:00:00.000Z"

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from agent_chat.server.http.bodies import BODY_BYTES, CONTENT_BYTES, METADATA_BYTES
-from agent_chat.server.http.uploads import FILE_BYTES, FILES
+from agent_chat.server.inputs import FILE_BYTES, FILES
 from agent_chat.server.limits import Limits
 from agent_chat.server.settings import Settings, load
 from agent_chat.stores import events

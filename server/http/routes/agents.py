@@ -7,9 +7,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agent_chat.server.http.auth import principal_of
-from agent_chat.server.http.bodies import AgentCreate, AgentUpdate
 from agent_chat.server.http.large_json import list_response
 from agent_chat.server.http.requests import as_json, body_of, integer, next_link, public_path, service_of
+from agent_chat.server.inputs import AgentCreate, AgentUpdate
 
 
 async def create_agent(request: Request) -> Response:

@@ -8,10 +8,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agent_chat.server.ai_chat_service import Post
-from agent_chat.server.errors import RunFailedError, problem_of
+from agent_chat.server.errors import RunFailedError
 from agent_chat.server.http.auth import principal_of
-from agent_chat.server.http.bodies import MessageCreate, message_of
+from agent_chat.server.http.bodies import message_of
 from agent_chat.server.http.large_json import list_response
+from agent_chat.server.http.problems import problem_of
 from agent_chat.server.http.requests import (
     as_json,
     body_of,
@@ -28,6 +29,7 @@ from agent_chat.server.http.requests import (
 from agent_chat.server.http.routes.threads import CUT, THREAD
 from agent_chat.server.http.sse import EventStream
 from agent_chat.server.http.uploads import form_of, is_multipart
+from agent_chat.server.inputs import MessageCreate
 
 MESSAGES = THREAD + "/messages"
 

@@ -11,7 +11,8 @@ from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from agent_chat.server.errors import Unauthenticated, problem_of
+from agent_chat.server.errors import Unauthenticated
+from agent_chat.server.http.problems import problem_of
 from agent_chat.server.http.routes.sessions import confirmation, needs_confirmation, sign_in
 
 DEMO = Path(__file__).parents[3] / "web_demo"

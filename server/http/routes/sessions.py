@@ -20,9 +20,9 @@ from starlette.routing import Route
 from agent_chat.server.errors import Forbidden, MalformedBody, TooLarge, Unauthenticated
 from agent_chat.server.http.auth import authenticator_of, client_address, same_origin
 from agent_chat.server.http.cookies import SESSION_SECONDS, clear_session, session_token, set_session
-from agent_chat.server.http.principals import Credential
 from agent_chat.server.http.requests import public_path, service_of
 from agent_chat.server.limits import RequestRate
+from agent_chat.server.principals import Credential
 
 _FORM_BYTES = 8 * 2**10
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">

@@ -8,7 +8,6 @@ from starlette.routing import Route
 
 from agent_chat.server.errors import Gone
 from agent_chat.server.http.auth import principal_of
-from agent_chat.server.http.bodies import ThreadCreate, ThreadUpdate
 from agent_chat.server.http.large_json import list_response, thread_response
 from agent_chat.server.http.requests import (
     body_of,
@@ -19,6 +18,7 @@ from agent_chat.server.http.requests import (
     public_path,
     service_of,
 )
+from agent_chat.server.inputs import ThreadCreate, ThreadUpdate
 from agent_chat.stores.contracts import ThreadPart
 
 THREADS = "/api/v1/chat/{agent_id}/threads"

@@ -1,0 +1,100 @@
+"""What the service is called with: the request types of the API, whichever protocol brought them.
+
+msgspec validates types and lengths while it decodes; `http.bodies` checks the rest before the service is called.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from agent_chat.stores.models import JSONObject, Role
+
+FILE_BYTES = 25 * 2**20
+"""How large one file may be."""
+FILES = 10
+"""How many attachments a message may have, and how many files a form may have."""
+
+IfBusy = Literal["reject", "interrupt"]
+"""What to do with a user's message while another run has the thread: refuse it, or cancel that run first."""
+
+Title = Annotated[str, Meta(max_length=500)]
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+ServerNames = Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=100)]
+ToolNames = Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=1000)]
+
+
+class ThreadCreate(Struct, forbid_unknown_fields=True, frozen=True):
+    agent_id: str | UnsetType = UNSET
+    title: Title | UnsetType = UNSET
+    metadata: JSONObject | UnsetType = UNSET
+
+
+class ThreadUpdate(Struct, forbid_unknown_fields=True, frozen=True):
+    title: Title | UnsetType = UNSET
+    archived: bool | UnsetType = UNSET
+
+
+class AttachmentRef(Struct, forbid_unknown_fields=True, frozen=True):
+    id: str
+
+
+class MessageCreate(Struct, forbid_unknown_fields=True, frozen=True):
+    content: str
+    content_html: str | UnsetType = UNSET
+    role: Role = "user"
+    metadata: JSONObject | UnsetType = UNSET
+    attachments: Annotated[list[AttachmentRef], Meta(max_length=100)] = []
+
+
+class AgentCreate(Struct, forbid_unknown_fields=True, frozen=True):
+    """mcp_servers: names from the operator's file. tools: allowed names, null for all of its servers'."""
+
+    name: Name
+    kind: str | UnsetType = UNSET
+    model: Name | None = None
+    instructions: Annotated[str, Meta(max_length=200_000)] = ""
+    mcp_servers: ServerNames = []
+    tools: ToolNames | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    is_default: bool = False
+    metadata: JSONObject | UnsetType = UNSET
+
+
+class AgentUpdate(Struct, forbid_unknown_fields=True, frozen=True):
+    name: Name | UnsetType = UNSET
+    kind: str | UnsetType = UNSET
+    model: Name | UnsetType | None = UNSET
+    instructions: Annotated[str, Meta(max_length=200_000)] | UnsetType = UNSET
+    mcp_servers: ServerNames | UnsetType = UNSET
+    tools: ToolNames | UnsetType | None = UNSET
+    max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | UnsetType | None = UNSET
+    is_default: bool | UnsetType = UNSET
+    metadata: JSONObject | UnsetType = UNSET
+
+
+class Upload(msgspec.Struct):
+    """A file as it came: on disk until the request ends."""
+
+    filename: str
+    content_type: str | None
+    path: Path
+    size: int = 0
+    sha256: str = ""
+
+
+def fingerprint(body: Struct, *more: str) -> str:
+    """The same for equal bodies, however they were spelled."""
+    return hashlib.sha256(msgspec.json.encode([body, more], order="sorted")).hexdigest()
+
+
+def clean_name(filename: str) -> str:
+    """The last component of a client's file name, without control characters, at most 255 characters."""
+    last = re.split(r"[/\\]", filename)[-1]
+    kept = "".join(character for character in last if character.isprintable()).strip()[-255:]
+    return "file" if kept in ("", ".", "..") else kept
