@@ -43,7 +43,8 @@ from agent_chat.server.quota import Quota, size_of
 from agent_chat.server.reading.viewer import Viewer, resumed
 from agent_chat.server.runs.runner import Runner
 from agent_chat.server.titles import generate_title
-from agent_chat.stores.contracts import AgentPage, Created, EventLog, MessagePage, Page, Posted, Store, ThreadPart
+from agent_chat.stores.contracts import AgentPage, Created, EventLog, MessagePage, Posted, Store, ThreadPage, ThreadPart
+from agent_chat.stores.contracts.storage import RECORD_BYTES
 from agent_chat.stores.errors import (
     AgentNotFound,
     Gap,
@@ -71,7 +72,6 @@ from agent_chat.stores.models import (
     timestamp,
     utcnow,
 )
-from agent_chat.stores.storage import RECORD_BYTES
 
 security = logging.getLogger("chat.security")
 
@@ -230,7 +230,7 @@ class AIChatService:
 
     async def list_threads(
         self, who: Principal, agent_ref: str, *, limit: int, offset: int, archived: bool | None, message_limit: int
-    ) -> Page:
+    ) -> ThreadPage:
         """Raises: AgentNotFound."""
         agent = await self._agent(who, agent_ref, deleted=True)
         return await self.store.list_threads(

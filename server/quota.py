@@ -15,8 +15,8 @@ from contextlib import asynccontextmanager, suppress
 import msgspec
 
 from agent_chat.server.errors import StorageFull
+from agent_chat.stores.contracts.storage import Storage
 from agent_chat.stores.errors import StoreUnavailable
-from agent_chat.stores.storage import Storage
 
 PIECE_BYTES = 16 * 2**20
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from agent_chat.stores.contracts.storage import BlobRemoval
 from agent_chat.stores.errors import IdempotencyMismatch, ThreadArchived, ThreadBusy
 from agent_chat.stores.models import (
     Agent,
@@ -29,7 +30,6 @@ from agent_chat.stores.models import (
     new_id,
     timestamp,
 )
-from agent_chat.stores.storage import BlobRemoval
 
 KEY_SECONDS = 24 * 3600
 """How long an Idempotency-Key counts."""

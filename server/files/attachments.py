@@ -23,6 +23,7 @@ from agent_chat.server.inputs import FILE_BYTES, FILES, Upload, clean_name
 from agent_chat.server.quota import Quota
 from agent_chat.stores.blobs import Blobs
 from agent_chat.stores.contracts import Store, ThreadStore
+from agent_chat.stores.contracts.storage import RECORD_BYTES, UPLOAD_SECONDS, BlobRemoval
 from agent_chat.stores.errors import (
     AttachmentNotFound,
     BlobNotFound,
@@ -32,7 +33,6 @@ from agent_chat.stores.errors import (
     ThreadNotFound,
 )
 from agent_chat.stores.models import Attachment, Clock, Principal, StoredFile, is_id, new_id, timestamp
-from agent_chat.stores.storage import RECORD_BYTES, UPLOAD_SECONDS, BlobRemoval
 
 logger = logging.getLogger(__name__)
 

@@ -38,8 +38,8 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from agent_chat.stores.contracts.storage import RECORD_BYTES
 from agent_chat.stores.models import Idempotency, JSONObject, Message, Principal, Thread, timestamp
-from agent_chat.stores.storage import RECORD_BYTES
 
 Document = dict[str, Any]
 Pipeline = list[Document]

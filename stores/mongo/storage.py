@@ -6,10 +6,7 @@ size, due, taken}.
 
 from __future__ import annotations
 
-from agent_chat.stores.models import Principal
-from agent_chat.stores.mongo.database import Database
-from agent_chat.stores.mongo.documents import Document
-from agent_chat.stores.storage import (
+from agent_chat.stores.contracts.storage import (
     MEASURE_SECONDS,
     MEASURED_AT_ONCE,
     REMOVAL_SECONDS,
@@ -17,6 +14,9 @@ from agent_chat.stores.storage import (
     UPLOAD_SECONDS,
     BlobRemoval,
 )
+from agent_chat.stores.models import Principal
+from agent_chat.stores.mongo.database import Database
+from agent_chat.stores.mongo.documents import Document
 
 _FILE: Document = {"$add": ["$size", {"$ifNull": ["$text_bytes", 0]}]}
 THREAD_STORED: Document = {"$add": [{"$ifNull": ["$bytes", 0]}, {"$ifNull": ["$paged_bytes", 0]}]}

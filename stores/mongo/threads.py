@@ -10,7 +10,8 @@ from collections import defaultdict
 import msgspec
 from msgspec.structs import replace
 
-from agent_chat.stores.contracts import Created, MessagePage, Page, Posted, ThreadPart
+from agent_chat.stores.contracts import Created, MessagePage, Posted, ThreadPage, ThreadPart
+from agent_chat.stores.contracts.storage import REMOVAL_SECONDS, BlobRemoval
 from agent_chat.stores.errors import (
     AttachmentNotFound,
     IdempotencyMismatch,
@@ -40,7 +41,6 @@ from agent_chat.stores.mongo.documents import (
 from agent_chat.stores.mongo.outbox import PUBLISHED, MongoOutbox, adding
 from agent_chat.stores.mongo.pages import TRIES, contended, where
 from agent_chat.stores.mongo.storage import THREAD_STORED, MongoStorage
-from agent_chat.stores.storage import REMOVAL_SECONDS, BlobRemoval
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class MongoThreads(MongoOutbox, MongoStorage):
         archived: bool | None,
         message_limit: int,
         max_bytes: int,
-    ) -> Page:
+    ) -> ThreadPage:
         """Two readings: the sizes of what is embedded, then what fits of it. Messages in pages are left out."""
         found = await self.db.threads.many(
             {
@@ -135,7 +135,7 @@ class MongoThreads(MongoOutbox, MongoStorage):
         shown = await asyncio.gather(*[self._shown(who, ids, count) for count, ids in wanted.items()])
         threads = [thread for group in shown for thread in group]
         threads.sort(key=lambda thread: (thread.updated_at, thread.id), reverse=True)
-        return Page(threads, more=len(found) > limit, cut=cut)
+        return ThreadPage(threads, more=len(found) > limit, cut=cut)
 
     async def _partial_sizes(self, outlines: list[Document]) -> dict[str, int]:
         running = [outline["running"]["id"] for outline in outlines if outline["running"]]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from agent_chat.stores.models import Principal
-from agent_chat.stores.rules import granted_bytes, removal_of_attachment
-from agent_chat.stores.sqlite.database import NOW, Database, runs_in_reader, runs_in_writer
-from agent_chat.stores.storage import (
+from agent_chat.stores.contracts.storage import (
     MEASURE_SECONDS,
     MEASURED_AT_ONCE,
     RECORD_BYTES,
@@ -16,6 +13,9 @@ from agent_chat.stores.storage import (
     UPLOAD_SECONDS,
     BlobRemoval,
 )
+from agent_chat.stores.models import Principal
+from agent_chat.stores.rules import granted_bytes, removal_of_attachment
+from agent_chat.stores.sqlite.database import NOW, Database, runs_in_reader, runs_in_writer
 
 _MEASURE = f"""
 SELECT

@@ -7,7 +7,7 @@ import sqlite3
 import msgspec
 
 from agent_chat.stores import rules
-from agent_chat.stores.contracts import Created, Page, ThreadPart
+from agent_chat.stores.contracts import Created, ThreadPage, ThreadPart
 from agent_chat.stores.events import ThreadDeleted, ThreadUpdated
 from agent_chat.stores.fitting import READ_BYTES, count_fitting
 from agent_chat.stores.models import Idempotency, Principal, Thread
@@ -89,7 +89,7 @@ class SQLiteThreads(Database):
         archived: bool | None,
         message_limit: int,
         max_bytes: int,
-    ) -> Page:
+    ) -> ThreadPage:
         rows = db.execute(
             "SELECT * FROM threads WHERE organization_id = ? AND agent_id = ? AND (?3 IS NULL OR archived = ?3)"
             " ORDER BY updated_at DESC, id DESC LIMIT ?4 OFFSET ?5",
@@ -99,7 +99,7 @@ class SQLiteThreads(Database):
         sized = [message_sizes(db, row["id"], message_limit) for row in shown]
         counts = count_fitting([[each["size"] for each in of_thread] for of_thread in sized], max_bytes)
         chosen = [of_thread[:count] for of_thread, count in zip(sized, counts, strict=True)]
-        return Page(
+        return ThreadPage(
             threads=[
                 build_thread(row, read_messages(db, of_thread)) for row, of_thread in zip(shown, chosen, strict=True)
             ],

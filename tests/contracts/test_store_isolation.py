@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from agent_chat.stores.contracts import AgentPage, Directory, Store, ThreadStore
+from agent_chat.stores.contracts import AgentPage, Directory, OutboxStore, Store, ThreadStore
 from agent_chat.stores.errors import AgentNotFound, NotFound, ThreadNotFound
 from agent_chat.stores.events import ThreadUpdated
 from agent_chat.stores.models import Agent, Message, Principal, StoredFile, Thread, User, new_id
@@ -190,7 +190,12 @@ OPERATORS = {
 
 
 def test_every_method_of_the_contracts_is_looked_at() -> None:
-    methods = {name for contract in (Directory, ThreadStore) for name in vars(contract) if not name.startswith("_")}
+    methods = {
+        name
+        for contract in (Directory, ThreadStore, OutboxStore)
+        for name in vars(contract)
+        if not name.startswith("_")
+    }
     assert {name.split()[0] for name in CASES} | OPERATORS == methods
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from agent_chat.stores.contracts import Page, Posted, Store
+from agent_chat.stores.contracts import Posted, Store, ThreadPage
 from agent_chat.stores.fitting import READ_BYTES
 from agent_chat.stores.models import Idempotency, Message, Principal
 from tests.support.samples import WORKER, turn
@@ -23,7 +23,7 @@ async def read_page(
     archived: bool | None = None,
     message_limit: int = 50,
     max_bytes: int = READ_BYTES,
-) -> Page:
+) -> ThreadPage:
     return await store.list_threads(
         who,
         agent_id,

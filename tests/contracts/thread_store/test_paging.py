@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from agent_chat.stores.contracts import Page, Store
+from agent_chat.stores.contracts import Store, ThreadPage
 from agent_chat.stores.fitting import READ_BYTES
 from agent_chat.stores.models import Principal, Thread, timestamp
 from tests.contracts.thread_store.calls import increases, read_page, with_content
@@ -69,8 +69,8 @@ async def test_limit_offset_and_more_walk_through_all_threads(open_store: OpenSt
             assert [thread.id for thread in found.threads] == newest[offset : offset + limit]
             assert found.more is more
             assert found.cut is False
-        assert await read_page(store, who, limit=2, offset=5) == Page([], more=False, cut=False)
-        assert await read_page(store, who, limit=2, offset=10**6) == Page([], more=False, cut=False)
+        assert await read_page(store, who, limit=2, offset=5) == ThreadPage([], more=False, cut=False)
+        assert await read_page(store, who, limit=2, offset=10**6) == ThreadPage([], more=False, cut=False)
 
 
 async def test_a_page_holds_the_whole_organizations_threads_with_that_agent(store: Store, who: Principal) -> None:
