@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.browser import CUT, Desk
-from tests.support.proxy import cutting_proxy
+from tests.support.proxy import HTTPProxy
 from tests.support.servers import Live
 
 SCRIPT = "say Ünï🎈 \ncount 150 2\nsay end"
@@ -68,7 +68,7 @@ async def test_the_browsers_own_client_is_cut_again_and_again_and_has_every_char
     asking = asyncio.create_task(server.post(thread, f"hold for {door}\n{SCRIPT}"))
     await server.gates.reached(f"for {door}")
     async with (
-        cutting_proxy(server.url, CUTS, retry_ms=20) as proxy,
+        HTTPProxy(server.port, CUTS, retry_ms=20) as proxy,
         desk.visit(server, base_url=proxy.url) as visit,
         asyncio.timeout(30),
     ):
@@ -78,7 +78,7 @@ async def test_the_browsers_own_client_is_cut_again_and_again_and_has_every_char
         await visit.page.evaluate(WATCHING)
         server.gates.release(f"for {door}")
         found: dict[str, Any] = await reading
-        assert proxy.cut == len(CUTS)
+        assert proxy.cuts == len(CUTS)
         assert position not in proxy.streams[0].lower()
         assert position in proxy.streams[-1].lower()
         assert door == "websocket" or not any("after=" in head for head in proxy.streams)

@@ -28,7 +28,8 @@ from agent_chat.stores.events import (
 from agent_chat.stores.fold import fold
 from agent_chat.stores.models import Message, Thread
 from tests.support.client import KEY
-from tests.support.node import broken_network, node, scripted_stream
+from tests.support.node import node, scripted_stream
+from tests.support.proxy import BreakingProxy
 from tests.support.run_events import (
     EMPTY,
     NOW,
@@ -155,13 +156,12 @@ async def test_an_unknown_message_and_an_unknown_event_change_nothing() -> None:
 async def test_no_character_is_lost_or_doubled_over_a_network_that_keeps_breaking(server: Live) -> None:
     thread = await server.scripted_thread(mcp_servers=["demo"])
     script = 'say # 🎈😀\ncount 150 5\ntool calculate {"expression": "6*7"}\ncount 150 5'
-    port = int(server.url.rpartition(":")[2])
-    async with broken_network(port, random.Random(1)) as (url, network):
-        seen = await node("watch.mjs", url, KEY, thread, script)
+    async with BreakingProxy(server.port, random.Random(1)) as proxy:
+        seen = await node("watch.mjs", proxy.url, KEY, thread, script)
     stored = (await server.get(thread))["messages"][-1]
     assert seen["before"]["content"] == stored["content"]
     assert seen["before"]["tool_calls"] == stored["tool_calls"]
-    assert network.cuts >= 2
+    assert proxy.cuts >= 2
     assert seen["snapshots"] == 1
     assert {"live", "reconnecting"} <= set(seen["statuses"])
     assert len((await server.get(thread))["messages"]) == 2

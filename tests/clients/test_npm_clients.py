@@ -23,7 +23,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
 from tests.support.client import KEY
-from tests.support.proxy import Proxy, cutting_proxy
+from tests.support.proxy import HTTPProxy
 from tests.support.servers import Live, live_server
 
 pytestmark = pytest.mark.timeout(60, func_only=True)  # installing has a limit of its own
@@ -89,9 +89,9 @@ async def node(folder: Path, script: str, *arguments: str, watching: Callable[[]
     return json.loads(out)
 
 
-def resumed(proxy: Proxy, position: str) -> None:
+def resumed(proxy: HTTPProxy, position: str) -> None:
     """The client was cut as often as planned, and came back each time, at last with a position told in this way."""
-    assert proxy.cut == 5
+    assert proxy.cuts == 5
     assert len(proxy.streams) == 6
     assert position in proxy.streams[-1].lower()
 
@@ -123,7 +123,7 @@ async def test_npm_fetch_event_source_posts_is_cut_and_has_every_character_once(
     live: Live, modules: Path, seed: int
 ) -> None:
     thread = await live.scripted_thread()
-    async with cutting_proxy(live.url, cuts(seed)) as proxy:
+    async with HTTPProxy(live.port, cuts(seed)) as proxy:
         found = await node(modules, "fetch_event_source.mjs", f"{proxy.url}{thread}/messages", KEY, SCRIPT)
         resumed(proxy, "last-event-id: ")
     messages = (await live.get(thread))["messages"]
@@ -140,7 +140,7 @@ async def test_npm_eventsource_watches_is_cut_and_has_every_character_once(
     gate = f"for eventsource {seed}"
     asking = asyncio.create_task(live.post(thread, f"hold {gate}\n{SCRIPT}"))
     await live.gates.reached(gate)
-    async with cutting_proxy(live.url, cuts(seed), retry_ms=RETRY_MS) as proxy:
+    async with HTTPProxy(live.port, cuts(seed), retry_ms=RETRY_MS) as proxy:
         url = f"{proxy.url}{thread}/events"
         found = await node(modules, "eventsource.mjs", url, KEY, watching=lambda: live.gates.release(gate))
         resumed(proxy, "last-event-id: ")
@@ -153,14 +153,14 @@ async def test_httpx_sse_is_cut_and_resumes_by_the_last_id(live: Live) -> None:
     reader = Reader()
     post = {"headers": {"Idempotency-Key": "once"}, "json": {"content": SCRIPT}}
 
-    async def read(proxy: Proxy, client: httpx.AsyncClient) -> AsyncIterator[ServerSentEvent]:
+    async def read(proxy: HTTPProxy, client: httpx.AsyncClient) -> AsyncIterator[ServerSentEvent]:
         resume = {"headers": {"Last-Event-ID": reader.position}}
         method, path, options = ("GET", "events", resume) if reader.position else ("POST", "messages", post)
         async with aconnect_sse(client, method, f"{proxy.url}{thread}/{path}", **options) as source:
             async for event in source.aiter_sse():
                 yield event
 
-    async with cutting_proxy(live.url, cuts(5)) as proxy, httpx.AsyncClient(headers=HEADERS, timeout=20) as client:
+    async with HTTPProxy(live.port, cuts(5)) as proxy, httpx.AsyncClient(headers=HEADERS, timeout=20) as client:
         while reader.final is None:
             with suppress(httpx.TransportError):
                 async for event in read(proxy, client):
@@ -177,7 +177,7 @@ async def test_websockets_is_cut_and_resumes_by_position(live: Live) -> None:
     reader = Reader()
     asking = asyncio.create_task(live.post(thread, f"hold for websockets\n{SCRIPT}"))
     await live.gates.reached("for websockets")
-    async with cutting_proxy(live.url, cuts(4)) as proxy, asyncio.timeout(20):
+    async with HTTPProxy(live.port, cuts(4)) as proxy, asyncio.timeout(20):
         base = f"ws{proxy.url.removeprefix('http')}{thread}/ws"
         while reader.final is None:
             url = base + (f"?after={reader.position}" if reader.position else "")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.browser import CUT, Desk, Visit, comes_to, reads, text_of
 from tests.support.client import KEY
-from tests.support.proxy import cutting_proxy
+from tests.support.proxy import HTTPProxy
 from tests.support.servers import Live, live_server, server_process
 
 if TYPE_CHECKING:
@@ -89,12 +89,12 @@ async def test_a_reload_in_mid_answer_shows_all_of_it(visit: Visit, server: Live
 
 
 async def test_a_cut_network_in_mid_answer_heals_without_a_lost_or_doubled_character(desk: Desk, server: Live) -> None:
-    async with cutting_proxy(server.url, [2500]) as proxy, desk.visit(server, base_url=proxy.url) as visit:
+    async with HTTPProxy(server.port, [2500]) as proxy, desk.visit(server, base_url=proxy.url) as visit:
         visit.expected = [CUT.pattern]
         await visit.choose()
         await visit.say(held("cut", "return"))
         await reads(visit.answer("in_progress"), "before cut")
-        assert proxy.cut == 1
+        assert proxy.cuts == 1
         before = len(proxy.streams)
         async with proxy.down():
             await reads(visit.page.locator("#light"), "Reconnecting")

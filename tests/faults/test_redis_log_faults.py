@@ -34,7 +34,8 @@ from agent_chat.stores.events import (
 from agent_chat.stores.fold import Fold, fold
 from agent_chat.stores.models import Message, new_id
 from agent_chat.stores.redis.log import RedisLog, open_redis_log
-from tests.support.flaky import FlakyLog, proxy_to
+from tests.support.flaky_log import FlakyLog
+from tests.support.proxy import LossyProxy
 from tests.support.samples import new_thread, principal, rest, say, turn
 from tests.support.services import RedisServer, redis_process
 
@@ -267,7 +268,7 @@ async def test_connections_cut_before_and_behind_every_append_lose_and_double_no
     server: RedisServer, seed: int
 ) -> None:
     chance = random.Random(seed)
-    async with proxy_to(server.port, chance) as proxy:
+    async with LossyProxy(server.port, chance) as proxy:
         logs = [await open_redis_log(proxy.url) for _ in range(2)]
 
         async def fault() -> None:
@@ -347,18 +348,18 @@ async def test_a_redis_that_hangs_for_a_while_loses_and_doubles_nothing(server: 
 
 
 async def test_an_append_whose_answer_was_lost_appears_once(server: RedisServer) -> None:
-    async with proxy_to(server.port, random.Random(0)) as proxy:
+    async with LossyProxy(server.port, random.Random(0)) as proxy:
         log = await open_redis_log(proxy.url)
         thread_id = new_id()
         start = await log.tail(thread_id)
         events: list[Event] = [ToolCallProgress("m", 0, n, None, None) for n in range(5)]
         writer = log.writer(thread_id)
         for event in events:
-            proxy.swallow_answers = 1
+            proxy.swallow_responses = 1
             writer.write(event)
             await writer.flush()
         assert [decode(entry.data) for entry in await rest(log, thread_id, start)] == events
-        proxy.swallow_answers = 1
+        proxy.swallow_responses = 1
         await say(log, thread_id, ThreadDeleted(thread_id))
         with pytest.raises(LogDeleted):
             await say(log, thread_id, events[0])
@@ -367,10 +368,10 @@ async def test_an_append_whose_answer_was_lost_appears_once(server: RedisServer)
 
 
 async def test_a_first_append_whose_answer_was_lost_appears_once(server: RedisServer) -> None:
-    async with proxy_to(server.port, random.Random(0)) as proxy:
+    async with LossyProxy(server.port, random.Random(0)) as proxy:
         log = await open_redis_log(proxy.url)
         for thread_id in [new_id() for _ in range(5)]:
-            proxy.swallow_answers = 1
+            proxy.swallow_responses = 1
             await say(log, thread_id, ToolCallProgress("m", 0, 0, None, None))
             assert await asyncio.to_thread(server.command, "XLEN", f"chat:{thread_id}") == b":2\r\n"
         await log.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.pushes import pushes_through
+from tests.support.proxy import PubSubProxy
 from tests.support.services import RedisServer, redis_process
 from tests.support.site import Site, opened_site
 from tests.support.thread_view import status
@@ -146,8 +146,8 @@ async def test_messages_of_pubsub_that_are_dropped_and_doubled_reach_every_viewe
     tmp_path: Path, mongo_url: str, redis: RedisServer
 ) -> None:
     """No connection breaks: a message is missed by what follows it, the last one by the next look at the stream."""
-    async with pushes_through(redis.port, random.Random(1)) as pushes:
-        site_of = {"CHAT_EVENTS_URL": pushes.url, "CHAT_TEST_REFILL": "0.5"}
+    async with PubSubProxy(redis.port, random.Random(1)) as proxy:
+        site_of = {"CHAT_EVENTS_URL": proxy.url, "CHAT_TEST_REFILL": "0.5"}
         async with opened_site(tmp_path, mongo_url, redis.url, **site_of) as site:
             a, b = await site.pair()
             agent = (await a.agent())["id"]
@@ -156,7 +156,7 @@ async def test_messages_of_pubsub_that_are_dropped_and_doubled_reach_every_viewe
                 thread: [Viewer([server], thread, door) for server in (a, b) for door in DOORS] for thread in threads
             }
             async with viewing(*[viewer for some in viewers.values() for viewer in some]):
-                pushes.chance = 0.3
+                proxy.chance = 0.3
                 posts = [server.post(thread, SCRIPT) for server, thread in zip((a, b, a), threads, strict=True)]
                 answered = asyncio.gather(*posts)
                 await site.gates.reached("on")
@@ -166,4 +166,4 @@ async def test_messages_of_pubsub_that_are_dropped_and_doubled_reach_every_viewe
                     messages = await site.over(thread, *some)
                     assert (messages[-1]["content"], status(messages[-1])) == (WHOLE, "completed")
                     assert [viewer.snapshots for viewer in some] == [1] * len(some)
-    assert min(pushes.passed, pushes.dropped, pushes.doubled) > 10
+    assert min(proxy.passed, proxy.dropped, proxy.doubled) > 10

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -54,6 +55,7 @@ class Client:
 
     def __init__(self, url: str, key: str) -> None:
         self.url = url
+        self.port = urlsplit(url).port or 80
         self.http = httpx.AsyncClient(
             base_url=url,
             headers={"Authorization": f"Bearer {key}"},

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import shutil
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,48 +41,6 @@ async def node(script: str, *arguments: str, stdin: bytes = b"", seconds: float 
             await process.wait()
     assert process.returncode == 0
     return msgspec.json.decode(out)
-
-
-class Network:
-    """A TCP proxy in front of a server; every connection breaks after a random number of bytes."""
-
-    def __init__(self, port: int, chance: random.Random) -> None:
-        self.cuts = 0
-        self._port = port
-        self._chance = chance
-
-    async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._port)
-
-        async def upwards() -> None:
-            with suppress(OSError):
-                while data := await reader.read(65536):
-                    server_writer.write(data)
-
-        sending = asyncio.create_task(upwards())
-        left = self._chance.randrange(1_000, 20_000)
-        with suppress(OSError):
-            while data := await server_reader.read(self._chance.randrange(1, 1_000)):
-                writer.write(data[:left])
-                await writer.drain()
-                left -= len(data)
-                if left <= 0:
-                    self.cuts += 1
-                    break
-        sending.cancel()
-        for each in (writer, server_writer):
-            each.transport.abort()
-
-
-@asynccontextmanager
-async def broken_network(port: int, chance: random.Random) -> AsyncIterator[tuple[str, Network]]:
-    """The URL of a proxy to this port that keeps cutting connections."""
-    network = Network(port, chance)
-    server = await asyncio.start_server(network.connection, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", network
-    finally:
-        server.close()
 
 
 @asynccontextmanager

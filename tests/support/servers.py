@@ -78,8 +78,7 @@ class Process(Client):
     """
 
     def __init__(self, data_dir: Path, **environment: str) -> None:
-        self.port = int(environment.get("PORT") or free_port())
-        super().__init__(f"http://127.0.0.1:{self.port}", KEY)
+        super().__init__(f"http://127.0.0.1:{environment.get('PORT') or free_port()}", KEY)
         self.environment = {
             "CHAT_DATA_DIR": str(data_dir),
             "CHAT_API_KEY": KEY,
