@@ -12,7 +12,7 @@ from typing import get_args
 
 import msgspec
 
-from agent_chat.stores.models import JSONObject, Message, Thread, ToolCall
+from agent_chat.stores.models import Id, JSONObject, Message, Thread, Timestamp, ToolCall
 
 
 class RunError(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -37,7 +37,7 @@ class RunStarted(msgspec.Struct, frozen=True, tag="run.started"):
 class MessageDelta(msgspec.Struct, frozen=True, tag="message.delta"):
     """`offset` is how many characters (Unicode code points) the message had before `text`."""
 
-    message_id: str
+    message_id: Id
     offset: int
     text: str
 
@@ -45,21 +45,21 @@ class MessageDelta(msgspec.Struct, frozen=True, tag="message.delta"):
 class ReasoningDelta(msgspec.Struct, frozen=True, tag="reasoning.delta"):
     """`offset` counts the characters of the reasoning alone. Reasoning is shown, not kept."""
 
-    message_id: str
+    message_id: Id
     offset: int
     text: str
 
 
 class ToolCallStarted(msgspec.Struct, frozen=True, tag="tool_call.started"):
-    message_id: str
+    message_id: Id
     index: int
     tool_name: str
     arguments: JSONObject
-    start_time: str
+    start_time: Timestamp
 
 
 class ToolCallProgress(msgspec.Struct, frozen=True, tag="tool_call.progress"):
-    message_id: str
+    message_id: Id
     index: int
     progress: float
     total: float | None
@@ -67,7 +67,7 @@ class ToolCallProgress(msgspec.Struct, frozen=True, tag="tool_call.progress"):
 
 
 class ToolCallCompleted(msgspec.Struct, frozen=True, tag="tool_call.completed"):
-    message_id: str
+    message_id: Id
     index: int
     tool_call: ToolCall
 
@@ -98,7 +98,7 @@ class ThreadUpdated(msgspec.Struct, frozen=True, tag="thread.updated"):
 
 
 class ThreadDeleted(msgspec.Struct, frozen=True, tag="thread.deleted"):
-    thread_id: str
+    thread_id: Id
 
 
 class ThreadSnapshot(msgspec.Struct, frozen=True, tag="thread.snapshot"):

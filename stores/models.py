@@ -14,7 +14,7 @@ import re
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec.structs import replace
@@ -24,6 +24,10 @@ Role = Literal["user", "assistant", "system"]
 KeySource = Literal["environment", "first_start", "command_line"]
 Status = Literal["in_progress", "completed", "failed", "cancelled"]
 JSONObject = dict[str, Any]
+Id = Annotated[str, msgspec.Meta(extra_json_schema={"format": "uuid"})]
+"""A UUID as `new_id` writes it. The format is for readers of the API's schemas; decoding does not check it."""
+Timestamp = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
+"""A time as `timestamp` writes it. The format is for readers of the API's schemas; decoding does not check it."""
 
 NESTING = 64
 """How deep JSON from outside may be nested: in a body, in a tool's arguments and results."""
@@ -102,8 +106,8 @@ def hash_of(secret: str) -> str:
 class Agent(msgspec.Struct, frozen=True):
     """A configured answerer. `mcp_servers` are names from the operator's file; `tools` null means all of theirs."""
 
-    id: str
-    organization_id: str
+    id: Id
+    organization_id: Id
     name: str
     kind: str
     model: str | None
@@ -113,8 +117,8 @@ class Agent(msgspec.Struct, frozen=True):
     max_tokens: int | None
     is_default: bool
     metadata: JSONObject
-    created_at: str
-    updated_at: str
+    created_at: Timestamp
+    updated_at: Timestamp
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -130,8 +134,8 @@ class ToolCall(msgspec.Struct, frozen=True):
     arguments: JSONObject
     result: JSONObject | None = None
     error: str | None = None
-    start_time: str = ""
-    end_time: str | None = None
+    start_time: Timestamp = ""
+    end_time: Timestamp | None = None
 
 
 class Attachment(msgspec.Struct, frozen=True):
@@ -141,7 +145,7 @@ class Attachment(msgspec.Struct, frozen=True):
     same; `error` says why). `text_chars`: how much text was extracted; `truncated`: that was not all.
     """
 
-    id: str
+    id: Id
     filename: str
     content_type: str
     size: int
@@ -150,7 +154,7 @@ class Attachment(msgspec.Struct, frozen=True):
     text_chars: int
     truncated: bool
     error: str | None
-    created_at: str
+    created_at: Timestamp
 
     @property
     def is_image(self) -> bool:
@@ -169,15 +173,15 @@ class StoredFile(msgspec.Struct, frozen=True):
 class Message(msgspec.Struct, frozen=True):
     """One message of a thread. What the server knows about the run that made it is in `metadata["run"]`."""
 
-    id: str
-    thread_id: str
+    id: Id
+    thread_id: Id
     content: str
     content_html: str
     role: Role
     tool_calls: list[ToolCall]
     attachments: list[Attachment]
     metadata: JSONObject
-    created_at: str
+    created_at: Timestamp
 
     @property
     def run(self) -> JSONObject | None:
@@ -218,14 +222,14 @@ def new_answer(thread_id: str, in_reply_to: str, model: str | None, created_at: 
 class Thread(msgspec.Struct, frozen=True):
     """One line of messages with one agent. `messages` holds the latest ones, oldest first."""
 
-    id: str
-    agent_id: str
-    user_id: str
-    organization_id: str
+    id: Id
+    agent_id: Id
+    user_id: Id
+    organization_id: Id
     title: str
     metadata: JSONObject
-    created_at: str
-    updated_at: str
+    created_at: Timestamp
+    updated_at: Timestamp
     archived: bool
     messages: list[Message] = []
 
