@@ -269,7 +269,7 @@ class AIChatService:
         self.facts.publish(who, thread_id, ThreadDeleted(thread_id))
         if running:
             await self.log.signal(running)
-        await self.attachments.forget(who, thread_id)
+        await self.attachments.delete_thread_blobs(who, thread_id)
 
     async def generate_title(self, who: Principal, agent_ref: str, thread_id: str) -> ThreadPart:
         """Generate and store a title; it counts as a run while it is generated.
@@ -371,7 +371,9 @@ class AIChatService:
         agent = await self._living_agent(who, thread)
         if thread.archived:
             raise ThreadArchived(thread_id)
-        attachments = await self.attachments.named(who, thread_id, [reference.id for reference in body.attachments])
+        attachments = await self.attachments.get_referenced(
+            who, thread_id, [reference.id for reference in body.attachments]
+        )
         if len(attachments) + len(files) > FILES:
             raise InvalidRequest("files", f"A message may have at most {FILES} attachments.")
         added = await self.attachments.add(who, thread_id, files)
@@ -590,9 +592,9 @@ class AIChatService:
         self, who: Principal, thread_id: str, body: MessageCreate, attachments: list[Attachment]
     ) -> Message:
         if body.content_html is UNSET:
-            html = await self._renderer.markdown(who.organization_id, body.content)
+            html = await self._renderer.render_markdown(who.organization_id, body.content)
         else:
-            html = await self._renderer.sanitized(who.organization_id, body.content_html)
+            html = await self._renderer.sanitize(who.organization_id, body.content_html)
         return Message(
             id=new_id(),
             thread_id=thread_id,

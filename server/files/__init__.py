@@ -1,1 +1,1 @@
-"""Uploaded files and rendered text: everything risky runs in worker processes."""
+"""Uploaded files and rendered HTML. Everything risky runs in worker processes."""

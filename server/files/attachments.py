@@ -1,8 +1,8 @@
 """Attachments: an upload's bytes go to the blob store, its text is extracted once, its record is written last.
 
-The record makes the attachment exist, and only an existing thread takes one. The removal of the blob is stored before
-the blob is put and dropped with the record: what fails in between, or what can't be deleted while the blob storage is
-unreachable, is deleted by the sweeper.
+An attachment exists once its record does, and a record needs an existing thread. Before a blob is put, its removal is
+stored; writing the record drops the removal. The sweeper deletes the blobs of what failed in between, and blobs that
+could not be deleted while the blob store was unreachable.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from agent_chat.agents import AgentError, File
 from agent_chat.server.errors import InvalidRequest, RateLimited, StorageFull
-from agent_chat.server.files.extraction import Extractor, small_of
+from agent_chat.server.files.extraction import Extractor, small_copy_path
 from agent_chat.server.inputs import FILE_BYTES, FILES, Upload, clean_name
 from agent_chat.server.quota import Quota
 from agent_chat.stores.blobs import Blobs
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 30.0
 _SMALL = "-small"
-"""Behind the key of a large picture: its smaller copy, for models."""
+"""Suffix of the key of a large image's smaller copy for models."""
 
 
 class Attachments:
@@ -61,16 +61,18 @@ class Attachments:
         self._clock = clock
 
     async def add(self, who: Principal, thread_id: str, uploads: Sequence[Upload]) -> list[Attachment]:
-        """Keep uploaded files in a thread. A file that can't be read is kept all the same, and says so.
+        """Store uploaded files in a thread: all of them, or none.
 
-        All of them, or none.
+        A file that cannot be read is stored too; its status and error say why.
 
-        Raises: StorageFull, ThreadNotFound, BlobUnavailable.
+        Raises:
+            StorageFull: the organization's quota is used up.
+            ThreadNotFound, BlobUnavailable.
         """
         added: list[Attachment] = []
         try:
             for upload in uploads:
-                added.append(await self._add(who, thread_id, upload))
+                added.append(await self._store_upload(who, thread_id, upload))
         except BaseException:
             await self.remove(who, thread_id, added)
             raise
@@ -79,7 +81,9 @@ class Attachments:
     async def add_generated(self, who: Principal, thread_id: str, file: File) -> Attachment:
         """Store a file that an agent generated, as if it had been uploaded.
 
-        Raises: AgentError if the file is too large or there is no room for it; ThreadNotFound, BlobUnavailable.
+        Raises:
+            AgentError: the file is too large, or the quota is used up.
+            ThreadNotFound, BlobUnavailable.
         """
         if len(file.data) > FILE_BYTES:
             raise AgentError(f"The agent's file is larger than {FILE_BYTES // 2**20} MB.")
@@ -95,43 +99,43 @@ class Attachments:
         except StorageFull as error:
             raise AgentError(str(error), code="storage_full") from error
         except (BlobStorageFull, OSError) as error:
-            logger.warning("a file of an agent could not be stored: %s", error)
+            logger.warning("An agent's file could not be stored: %s", error)
             raise AgentError("The server could not store the file.", code="storage_full") from error
         return attachment
 
     async def remove(self, who: Principal, thread_id: str, attachments: Sequence[Attachment]) -> None:
-        """Take back attachments that no message has; what can't be reached now goes with the thread."""
+        """Remove attachments that no message has. Those that cannot be removed now are deleted with the thread."""
         for attachment in attachments:
-            await self._take_back(who, thread_id, attachment.id)
+            await self._undo_upload(who, thread_id, attachment.id)
 
-    async def _take_back(self, who: Principal, thread_id: str, attachment_id: str) -> None:
+    async def _undo_upload(self, who: Principal, thread_id: str, attachment_id: str) -> None:
         """Remove the record, if there is one, then the blobs.
 
-        They stay while it is unknown whether there is a record: without one, the removal that is stored since before
-        they were put brings the sweeper.
+        The blobs stay while it is unknown whether the record was stored. If it was not, the stored removal makes the
+        sweeper delete them.
         """
         try:
             with contextlib.suppress(ThreadNotFound):
                 await self._store.remove_file(who, thread_id, attachment_id)
         except StoreUnavailable as error:
-            logger.warning("attachment %s of thread %s could not be removed: %s", attachment_id, thread_id, error)
+            logger.warning("Attachment %s of thread %s could not be removed: %s", attachment_id, thread_id, error)
             return
-        await self._remove(BlobRemoval(attachment_id, who.organization_id, thread_id, attachment_id, 0))
+        await self._delete_blobs(BlobRemoval(attachment_id, who.organization_id, thread_id, attachment_id, 0))
 
-    async def _add(self, who: Principal, thread_id: str, upload: Upload) -> Attachment:
+    async def _store_upload(self, who: Principal, thread_id: str, upload: Upload) -> Attachment:
         attachment_id = new_id()
         await self._quota.reserve(who.organization_id, upload.size)
         try:
             await self._store.begin_upload(who, thread_id, attachment_id, upload.size)
             async with asyncio.timeout(UPLOAD_SECONDS):
-                return await self._put(who, thread_id, attachment_id, upload)
+                return await self._put_and_record(who, thread_id, attachment_id, upload)
         except BaseException as error:
-            await self._take_back(who, thread_id, attachment_id)  # cancelled, its record may be stored
+            await self._undo_upload(who, thread_id, attachment_id)  # after a cancellation the record may be stored
             if isinstance(error, TimeoutError):
                 raise BlobUnavailable("storing the file took too long") from error
             raise
 
-    async def _put(self, who: Principal, thread_id: str, attachment_id: str, upload: Upload) -> Attachment:
+    async def _put_and_record(self, who: Principal, thread_id: str, attachment_id: str, upload: Upload) -> Attachment:
         found = await self._extractor.extract(who.organization_id, upload.path, upload.filename, upload.content_type)
         attachment = Attachment(
             id=attachment_id,
@@ -148,13 +152,13 @@ class Attachments:
         key = _key(who, thread_id, attachment.id)
         await self._blobs.put(key, upload.path)
         if found.small:
-            await self._blobs.put(key + _SMALL, small_of(upload.path))
+            await self._blobs.put(key + _SMALL, small_copy_path(upload.path))
         await self._store.add_file(who, StoredFile(attachment, thread_id, found.text, found.small))
         self._quota.charge(who.organization_id, RECORD_BYTES + len(found.text))
         return attachment
 
-    async def _remove(self, removal: BlobRemoval) -> None:
-        """Delete the blobs; what can't be deleted now is left to the sweeper."""
+    async def _delete_blobs(self, removal: BlobRemoval) -> None:
+        """Delete the blobs. The sweeper deletes later what cannot be deleted now."""
         try:
             prefix = f"{removal.organization_id}/{removal.thread_id}"
             if removal.attachment_id is None:
@@ -164,25 +168,33 @@ class Attachments:
                 await self._blobs.delete(f"{prefix}/{removal.attachment_id}{_SMALL}")
             await self._store.finish_removal(removal.id)
         except (BlobUnavailable, StoreUnavailable) as error:
-            logger.warning("the blobs of thread %s are deleted later: %s", removal.thread_id, error)
+            logger.warning("Blobs of thread %s could not be deleted, will be retried: %s", removal.thread_id, error)
 
     async def sweep(self) -> None:
-        """Delete the blobs whose removal is due. Raises: StoreUnavailable."""
+        """Delete the blobs whose removal is due.
+
+        Raises:
+            StoreUnavailable.
+        """
         for removal in await self._store.take_removals():
-            await self._remove(removal)
+            await self._delete_blobs(removal)
 
     async def sweep_forever(self) -> None:
-        """Delete blobs that are due, and correct what organizations' stored bytes are counted as."""
+        """Every 30 s, delete the blobs that are due and correct the count of each organization's stored bytes."""
         while True:
             try:
                 await self.sweep()
                 await self._store.correct_bytes()
             except StoreUnavailable as error:
-                logger.warning("storage could not be swept: %s", error)
+                logger.warning("Sweeping the storage failed, will be retried: %s", error)
             await asyncio.sleep(SWEEP_SECONDS)
 
-    async def named(self, who: Principal, thread_id: str, ids: Sequence[str]) -> list[Attachment]:
-        """The attachments that a message's body names. Raises: InvalidRequest for one that isn't in the thread."""
+    async def get_referenced(self, who: Principal, thread_id: str, ids: Sequence[str]) -> list[Attachment]:
+        """Return the attachments that a message's body references.
+
+        Raises:
+            InvalidRequest: there are too many, or one is not in the thread.
+        """
         if len(ids) > FILES:
             raise InvalidRequest("attachments", f"A message may have at most {FILES} attachments.")
         found: list[Attachment] = []
@@ -196,7 +208,11 @@ class Attachments:
         return found
 
     async def get(self, who: Principal, thread_id: str, attachment_id: str) -> Attachment:
-        """Raises: ThreadNotFound, AttachmentNotFound."""
+        """Return an attachment's metadata.
+
+        Raises:
+            ThreadNotFound, AttachmentNotFound.
+        """
         if not is_id(attachment_id):
             raise AttachmentNotFound(attachment_id)
         return (await self._store.get_file(who, thread_id, attachment_id)).attachment
@@ -204,30 +220,38 @@ class Attachments:
     async def read(
         self, who: Principal, thread_id: str, attachment: Attachment, start: int, end: int
     ) -> AsyncIterator[bytes]:
-        """The bytes from `start` to before `end`, in pieces. Raises: BlobUnavailable."""
+        """Return the bytes from `start` (inclusive) to `end` (exclusive), in pieces.
+
+        Raises:
+            BlobNotFound, BlobUnavailable.
+        """
         return await self._blobs.read(_key(who, thread_id, attachment.id), start, end)
 
     async def picture(self, who: Principal, file: StoredFile) -> bytes | None:
-        """A picture as a model is shown it: smaller, if it was large; null if it is lost. Raises: BlobUnavailable."""
+        """Return an image in a size for models: the smaller copy of a large one. None if its blob is missing.
+
+        Raises:
+            BlobUnavailable.
+        """
         key = _key(who, file.thread_id, file.attachment.id)
         try:
             pieces = await self._blobs.read(key + _SMALL if file.small else key)
             return b"".join([piece async for piece in pieces])
         except BlobNotFound:
-            logger.warning("the picture %s is lost", key)
+            logger.warning("Blob of image %s is missing", key)
             return None
 
-    async def forget(self, who: Principal, thread_id: str) -> None:
-        """Delete a deleted thread's blobs."""
-        await self._remove(BlobRemoval(thread_id, who.organization_id, thread_id, None, 0))
+    async def delete_thread_blobs(self, who: Principal, thread_id: str) -> None:
+        """Delete the blobs of a deleted thread."""
+        await self._delete_blobs(BlobRemoval(thread_id, who.organization_id, thread_id, None, 0))
 
-    def of_thread(self, who: Principal, thread_id: str) -> ThreadFiles:
-        """What an agent may read during a run."""
+    def files_of(self, who: Principal, thread_id: str) -> ThreadFiles:
+        """Return the files that an agent may read during a run of this thread."""
         return ThreadFiles(self, self._store, who, thread_id)
 
 
 class ThreadFiles:
-    """The `Files` of a run: its thread's attachments."""
+    """The `Files` of a run: the attachments of its thread."""
 
     def __init__(self, attachments: Attachments, store: ThreadStore, who: Principal, thread_id: str) -> None:
         self._attachments = attachments

@@ -1,8 +1,8 @@
-"""What an uploaded file is, and the text in it.
+"""The type of an uploaded file, and its text.
 
-The service calls `extract` once for each upload, while the file still lies on the local disk. UTF-8 texts are read
-here, in a thread, and wait for nobody. Everything else is read by worker processes (`reading.py`), because files are
-hostile: one that crashes, blows up or hangs its reader costs one worker, and its status says why.
+`Attachments` calls `extract` once per upload, while the file is on the local disk. UTF-8 texts are read here, in a
+thread, without a queue. All other files are read by worker processes (`reader.py`), because files are hostile: one that
+crashes, exhausts or hangs its reader costs one worker, and the attachment's status says why.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ from agent_chat.server.files.worker import Reason, WorkerFailed, WorkerLimits, W
 logger = logging.getLogger(__name__)
 
 TEXT_CHARS = 200_000
-"""The most of a text that is stored, and that a model is given (agents/claude/attachments.py)."""
+"""Longer texts are truncated to this, in the store and for the model (`agents/claude/attachments.py`)."""
 LIMITS = WorkerLimits(
     cpu_seconds=10.0,
     wall_seconds=90.0,
     memory_bytes=3 * 2**29,
-    file_bytes=8 * 2**20,  # the smaller copy of a picture
-    reply_bytes=4 * 2**20,  # a character takes twelve bytes at most
-    processes=4096,  # kreuzberg has threads, and those of all processes of this user count
+    file_bytes=8 * 2**20,  # the smaller copy of an image
+    reply_bytes=4 * 2**20,  # a character takes at most twelve bytes as JSON
+    processes=4096,  # kreuzberg starts threads, and the limit counts the threads of all processes of this user
     requests=50,
     resident_bytes=300 * 2**20,
     nice=10,
 )
 DOCUMENT_SECONDS = 60.0
-"""The CPU time for pdf, office formats and epub; other files have `cpu_seconds`."""
+"""CPU time for pdf, office formats and epub; other files have `LIMITS.cpu_seconds`."""
 WORKERS = 3
 WAITING_FILES = 50
-"""How many files of one organization may wait for a worker."""
+"""The largest number of files in one organization's queue."""
 _RETRY_SECONDS = 10
 _ERROR_CHARS = 500
 _TYPE = re.compile(r"[a-z]+/[\w.+-]{1,100}")
 
 
 class Extracted(msgspec.Struct, frozen=True):
-    """What was found. `content_type` is decided by the content, then by the name, then by what was declared.
+    """The result of an extraction. `content_type` follows from the content, else the name, else the declared type.
 
-    ready: `text` is the file's text, cut after 200,000 characters where `truncated`; an image has none, but if it is
-    large a smaller copy for models lies beside the file (`small_of`). failed: a kind of file that is read, but this one
-    could not be, or has no text. unsupported: another kind. `error` tells a client why.
+    ready: `text` is the file's text, if `truncated` its first 200,000 characters; an image has none, but `small` says
+    that a smaller copy for models lies beside it (`small_copy_path`). failed: a supported kind of file that could not
+    be read or has no text. unsupported: another kind of file. `error` is a sentence for the client.
     """
 
     content_type: str
@@ -63,8 +63,8 @@ class Extracted(msgspec.Struct, frozen=True):
     small: bool = False
 
 
-def small_of(path: Path) -> Path:
-    """Where the reader puts the smaller copy of a large picture."""
+def small_copy_path(path: Path) -> Path:
+    """Return where the reader writes the smaller copy of a large image."""
     return path.with_name(path.name + ".small")
 
 
@@ -72,10 +72,10 @@ class Extractor:
     """Reads uploaded files. Opened and closed in the lifespan; a worker starts when one is first needed.
 
     Args:
-        document_seconds: CPU time for a document; other files have the limits'.
+        document_seconds: CPU time for a document; other files have `limits.cpu_seconds`.
 
     Attributes:
-        turns: its `waiting`, `running` and `refused` are numbers for metrics.
+        turns: the queue for the workers; its `waiting`, `running` and `refused` are read by the metrics.
     """
 
     def __init__(
@@ -86,43 +86,46 @@ class Extractor:
         document_seconds: float = DOCUMENT_SECONDS,
         text_chars: int = TEXT_CHARS,
     ) -> None:
-        self.turns = Turns(workers, most_waiting=WAITING_FILES)
+        self.turns = Turns(workers, max_waiting=WAITING_FILES)
         self._workers = Workers("agent_chat.server.files.reader", limits, self.turns)
         self._document_seconds = document_seconds
         self._text_chars = text_chars
 
     async def extract(self, organization_id: str, path: Path, filename: str, declared: str | None) -> Extracted:
-        """Read the file at `path`. `filename` and `declared` are what the client called it: hints, never paths.
+        """Read the file at `path`. `filename` and `declared`, the media type, are the client's: hints, never paths.
 
-        Raises: RateLimited, if the organization has too many files waiting. Nothing else for a readable path.
+        A file that cannot be read is a result too.
+
+        Raises:
+            RateLimited: the organization's queue is full.
         """
         try:
             found = await asyncio.to_thread(plain_text, path, filename, declared, self._text_chars)
         except OSError:
-            found = None  # the worker's failure says so
+            found = None  # the worker will fail in the same way and report it
         if found is not None:
             return msgspec.convert(found, Extracted)
         request = [str(path), filename, declared, self._text_chars, self._document_seconds]
         try:
-            # json, not msgspec: it writes lone surrogates, which a name may have
+            # json, not msgspec, because it encodes lone surrogates, which a file name may contain
             reply = await self._workers.call(organization_id, json.dumps(request).encode())
-            return self._checked(msgspec.json.decode(reply, type=Extracted), path)
+            return self._validate(msgspec.json.decode(reply, type=Extracted), path)
         except QueueFull as error:
             raise RateLimited("files waiting to be read", WAITING_FILES, _RETRY_SECONDS) from error
         except WorkerFailed as error:
-            logger.warning("an uploaded file could not be read: %s", error)
-            return Extracted(_noted_type(error.note), "failed", error=_sentence(error.reason))
+            logger.warning("Uploaded file could not be read: %s", error)
+            return Extracted(_type_from_note(error.note), "failed", error=_client_sentence(error.reason))
         except msgspec.MsgspecError as error:
-            logger.warning("an uploaded file could not be read, its reader sent: %s", error)
-            return Extracted(BINARY, "failed", error=_sentence("error"))
+            logger.warning("Uploaded file could not be read: invalid reply of the worker: %s", error)
+            return Extracted(BINARY, "failed", error=_client_sentence("error"))
 
     async def close(self) -> None:
-        """End the workers and wait until they are gone. A file in progress has failed, and so has every later one."""
+        """Kill the workers and wait until they have ended. Files in progress and later ones fail."""
         await self._workers.close()
 
-    def _checked(self, found: Extracted, path: Path) -> Extracted:
-        """What a worker sent, within its bounds even if a file has taken the worker over."""
-        small = small_of(path)
+    def _validate(self, found: Extracted, path: Path) -> Extracted:
+        """Apply the bounds to a worker's reply again: a hostile file may control the worker."""
+        small = small_copy_path(path)
         return Extracted(
             found.content_type if _TYPE.fullmatch(found.content_type) else BINARY,
             found.status,
@@ -133,13 +136,13 @@ class Extractor:
         )
 
 
-def _noted_type(note: bytes | None) -> str:
+def _type_from_note(note: bytes | None) -> str:
     noted = (note or b"").decode("ascii", "replace")
     return noted if _TYPE.fullmatch(noted) else BINARY
 
 
-def _sentence(reason: Reason) -> str:
-    """Why a file was not read, for its client."""
+def _client_sentence(reason: Reason) -> str:
+    """Return the sentence that tells the client why a file was not read."""
     match reason:
         case "closed":
             return "The server stopped before the file was read."

@@ -1,6 +1,6 @@
-"""The kinds of files that are known, and what a file's first bytes say of its kind.
+"""Media types of files: by name, by the first bytes, and by the directory of a zip file.
 
-Imports only the standard library: the server and the workers that read files use it.
+Imports only the standard library, because the workers that read files pay for it at each start.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ TEXTS = {
     ".toml": "application/toml",
     ".sql": "application/sql",
 }
-"""By name; every other text is text/plain."""
+"""By suffix; every other text is text/plain."""
 
 _ZIPPED = {"word/document.xml": DOCX, "xl/workbook.xml": XLSX, "ppt/presentation.xml": PPTX}
 
 
 def signature_type(head: bytes) -> str | None:
-    """The type of what has a signature (a zip file's is in its directory); None for text and for what is unknown."""
+    """Return the media type by the file's first bytes (`ZIP` for every zip file); None for text and unknown types."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "image/png"
     if head.startswith(b"\xff\xd8\xff"):
@@ -71,7 +71,7 @@ def signature_type(head: bytes) -> str | None:
 
 
 def zip_type(path: Path) -> str:
-    """What a zip file is, by the names in its directory, or by the type that an OpenDocument or epub states."""
+    """Return the media type of a zip file: by the names in it, or as an OpenDocument or epub file states it."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = set(archive.namelist())
@@ -82,6 +82,6 @@ def zip_type(path: Path) -> str:
                 stated = archive.read("mimetype").decode("ascii").strip()
                 if re.fullmatch(r"application/[\w.+-]+", stated):
                     return stated
-    except Exception:  # whatever zipfile makes of a hostile directory
+    except Exception:  # zipfile raises many kinds of exceptions for a hostile directory
         pass
     return ZIP

@@ -1,12 +1,12 @@
-"""Text to safe HTML: Markdown rendered, or a client's own HTML, and either of them sanitized. Pure functions.
+"""Safe HTML from Markdown or from a client's own HTML, both sanitized. Pure functions.
 
-`content_html` calls this in the server for what is certainly cheap, and in a worker process for the rest.
+`content_html` calls this on the event loop for texts that are provably cheap, and in a worker process for the others.
 
-Raw HTML in Markdown is shown as text: people write `Vec<T>`, and nh3 would drop the `<T>`. Relative URLs are removed,
-since a message may be shown on any page. An image becomes a link: if it were shown, every reader's browser would fetch
-it unasked, and whoever talked a model into naming it (a document can) would read in its URL what the model put there.
+Raw HTML in Markdown is displayed as text: people write `Vec<T>`, and nh3 would drop the `<T>`. Relative URLs are
+removed, since a message may be displayed on any page. An image becomes a link: a displayed image would be fetched by
+every reader's browser, and its URL could carry data to the author of a document that told the model to include it.
 For the same reason an image in a client's own HTML loses its `src`, and readers see its `alt` text.
-NULs become U+FFFD, as CommonMark has it, and lone surrogates "?", so that every result is valid UTF-8.
+NULs become U+FFFD, as CommonMark requires, and lone surrogates "?", so that every result is valid UTF-8.
 
 Beyond CommonMark: tables, strikethrough, bare URLs, task lists and footnotes. Footnotes have numbers and no links: a
 link needs an id, and one from a message could hide an element of the page that shows it. The task list plugin and
@@ -31,12 +31,12 @@ from markdown_it.utils import EnvType, OptionsDict
 from mdit_py_plugins.footnote import footnote_plugin
 
 from agent_chat.server.files import worker_process
-from agent_chat.server.files.worker_process import Job
+from agent_chat.server.files.worker_process import RequestContext
 
 HTML_BYTES = 4 * 2**20
 HTML_RATIO = 8
 HTML_FLOOR = 64 * 2**10
-"""What any text may grow to: `# a` alone is ten bytes of tags."""
+"""Every text may grow to this size: the tags of `# a` alone are ten bytes."""
 
 CHEAP_BYTES = 8 * 2**10
 CHEAP_HTML_BYTES = 2 * 2**10
@@ -49,7 +49,7 @@ _URL_CHARS = 2048
 _SCHEME = re.compile(r"(?<![a-z0-9.+-])https?\Z", re.IGNORECASE)
 _TASK = re.compile(r"\[([ xX])\][ \t\n]+(?=\S)")
 _PLAIN = (string.ascii_letters + string.digits + " ,.'\"?;()").encode() + bytes(range(128, 256))
-"""Bytes that no rule of Markdown stops at. (A list's `1.` needs a line of its own, and lines are counted.)"""
+"""Bytes at which no rule of Markdown stops. (A list's `1.` needs a line of its own, and lines are counted.)"""
 
 _CELL = {"align", "colspan", "rowspan"}
 _ATTRIBUTES = {
@@ -72,24 +72,30 @@ _DIRECTED = {"paragraph_open", "heading_open", "table_open"}
 _LISTS = {"bullet_list_open", "ordered_list_open"}
 
 _LINKIFY = LinkifyIt(options={"fuzzy_link": False, "fuzzy_email": False})
-"""Only what has a scheme: `README.md` and `setup.py` would be hosts in Moldova and Paraguay."""
+"""Only URLs with a scheme: `README.md` and `setup.py` would be hosts in Moldova and Paraguay."""
 
 
-def _image(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
-    """An image as a link with its text."""
+def _render_image(
+    renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType
+) -> str:
+    """Render an image as a link with the image's text."""
     token = tokens[index]
     source = str(token.attrGet("src") or "")
     words = renderer.renderInlineAsText(token.children, options, env).strip() or source
     return f'<a href="{html.escape(source)}">{html.escape(words, quote=False)}</a>'
 
 
-def _code(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
-    """A code block, focusable: it scrolls sideways, and the keyboard must reach it."""
+def _render_code(
+    renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType
+) -> str:
+    """Render a focusable code block: it scrolls sideways, so the keyboard must reach it."""
     render = renderer.fence if tokens[index].type == "fence" else renderer.code_block
     return str(render(tokens, index, options, env)).replace("<pre>", '<pre tabindex="0" dir="ltr">', 1)
 
 
-def _footnote(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
+def _render_footnote(
+    renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType
+) -> str:
     match tokens[index].type:
         case "footnote_ref":
             return f"<sup>[{tokens[index].meta['id'] + 1}]</sup>"
@@ -105,8 +111,8 @@ def _footnote(renderer: RendererHTML, tokens: Sequence[Token], index: int, optio
             return ""
 
 
-def _bare_url(state: StateInline, silent: bool) -> bool:
-    """Link a bare http or https URL. Looks at most 2,048 characters ahead, so that many URLs cost no more each."""
+def _link_bare_url(state: StateInline, silent: bool) -> bool:
+    """Link a bare http or https URL. Reads at most 2,048 characters ahead, so that the total cost is linear."""
     if state.linkLevel or not state.src.startswith("://", state.pos):
         return False
     if not (scheme := _SCHEME.search(state.src[max(0, state.pos - 6) : state.pos])):
@@ -115,7 +121,7 @@ def _bare_url(state: StateInline, silent: bool) -> bool:
     found = _LINKIFY.match_at_start(state.src[start : min(state.posMax, start + _URL_CHARS)])
     if not found or (not silent and not state.pending.endswith(scheme[0])):
         return False
-    url = found.url.rstrip("*_~")  # the end of an emphasis around it
+    url = found.url.rstrip("*_~")  # they close an emphasis around the URL
     target = state.md.normalizeLink(url)
     if not state.md.validateLink(target):
         return False
@@ -128,14 +134,14 @@ def _bare_url(state: StateInline, silent: bool) -> bool:
     return True
 
 
-def _tasks(state: StateCore) -> None:
-    """`[ ]` and `[x]` at the beginning of a list item become checkboxes."""
+def _convert_task_items(state: StateCore) -> None:
+    """Turn `[ ]` and `[x]` at the beginning of list items into checkboxes."""
     for item, paragraph, inline in zip(state.tokens, state.tokens[1:], state.tokens[2:], strict=False):
         if (item.type, paragraph.type, inline.type) != ("list_item_open", "paragraph_open", "inline"):
             continue
         children = inline.children or []
         task = _TASK.match(inline.content)
-        # The text token as well: if the brackets are a link's, or escaped, it does not begin with them.
+        # The text token must match too: if the brackets belong to a link or are escaped, it does not begin with them.
         if not task or not children or children[0].type != "text" or not children[0].content.startswith(task[0][:3]):
             continue
         children[0].content = children[0].content[3:]
@@ -146,10 +152,10 @@ def _tasks(state: StateCore) -> None:
         item.attrSet("class", "task-list-item")
 
 
-def _attributes(state: StateCore) -> None:
-    """Give blocks their direction, and cells their alignment as an attribute: styles are not allowed.
+def _set_attributes(state: StateCore) -> None:
+    """Set the direction of blocks, and the alignment of cells as an attribute, since styles are not allowed.
 
-    A list has one direction, as on GitHub: a `dir` inside it would be ignored by the list's own `auto`.
+    A list has one direction, as on GitHub: its own `auto` ignores elements inside it that have a `dir`.
     """
     depth = 0
     for token in state.tokens:
@@ -163,46 +169,46 @@ def _attributes(state: StateCore) -> None:
             token.attrs["align"] = str(style).removeprefix("text-align:")
 
 
-def _markdown() -> MarkdownIt:
+def _build_markdown() -> MarkdownIt:
     markdown = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
     markdown.use(footnote_plugin, inline=False)
-    markdown.inline.ruler.after("text", "bare_url", _bare_url)
-    markdown.core.ruler.push("tasks", _tasks)
-    markdown.core.ruler.push("attributes", _attributes)
-    markdown.add_render_rule("image", _image)
-    markdown.add_render_rule("fence", _code)
-    markdown.add_render_rule("code_block", _code)
+    markdown.inline.ruler.after("text", "bare_url", _link_bare_url)
+    markdown.core.ruler.push("tasks", _convert_task_items)
+    markdown.core.ruler.push("attributes", _set_attributes)
+    markdown.add_render_rule("image", _render_image)
+    markdown.add_render_rule("fence", _render_code)
+    markdown.add_render_rule("code_block", _render_code)
     for part in ("ref", "block_open", "block_close", "open", "close", "anchor"):
-        markdown.add_render_rule(f"footnote_{part}", _footnote)
+        markdown.add_render_rule(f"footnote_{part}", _render_footnote)
     return markdown
 
 
-def _cleaner(*, markdown: bool) -> nh3.Cleaner:
-    """What may be in a message. Checkboxes only from Markdown: a client's own could ask for a password."""
+def _build_cleaner(*, markdown: bool) -> nh3.Cleaner:
+    """Build the sanitizer. Only Markdown may have `input` elements: a client's own could ask for a password."""
     box = {"type": {"checkbox"}, "disabled": {""}, "checked": {""}, "aria-label": {"Done", "To do"}}
     return nh3.Cleaner(
         tags=(nh3.ALLOWED_TAGS - {"area", "map"}) | ({"input"} if markdown else set()),
         attributes=_ATTRIBUTES,
         tag_attribute_values=_VALUES | ({"input": box} if markdown else {}),
-        attribute_filter=_attribute,
+        attribute_filter=_filter_attribute,
         url_schemes={"http", "https", "mailto"},
         url_relative="deny",
         link_rel="noopener noreferrer",
     )
 
 
-def _attribute(tag: str, name: str, value: str) -> str | None:
+def _filter_attribute(tag: str, name: str, value: str) -> str | None:
     if name == "dir":
         return value if value in _DIRECTIONS else None
     return None if tag == "code" and not _LANGUAGE.fullmatch(value) else value
 
 
-_MARKDOWN = _markdown()
-_CLEANERS = {markdown: _cleaner(markdown=markdown) for markdown in (True, False)}
+_MARKDOWN = _build_markdown()
+_CLEANERS = {markdown: _build_cleaner(markdown=markdown) for markdown in (True, False)}
 
 
 def is_cheap(data: bytes, markdown: bool) -> bool:
-    """Whether `to_html` certainly takes a few milliseconds at most, so that the event loop can do it.
+    """Return True if `to_html` provably takes a few milliseconds at most, so that the event loop can call it.
 
     Every character at which a rule of Markdown stops, and every line, costs up to 80 µs; a table's cells are its
     columns times its lines. A client's HTML costs most by its attributes, which are compared with each other.
@@ -217,24 +223,25 @@ def is_cheap(data: bytes, markdown: bool) -> bool:
 
 
 def to_html(data: bytes, markdown: bool) -> str:
-    """The safe HTML of a text, or the text escaped if that would be too large, or nested too deeply.
+    """Convert a text to safe HTML; escape it if the HTML would be too large or too deeply nested.
 
-    Raises: MemoryError.
+    Raises:
+        MemoryError: the limit of a worker is reached.
     """
     text = data.decode()
     try:
         result = _CLEANERS[markdown].clean(str(_MARKDOWN.render(text)) if markdown else text)
     except RecursionError:
-        return escaped(data)
+        return escape(data)
     fits = len(result.encode()) <= min(HTML_BYTES, max(HTML_RATIO * len(data), HTML_FLOOR))
-    return result if fits else escaped(data)
+    return result if fits else escape(data)
 
 
-def escaped(data: bytes) -> str:
-    """The text in `<pre>`, cut where it would be more than 4 MB."""
+def escape(data: bytes) -> str:
+    """Escape a text in `<pre>`, truncated to 4 MB."""
     parts: list[bytes] = []
     room = HTML_BYTES
-    for start in range(0, len(data), _ESCAPE_STEP):  # in steps, so that a thread that does it lets others run
+    for start in range(0, len(data), _ESCAPE_STEP):  # in steps, so that a thread releases the GIL in between
         part = data[start : start + _ESCAPE_STEP].replace(b"&", b"&amp;").replace(b"<", b"&lt;").replace(b">", b"&gt;")
         parts.append(part[:room])
         room -= len(part)
@@ -246,11 +253,11 @@ def escaped(data: bytes) -> str:
     return f"<pre>{body.decode(errors='ignore')}</pre>"
 
 
-def _handle(request: bytes, job: Job) -> bytes:
-    """The first byte says whether it is Markdown."""
+def _handle(request: bytes, context: RequestContext) -> bytes:
+    """Handle a request of `content_html`: `m` for Markdown or `h` for HTML, then the text."""
     return to_html(request[1:], request[:1] == b"m").encode()
 
 
 def main() -> None:
-    """What a worker runs."""
+    """Serve requests in a worker process."""
     worker_process.serve(_handle)

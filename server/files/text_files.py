@@ -1,8 +1,8 @@
-"""Text files: decoded as they are, and which kind of text they are.
+"""Text files: decoded without changes, and their media types.
 
-`plain_text` is called by the server itself, in a thread: it reads UTF-8 and takes a few milliseconds at most, whatever
-the file holds, so that a text never waits behind another's document. Every other encoding has to be guessed, which a
-worker does (`reading.py`).
+The server calls `plain_text` in a thread: it reads UTF-8 and takes a few milliseconds at most, whatever the file
+contains, so that a text never waits behind another organization's document. Other encodings have to be guessed, which
+is done by a worker (`reader.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from agent_chat.server.files.file_types import DOCUMENTS, EML, HTML, IMAGES, TEXTS, signature_type
 
-Found = dict[str, Any]
+ExtractedFields = dict[str, Any]
 """The fields of an Extracted."""
 
 HEAD_BYTES = 64 * 2**10
@@ -34,10 +34,11 @@ _MAIL = re.compile(r"(?:[!-9;-~]+:[^\n]*\n(?:[ \t][^\n]*\n)*){2,}\r?\n")
 _MAIL_HEADERS = re.compile(r"^(from|date|received|message-id|mime-version|return-path):", re.IGNORECASE | re.MULTILINE)
 
 
-def plain_text(path: Path, filename: str, declared: str | None, chars: int) -> Found | None:
-    """All fields of the Extracted of a UTF-8 text or of an empty file; None for a file that needs a worker.
+def plain_text(path: Path, filename: str, declared: str | None, chars: int) -> ExtractedFields | None:
+    """Return the fields of `Extracted` for a UTF-8 text or an empty file; None for a file that needs a worker.
 
-    Raises: OSError if there is no such file.
+    Raises:
+        OSError: the file cannot be opened.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         return None
@@ -45,93 +46,96 @@ def plain_text(path: Path, filename: str, declared: str | None, chars: int) -> F
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
         if not head:
-            return empty(suffix)
+            return empty_result(suffix)
         if signature_type(head) is not None:
             return None
-        data = head + file.read(_most_bytes(chars) - len(head))
+        data = head + file.read(_max_bytes(chars) - len(head))
         cut = bool(file.read(1))
     text = _utf8(data, cut)
     if text is None:
         return None
-    content_type = text_type(text, suffix, plain_type(declared))
-    return None if content_type in (HTML, EML) else text_found(content_type, text, chars, cut)
+    content_type = text_type(text, suffix, media_type_of(declared))
+    return None if content_type in (HTML, EML) else text_result(content_type, text, chars, cut)
 
 
 def suffix_of(filename: str) -> str:
     return Path(filename.replace("\\", "/")).suffix.lower()
 
 
-def plain_type(declared: str | None) -> str:
-    """A media type without its parameters."""
+def media_type_of(declared: str | None) -> str:
+    """Return a media type without its parameters, in lower case."""
     return (declared or "").partition(";")[0].strip().lower()
 
 
-def empty(suffix: str) -> Found:
+def empty_result(suffix: str) -> ExtractedFields:
     content_type = DOCUMENTS.get(suffix) or IMAGES.get(suffix) or TEXTS.get(suffix) or "text/plain"
-    return failed(content_type, "The file is empty.")
+    return failed_result(content_type, "The file is empty.")
 
 
-def failed(content_type: str, reason: str) -> Found:
-    return {"content_type": content_type, "status": "failed", "error": reason}
+def failed_result(content_type: str, client_sentence: str) -> ExtractedFields:
+    return {"content_type": content_type, "status": "failed", "error": client_sentence}
 
 
-def text_found(content_type: str, text: str, chars: int, cut: bool = False) -> Found:
-    """A text that is ready, if there is more in it than white space."""
+def text_result(content_type: str, text: str, chars: int, cut: bool = False) -> ExtractedFields:
+    """Return the fields of `Extracted` for a text; failed if it contains only white space."""
     kept = text[:chars]
     if not kept.strip():
-        return failed(content_type, "No text was found in the file.")
+        return failed_result(content_type, "No text was found in the file.")
     return {"content_type": content_type, "status": "ready", "text": kept, "truncated": cut or len(text) > chars}
 
 
-def decoded(head: bytes, file: BinaryIO, chars: int) -> tuple[str | None, bool]:
-    """The first characters of a text file, at least `chars` of them, and whether there is more. None: not a text.
+def decode_start(head: bytes, file: BinaryIO, chars: int) -> tuple[str | None, bool]:
+    """Decode the beginning of a text file, at least `chars` characters if it has them.
 
-    No more of the file is read than that takes, so that a csv of any size costs the same.
+    Only as much of the file is read as that takes, so that a csv of any size costs the same.
+
+    Returns:
+        The text, None if the file is not a text; and whether the file has more.
     """
-    data = head + file.read(max(0, _most_bytes(chars) - len(head)))
+    data = head + file.read(max(0, _max_bytes(chars) - len(head)))
     cut = bool(file.read(1))
     for bom, name in BOMS:
         if data.startswith(bom):
-            return _attempt(data[len(bom) :], name, cut), cut
+            return _try_decode(data[len(bom) :], name, cut), cut
     text = _utf8(data, cut)
-    if text is None and (encoding := guessed_encoding(data)):
-        text = _attempt(data, encoding, cut)
+    if text is None and (encoding := guess_encoding(data)):
+        text = _try_decode(data, encoding, cut)
     if text is None and cut and (lines := data.rpartition(b"\n")[0]):
-        text = _utf8(lines, cut)  # its only odd bytes may be the few that were read of its last line
+        text = _utf8(lines, cut)  # the only undecodable bytes may be those of the truncated last line
     return text, cut
 
 
-def guessed_encoding(data: bytes) -> str | None:
+def guess_encoding(data: bytes) -> str | None:
     import chardet
 
-    return chardet.detect(evidence(data)).get("encoding")
+    return chardet.detect(sample_for_detection(data)).get("encoding")
 
 
-def evidence(data: bytes) -> bytes:
-    """What a detector needs of a long text: the lines that are not ASCII. A first half in English shows nothing."""
+def sample_for_detection(data: bytes) -> bytes:
+    """Return the lines of a long text that are not ASCII: the detector learns nothing from English lines."""
     if len(data) <= DETECT_BYTES or b"\0" in data:
         return data[:DETECT_BYTES]
     lines = b"\n".join(line for line in data.split(b"\n") if not line.isascii())
     return lines[:DETECT_BYTES] or data[:DETECT_BYTES]
 
 
-def latin_text(data: bytes) -> str | None:
-    return _attempt(data, "latin-1", False)
+def decode_latin1(data: bytes) -> str | None:
+    return _try_decode(data, "latin-1", False)
 
 
-def _most_bytes(chars: int) -> int:
+def _max_bytes(chars: int) -> int:
     return 4 * chars + 4
 
 
 def _utf8(data: bytes, cut: bool) -> str | None:
-    """None also for what may be ISO-2022-JP, which is ASCII too."""
+    """Decode UTF-8; None also for data that may be ISO-2022-JP, whose bytes are valid ASCII."""
     if b"\0" in data or b"\x1b$" in data:
         return None
-    return _attempt(data.removeprefix(codecs.BOM_UTF8), "utf-8", cut)
+    return _try_decode(data.removeprefix(codecs.BOM_UTF8), "utf-8", cut)
 
 
-def _attempt(data: bytes, encoding: str, cut: bool) -> str | None:
-    """The text, if the bytes are valid in this encoding; a last character that was cut off is left out."""
+def _try_decode(data: bytes, encoding: str, cut: bool) -> str | None:
+    """Decode strictly; None if the bytes are invalid in this encoding. A truncated last character is dropped."""
     try:
         text = codecs.getincrementaldecoder(encoding)("strict").decode(data, final=not cut)
         coded = text.encode()
@@ -142,13 +146,15 @@ def _attempt(data: bytes, encoding: str, cut: bool) -> str | None:
 
 
 def text_type(text: str, suffix: str, declared: str) -> str:
-    """Which text it is. The content does not show a csv from a program, so a known suffix comes first."""
+    """Return the media type of a text. Content cannot tell a csv from a program, so a known suffix comes first."""
     named = TEXTS.get(suffix, "text/plain")
     if named == EML and not looks_like_mail(text):
         return "text/plain"
     if named != "text/plain":
         return named
-    if suffix in ("", ".txt") or suffix in DOCUMENTS or suffix in IMAGES:  # any other is some language: as it is
+    if (
+        suffix in ("", ".txt") or suffix in DOCUMENTS or suffix in IMAGES
+    ):  # any other suffix is some programming language: plain text
         if _HTML.match(text[:4096]):
             return HTML
         if suffix != ".txt" and looks_like_mail(text):

@@ -1,8 +1,8 @@
-"""Turns at something scarce, shared fairly by organizations: worker processes, above all.
+"""A fair queue: slots at something scarce (worker processes), shared by organizations.
 
-Round robin over the organizations that wait, first come first served within one. Where there are several slots an
-organization never holds all of them, so that another's first request waits for no long one. What an organization may
-have waiting is bounded. A semaphore was refused: it serves whoever sent the most.
+Round robin over the organizations that wait, first come first served within one. Of several slots an organization never
+holds all, so that the first request of another organization does not wait for a long one. The queue of each
+organization is bounded. A semaphore was refused: it serves the organization that sends the most.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Waiter = asyncio.Future[None]
 
 
 class QueueFull(Exception):
-    """The organization has as much waiting as it may."""
+    """The organization's queue is full."""
 
 
 class Turns:
@@ -24,20 +24,20 @@ class Turns:
 
     Args:
         slots: how many turns run at the same time.
-        most_waiting: the total weight that one organization may have waiting.
+        max_waiting: the largest total weight in one organization's queue.
 
     Attributes:
-        refused: how many requests met a full queue.
+        refused: number of requests that met a full queue.
     """
 
-    def __init__(self, slots: int, *, most_waiting: int) -> None:
+    def __init__(self, slots: int, *, max_waiting: int) -> None:
         self.refused = 0
         self._slots = slots
-        self._most_waiting = most_waiting
+        self._max_waiting = max_waiting
         self._share = max(1, slots - 1)
         self._running: Counter[str] = Counter()
         self._queues: dict[str, deque[Waiter]] = {}
-        """Of organizations that wait, the next one first."""
+        """By organization, the one whose turn is next first."""
         self._weights: Counter[str] = Counter()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -52,12 +52,14 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, organization_id: str, weight: int = 1, *, bounded: bool = True) -> AsyncIterator[None]:
-        """Wait for a turn and hold it.
+        """Wait for a slot and hold it for the duration of the context.
 
         Args:
-            bounded: false for what must not be refused; the caller bounds it in another way.
+            weight: what the request counts in its organization's queue while it waits.
+            bounded: False for requests that must not be refused; the caller bounds their number in another way.
 
-        Raises: QueueFull.
+        Raises:
+            QueueFull: the queue is not empty and has no room for this weight.
         """
         await self._enter(organization_id, weight, bounded)
         try:
@@ -65,8 +67,8 @@ class Turns:
         finally:
             self._leave(organization_id)
 
-    async def emptied(self) -> None:
-        """Wait until nobody holds a turn or waits for one."""
+    async def wait_until_idle(self) -> None:
+        """Wait until no slot is held and no request waits."""
         await self._empty.wait()
 
     async def _enter(self, organization_id: str, weight: int, bounded: bool) -> None:
@@ -74,7 +76,7 @@ class Turns:
             self._start(organization_id)
             return
         waiting = self._weights[organization_id]
-        if bounded and waiting and waiting + weight > self._most_waiting:
+        if bounded and waiting and waiting + weight > self._max_waiting:
             self.refused += 1
             raise QueueFull
         turn: Waiter = asyncio.get_running_loop().create_future()
@@ -85,7 +87,7 @@ class Turns:
         except asyncio.CancelledError:
             if turn.cancelled():
                 self._withdraw(organization_id, turn)
-            else:  # it was given in the same step of the loop
+            else:  # the slot was assigned in the same iteration of the event loop
                 self._leave(organization_id)
             raise
         finally:
@@ -116,7 +118,7 @@ class Turns:
             turn = queue.popleft()
             if queue:
                 self._queues[following] = queue  # behind the others
-            if not turn.done():  # else it was cancelled, and is about to withdraw
+            if not turn.done():  # otherwise it was cancelled and is about to withdraw
                 self._start(following)
                 turn.set_result(None)
         if not self._running and not self._queues:

@@ -1,9 +1,9 @@
-"""Worker processes for everything risky: code that hostile input can crash, blow up or keep busy.
+"""Worker processes for code that hostile input can crash, exhaust or keep busy.
 
 `content_html` and `extraction` have a pool each. A worker is a bare interpreter (`worker_process.py`) that serves one
-request at a time, with limits that the kernel enforces; it is killed and replaced when anything goes wrong, so that a
-crash, a bomb or a hang costs one worker and one request. It inherits nothing of the server's environment but what the
-interpreter needs to start. Turns are shared fairly by organizations (`turns.py`).
+request at a time within limits that the kernel enforces. It is killed and replaced whenever something goes wrong, so
+that a crash, a decompression bomb or a hang costs one worker and one request. Of the server's environment it inherits
+only what the interpreter needs to start. Organizations share the workers fairly (`turns.py`).
 
 Refused: a thread (the libraries cannot be interrupted, and it would share the GIL); `multiprocessing`, which imports
 the server's `__main__` again; `concurrent.futures`, where one dead worker breaks the pool and a hanging one never ends.
@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 Reason = Literal["time", "memory", "crash", "error", "start", "closed"]
 
 _BOOT = "import sys, importlib; sys.path.append(sys.argv[1]); importlib.import_module(sys.argv[2]).main()"
-"""The folder is appended, and -P leaves out the working directory, so that no module of the standard library is
-hidden by a file beside ours."""
+"""The folder is appended to the module path and -P leaves out the working directory, so that no file of ours hides a
+module of the standard library."""
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "TMPDIR")
 _START_SECONDS = 20.0
 _END_SECONDS = 5.0
@@ -41,11 +41,11 @@ _NOTE_BYTES = 1024
 
 
 class WorkerLimits(msgspec.Struct, frozen=True):
-    """What one worker may use. CPU and wall time are for each request, the others for the process.
+    """The resources of one worker. CPU and wall time apply to each request, the others to the process.
 
     `processes` counts all processes and threads of the server's user (RLIMIT_NPROC), so only 0 or a large number makes
-    sense. A worker ends after `requests`, or once it has ever held more than `resident_bytes`; the next request starts
-    another.
+    sense. A worker ends after `requests` requests, or after one that raised its peak memory above `resident_bytes`; the
+    next request starts another.
     """
 
     cpu_seconds: float
@@ -61,7 +61,7 @@ class WorkerLimits(msgspec.Struct, frozen=True):
 
 
 class WorkerFailed(Exception):
-    """A request that got no reply. `note` is the last thing that the worker reported, `reason` why it ended."""
+    """A request failed without a reply. `reason` is why, `note` the last note that the worker sent before it."""
 
     def __init__(self, reason: Reason, detail: str = "", note: bytes | None = None) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -74,7 +74,7 @@ class Workers:
 
     Args:
         module: its dotted name; its `main` runs in the worker and calls `worker_process.serve`.
-        turns: who may use a worker now.
+        turns: the queue for a worker.
     """
 
     def __init__(self, module: str, limits: WorkerLimits, turns: Turns) -> None:
@@ -109,11 +109,11 @@ class Workers:
             return await self._call(worker, request)
 
     async def close(self) -> None:
-        """End the workers and wait until they are gone. Requests in progress and later ones fail with `closed`."""
+        """Kill the workers and wait until they have ended. Requests in progress and later ones fail with `closed`."""
         self._closed = True
         for worker in self._alive:
             _kill(worker)
-        await self.turns.emptied()
+        await self.turns.wait_until_idle()
         for worker in list(self._alive):
             await self._end(worker)
         self._idle.clear()
@@ -127,10 +127,12 @@ class Workers:
                 kind, data = await self._receive(worker, notes)
         except (OSError, EOFError, RuntimeError, TimeoutError) as error:
             # RuntimeError: uvloop, when the pipe is already closed
-            reason: Reason = "time" if isinstance(error, TimeoutError) else _reason(await _returncode(worker))
+            reason: Reason = (
+                "time" if isinstance(error, TimeoutError) else _failure_reason(await _wait_for_exit(worker))
+            )
             reason = "closed" if self._closed else reason
             raise WorkerFailed(reason, repr(error), notes[-1] if notes else None) from error
-        finally:  # after a cancellation too: the next request must not get this one's reply
+        finally:  # also after a cancellation: the next request must not receive this one's reply
             if kind == DONE and not self._closed:
                 self._idle.append(worker)
             else:
@@ -143,7 +145,7 @@ class Workers:
         return data
 
     async def _receive(self, worker: asyncio.subprocess.Process, notes: list[bytes]) -> tuple[int, bytes]:
-        """The final frame's kind and content. Nothing that a worker sends is unbounded, even if it was taken over."""
+        """Return the final frame's kind and content. All sizes are bounded: a hostile file may control the worker."""
         assert worker.stdout is not None
         while True:
             kind, size = REPLY.unpack(await worker.stdout.readexactly(REPLY.size))
@@ -183,7 +185,7 @@ class Workers:
         return worker
 
     async def _end(self, worker: asyncio.subprocess.Process) -> None:
-        """Kill the worker, and wait until it and its pipes are gone."""
+        """Kill the worker and wait until it has ended and its pipes are closed."""
         _kill(worker)
         assert worker.stdin is not None
         worker.stdin.close()
@@ -198,8 +200,8 @@ async def _send(worker: asyncio.subprocess.Process, request: bytes) -> None:
     await worker.stdin.drain()
 
 
-async def _returncode(worker: asyncio.subprocess.Process) -> int:
-    """How it ended. Its pipe is closed, so it is about to end; asyncio's watcher must reap it, not a kill."""
+async def _wait_for_exit(worker: asyncio.subprocess.Process) -> int:
+    """Return the exit status of a worker whose pipe is closed. asyncio's child watcher must reap it, hence no kill."""
     try:
         async with asyncio.timeout(_END_SECONDS):
             return await worker.wait()
@@ -207,11 +209,11 @@ async def _returncode(worker: asyncio.subprocess.Process) -> int:
         return -signal.SIGKILL
 
 
-def _reason(returncode: int) -> Reason:
+def _failure_reason(returncode: int) -> Reason:
     match -returncode:
         case signal.SIGPROF | signal.SIGALRM:
             return "time"
-        case signal.SIGABRT:  # what Rust and C++ do when they get no memory
+        case signal.SIGABRT:  # Rust and C++ abort when an allocation fails
             return "memory"
         case _:
             return "crash"

@@ -1,8 +1,8 @@
-"""What runs inside a worker process: its limits, its clocks, and the loop that serves requests.
+"""The inside of a worker process: its limits, its timers, and the loop that serves requests.
 
 `worker.py` starts it as a bare interpreter with a module's `main`, which calls `serve`. Requests come as frames on
-stdin, replies go as frames to stdout. Everything that ends a request early is the kernel's: CPU time, wall time and
-memory. Imports only the standard library: this is paid at each start of a worker.
+stdin, replies go as frames to stdout. Only the kernel ends a request early: by CPU time, wall time or memory. This
+module imports only the standard library, because every start of a worker pays for its imports.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 REQUEST = struct.Struct("!Q")
-"""Before every request: its length."""
+"""The header of a request: its length."""
 REPLY = struct.Struct("!BQ")
-"""Before every frame of the worker: its kind and its length."""
+"""The header of a frame from the worker: its kind and its length."""
 NOTE, DONE, LAST, NO_MEMORY, ERROR = range(5)
-"""Kinds: something known early, the reply, the reply of a process that ends now, and two reasons for having none."""
+"""Kinds of frames: an early note, the reply, the reply of a process that ends after it, and two kinds of failure."""
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 
 
-class _Channel:
-    """The frames' way out. What a library prints to stdout is dropped, so that it is not taken for a frame."""
+class _FrameWriter:
+    """Writes frames to the original stdout. What libraries print to stdout is discarded: it would corrupt them."""
 
     def __init__(self) -> None:
         self._out: BinaryIO = os.fdopen(os.dup(1), "wb")
@@ -45,35 +45,35 @@ class _Channel:
         self._out.flush()
 
 
-class Job:
-    """The request in progress."""
+class RequestContext:
+    """What a handler may do about the request in progress."""
 
-    def __init__(self, channel: _Channel, wall_seconds: float) -> None:
+    def __init__(self, channel: _FrameWriter, wall_seconds: float) -> None:
         self._channel = channel
         self._wall_seconds = wall_seconds
 
     def note(self, data: bytes) -> None:
-        """Report something now, so that it survives the end of this process."""
+        """Send `data` immediately, so that it is known even if this process does not survive the request."""
         self._channel.send(NOTE, data)
 
-    def allow(self, cpu_seconds: float) -> None:
-        """Give the request so much CPU time from now on, in place of what it had."""
+    def set_cpu_seconds(self, cpu_seconds: float) -> None:
+        """Replace the request's remaining CPU time, counted from now."""
         _set_clocks(cpu_seconds, self._wall_seconds)
 
 
-def serve(handle: Callable[[bytes, Job], bytes]) -> None:
-    """Reply to requests until stdin ends, or until it is time for a fresh process."""
+def serve(handle: Callable[[bytes, RequestContext], bytes]) -> None:
+    """Reply to requests until stdin ends or this process has reached one of its limits for renewal."""
     limits = json.loads(sys.argv[3])
     try:
-        _serve(handle, limits, _Channel())
+        _serve(handle, limits, _FrameWriter())
     except (BrokenPipeError, struct.error):  # the server died in the middle of a frame
-        os._exit(1)  # an ordinary exit would flush into the broken pipe and complain
+        os._exit(1)  # an ordinary exit would flush to the broken pipe and print a traceback
 
 
-def _serve(handle: Callable[[bytes, Job], bytes], limits: dict[str, float], channel: _Channel) -> None:
+def _serve(handle: Callable[[bytes, RequestContext], bytes], limits: dict[str, float], channel: _FrameWriter) -> None:
     _confine(limits)
     gc.disable()  # garbage is collected between requests
-    job = Job(channel, limits["wall_seconds"])
+    context = RequestContext(channel, limits["wall_seconds"])
     served = 0
     while header := sys.stdin.buffer.read(REQUEST.size):
         (size,) = REQUEST.unpack(header)
@@ -81,7 +81,7 @@ def _serve(handle: Callable[[bytes, Job], bytes], limits: dict[str, float], chan
             return
         served += 1
         _set_clocks(limits["cpu_seconds"], limits["wall_seconds"])
-        kind, reply = _attempt(handle, request, job)
+        kind, reply = _run_handler(handle, request, context)
         _set_clocks(0, 0)
         worn_out = served >= limits["requests"] or _peak_bytes() > limits["resident_bytes"]
         kind = LAST if kind == DONE and worn_out else kind
@@ -92,17 +92,19 @@ def _serve(handle: Callable[[bytes, Job], bytes], limits: dict[str, float], chan
         gc.collect()
 
 
-def _attempt(handle: Callable[[bytes, Job], bytes], request: bytes, job: Job) -> tuple[int, bytes]:
+def _run_handler(
+    handle: Callable[[bytes, RequestContext], bytes], request: bytes, context: RequestContext
+) -> tuple[int, bytes]:
     try:
-        return DONE, handle(request, job)
+        return DONE, handle(request, context)
     except MemoryError:
         return NO_MEMORY, b""
-    except BaseException as error:  # a panic in Rust is not an Exception
-        return ERROR, _place(error).encode()
+    except BaseException as error:  # pyo3 raises a panic as a BaseException
+        return ERROR, _error_location(error).encode()
 
 
-def _place(error: BaseException) -> str:
-    """The kind of an error and where it was raised. Not its text, which may hold some of the request."""
+def _error_location(error: BaseException) -> str:
+    """Return the type of an error and where it was raised, without its text, which may contain parts of the request."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -111,9 +113,9 @@ def _place(error: BaseException) -> str:
 
 
 def _confine(limits: dict[str, float]) -> None:
-    """Apply the limits of this process. What must hold even where it was taken over: see the README, *Workers*."""
+    """Apply the limits of this process. README, *Workers*, says what they guarantee if a file controls the process."""
     os.nice(int(limits["nice"]))
-    try:  # where the kernel groups processes by session, the group's priority counts
+    try:  # with autogroup scheduling the priority of the session counts, not that of the process
         Path("/proc/self/autogroup").write_text(str(int(limits["nice"])))
     except OSError:
         pass
@@ -132,7 +134,7 @@ def _confine(limits: dict[str, float]) -> None:
             pass
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != limits["parent"]:  # the server died before the line above
+    if os.getppid() != limits["parent"]:  # the server died before PDEATHSIG was set
         os._exit(1)
 
 
@@ -153,13 +155,13 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _set_clocks(cpu_seconds: float, wall_seconds: float) -> None:
-    """Have the kernel end this process after so much time; 0 stops the clocks."""
+    """Have the kernel kill this process after this much time; 0 stops the timers."""
     signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
     signal.setitimer(signal.ITIMER_REAL, wall_seconds)
 
 
 def _peak_bytes() -> int:
-    """The most memory that this process ever held. On Linux ru_maxrss counts what its parent held at the fork."""
+    """Return this process's peak memory. On Linux ru_maxrss includes the parent's size at the fork, VmHWM does not."""
     if sys.platform == "linux":
         peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
         return int(peak[1]) * 1024 if peak else 0

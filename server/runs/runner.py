@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from agent_chat.agents import AgentError, File, Files, NoFiles, Part, Run, RunTools, Toolbox, ToolPart, ToolStarted
 from agent_chat.agents.answer import TooLong
 from agent_chat.agents.registry import Registry
-from agent_chat.server.files.content_html import unrendered
+from agent_chat.server.files.content_html import escape_text
 from agent_chat.server.inputs import FILES
 from agent_chat.server.limits import Slot
 from agent_chat.server.log_lines import RUN_ID, THREAD_ID
@@ -355,7 +355,7 @@ class Runner:
                 if rendering.done():
                     return rendering.result()
                 if hurry.done():
-                    return unrendered(message.content)
+                    return escape_text(message.content)
                 with contextlib.suppress(StoreUnavailable):
                     await self._store.checkpoint(who, message.id, worker=self.worker, partial=None)
         finally:

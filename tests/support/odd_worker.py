@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from agent_chat.server.files import worker_process
-from agent_chat.server.files.worker_process import DONE, NOTE, REPLY, Job
+from agent_chat.server.files.worker_process import DONE, NOTE, REPLY, RequestContext
 
 
 def _frames() -> int:
@@ -20,7 +20,7 @@ def _frames() -> int:
     )
 
 
-def handle(request: bytes, job: Job) -> bytes:
+def handle(request: bytes, context: RequestContext) -> bytes:
     match request:
         case b"print":
             sys.stdout.write("a library's remark\n")
@@ -33,7 +33,7 @@ def handle(request: bytes, job: Job) -> bytes:
             os.write(_frames(), REPLY.pack(DONE, 2**62))
         case b"notes":
             for _ in range(1000):
-                job.note(b"a note")
+                context.note(b"a note")
         case b"long note":
             os.write(_frames(), REPLY.pack(NOTE, 2**40))
         case b"kind":

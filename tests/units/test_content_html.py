@@ -72,14 +72,14 @@ def worker_pid(renderer: Renderer) -> int:
 
 async def started(renderer: Renderer) -> int:
     """The worker's pid, once it has answered."""
-    assert "<em>" in await renderer.markdown(ORG, LARGE)
+    assert "<em>" in await renderer.render_markdown(ORG, LARGE)
     return worker_pid(renderer)
 
 
 async def rendering(renderer: Renderer) -> asyncio.Task[str]:
     """A render that won't end by itself, once the worker has it."""
     await started(renderer)
-    endless = asyncio.create_task(renderer.markdown(ORG, ENDLESS))
+    endless = asyncio.create_task(renderer.render_markdown(ORG, ENDLESS))
     await asyncio.sleep(0)
     assert renderer.turns.running == 1
     return endless
@@ -119,12 +119,12 @@ async def rendering(renderer: Renderer) -> asyncio.Task[str]:
     ],
 )
 async def test_markdown_becomes_html(renderer: Renderer, content: str, html: str) -> None:
-    assert await renderer.markdown(ORG, content) == html
+    assert await renderer.render_markdown(ORG, content) == html
     assert not renderer._workers.processes  # nothing small needs one
 
 
 async def test_a_table_keeps_its_alignment_without_a_style(renderer: Renderer) -> None:
-    html = await renderer.markdown(ORG, "| a | b |\n|---|--:|\n| 1 | 2 |")
+    html = await renderer.render_markdown(ORG, "| a | b |\n|---|--:|\n| 1 | 2 |")
     assert "<th>a</th>" in html
     assert '<td align="right">2</td>' in html
     assert "style" not in html
@@ -160,33 +160,35 @@ async def test_a_table_keeps_its_alignment_without_a_style(renderer: Renderer) -
     ],
 )
 async def test_a_clients_html_is_stripped_of_what_is_not_safe(renderer: Renderer, given: str, html: str) -> None:
-    assert await renderer.sanitized(ORG, given) == html
+    assert await renderer.sanitize(ORG, given) == html
 
 
 @pytest.mark.parametrize("target", ["javascript:alert(1)", "data:text/html,a", "data:image/png;base64,a", "vbscript:a"])
 async def test_markdown_makes_no_link_or_image_of_an_unsafe_url(renderer: Renderer, target: str) -> None:
-    html = await renderer.markdown(ORG, f"[a]({target}) ![b]({target}) <{target}> <img src='{target}' onerror='c'>")
+    html = await renderer.render_markdown(
+        ORG, f"[a]({target}) ![b]({target}) <{target}> <img src='{target}' onerror='c'>"
+    )
     assert "href" not in html
     assert "src=" not in html.replace("&lt;img src=", "")
 
 
 async def test_a_megabyte_of_ordinary_text_is_rendered(renderer: Renderer) -> None:
-    html = await renderer.markdown(ORG, MEGABYTE)
+    html = await renderer.render_markdown(ORG, MEGABYTE)
     assert html.startswith('<p dir="auto">An <em>ordinary</em> sentence')
     assert html.count("<p ") == MEGABYTE.count("\n\n")
-    assert await renderer.sanitized(ORG, html) == html
+    assert await renderer.sanitize(ORG, html) == html
 
 
 async def test_a_text_that_takes_too_long_is_escaped_and_the_loop_never_waits_for_it(hasty: Renderer) -> None:
     await started(hasty)
     begun = time.monotonic()
     async with asyncio.timeout(20), gaps() as late:
-        assert await hasty.markdown(ORG, ENDLESS) == f"<pre>{ENDLESS}</pre>"
+        assert await hasty.render_markdown(ORG, ENDLESS) == f"<pre>{ENDLESS}</pre>"
     assert time.monotonic() - begun > 0.4
     assert len(late) > 40
     assert max(late) < 0.05
-    assert hasty.given_up == 1
-    assert "<em>" in await hasty.markdown(ORG, LARGE)
+    assert hasty.fallbacks == 1
+    assert "<em>" in await hasty.render_markdown(ORG, LARGE)
 
 
 @pytest.mark.parametrize(
@@ -196,45 +198,45 @@ async def test_a_text_that_takes_too_long_is_escaped_and_the_loop_never_waits_fo
 )
 async def test_deep_nesting_harms_nobody(renderer: Renderer, content: str) -> None:
     async with asyncio.timeout(11):
-        assert len(await renderer.markdown(ORG, content)) <= 8 * len(content)
+        assert len(await renderer.render_markdown(ORG, content)) <= 8 * len(content)
 
 
 async def test_html_that_grows_too_much_is_given_up(renderer: Renderer) -> None:
     table = "|a" * 200 + "\n" + "|-" * 200 + "\n" + "|\n" * 300
-    assert await renderer.markdown(ORG, table) == f"<pre>{table}</pre>"
+    assert await renderer.render_markdown(ORG, table) == f"<pre>{table}</pre>"
 
 
 @pytest.mark.parametrize("text", ["\0\ud800<&>" * 1_000_000, "&" * HTML_BYTES])
 async def test_a_text_beyond_all_bounds_is_cut_between_its_characters(renderer: Renderer, text: str) -> None:
     await renderer.close()
-    html = await renderer.markdown(ORG, text)
+    html = await renderer.render_markdown(ORG, text)
     assert len(html.encode()) <= HTML_BYTES + 20
     assert html.endswith(("&amp;…</pre>", "&gt;…</pre>", "&lt;…</pre>", "?…</pre>", "\N{REPLACEMENT CHARACTER}…</pre>"))
 
 
 async def test_large_texts_of_one_organization_get_their_own_html(renderer: Renderer) -> None:
     texts = [f"{n} {LARGE}" for n in range(3)]
-    htmls = await asyncio.gather(*(renderer.markdown(ORG, text) for text in texts))
+    htmls = await asyncio.gather(*(renderer.render_markdown(ORG, text) for text in texts))
     assert [html.removeprefix('<p dir="auto">')[0] for html in htmls] == ["0", "1", "2"]
 
 
 async def test_a_text_whose_worker_is_killed_is_rendered_by_another(renderer: Renderer) -> None:
     killed = await started(renderer)
-    task = asyncio.create_task(renderer.markdown(ORG, LARGE * 8))
+    task = asyncio.create_task(renderer.render_markdown(ORG, LARGE * 8))
     await asyncio.sleep(0)
     assert renderer.turns.running == 1
     os.kill(killed, signal.SIGKILL)
     async with asyncio.timeout(10):
         assert "<em>" in await task
     assert worker_pid(renderer) != killed
-    assert renderer.given_up == 0
+    assert renderer.fallbacks == 0
 
 
 async def test_a_cancelled_render_leaves_no_answer_for_the_next(renderer: Renderer) -> None:
     endless = await rendering(renderer)
     endless.cancel()
     async with asyncio.timeout(5):
-        assert "<em>" in await renderer.markdown(ORG, LARGE)
+        assert "<em>" in await renderer.render_markdown(ORG, LARGE)
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
@@ -247,8 +249,8 @@ async def test_closing_leaves_no_process(renderer: Renderer, busy: bool) -> None
         os.kill(pid, 0)
     if endless:
         assert await endless == f"<pre>{ENDLESS}</pre>"
-    assert await renderer.markdown(ORG, LARGE) == f"<pre>{LARGE}</pre>"
-    assert await renderer.markdown(ORG, "*small*") == '<p dir="auto"><em>small</em></p>\n'
+    assert await renderer.render_markdown(ORG, LARGE) == f"<pre>{LARGE}</pre>"
+    assert await renderer.render_markdown(ORG, "*small*") == '<p dir="auto"><em>small</em></p>\n'
 
 
 @pytest.mark.parametrize("divs", [0, 10_000, 50_000], ids=["idle", "busy", "busy for long"])
@@ -291,7 +293,7 @@ async def test_no_worker_outlives_a_server_that_was_killed(divs: int) -> None:
     ],
 )
 async def test_what_people_and_models_write_beyond_commonmark(renderer: Renderer, content: str, html: str) -> None:
-    assert html in await renderer.markdown(ORG, content)
+    assert html in await renderer.render_markdown(ORG, content)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +307,7 @@ async def test_what_people_and_models_write_beyond_commonmark(renderer: Renderer
     ],
 )
 async def test_what_looks_like_a_link_a_task_or_a_footnote_is_text(renderer: Renderer, content: str) -> None:
-    html = await renderer.markdown(ORG, content)
+    html = await renderer.render_markdown(ORG, content)
     for tag in ("<a ", "<input", "<sup"):
         assert tag not in html
 
@@ -325,7 +327,7 @@ async def test_what_looks_like_a_link_a_task_or_a_footnote_is_text(renderer: Ren
     ],
 )
 async def test_nothing_of_a_text_becomes_an_attribute_an_id_or_a_script(renderer: Renderer, content: str) -> None:
-    html = await renderer.markdown(ORG, content)
+    html = await renderer.render_markdown(ORG, content)
     assert "<script" not in html
     tags = re.findall(r"<[^>]*>", html)
     assert not [tag for tag in tags if re.search(r"\s(on\w+|id|name|style)\s*=", tag)]
@@ -341,7 +343,7 @@ async def test_nothing_of_a_text_becomes_an_attribute_an_id_or_a_script(renderer
     ],
 )
 async def test_a_clients_html_has_no_form_and_no_id(renderer: Renderer, given: str, html: str) -> None:
-    assert await renderer.sanitized(ORG, given) == html
+    assert await renderer.sanitize(ORG, given) == html
 
 
 @pytest.mark.parametrize("unit", ["https://a.example/b?c=d ", "https://a.example\n", "- [ ] a\n", "a[^1] "])
@@ -386,7 +388,7 @@ async def test_no_text_holds_up_the_event_loop(hasty: Renderer) -> None:
     texts += [((unit * 16_384)[:16_384], True) for unit in ("_*", "1. a\n", "![", "|a|b|\n|-|-|\n")]
     found = {}
     for text, markdown in texts:
-        found[text[:20]] = await stall(hasty.markdown if markdown else hasty.sanitized, text)
+        found[text[:20]] = await stall(hasty.render_markdown if markdown else hasty.sanitize, text)
     worst = max(found, key=lambda text: found[text])
     print(f"the loop stood still for {found[worst] * 1000:.1f} ms at most, by {worst!r}")  # noqa: T201
     assert found[worst] < 0.01
@@ -401,11 +403,11 @@ def longest_cheap(unit: str, markdown: bool) -> str:
 
 
 async def test_one_organizations_texts_do_not_delay_anothers(hasty: Renderer) -> None:
-    flood = [asyncio.create_task(hasty.markdown("another", ENDLESS)) for _ in range(6)]
+    flood = [asyncio.create_task(hasty.render_markdown("another", ENDLESS)) for _ in range(6)]
     await asyncio.sleep(0)
     assert (hasty.turns.running, hasty.turns.waiting) == (1, 5)
     async with asyncio.timeout(20):
-        assert "<em>" in await hasty.markdown(ORG, LARGE)
+        assert "<em>" in await hasty.render_markdown(ORG, LARGE)
         assert hasty.turns.waiting >= 3
     for task in flood:
         task.cancel()
@@ -414,13 +416,13 @@ async def test_one_organizations_texts_do_not_delay_anothers(hasty: Renderer) ->
 
 async def test_too_much_waiting_text_is_refused_but_never_an_answer() -> None:
     renderer = Renderer(workers=1)
-    flood = [asyncio.create_task(renderer.markdown(ORG, ENDLESS)) for _ in range(20)]
+    flood = [asyncio.create_task(renderer.render_markdown(ORG, ENDLESS)) for _ in range(20)]
     await asyncio.sleep(0)
     refused = [task for task in flood if task.done()]
     assert len(refused) == 20 - 1 - 16
     with pytest.raises(RateLimited):
         await refused[0]
-    answer = asyncio.create_task(renderer.answer(ORG, LARGE))
+    answer = asyncio.create_task(renderer.render_answer(ORG, LARGE))
     await asyncio.sleep(0)
     assert not answer.done()
     await renderer.close()

@@ -12,7 +12,7 @@ import pytest
 from agent_chat.server.errors import RateLimited
 from agent_chat.server.files.extraction import TEXT_CHARS, WAITING_FILES, Extractor
 from agent_chat.server.files.file_types import BINARY
-from agent_chat.server.files.reader import without_head
+from agent_chat.server.files.reader import strip_head
 from agent_chat.server.files.text_files import plain_text
 from tests.support.documents import FILES, ORG, Hanging
 from tests.support.gaps import STEP_SECONDS, gaps
@@ -86,7 +86,7 @@ async def test_no_text_holds_up_the_event_loop(extractor: Extractor, tmp_path: P
 def test_a_head_without_an_end_costs_no_time(unit: str) -> None:
     source = unit * (200_000 // len(unit))
     begun = time.process_time()
-    without_head(source)
+    strip_head(source)
     assert time.process_time() - begun < 0.2
 
 
@@ -101,7 +101,7 @@ def test_a_head_without_an_end_costs_no_time(unit: str) -> None:
     ],
 )
 def test_html_loses_its_first_head(source: str, body: str) -> None:
-    assert without_head(source) == body
+    assert strip_head(source) == body
 
 
 async def test_one_organizations_files_do_not_delay_anothers(extractor: Extractor, tmp_path: Path) -> None:

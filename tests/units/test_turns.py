@@ -49,7 +49,7 @@ async def taking(worker: Worker, organizations: str) -> AsyncIterator[list[async
 
 
 async def test_organizations_take_turns_whatever_one_of_them_has_waiting() -> None:
-    worker = Worker(Turns(1, most_waiting=100))
+    worker = Worker(Turns(1, max_waiting=100))
     async with taking(worker, "AAAAAABBC"):
         assert (worker.turns.running, worker.turns.waiting) == (1, 8)
         await worker.leave(8)
@@ -57,7 +57,7 @@ async def test_organizations_take_turns_whatever_one_of_them_has_waiting() -> No
 
 
 async def test_one_organization_never_holds_every_slot() -> None:
-    worker = Worker(Turns(3, most_waiting=100))
+    worker = Worker(Turns(3, max_waiting=100))
     async with taking(worker, "AAAA") as tasks:
         assert worker.served == ["A", "A"]
         async with taking(worker, "B"):
@@ -66,7 +66,7 @@ async def test_one_organization_never_holds_every_slot() -> None:
 
 
 async def test_what_waits_of_one_organization_is_bounded_and_another_is_not_refused() -> None:
-    worker = Worker(Turns(1, most_waiting=3))
+    worker = Worker(Turns(1, max_waiting=3))
     async with taking(worker, "AAAA"):
         with pytest.raises(QueueFull):
             await worker.take("A")
@@ -80,7 +80,7 @@ async def test_what_waits_of_one_organization_is_bounded_and_another_is_not_refu
 
 
 async def test_a_single_request_may_weigh_more_than_may_wait() -> None:
-    worker = Worker(Turns(1, most_waiting=3))
+    worker = Worker(Turns(1, max_waiting=3))
     async with taking(worker, "A") as tasks:
         tasks.append(asyncio.create_task(worker.take("A", 10)))
         await steps()
@@ -91,7 +91,7 @@ async def test_a_single_request_may_weigh_more_than_may_wait() -> None:
 
 
 async def test_a_turn_that_is_cancelled_as_it_is_given_goes_to_the_next() -> None:
-    worker = Worker(Turns(1, most_waiting=100))
+    worker = Worker(Turns(1, max_waiting=100))
     async with taking(worker, "ABC") as (first, second, _):
         first.cancel()
         await asyncio.sleep(0)  # now the second has the turn and has not run yet
@@ -101,10 +101,10 @@ async def test_a_turn_that_is_cancelled_as_it_is_given_goes_to_the_next() -> Non
 
 
 async def test_nothing_is_kept_of_organizations_that_have_left() -> None:
-    turns = Turns(2, most_waiting=100)
+    turns = Turns(2, max_waiting=100)
     worker = Worker(turns)
     async with taking(worker, "AABBCC"):
-        emptied = asyncio.create_task(turns.emptied())
+        emptied = asyncio.create_task(turns.wait_until_idle())
         await steps()
         assert not emptied.done()
     async with asyncio.timeout(1):

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 async def workers() -> AsyncIterator[Workers]:
-    workers = Workers("tests.support.odd_worker", SMALL, Turns(1, most_waiting=100))
+    workers = Workers("tests.support.odd_worker", SMALL, Turns(1, max_waiting=100))
     yield workers
     async with asyncio.timeout(5):
         await workers.close()
