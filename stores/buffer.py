@@ -14,15 +14,13 @@ from collections.abc import Awaitable, Callable, Iterable
 from agent_chat.stores.budget import LogBudget
 from agent_chat.stores.errors import Gap
 from agent_chat.stores.events import (
-    TERMINAL_TYPES,
+    RUN_TYPES,
+    TURN_TYPES,
+    WHOLE_TYPES,
     Event,
     MessageCreated,
-    MessageSnapshot,
-    RunCancelled,
-    RunCompleted,
-    RunFailed,
     RunStarted,
-    Terminal,
+    TerminalEvent,
     decode,
     message_id_of,
     type_of,
@@ -38,16 +36,6 @@ _ENTRY_BYTES = 192
 """What an entry takes beside its data: two objects' headers, the position, its slots."""
 _BUFFER_BYTES = 1500
 """What a log without an entry takes."""
-
-_TURNS = TERMINAL_TYPES | {"run.started", "message.created"}
-_BEGINNINGS = TERMINAL_TYPES | {"run.started", "message.snapshot"}
-_ABOUT_RUNS = _BEGINNINGS | {
-    "message.delta",
-    "reasoning.delta",
-    "tool_call.started",
-    "tool_call.progress",
-    "tool_call.completed",
-}
 
 
 class Entry:
@@ -287,7 +275,7 @@ def position_before(entries: Iterable[Entry], message_id: str, run_id: str | Non
     before: str | None = None
     found: str | None = None
     for entry in entries:
-        if entry.type in ("message.created", "run.started"):
+        if entry.type in TURN_TYPES:
             event = decode(entry.data)
             if isinstance(event, MessageCreated) and event.message.id == message_id:
                 found = before
@@ -308,12 +296,10 @@ def in_run(backwards: Iterable[Entry]) -> bool:
     ended: set[str] = set()
     newest: str | None = None
     for entry in backwards:
-        if entry.type not in _ABOUT_RUNS and entry.type != "message.created":
-            continue
-        if newest is not None and entry.type not in _TURNS:
+        if entry.type not in TURN_TYPES and (newest is not None or entry.type not in RUN_TYPES):
             continue
         match decode(entry.data):
-            case RunCompleted(message=message) | RunFailed(message=message) | RunCancelled(message=message):
+            case TerminalEvent(message=message):
                 ended |= {message.id, (message.run or {}).get("in_reply_to", message.id)}
             case RunStarted(message=message):
                 return message.id not in ended
@@ -329,15 +315,15 @@ def run_events(backwards: Iterable[Entry], run_id: str) -> list[Event]:
     """`EventLog.run_events` over the entries up to the position, newest first."""
     events: list[Event] = []
     for entry in backwards:
-        if entry.type in _ABOUT_RUNS:
+        if entry.type in RUN_TYPES:
             event = decode(entry.data)
             if message_id_of(event) == run_id:
                 events.append(event)
-                if entry.type in _BEGINNINGS:
+                if entry.type in WHOLE_TYPES:
                     break
     return events[::-1]
 
 
 def are_whole(events: list[Event]) -> bool:
     """True if a run's events begin with one that has its whole message, so that they need no checkpoint."""
-    return bool(events) and isinstance(events[0], RunStarted | MessageSnapshot | Terminal)
+    return bool(events) and events[0].whole_message

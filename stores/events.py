@@ -1,14 +1,15 @@
 """Every event of a thread's log, in the form that clients get.
 
-An event is encoded once (`encode`) when it is appended; what readers hand on are those bytes. The names and the
-fields are the API's: adding one is a change of the API.
+An event is encoded when it is appended, and its readers get those bytes (I20). The names and the fields are the API's:
+adding one is a change of the API. What the rest of the server has to know of a kind of event are attributes of its
+class; nothing else lists event names.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import get_args
+from typing import ClassVar, get_args
 
 import msgspec
 
@@ -16,7 +17,7 @@ from agent_chat.stores.models import Id, JSONObject, Message, Thread, Timestamp,
 
 
 class RunError(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why a run failed, in words for a client. `retry_after` is in seconds, and only there where it is known."""
+    """Why a run failed, in words for a client. `retry_after` is in seconds, and absent where it is unknown."""
 
     code: str
     detail: str
@@ -24,97 +25,153 @@ class RunError(msgspec.Struct, frozen=True, omit_defaults=True):
     retry_after: float | None = None
 
 
-class MessageCreated(msgspec.Struct, frozen=True, tag="message.created"):
+class _Event(msgspec.Struct, frozen=True):
+    """What holds for all events of a class.
+
+    Attributes:
+        about_run: it belongs to a run, whose id is the id of the message that it is about.
+        whole_message: it contains the run's whole message, so that no earlier event of the run is needed.
+        superseded_by_snapshot: a later message.snapshot of the message contains it.
+        terminal: it is the last event of its run.
+        turn: it begins or ends the turn of a user message.
+        closes_log: nothing is appended after it (I17).
+    """
+
+    about_run: ClassVar[bool] = False
+    whole_message: ClassVar[bool] = False
+    superseded_by_snapshot: ClassVar[bool] = False
+    terminal: ClassVar[bool] = False
+    turn: ClassVar[bool] = False
+    closes_log: ClassVar[bool] = False
+
+
+class MessageEvent(_Event, frozen=True):
+    """An event that contains a message."""
+
     message: Message
 
 
-class RunStarted(msgspec.Struct, frozen=True, tag="run.started"):
+class PartEvent(_Event, frozen=True):
+    """An event that contains a part of a run's message."""
+
+    about_run = True
+    superseded_by_snapshot = True
+
+    message_id: Id
+
+
+class TerminalEvent(MessageEvent, frozen=True):
+    """The last event of a run, with its message as stored (I21)."""
+
+    about_run = True
+    whole_message = True
+    terminal = True
+    turn = True
+
+
+class MessageCreated(MessageEvent, frozen=True, tag="message.created"):
+    """A message was stored. A user message may start a run."""
+
+    turn = True
+
+
+class RunStarted(MessageEvent, frozen=True, tag="run.started"):
     """The run's message: the assistant's, empty, in progress."""
 
-    message: Message
+    about_run = True
+    whole_message = True
+    turn = True
 
 
-class MessageDelta(msgspec.Struct, frozen=True, tag="message.delta"):
-    """`offset` is how many characters (Unicode code points) the message had before `text`."""
+class MessageDelta(PartEvent, frozen=True, tag="message.delta"):
+    """More text. `offset` is the number of characters (Unicode code points) of the message before `text`."""
 
-    message_id: Id
     offset: int
     text: str
 
 
-class ReasoningDelta(msgspec.Struct, frozen=True, tag="reasoning.delta"):
-    """`offset` counts the characters of the reasoning alone. Reasoning is shown, not kept."""
+class ReasoningDelta(PartEvent, frozen=True, tag="reasoning.delta"):
+    """More reasoning, which is shown but not stored. `offset` counts the characters of the reasoning only."""
 
-    message_id: Id
     offset: int
     text: str
 
 
-class ToolCallStarted(msgspec.Struct, frozen=True, tag="tool_call.started"):
-    message_id: Id
+class ToolCallStarted(PartEvent, frozen=True, tag="tool_call.started"):
+    """The message's tool call number `index` was started."""
+
     index: int
     tool_name: str
     arguments: JSONObject
     start_time: Timestamp
 
 
-class ToolCallProgress(msgspec.Struct, frozen=True, tag="tool_call.progress"):
-    message_id: Id
+class ToolCallProgress(PartEvent, frozen=True, tag="tool_call.progress"):
+    """The progress that a tool reports, which is shown but not stored. `total` and `message` may be unknown."""
+
     index: int
     progress: float
     total: float | None
     message: str | None
 
 
-class ToolCallCompleted(msgspec.Struct, frozen=True, tag="tool_call.completed"):
-    message_id: Id
+class ToolCallCompleted(PartEvent, frozen=True, tag="tool_call.completed"):
+    """The message's tool call number `index`, with its result or error."""
+
     index: int
     tool_call: ToolCall
 
 
-class MessageSnapshot(msgspec.Struct, frozen=True, tag="message.snapshot"):
-    """A running message, whole: said in place of deltas that a lost log swallowed."""
+class MessageSnapshot(MessageEvent, frozen=True, tag="message.snapshot"):
+    """A run's whole message, published in place of parts that a lost log did not get."""
 
-    message: Message
-
-
-class RunCompleted(msgspec.Struct, frozen=True, tag="run.completed"):
-    message: Message
+    about_run = True
+    whole_message = True
+    superseded_by_snapshot = True
 
 
-class RunFailed(msgspec.Struct, frozen=True, tag="run.failed"):
-    message: Message
+class RunCompleted(TerminalEvent, frozen=True, tag="run.completed"):
+    """The run is complete."""
+
+
+class RunFailed(TerminalEvent, frozen=True, tag="run.failed"):
+    """The run failed; its message contains what there was until then."""
+
     error: RunError
 
 
-class RunCancelled(msgspec.Struct, frozen=True, tag="run.cancelled"):
-    message: Message
+class RunCancelled(TerminalEvent, frozen=True, tag="run.cancelled"):
+    """The run was cancelled; its message contains what there was until then."""
 
 
-class ThreadUpdated(msgspec.Struct, frozen=True, tag="thread.updated"):
+class ThreadUpdated(_Event, frozen=True, tag="thread.updated"):
     """The thread without its messages (`messages: []`)."""
 
     thread: Thread
 
 
-class ThreadDeleted(msgspec.Struct, frozen=True, tag="thread.deleted"):
+class ThreadDeleted(_Event, frozen=True, tag="thread.deleted"):
+    """The thread was deleted."""
+
+    closes_log = True
+
     thread_id: Id
 
 
-class ThreadSnapshot(msgspec.Struct, frozen=True, tag="thread.snapshot"):
+class ThreadSnapshot(_Event, frozen=True, tag="thread.snapshot"):
     """The thread with its latest 50 messages; made for one reader, never in the log."""
 
     thread: Thread
 
 
-class LogOpened(msgspec.Struct, frozen=True, tag="log.opened"):
-    """The hidden first entry of a log, so that an empty one has a position. No client sees it."""
+class LogOpened(_Event, frozen=True, tag="log.opened"):
+    """The hidden first entry of a log, so that an empty log has a position. No client gets it."""
 
 
 Delta = MessageDelta | ReasoningDelta
 Terminal = RunCompleted | RunFailed | RunCancelled
 Fact = MessageCreated | ThreadUpdated | ThreadDeleted
-"""What a write that starts no run publishes: the outbox holds these until they are in the log."""
+"""What a write that starts no run publishes: the outbox holds these until they are in the log (I8)."""
 
 Event = (
     MessageCreated
@@ -134,42 +191,54 @@ Event = (
     | LogOpened
 )
 
-TERMINAL_TYPES = frozenset({"run.completed", "run.failed", "run.cancelled"})
+
+def type_name(event: type[_Event]) -> str:
+    """Return the `type` under which events of this class are encoded."""
+    return str(event.__struct_config__.tag)
+
+
+EVENT_CLASSES: tuple[type[_Event], ...] = get_args(Event)
+TERMINAL_TYPES = frozenset(type_name(event) for event in EVENT_CLASSES if event.terminal)
+TURN_TYPES = frozenset(type_name(event) for event in EVENT_CLASSES if event.turn)
+RUN_TYPES = frozenset(type_name(event) for event in EVENT_CLASSES if event.about_run)
+WHOLE_TYPES = frozenset(type_name(event) for event in EVENT_CLASSES if event.whole_message)
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 _type_start = len(b'{"type":"')
-_types = {str(event.__struct_config__.tag).encode(): str(event.__struct_config__.tag) for event in get_args(Event)}
+_types = {type_name(event).encode(): type_name(event) for event in EVENT_CLASSES}
 
 
 def encode(event: Event) -> bytes:
-    """The event as JSON, its `type` first."""
+    """Encode the event as JSON, its `type` first."""
     return _encoder.encode(event)
 
 
 def decode(data: bytes) -> Event:
+    """Decode what `encode` returned."""
     return _decoder.decode(data)
 
 
 def type_of(data: bytes) -> str:
-    """Read the type off an encoded event without decoding it: `encode` puts it first. Equal types are one object."""
+    """Return the type of an encoded event without decoding it. Equal types are the same object."""
     name = data[_type_start : data.index(b'"', _type_start)]
     return _types.get(name) or sys.intern(name.decode())
 
 
 def message_id_of(event: Event) -> str | None:
-    """The message that the event is about; null for events about the thread."""
-    match event:
-        case MessageCreated() | RunStarted() | MessageSnapshot() | RunCompleted() | RunFailed() | RunCancelled():
-            return event.message.id
-        case MessageDelta() | ReasoningDelta() | ToolCallStarted() | ToolCallProgress() | ToolCallCompleted():
-            return event.message_id
-        case ThreadUpdated() | ThreadDeleted() | ThreadSnapshot() | LogOpened():
-            return None
+    """Return the id of the message that the event is about; None for events about the thread."""
+    if isinstance(event, PartEvent):
+        return event.message_id
+    return event.message.id if isinstance(event, MessageEvent) else None
+
+
+def run_id_of(event: Event) -> str | None:
+    """Return the id of the run that the event belongs to, or None."""
+    return message_id_of(event) if event.about_run else None
 
 
 def fact_id(fact: Fact) -> str:
-    """The id of a fact in its thread's outbox, the same in every process; two facts of one installation differ."""
+    """Return the fact's id: the same in every process, and different for any two facts of an installation."""
     match fact:
         case MessageCreated(message=message):
             return message.id
@@ -179,16 +248,11 @@ def fact_id(fact: Fact) -> str:
             return thread_id
 
 
-def partial_only(event: Event) -> bool:
-    """True for what a message.snapshot of the running message makes superfluous."""
-    return isinstance(
-        event,
-        MessageDelta | ReasoningDelta | ToolCallStarted | ToolCallProgress | ToolCallCompleted | MessageSnapshot,
-    )
-
-
 def terminal_event(message: Message) -> Terminal:
-    """The terminal event of a finished message, as its `metadata["run"]` tells it."""
+    """Build the terminal event of a finished message from its `metadata["run"]`.
+
+    Raises: ValueError if the message is not finished.
+    """
     match message.status:
         case "completed":
             return RunCompleted(message)
@@ -201,22 +265,22 @@ def terminal_event(message: Message) -> Terminal:
 
 
 def join_deltas(events: Iterable[Event]) -> list[Event]:
-    """The same events with each stretch of consecutive deltas of one message and kind as one delta."""
-    out: list[Event] = []
-    stretch: list[Delta] = []
+    """Return the same events with each group of consecutive deltas of one message and class as one delta."""
+    joined: list[Event] = []
+    deltas: list[Delta] = []
 
     def close() -> None:
-        if stretch:
-            out.append(msgspec.structs.replace(stretch[0], text="".join(delta.text for delta in stretch)))
-            stretch.clear()
+        if deltas:
+            joined.append(msgspec.structs.replace(deltas[0], text="".join(delta.text for delta in deltas)))
+            deltas.clear()
 
     for event in events:
-        if isinstance(event, MessageDelta | ReasoningDelta):
-            if stretch and (type(event) is not type(stretch[0]) or event.message_id != stretch[0].message_id):
+        if isinstance(event, Delta):
+            if deltas and (type(event) is not type(deltas[0]) or event.message_id != deltas[0].message_id):
                 close()
-            stretch.append(event)
+            deltas.append(event)
         else:
             close()
-            out.append(event)
+            joined.append(event)
     close()
-    return out
+    return joined

@@ -27,11 +27,9 @@ from agent_chat.stores.events import (
     Event,
     LogOpened,
     MessageSnapshot,
-    ThreadDeleted,
     decode,
     encode,
     message_id_of,
-    partial_only,
 )
 
 _DELETED_SECONDS = 60.0
@@ -43,8 +41,9 @@ _DELETED_READ_SECONDS = 5.0
 
 
 class _Log(Buffer):
-    def __init__(self, budget: LogBudget, evicted: Callable[[], None]) -> None:
+    def __init__(self, thread_id: str, budget: LogBudget, evicted: Callable[[], None]) -> None:
         super().__init__(budget=budget, evicted=evicted)
+        self.thread_id = thread_id
         self.deleted = False
         self.last_append = 0.0
 
@@ -195,7 +194,7 @@ class MemoryLog:
         if log is None:
             if self._clock() >= self._next_expiry:
                 self.expire()
-            log = self._logs[thread_id] = _Log(self.budget, lambda: self._evict(thread_id))
+            log = self._logs[thread_id] = _Log(thread_id, self.budget, lambda: self._evict(thread_id))
             self._set_timer()
             self._push(log, LogOpened())
         return log
@@ -208,9 +207,9 @@ class MemoryLog:
         position = self._next_position()
         log.last_append = self._clock()
         log.push(Entry(position, encode(event)))
-        if type(event) is ThreadDeleted:
+        if event.closes_log:
             log.deleted = True
-            self._deleted[event.thread_id] = log.last_append
+            self._deleted[log.thread_id] = log.last_append
         return position
 
     def _next_position(self) -> str:
@@ -235,7 +234,7 @@ class _Writer:
                 return
             if self._snapshot is not None and not log.holds(thread_id, last):
                 self._last = log.append(thread_id, self._snapshot())
-                if partial_only(event):
+                if event.superseded_by_snapshot:
                     return
         self._last = log.append(thread_id, event)
 

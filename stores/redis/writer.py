@@ -21,20 +21,15 @@ import msgspec
 
 from agent_chat.stores.errors import LogDeleted, LogUnavailable
 from agent_chat.stores.events import (
+    Delta,
     Event,
-    MessageCreated,
     MessageDelta,
+    MessageEvent,
     MessageSnapshot,
     ReasoningDelta,
-    RunCancelled,
-    RunCompleted,
-    RunFailed,
     RunStarted,
-    Terminal,
-    ThreadDeleted,
     encode,
     join_deltas,
-    partial_only,
 )
 
 logger = logging.getLogger(__name__)
@@ -110,8 +105,7 @@ def _weight(event: Event) -> int:
     match event:
         case MessageDelta(text=text) | ReasoningDelta(text=text):
             return len(text)
-        case MessageCreated() | RunStarted() | MessageSnapshot() | RunCompleted() | RunFailed() | RunCancelled():
-            message = event.message
+        case MessageEvent(message=message):
             calls = len(msgspec.json.encode(message.tool_calls)) if message.tool_calls else 0
             return len(message.content) + len(message.content_html) + calls + _EVENT_BYTES
         case _:
@@ -147,16 +141,16 @@ class RedisWriter:
     @property
     def has_ended(self) -> bool:
         """True if the last thing to send is a terminal event: nothing more is written."""
-        return bool(self._pending) and isinstance(self._pending[-1], Terminal)
+        return bool(self._pending) and self._pending[-1].terminal
 
     def write(self, event: Event) -> None:
         if self._deleted:
             raise LogDeleted(self.thread_id)
-        if not (self._whole and partial_only(event)):
+        if not (self._whole and event.superseded_by_snapshot):
             self._pending.append(event)
             if len(self._pending) >= self._shrink_at:
                 self._shrink()
-            elif not isinstance(event, MessageDelta | ReasoningDelta):
+            elif not isinstance(event, Delta):
                 self._count(self._size + _weight(event))
         self._flusher.want(self)
 
@@ -196,7 +190,7 @@ class RedisWriter:
 
     def make_whole(self) -> None:
         """Send a snapshot in place of the parts that are pending."""
-        self._pending = [event for event in self._pending if not partial_only(event)]
+        self._pending = [event for event in self._pending if not event.superseded_by_snapshot]
         self._whole = True
         self._recount()
 
@@ -227,7 +221,7 @@ class RedisWriter:
         size = 0
         for n, event in enumerate(events, 1):
             size += len(getattr(event, "text", ""))
-            if n == _CALL_EVENTS or size > _CALL_BYTES or isinstance(event, ThreadDeleted):
+            if n == _CALL_EVENTS or size > _CALL_BYTES or event.closes_log:
                 self._pending = events[n:]
                 return events[:n]
         self._pending = []
@@ -249,7 +243,7 @@ class RedisWriter:
             self._delete(refused=True)
         else:
             self._last = answer.decode()
-            if isinstance(call.events[-1], ThreadDeleted):
+            if call.events[-1].closes_log:
                 self._delete(refused=bool(self._pending))
         self._recount()
         if self.idle:

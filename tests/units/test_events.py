@@ -8,7 +8,10 @@ from typing import get_args
 import pytest
 
 from agent_chat.stores.events import (
+    RUN_TYPES,
     TERMINAL_TYPES,
+    TURN_TYPES,
+    WHOLE_TYPES,
     Event,
     LogOpened,
     MessageCreated,
@@ -30,7 +33,7 @@ from agent_chat.stores.events import (
     encode,
     join_deltas,
     message_id_of,
-    partial_only,
+    run_id_of,
     terminal_event,
     type_of,
 )
@@ -97,7 +100,7 @@ def test_an_event_tells_which_message_it_is_about(name: str) -> None:
 
 
 def test_only_what_a_snapshot_of_the_message_contains_is_superfluous_beside_it() -> None:
-    superfluous = {name for name, event in SAMPLES.items() if partial_only(event)}
+    superfluous = {name for name, event in SAMPLES.items() if event.superseded_by_snapshot}
     assert superfluous == {
         "message.delta",
         "reasoning.delta",
@@ -106,6 +109,18 @@ def test_only_what_a_snapshot_of_the_message_contains_is_superfluous_beside_it()
         "tool_call.completed",
         "message.snapshot",
     }
+
+
+def test_what_the_events_of_a_class_are_to_a_run() -> None:
+    terminal = {"run.completed", "run.failed", "run.cancelled"}
+    assert terminal == TERMINAL_TYPES
+    assert terminal | {"message.created", "run.started"} == TURN_TYPES
+    assert terminal | {"run.started", "message.snapshot"} == WHOLE_TYPES
+    assert {name for name, event in SAMPLES.items() if event.superseded_by_snapshot} | terminal | {
+        "run.started"
+    } == RUN_TYPES
+    assert {name for name, event in SAMPLES.items() if run_id_of(event)} == RUN_TYPES
+    assert [name for name, event in SAMPLES.items() if event.closes_log] == ["thread.deleted"]
 
 
 def test_terminal_follows_the_status_of_the_message() -> None:
