@@ -129,7 +129,7 @@ def default_after_update(current: str | None, agent_id: str, is_default: bool | 
     return None if is_default is False and current == agent_id else current
 
 
-def default_after_deletion(current: str | None, deleted: str, oldest: str | None) -> str | None:
+def default_after_deletion(current: str | None, deleted: str | None, oldest: str | None) -> str | None:
     """The default once an agent was deleted; `oldest`: the organization's oldest remaining agent."""
     return oldest if current == deleted else current
 

@@ -1,8 +1,8 @@
-"""What the MongoDB store asks of a driver: seven calls on a collection, and the database's clock.
+"""What the MongoDB store needs of a driver: eight calls on a collection, and the database's clock.
 
-`mongo` makes them of motor; the verbs in `mongo_pages`, `mongo_threads`, `mongo_runs` and `mongo_directory` know no
-driver. So errors are turned into StoreUnavailable in one place, tests can count and break every command, and
-PyMongo's own asyncio API can take motor's place. Transactions were refused: every promise is one document write.
+`store` implements them with motor; the operations in `threads`, `pages`, `runs`, `outbox`, `storage` and `directory`
+know no driver. So errors become StoreUnavailable in one place, tests can count and break every command, and PyMongo's
+own asyncio API can replace motor. Transactions were refused: every promise of the contracts is one document write.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from agent_chat.stores.mongo.documents import Document, Limits, Pipeline
 
 
 class Collection(Protocol):
-    """Every call may raise StoreUnavailable; a write that did may have happened all the same."""
+    """Each method is one command, but for long results. All may raise StoreUnavailable.
 
-    async def one(self, query: Document, fields: Document | None = None) -> Document | None: ...
+    A write that raised may have been done all the same.
+    """
 
-    async def many(
+    async def find_one(self, query: Document, fields: Document | None = None) -> Document | None: ...
+
+    async def find(
         self,
         query: Document,
         fields: Document | None = None,
@@ -29,11 +32,18 @@ class Collection(Protocol):
         limit: int = 0,
     ) -> list[Document]: ...
 
-    async def insert(self, document: Document) -> bool:
-        """False if its `_id` or another unique key is there already."""
+    async def find_joined(self, query: Document, other: str, field: str) -> list[Document]:
+        """The documents that match, each with the list of those of the collection `other` whose `_id` is in `field`.
+
+        That list is under the name of the other collection.
+        """
         ...
 
-    async def change(
+    async def insert(self, document: Document) -> bool:
+        """Insert it; False if its `_id` or another unique key exists."""
+        ...
+
+    async def update_one(
         self,
         query: Document,
         update: Document | Pipeline,
@@ -42,25 +52,30 @@ class Collection(Protocol):
         before: bool = False,
         upsert: bool = False,
     ) -> Document | None:
-        """Change one document and answer with it, as it is now or as it was `before`.
+        """Update one document and return it, as it is after the update or, with `before`, as it was.
 
-        Null if none matches; with `upsert`, if another has the `_id`.
+        None if no document matches; with `upsert`, None if another document has the `_id`.
         """
         ...
 
-    async def total(self, query: Document, value: Document | str) -> int:
+    async def sum_up(self, query: Document, value: Document | str) -> int:
         """The sum of an expression over the documents that match."""
         ...
 
-    async def remove(self, query: Document) -> None:
-        """Delete one document, if it is there."""
+    async def delete_one(self, query: Document) -> None:
+        """Delete one document, if it exists."""
         ...
 
-    async def remove_all(self, query: Document) -> None: ...
+    async def delete_many(self, query: Document) -> None: ...
 
 
 class Collections(Protocol):
-    """One database."""
+    """One database.
+
+    Attributes:
+        failing: the last write failed.
+        failures: how many calls have failed.
+    """
 
     threads: Collection
     pages: Collection
@@ -74,10 +89,7 @@ class Collections(Protocol):
     storage: Collection
     removals: Collection
     failing: bool
-    """The last write failed."""
     failures: int
-    """How many calls have failed."""
-    """The last write failed."""
 
     async def now(self) -> datetime:
         """The clock of the server that takes writes."""
@@ -87,11 +99,15 @@ class Collections(Protocol):
 
 
 class Database:
-    """What every verb has at hand.
+    """The base of the operations.
 
     Args:
-        lease: seconds that a run's lease lasts.
-        clock: for times that clients see and for the age of idempotency keys; leases go by the database's clock.
+        lease: how many seconds a run's lease lasts.
+        clock: for times that clients see and for the age of idempotency keys; leases use the database's clock.
+        limits: how much of a thread stays in its document.
+
+    Attributes:
+        id: tells this process' writes from those of others.
     """
 
     def __init__(self, db: Collections, *, lease: float, clock: Clock, limits: Limits | None = None) -> None:
@@ -102,4 +118,5 @@ class Database:
         self.id = new_id()
 
     def now(self) -> int:
+        """The process' clock, in milliseconds since 1970."""
         return int(self.clock().timestamp() * 1000)

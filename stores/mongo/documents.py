@@ -1,29 +1,32 @@
-"""The documents of the MongoDB store, without a driver: their shapes, what fits in them, the pipelines that write them.
+"""The documents of the MongoDB store: their shapes, what fits into them, the pipelines that write them. No driver.
 
 A thread is one document:
 
     {_id, organization_id, agent_id, user_id, title, metadata, created_at, updated_at, archived,
-     running: null | {id, n, at}, messages: [entry], keys: [key], total, pushed, fence, count, bytes,
+     running: null | {id, n, at}, messages: [entry], keys: [key], total, pushed, fence, count, bytes, paged_bytes?,
      key_id?, key_fingerprint?, key_at?, outbox?, outbox_at?}
 
-An entry is {id, n, at, size, body, by?}: a message's place in its thread, its time, and the whole of it as JSON text,
-zipped where it is large (BSON has other numbers and keys than JSON, and a document ends at 16 MB). A key is {id, ref,
-message_id, run_id, fingerprint, at, n, free}: what an Idempotency-Key stored; `ref` is never used twice. Times are
-milliseconds since 1970, so that a pipeline can move one past another.
+- An entry is {id, n, at, size, body, by?}: a message's place in its thread, its time, and the whole message as JSON
+  text, compressed if it is large. It is not stored as BSON, whose numbers and keys differ from those of JSON. `by`
+  names the finish that wrote it.
+- A key is {id, ref, message_id, run_id, fingerprint, at, n, free}: what an Idempotency-Key stored. `ref` is never used
+  twice; `free` means `rules.UsedKey.released`.
+- `total` is the number of messages; `pushed` has the times that the newest write appended, so its last is the thread's
+  last. `count` and `bytes` measure the document; `paged_bytes` is how much moving has taken out of it.
+- `fence` is incremented by writes that must make a claim under way fail: moving messages, and a sweeper that takes over
+  the claim's record.
+- Times are milliseconds since 1970, so that a pipeline can move one past another.
 
-A page is {_id, thread_id, first, last, messages: [entry], keys: [key]}: messages `first` to `last` of its thread, none
-missing, none of which can change any more. A page is written once and never changed. It counts once the thread no
-longer embeds its first message: until then it says nothing that the thread doesn't say too. So moving is two writes,
-each harmless to repeat, and whoever moves next takes up a page that was left behind.
+A page is {_id, thread_id, first, last, messages: [entry], keys: [key]}: the messages `first` to `last` of its thread,
+without gaps, none of which can change any more. A page is written once and never changed. It is valid once the thread
+no longer embeds its first message; until then it repeats what the thread contains. So moving takes two writes, each of
+which may be repeated without harm, and the next process that moves continues with a page that was left behind.
 
-A deleted thread is {_id, organization_id: null, owner, running, total, cleared, sweep_at, outbox, outbox_at} for a
-minute: `cleared` tells that what it left was deleted once, `sweep_at` when a sweeper looks (again). `mongo_outbox` has
-the last two.
+A deleted thread is {_id, organization_id: null, owner, running, total, stored, cleared, sweep_at, outbox, outbox_at}
+for about a minute: `cleared` is true once what belongs to it was deleted for the first time, and from `sweep_at` on a
+sweeper deletes it (again). `outbox.py` describes the last two fields.
 
-`total` is the number of messages, `pushed` the times that the newest write appended (its last is the thread's last),
-`paged_bytes` is what moving has taken out of it,
-`fence` is raised by what a claim under way must not overlook (a move, a sweeper), `count` and `bytes` measure the
-document. Keeping a list of pages in the thread was refused: 100,000 messages would make it, and every write, grow.
+Storing a list of pages in the thread was refused: with 100,000 messages it would make the thread, and each write, grow.
 """
 
 from __future__ import annotations
@@ -40,13 +43,14 @@ from msgspec.structs import replace
 
 from agent_chat.stores.contracts.storage import RECORD_BYTES
 from agent_chat.stores.models import Idempotency, JSONObject, Message, Principal, Thread, timestamp
+from agent_chat.stores.rules import KEY_SECONDS, UsedKey
 
 Document = dict[str, Any]
 Pipeline = list[Document]
 
-KEY_MILLIS = 24 * 3600 * 1000
+KEY_MILLIS = KEY_SECONDS * 1000
 DOCUMENT_BYTES = 16 * 2**20 - 2**16
-"""MongoDB's limit, less what the fields around the messages may grow by in one write."""
+"""MongoDB's limit, minus what the fields around the messages may grow by in one write."""
 
 LARGE = 2**20
 PAGE_MESSAGES = 100
@@ -55,7 +59,7 @@ _ENTRY_BYTES = 150
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ZLIB = b"\x78"
 
-SHOWN: Document = dict.fromkeys(
+THREAD_FIELDS: Document = dict.fromkeys(
     [
         "organization_id",
         "agent_id",
@@ -70,14 +74,14 @@ SHOWN: Document = dict.fromkeys(
     ],
     1,
 )
-"""What is read to show a thread; its messages are asked for beside it."""
+"""The fields to read for a `Thread`, without its messages."""
 
-HEAD: Document = dict.fromkeys(["organization_id", "archived", "running", "total", "fence", "count", "bytes"], 1)
-"""What is read to decide about a write, and answered by one."""
+HEAD_FIELDS: Document = dict.fromkeys(["organization_id", "archived", "running", "total", "fence", "count", "bytes"], 1)
+"""The fields on which a write depends, and which a write returns."""
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What stays embedded: `keep` messages, `bytes` of them; `slack` more are let in before a page is made."""
+    """How much a thread embeds: `keep` messages, `bytes` of them. With `slack` more messages a page is written."""
 
     keep: int = 100
     slack: int = 50
@@ -88,7 +92,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Packed(msgspec.Struct, frozen=True):
-    """A message as it is stored. `size`: its JSON; the body may be smaller."""
+    """A message as it is stored. `at`: its time; `size`: how long its JSON is; `body`: the JSON, or compressed JSON."""
 
     id: str
     at: int
@@ -96,11 +100,11 @@ class Packed(msgspec.Struct, frozen=True):
     body: bytes
 
 
-def millis(stamp: str) -> int:
-    return (datetime.fromisoformat(stamp) - _EPOCH) // timedelta(milliseconds=1)
+def to_millis(timestamp: str) -> int:
+    return (datetime.fromisoformat(timestamp) - _EPOCH) // timedelta(milliseconds=1)
 
 
-def stamp(at: int) -> str:
+def to_timestamp(at: int) -> str:
     return timestamp(_EPOCH + timedelta(milliseconds=at))
 
 
@@ -109,17 +113,17 @@ async def pack(message: Message) -> Packed:
     size = len(body)
     if size > LARGE:
         body = await asyncio.to_thread(zlib.compress, body, 1)
-    return Packed(message.id, millis(message.created_at), size, body)
+    return Packed(message.id, to_millis(message.created_at), size, body)
 
 
 async def unpack(entries: Sequence[Document]) -> list[Message]:
     if any(entry["size"] > LARGE for entry in entries):
-        return await asyncio.to_thread(_unpacked, entries)
-    return _unpacked(entries)
+        return await asyncio.to_thread(_unpack, entries)
+    return _unpack(entries)
 
 
-def _unpacked(entries: Sequence[Document]) -> list[Message]:
-    return [replace(unpack_body(entry["body"]), created_at=stamp(entry["at"])) for entry in entries]
+def _unpack(entries: Sequence[Document]) -> list[Message]:
+    return [replace(unpack_body(entry["body"]), created_at=to_timestamp(entry["at"])) for entry in entries]
 
 
 def unpack_body(body: bytes) -> Message:
@@ -127,25 +131,25 @@ def unpack_body(body: bytes) -> Message:
     return msgspec.json.decode(data, type=Message)
 
 
-def json_text(value: JSONObject) -> str:
+def encode_json(value: JSONObject) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def entry_of(packed: Packed, n: object, at: object) -> Document:
-    """`n` and `at`: numbers, or expressions of a pipeline."""
+def build_entry(packed: Packed, n: object, at: object) -> Document:
+    """`n` and `at` are numbers or expressions of a pipeline."""
     return {"id": packed.id, "n": n, "at": at, "size": packed.size, "body": packed.body}
 
 
-def thread_document(who: Principal, thread: Thread) -> Document:
+def build_thread_document(who: Principal, thread: Thread) -> Document:
     return {
         "_id": thread.id,
         "organization_id": who.organization_id,
         "agent_id": thread.agent_id,
         "user_id": who.user_id,
         "title": thread.title,
-        "metadata": json_text(thread.metadata),
-        "created_at": millis(thread.created_at),
-        "updated_at": millis(thread.updated_at),
+        "metadata": encode_json(thread.metadata),
+        "created_at": to_millis(thread.created_at),
+        "updated_at": to_millis(thread.updated_at),
         "archived": thread.archived,
         "running": None,
         "messages": [],
@@ -154,11 +158,11 @@ def thread_document(who: Principal, thread: Thread) -> Document:
         "pushed": [-(2**53)],
         "fence": 0,
         "count": 0,
-        "bytes": RECORD_BYTES + len(thread.metadata and json_text(thread.metadata)) + len(thread.title),
+        "bytes": RECORD_BYTES + len(thread.metadata and encode_json(thread.metadata)) + len(thread.title),
     }
 
 
-def thread_of(document: Document, messages: list[Message] | None = None) -> Thread:
+def build_thread(document: Document, messages: list[Message] | None = None) -> Thread:
     return Thread(
         id=document["_id"],
         agent_id=document["agent_id"],
@@ -166,19 +170,19 @@ def thread_of(document: Document, messages: list[Message] | None = None) -> Thre
         organization_id=document["organization_id"],
         title=document["title"],
         metadata=msgspec.json.decode(document["metadata"]),
-        created_at=stamp(document["created_at"]),
-        updated_at=stamp(document["updated_at"]),
+        created_at=to_timestamp(document["created_at"]),
+        updated_at=to_timestamp(document["updated_at"]),
         archived=document["archived"],
         messages=messages or [],
     )
 
 
 def key_id(*parts: str) -> str:
-    """One name for a key and all that it belongs to."""
+    """A name for an Idempotency-Key within everything that it belongs to."""
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
-def key_of(id: str, idempotency: Idempotency, message_id: str, run_id: str | None, now: int) -> Document:
+def build_key(id: str, idempotency: Idempotency, message_id: str, run_id: str | None, now: int) -> Document:
     return {
         "id": id,
         "ref": run_id or message_id,
@@ -190,40 +194,49 @@ def key_of(id: str, idempotency: Idempotency, message_id: str, run_id: str | Non
     }
 
 
+def build_used_key(key: Document) -> UsedKey:
+    return UsedKey(key["fingerprint"], key["message_id"], key["run_id"], key["at"] / 1000, released=key["free"])
+
+
 # pipelines
 
 
 def _literal(value: object) -> Document:
-    """A value that is none of the language's own: a title may begin with `$`."""
+    """A value that the pipeline takes as it is: a title may begin with `$`."""
     return {"$literal": value}
 
 
-def writing(now: int, *stages: Document, fact: Document | None = None) -> Pipeline:
-    """Stages, and what every write to a thread does: move `updated_at` on, and measure.
+def write_pipeline(now: int, *stages: Document, fact: Document | None = None) -> Pipeline:
+    """The stages, followed by what every write to a thread does: move `updated_at` on, and measure the document.
 
-    `fact`: the stage that puts what is written into the outbox (`mongo_outbox.adding`).
+    `updated_at` moves as `rules.next_timestamp` moves it. `fact`: the stage that puts what is written into the outbox
+    (`outbox.add_fact_stage`).
     """
     touch = {"$set": {"updated_at": {"$max": [now, {"$add": ["$updated_at", 1]}]}}}
-    return [*stages, touch, *([fact] if fact else []), *MEASURE]
+    return [*stages, touch, *([fact] if fact else []), *MEASURE_STAGES]
 
 
-MEASURE: Pipeline = [{"$set": {"count": {"$size": "$messages"}, "bytes": {"$bsonSize": "$$ROOT"}}}]
+MEASURE_STAGES: Pipeline = [{"$set": {"count": {"$size": "$messages"}, "bytes": {"$bsonSize": "$$ROOT"}}}]
 
 
-def changing(title: str | None, archived: bool | None) -> Document:
-    given = {"title": title, "archived": archived}
-    return {"$set": {name: _literal(value) for name, value in given.items() if value is not None}}
+def set_stage(title: str | None, archived: bool | None) -> Document:
+    """Set what is not None."""
+    fields = {"title": title, "archived": archived}
+    return {"$set": {name: _literal(value) for name, value in fields.items() if value is not None}}
 
 
-def pushing(messages: Sequence[Packed], key: Document | None, run: str | None, now: int) -> list[Document]:
-    """Append the messages, each later than the one before it; keep the key; take the thread for the run."""
+def append_stages(messages: Sequence[Packed], key: Document | None, run: str | None, now: int) -> list[Document]:
+    """Append the messages, store the key, claim the thread for the run.
+
+    Each message is later than the one before it, by `rules.next_timestamp`. Keys that count no more are deleted.
+    """
     times: list[Document] = []
     before: Document = {"$arrayElemAt": ["$pushed", -1]}
     for message in messages:
         before = {"$max": [message.at, {"$add": [before, 1]}]}
         times.append(before)
     entries = [
-        entry_of(message, {"$add": ["$total", index]}, {"$arrayElemAt": ["$pushed", index]})
+        build_entry(message, {"$add": ["$total", index]}, {"$arrayElemAt": ["$pushed", index]})
         | {"id": _literal(message.id)}
         for index, message in enumerate(messages)
     ]
@@ -235,33 +248,33 @@ def pushing(messages: Sequence[Packed], key: Document | None, run: str | None, n
         last = entries[-1]
         sets["running"] = {"id": _literal(run), "n": last["n"], "at": last["at"]}
     if key is not None:
-        kept = {"$and": [{"$gt": ["$$key.at", now - KEY_MILLIS]}, {"$ne": ["$$key.id", key["id"]]}]}
-        fresh = {name: _literal(value) for name, value in key.items()} | {"n": "$total"}
-        sets["keys"] = {
-            "$concatArrays": [{"$filter": {"input": "$keys", "as": "key", "cond": kept}}, [fresh]],
-        }
+        still_counts = {"$gt": ["$$key.at", now - KEY_MILLIS]}
+        others = {"$and": [still_counts, {"$ne": ["$$key.id", key["id"]]}]}
+        added = {name: _literal(value) for name, value in key.items()} | {"n": "$total"}
+        sets["keys"] = {"$concatArrays": [{"$filter": {"input": "$keys", "as": "key", "cond": others}}, [added]]}
     return [{"$set": {"pushed": times}}, {"$set": sets}]
 
 
-def finishing(message: Packed, by: str, *, frees: bool) -> Document:
-    """Replace the message, release the thread, and free the run's key."""
+def finish_stage(message: Packed, by: str, *, releases_key: bool) -> Document:
+    """Replace the message, release the thread, and release the run's key."""
     final = {"size": message.size, "body": message.body, "by": _literal(by)}
     sets: Document = {
         "running": None,
-        "messages": _where("messages", {"$eq": ["$$it.id", _literal(message.id)]}, final),
+        "messages": _map_where("messages", {"$eq": ["$$it.id", _literal(message.id)]}, final),
     }
-    if frees:
-        sets["keys"] = _where("keys", {"$eq": ["$$it.ref", _literal(message.id)]}, {"free": True})
+    if releases_key:
+        sets["keys"] = _map_where("keys", {"$eq": ["$$it.ref", _literal(message.id)]}, {"free": True})
     return {"$set": sets}
 
 
-def _where(field: str, condition: Document, changes: Document) -> Document:
+def _map_where(field: str, condition: Document, changes: Document) -> Document:
+    """The array with `changes` merged into the items (`$$it`) that meet the condition."""
     merged = {"$mergeObjects": ["$$it", changes]}
     return {"$map": {"input": f"${field}", "as": "it", "in": {"$cond": [condition, merged, "$$it"]}}}
 
 
-def covering(page: Document) -> Pipeline:
-    """Take what the page holds out of the thread: from now on it counts."""
+def take_out_pipeline(page: Document) -> Pipeline:
+    """Take the page's messages and keys out of the thread, which makes the page valid."""
     outside = {"$or": [{"$lt": ["$$it.n", page["first"]]}, {"$gt": ["$$it.n", page["last"]]}]}
     refs = _literal([key["ref"] for key in page["keys"]])
     elsewhere = {"$not": [{"$in": ["$$it.ref", refs]}]}
@@ -272,16 +285,16 @@ def covering(page: Document) -> Pipeline:
     }
     moved: Document = {"$subtract": ["$bytes", {"$bsonSize": "$$ROOT"}]}
     paged = {"paged_bytes": {"$add": [{"$ifNull": ["$paged_bytes", 0]}, moved]}}
-    return [{"$set": sets}, {"$set": paged}, *MEASURE]
+    return [{"$set": sets}, {"$set": paged}, *MEASURE_STAGES]
 
 
-# what to move
+# moving messages into pages
 
 
 def next_page(document: Document, limits: Limits, *, everything: bool = False) -> Document | None:
-    """The page to make of a thread's oldest messages; null if all may stay. The message of a run always stays."""
+    """The page for a thread's oldest messages; None if all may stay. The message of a run in progress always stays."""
     running = (document["running"] or {}).get("id")
-    chunk = _oldest(document["messages"], running, limits, everything=everything)
+    chunk = _select_oldest(document["messages"], running, limits, everything=everything)
     if not chunk:
         return None
     keys = [key for key in document["keys"][: -limits.keep] if key["ref"] != running]
@@ -295,12 +308,12 @@ def next_page(document: Document, limits: Limits, *, everything: bool = False) -
     }
 
 
-def _oldest(entries: list[Document], running: str | None, limits: Limits, *, everything: bool) -> list[Document]:
-    """The oldest messages that needn't stay: as many as one page takes, with none missing between them."""
+def _select_oldest(entries: list[Document], running: str | None, limits: Limits, *, everything: bool) -> list[Document]:
+    """The oldest messages that need not stay: as many as fit into one page, without gaps."""
     chunk: list[Document] = []
     size = 0
-    for entry in entries[: _movable(entries, limits, everything=everything)]:
-        size += _weight(entry)
+    for entry in entries[: _count_movable(entries, limits, everything=everything)]:
+        size += _stored_size(entry)
         if chunk and (entry["n"] != chunk[-1]["n"] + 1 or len(chunk) == PAGE_MESSAGES or size > PAGE_BYTES):
             break
         if entry["id"] != running:
@@ -312,29 +325,29 @@ def _oldest(entries: list[Document], running: str | None, limits: Limits, *, eve
     return chunk
 
 
-def _movable(entries: list[Document], limits: Limits, *, everything: bool) -> int:
-    """How many of the oldest entries are past what stays; where bytes overflow, half is cleared at once."""
-    total = sum(map(_weight, entries))
+def _count_movable(entries: list[Document], limits: Limits, *, everything: bool) -> int:
+    """How many of the oldest entries exceed what stays. If they exceed its bytes, half of the room is cleared."""
+    total = sum(map(_stored_size, entries))
     if everything or not limits.exceeded(len(entries), total):
         return len(entries) if everything else 0
     room = limits.bytes if total <= limits.bytes else limits.bytes // 2
     size = 0
-    for kept, entry in enumerate(reversed(entries)):
-        size += _weight(entry)
-        if kept >= limits.keep or (size > room and not (kept == 0 and size <= limits.bytes)):
-            return len(entries) - kept
+    for count, entry in enumerate(reversed(entries)):
+        size += _stored_size(entry)
+        if count >= limits.keep or (size > room and not (count == 0 and size <= limits.bytes)):
+            return len(entries) - count
     return 0
 
 
-def _weight(entry: Document) -> int:
+def _stored_size(entry: Document) -> int:
     return len(entry["body"]) + _ENTRY_BYTES
 
 
-# what to read
+# reading
 
 
-def tail_of(document: Document, limit: int) -> list[Document]:
-    """The embedded entries that are the thread's latest, oldest first: none is missing between or behind them."""
+def embedded_tail(document: Document, limit: int) -> list[Document]:
+    """The embedded entries that are the thread's latest, oldest first, without gaps."""
     entries: list[Document] = document.get("messages", [])
     count = 0
     while count < min(limit, len(entries)) and entries[-1 - count]["n"] == document["total"] - 1 - count:

@@ -1,7 +1,7 @@
-"""The messages of a thread, wherever they are: in its document, in pages, and of a run in its record.
+"""The messages of a thread, wherever they are: in its document, in pages, and, of a run in progress, in its record.
 
-`mongo_documents` tells what a page is and when it counts. Reading takes the thread first and pages after it, so that
-a message which is moved meanwhile is found twice and never missed.
+`documents` describes what a page is and when it is valid. Reading takes the thread first and pages after it, so that a
+message that is moved in the meantime is found twice and never missed.
 """
 
 from __future__ import annotations
@@ -15,84 +15,89 @@ from agent_chat.stores.models import Message, Principal
 from agent_chat.stores.mongo.database import Database
 from agent_chat.stores.mongo.documents import (
     DOCUMENT_BYTES,
-    HEAD,
+    HEAD_FIELDS,
     PAGE_MESSAGES,
-    SHOWN,
+    THREAD_FIELDS,
     Document,
-    covering,
     next_page,
+    take_out_pipeline,
     unpack,
 )
 
 logger = logging.getLogger(__name__)
 
 TRIES = 10
-_ROUNDS = 2
+"""How often an operation starts again because the thread has changed in the meantime."""
+
+_PAGES_PER_WRITE = 2
 
 
-def where(who: Principal, thread_id: str) -> Document:
+def thread_query(who: Principal, thread_id: str) -> Document:
     return {"_id": thread_id, "organization_id": who.organization_id}
 
 
-def contended(thread_id: str) -> StoreUnavailable:
+def contention(thread_id: str) -> StoreUnavailable:
+    """The error after TRIES."""
     return StoreUnavailable(f"thread {thread_id} kept changing")
 
 
 class MongoPages(Database):
     # reading
 
-    async def _thread(self, who: Principal, thread_id: str, fields: Document) -> Document:
-        document = await self.db.threads.one(where(who, thread_id), fields)
+    async def _read_thread(self, who: Principal, thread_id: str, fields: Document) -> Document:
+        document = await self.db.threads.find_one(thread_query(who, thread_id), fields)
         if document is None:
             raise ThreadNotFound(thread_id)
         return document
 
-    async def _latest(
+    async def _read_latest(
         self, who: Principal, thread_id: str, limit: int, max_bytes: int, *, with_running: bool
     ) -> tuple[Document, MessagePage]:
-        """The thread and its latest messages; `with_running`: and that of a run in progress in any case."""
-        fields = {**SHOWN, "messages": {"$slice": -limit}} if limit else SHOWN
+        """The thread and its latest messages; `with_running`: also that of a run in progress, whatever its size."""
+        fields = {**THREAD_FIELDS, "messages": {"$slice": -limit}} if limit else THREAD_FIELDS
         for attempt in range(TRIES):
-            thread = await self._thread(who, thread_id, fields)
+            thread = await self._read_thread(who, thread_id, fields)
             span = (thread["total"] - limit, thread["total"])
             last = attempt == TRIES - 1
-            page = await self._between(thread, *span, max_bytes, last=last, with_running=with_running)
+            page = await self._read_span(thread, *span, max_bytes, last=last, with_running=with_running)
             if page is not None:
                 return thread, page
-        raise contended(thread_id)
+        raise contention(thread_id)
 
-    async def _before(self, who: Principal, thread_id: str, before: str, limit: int, max_bytes: int) -> MessagePage:
+    async def _read_before(
+        self, who: Principal, thread_id: str, before: str, limit: int, max_bytes: int
+    ) -> MessagePage:
         """The messages before that one. Raises: MessageNotFound."""
         for attempt in range(TRIES):
-            thread = await self._thread(who, thread_id, {**HEAD, "messages.id": 1, "messages.n": 1})
+            thread = await self._read_thread(who, thread_id, {**HEAD_FIELDS, "messages.id": 1, "messages.n": 1})
             embedded = thread["messages"]
             place = next((entry["n"] for entry in embedded if entry["id"] == before), None)
             if place is None:
-                place = (await self._paged(thread_id, before))["n"]
+                place = (await self._find_paged_entry(thread_id, before))["n"]
             wanted = [index for index, entry in enumerate(embedded) if place - limit <= entry["n"] < place]
             thread["messages"] = []
             if wanted:
-                part = {**HEAD, "messages": {"$slice": [wanted[0], len(wanted)]}}
-                thread = await self._thread(who, thread_id, part)
-            page = await self._between(thread, place - limit, place, max_bytes, last=attempt == TRIES - 1)
+                part = {**HEAD_FIELDS, "messages": {"$slice": [wanted[0], len(wanted)]}}
+                thread = await self._read_thread(who, thread_id, part)
+            page = await self._read_span(thread, place - limit, place, max_bytes, last=attempt == TRIES - 1)
             if page is not None:
                 return page
-        raise contended(thread_id)
+        raise contention(thread_id)
 
-    async def _between(
+    async def _read_span(
         self, thread: Document, first: int, end: int, max_bytes: int, *, last: bool, with_running: bool = False
     ) -> MessagePage | None:
-        """The messages from place `first` up to `end` that fit, those that the thread has at hand, others from pages.
+        """The messages from place `first` up to `end` that fit: those that `thread` contains, the others from pages.
 
-        Of pages the sizes are read first, and then only those pages that hold what fits. None if a message is missing
-        or the run has ended, for the thread has changed since it was read; at the `last` attempt a run without a
-        record is shown as it began.
+        Of the pages, first the sizes are read, then only the pages with messages that fit. None if the thread has
+        changed since it was read: a message is missing, or its run has ended. At the `last` attempt a run without a
+        record is returned as it began.
         """
         first = max(0, first)
         found = {entry["n"]: entry for entry in thread.get("messages", []) if first <= entry["n"] < end}
         page_of: dict[int, str] = {}
         if len(found) < end - first:
-            outlines = await self.db.pages.many(
+            outlines = await self.db.pages.find(
                 {"thread_id": thread["_id"], "first": {"$gt": first - PAGE_MESSAGES, "$lt": end}},
                 {"messages.id": 1, "messages.n": 1, "messages.size": 1},
             )
@@ -110,40 +115,43 @@ class MongoPages(Database):
         chosen = [entries[index] for index in select_fitting([e["size"] for e in entries], max_bytes, place)]
         wanted = {entry["n"]: page_of[entry["n"]] for entry in chosen if entry["n"] in page_of}
         if wanted:
-            pages = await self.db.pages.many({"_id": {"$in": sorted(set(wanted.values()))}}, {"messages": 1})
+            pages = await self.db.pages.find({"_id": {"$in": sorted(set(wanted.values()))}}, {"messages": 1})
             bodies = {entry["n"]: entry for page in pages for entry in page["messages"]}
             if not bodies.keys() >= wanted.keys():
                 return None
             chosen = [bodies[entry["n"]] if entry["n"] in wanted else entry for entry in chosen]
         return MessagePage(await unpack(chosen[::-1]), cut=len(chosen) < len(entries))
 
-    async def _entry(self, who: Principal, thread_id: str, message_id: str) -> tuple[Document, Document]:
-        """The thread's head, and one message of it. Raises: ThreadNotFound, MessageNotFound."""
-        thread = await self._thread(who, thread_id, {**HEAD, "messages": {"$elemMatch": {"id": message_id}}})
-        entries = thread.get("messages") or [await self._paged(thread_id, message_id)]
+    async def _find_entry(self, who: Principal, thread_id: str, message_id: str) -> tuple[Document, Document]:
+        """The thread's HEAD_FIELDS and one of its entries. Raises: ThreadNotFound, MessageNotFound."""
+        thread = await self._read_thread(
+            who, thread_id, {**HEAD_FIELDS, "messages": {"$elemMatch": {"id": message_id}}}
+        )
+        entries = thread.get("messages") or [await self._find_paged_entry(thread_id, message_id)]
         return thread, entries[0]
 
-    async def _paged(self, thread_id: str, message_id: str) -> Document:
+    async def _find_paged_entry(self, thread_id: str, message_id: str) -> Document:
+        """Raises: MessageNotFound."""
         fields = {"thread_id": 1, "messages": {"$elemMatch": {"id": message_id}}}
-        page = await self.db.pages.one({"messages.id": message_id}, fields)
+        page = await self.db.pages.find_one({"messages.id": message_id}, fields)
         if page is None or page["thread_id"] != thread_id:
             raise MessageNotFound(message_id)
         entry: Document = page["messages"][0]
         return entry
 
-    async def _told(self, thread: Document, entries: list[Document], *, last: bool) -> list[Message] | None:
-        """The messages, that of a run as its last checkpoint left it; None if the run has ended since.
+    async def _unpack_current(self, thread: Document, entries: list[Document], *, last: bool) -> list[Message] | None:
+        """The messages, that of a run in progress as its last checkpoint left it; None if the run has ended since.
 
-        At the `last` attempt a run without a record is shown as it began.
+        At the `last` attempt a run without a record is returned as it began.
         """
         shown = await self._with_partial(thread, entries, last=last)
         return None if shown is None else await unpack(shown)
 
     async def _with_partial(self, thread: Document, entries: list[Document], *, last: bool) -> list[Document] | None:
-        """The entries, that of a run in progress with the message of its last checkpoint; None as in `_told`."""
+        """The entries, that of a run in progress as its last checkpoint left it; None as in `_unpack_current`."""
         running = (thread["running"] or {}).get("id")
         if any(entry["id"] == running for entry in entries):
-            run = await self.db.runs.one(
+            run = await self.db.runs.find_one(
                 {"_id": running, "organization_id": thread["organization_id"]}, {"partial": 1, "size": 1}
             )
             if run is None and not last:
@@ -153,35 +161,35 @@ class MongoPages(Database):
                 entries = [entry | partial if entry["id"] == running else entry for entry in entries]
         return entries
 
-    # moving
+    # moving messages into pages
 
-    async def _settle(self, who: Principal, thread_id: str, count: int, size: int) -> None:
-        """Move what is too much, a page or two at a time. What fails here is done with the next write."""
+    async def _move_surplus(self, who: Principal, thread_id: str, count: int, size: int) -> None:
+        """Move what exceeds the limits into pages, at most _PAGES_PER_WRITE. If that fails, the next write does it."""
         if not self.limits.exceeded(count, size):
             return
         try:
-            for _ in range(_ROUNDS):
+            for _ in range(_PAGES_PER_WRITE):
                 if not await self._move(who, thread_id):
                     return
         except StoreUnavailable as error:
-            logger.warning("messages of thread %s were not moved yet: %s", thread_id, error)
+            logger.warning("The messages of thread %s were not moved into pages yet: %s", thread_id, error)
 
     async def _make_room(self, who: Principal, thread_id: str, need: int) -> None:
-        """Move messages until the document can take that many bytes more.
+        """Move messages into pages until the document has room for that many more bytes.
 
-        Raises: ValueError if it never will.
+        Raises: ValueError if it never will have.
         """
-        while (await self._thread(who, thread_id, HEAD))["bytes"] + need > DOCUMENT_BYTES:
+        while (await self._read_thread(who, thread_id, HEAD_FIELDS))["bytes"] + need > DOCUMENT_BYTES:
             if not await self._move(who, thread_id, everything=True):
                 raise ValueError(f"thread {thread_id} has no room for {need} bytes")
 
     async def _move(self, who: Principal, thread_id: str, *, everything: bool = False) -> bool:
-        """Make one page, or take up one that was left behind, and take its messages out of the thread."""
-        thread = await self.db.threads.one(where(who, thread_id), {**HEAD, "messages": 1, "keys": 1})
+        """Write a page, or use one that was left behind, and take its messages out of the thread; False if no need."""
+        thread = await self.db.threads.find_one(thread_query(who, thread_id), {**HEAD_FIELDS, "messages": 1, "keys": 1})
         if thread is None:
             return False
         fields = {"first": 1, "last": 1, "keys.ref": 1}
-        page = await self.db.pages.one(
+        page = await self.db.pages.find_one(
             {"thread_id": thread_id, "first": {"$in": [entry["n"] for entry in thread["messages"]]}}, fields
         )
         if page is None:
@@ -189,10 +197,10 @@ class MongoPages(Database):
             if page is None:
                 return False
             if not await self.db.pages.insert(page):
-                page = await self.db.pages.one({"_id": page["_id"]}, fields)
+                page = await self.db.pages.find_one({"_id": page["_id"]}, fields)
         if page is None:
             return False
-        if await self.db.threads.change(where(who, thread_id), covering(page), {"_id": 1}) is None:
-            await self.db.pages.remove({"_id": page["_id"]})
+        if await self.db.threads.update_one(thread_query(who, thread_id), take_out_pipeline(page), {"_id": 1}) is None:
+            await self.db.pages.delete_one({"_id": page["_id"]})
             return False
         return True

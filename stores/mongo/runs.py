@@ -1,9 +1,9 @@
-"""The ThreadStore contract on MongoDB: the runs in progress.
+"""The runs in progress of the ThreadStore contract on MongoDB.
 
-A run's record is a document of its own, {_id, thread_id, organization_id, user_id, worker, lease, cancelled, partial,
-size}: written before the thread is claimed, so that a thread never points to a run without one. A claim that dies in
-between leaves a record that no thread points to; whoever takes that over first raises the thread's fence, so that the
-claim, if it is only slow, is refused. A time limit on claims was refused: it would trust a clock.
+A run's record is its own document, {_id, thread_id, organization_id, user_id, worker, lease, cancelled, partial, size}.
+It is written before the thread is claimed, so that no thread names a run without a record. A claim that dies in between
+leaves a record that no thread names; the process that takes it over first increments the thread's fence, so that the
+claim fails if it was only slow. A time limit on claims was refused: it would trust a clock.
 """
 
 from __future__ import annotations
@@ -14,26 +14,28 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
+from agent_chat.stores import rules
 from agent_chat.stores.contracts import Finished, Lease, Posted
-from agent_chat.stores.errors import NotFound, StoreUnavailable, ThreadArchived, ThreadBusy
+from agent_chat.stores.errors import NotFound, StoreUnavailable
 from agent_chat.stores.models import Clock, Idempotency, Message, Principal, RunRecord
 from agent_chat.stores.mongo.database import Collections
 from agent_chat.stores.mongo.documents import (
     DOCUMENT_BYTES,
-    HEAD,
+    HEAD_FIELDS,
     Document,
     Limits,
     Packed,
-    finishing,
+    append_stages,
+    build_used_key,
+    finish_stage,
     pack,
-    pushing,
-    stamp,
+    to_timestamp,
     unpack,
     unpack_body,
-    writing,
+    write_pipeline,
 )
-from agent_chat.stores.mongo.pages import TRIES, contended, where
-from agent_chat.stores.mongo.threads import MongoThreads, guarded, unused
+from agent_chat.stores.mongo.pages import TRIES, contention, thread_query
+from agent_chat.stores.mongo.threads import MongoThreads, append_guard, key_guard
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +43,17 @@ _CLEARED_PER_SWEEP = 50
 
 
 class MongoRuns(MongoThreads):
+    """Attributes:
+    _unconfirmed: the finishes (`by`) that got no response and were not repeated yet.
+    """
+
     def __init__(self, db: Collections, *, lease: float, clock: Clock, limits: Limits | None = None) -> None:
         super().__init__(db, lease=lease, clock=clock, limits=limits)
-        self._unsure: set[str] = set()
+        self._unconfirmed: set[str] = set()
 
     @property
     def _lease(self) -> Document:
-        """When a lease that begins now ends, as a pipeline's expression."""
+        """The end of a lease that begins now, as an expression of a pipeline."""
         return {"$add": ["$$NOW", round(self.lease * 1000)]}
 
     async def claim(
@@ -59,18 +65,18 @@ class MongoRuns(MongoThreads):
         worker: str,
         idempotency: Idempotency | None = None,
     ) -> Posted:
-        asked = await pack(question)
+        packed_question = await pack(question)
         for _ in range(TRIES):
-            if posted := await self._claimed(who, question, asked, answer, worker, idempotency):
+            if posted := await self._try_claim(who, question, packed_question, answer, worker, idempotency):
                 return posted
-        raise contended(question.thread_id)
+        raise contention(question.thread_id)
 
     async def checkpoint(self, who: Principal, run_id: str, *, worker: str, partial: Message | None) -> Lease:
         changes: Document = {"lease": self._lease}
         if partial is not None:
             packed = await pack(partial)
             changes |= {"partial": packed.body, "size": packed.size}
-        run = await self.db.runs.change(
+        run = await self.db.runs.update_one(
             {"_id": run_id, "organization_id": who.organization_id, "worker": worker},
             [{"$set": changes}],
             {"cancelled": 1},
@@ -80,160 +86,159 @@ class MongoRuns(MongoThreads):
         return "cancelled" if run["cancelled"] else "held"
 
     async def cancel(self, who: Principal, thread_id: str, run_id: str) -> None:
-        if await self.db.threads.one({**where(who, thread_id), "running.id": run_id}, {"_id": 1}):
+        if await self.db.threads.find_one({**thread_query(who, thread_id), "running.id": run_id}, {"_id": 1}):
             run = {"_id": run_id, "thread_id": thread_id, "organization_id": who.organization_id}
-            await self.db.runs.change(run, {"$set": {"cancelled": True}}, {"_id": 1})
+            await self.db.runs.update_one(run, {"$set": {"cancelled": True}}, {"_id": 1})
 
     async def finish(self, who: Principal, message: Message) -> Finished:
-        """The run's record is not looked at: the thread says whose it is.
+        """The thread decides which run has it; the run's record is not read.
 
-        A finish whose answer was lost is remembered: when it is tried again and the message is found as it stored it,
-        it has won, and once only. `by` tells it from every other finish, of this process too.
+        A finish without a response may have been done. So it is remembered in `_unconfirmed`, and when it is repeated
+        and the message turns out to be stored by it (`by`, unlike that of any other finish), it has won, once.
         """
         packed = await pack(message)
         by = f"{self.id}:{hashlib.sha256(packed.body).hexdigest()[:16]}"
-        error = (message.run or {}).get("error")
-        pipeline = writing(self.now(), finishing(packed, by, frees=bool(error and error["retryable"])))
+        stage = finish_stage(packed, by, releases_key=rules.releases_key(message))
+        pipeline = write_pipeline(self.now(), stage)
         guard = {
-            **where(who, message.thread_id),
+            **thread_query(who, message.thread_id),
             "running.id": message.id,
             "bytes": {"$lte": DOCUMENT_BYTES - len(packed.body)},
         }
         for _ in range(TRIES):
             try:
-                thread = await self.db.threads.change(guard, pipeline, HEAD, before=True)
+                thread = await self.db.threads.update_one(guard, pipeline, HEAD_FIELDS, before=True)
             except StoreUnavailable:
-                self._unsure.add(by)
+                self._unconfirmed.add(by)
                 raise
             if thread:
-                self._unsure.discard(by)
-                await self._settle(who, message.thread_id, thread["count"], thread["bytes"] + len(packed.body))
-                return Finished(replace(message, created_at=stamp(thread["running"]["at"])), won=True)
+                self._unconfirmed.discard(by)
+                await self._move_surplus(who, message.thread_id, thread["count"], thread["bytes"] + len(packed.body))
+                return Finished(replace(message, created_at=to_timestamp(thread["running"]["at"])), won=True)
             try:
-                thread, entry = await self._entry(who, message.thread_id, message.id)
+                thread, entry = await self._find_entry(who, message.thread_id, message.id)
             except NotFound:
-                self._unsure.discard(by)
+                self._unconfirmed.discard(by)
                 raise
             if (thread["running"] or {}).get("id") == message.id:
                 await self._make_room(who, message.thread_id, len(packed.body))
                 continue
-            won = by in self._unsure and entry.get("by") == by
-            self._unsure.discard(by)
+            won = by in self._unconfirmed and entry.get("by") == by
+            self._unconfirmed.discard(by)
             return Finished((await unpack([entry]))[0], won=won)
-        raise contended(message.thread_id)
+        raise contention(message.thread_id)
 
     async def take_orphans(self, worker: str) -> list[RunRecord]:
-        """Besides, clear away what deleted threads have left."""
+        """Also deletes what belongs to deleted threads and has not been deleted yet."""
         now = await self.db.now()
-        for emptied in await self.db.threads.many({"sweep_at": {"$lte": now}}, limit=_CLEARED_PER_SWEEP):
+        for emptied in await self.db.threads.find({"sweep_at": {"$lte": now}}, limit=_CLEARED_PER_SWEEP):
             await self._clear(emptied)
-        expired = await self.db.runs.many({"lease": {"$lte": now}}, {"_id": 1})
-        taken = [await self._readable(run["_id"], worker, now) for run in expired]
+        expired = await self.db.runs.find({"lease": {"$lte": now}}, {"_id": 1})
+        taken = [await self._take_over_or_log(run["_id"], worker, now) for run in expired]
         return [record for record in taken if record is not None]
 
     async def take_orphan(self, who: Principal, run_id: str, worker: str) -> RunRecord | None:
         query = {"_id": run_id, "organization_id": who.organization_id}
-        return await self._taken(query, worker, await self.db.now())
+        return await self._take_over(query, worker, await self.db.now())
 
     async def find_record(self, who: Principal, run_id: str) -> RunRecord | None:
-        run = await self.db.runs.one({"_id": run_id, "organization_id": who.organization_id})
-        return (await self._record(run))[0] if run else None
+        run = await self.db.runs.find_one({"_id": run_id, "organization_id": who.organization_id})
+        return (await self._build_record(run))[0] if run else None
 
     async def delete_record(self, who: Principal, run_id: str) -> None:
-        await self.db.runs.remove({"_id": run_id, "organization_id": who.organization_id})
+        await self.db.runs.delete_one({"_id": run_id, "organization_id": who.organization_id})
 
     # claiming
 
-    async def _claimed(
+    async def _try_claim(
         self,
         who: Principal,
         question: Message,
-        asked: Packed,
+        packed_question: Packed,
         answer: Message,
         worker: str,
         idempotency: Idempotency | None,
     ) -> Posted | None:
-        """Claim once; null if the thread has changed since it was looked at. Whatever is refused leaves no record."""
+        """Try to claim; None if the thread has changed since it was read. No record remains of a claim that failed."""
         thread_id = question.thread_id
         now = self.now()
-        head, key = await self._head(who, thread_id, idempotency)
-        if key and not key["free"]:
-            return await self._replayed(who, thread_id, key)
-        if head["archived"]:
-            raise ThreadArchived(thread_id)
-        if head["running"]:
-            raise ThreadBusy(head["running"]["id"])
-        if key:
-            question = await self.get_message(who, thread_id, key["message_id"])
+        head, key = await self._read_head(who, thread_id, idempotency)
+        used = build_used_key(key) if key else None
+        running = (head["running"] or {}).get("id")
+        decision = rules.decide_post(thread_id, used, archived=head["archived"], running=running, starts_run=True)
+        if used is not None and decision == "replay":
+            return await self._replay(who, thread_id, used)
+        if used is not None:
+            question = await self.get_message(who, thread_id, used.message_id)
             answer = answer.with_run(in_reply_to=question.id)
-        answered = await pack(answer)
-        pushed = [answered] if key else [asked, answered]
-        need = sum(len(packed.body) for packed in pushed)
+        packed_answer = await pack(answer)
+        appended = [packed_answer] if used else [packed_question, packed_answer]
+        need = sum(len(packed.body) for packed in appended)
         if head["bytes"] + need > DOCUMENT_BYTES:
             await self._make_room(who, thread_id, need)
             return None
-        await self._hold(who, thread_id, answered, worker)
-        new_key = self._new_key(who, thread_id, idempotency, question.id, answer.id, now)
-        stored = await self.db.threads.change(
+        await self._write_record(who, thread_id, packed_answer, worker)
+        new_key = self._build_key(who, thread_id, idempotency, question.id, answer.id, now)
+        stored = await self.db.threads.update_one(
             {
-                **guarded(who, head, need),
-                **unused(head, new_key, key, now),
+                **append_guard(who, head, need),
+                **key_guard(head, new_key, key, now),
                 "running": None,
                 "fence": head["fence"],
             },
-            writing(now, *pushing(pushed, new_key, answer.id, now)),
-            {**HEAD, "pushed": 1},
+            write_pipeline(now, *append_stages(appended, new_key, answer.id, now)),
+            {**HEAD_FIELDS, "pushed": 1},
         )
         if stored is None:
-            await self.db.runs.remove({"_id": answer.id, "worker": worker})
+            await self.db.runs.delete_one({"_id": answer.id, "worker": worker})
             return None
-        await self._settle(who, thread_id, stored["count"], stored["bytes"])
-        if not key:
-            question = replace(question, created_at=stamp(stored["pushed"][0]))
-        answer = replace(answer, created_at=stamp(stored["pushed"][-1]))
-        return Posted(question, answer, replayed=False, again=key is not None)
+        await self._move_surplus(who, thread_id, stored["count"], stored["bytes"])
+        if used is None:
+            question = replace(question, created_at=to_timestamp(stored["pushed"][0]))
+        answer = replace(answer, created_at=to_timestamp(stored["pushed"][-1]))
+        return Posted(question, answer, replayed=False, again=used is not None)
 
-    async def _hold(self, who: Principal, thread_id: str, answered: Packed, worker: str) -> None:
-        """Write the record. Raises: StoreUnavailable if a sweeper has taken it over."""
+    async def _write_record(self, who: Principal, thread_id: str, packed_answer: Packed, worker: str) -> None:
+        """Write the run's record. Raises: StoreUnavailable if a sweeper has taken it over."""
         fields = {
             "thread_id": thread_id,
             "organization_id": who.organization_id,
             "user_id": who.user_id,
             "cancelled": False,
-            "partial": answered.body,
-            "size": answered.size,
+            "partial": packed_answer.body,
+            "size": packed_answer.size,
         }
         literal = {name: {"$literal": value} for name, value in fields.items()}
-        run = {"_id": answered.id, "worker": worker}
-        held = await self.db.runs.change(run, [{"$set": {**literal, "lease": self._lease}}], {"_id": 1}, upsert=True)
-        if held is None:
-            raise StoreUnavailable(f"the claim of run {answered.id} took too long")
+        run = {"_id": packed_answer.id, "worker": worker}
+        record = [{"$set": {**literal, "lease": self._lease}}]
+        if await self.db.runs.update_one(run, record, {"_id": 1}, upsert=True) is None:
+            raise StoreUnavailable(f"the claim of run {packed_answer.id} took too long")
 
     # taking over
 
-    async def _readable(self, run_id: str, worker: str, now: datetime) -> RunRecord | None:
+    async def _take_over_or_log(self, run_id: str, worker: str, now: datetime) -> RunRecord | None:
         try:
-            return await self._taken({"_id": run_id}, worker, now)
+            return await self._take_over({"_id": run_id}, worker, now)
         except StoreUnavailable:
             raise
         except Exception:
             logger.exception("The record of run %s cannot be read", run_id)
             return None
 
-    async def _taken(self, query: Document, worker: str, now: datetime) -> RunRecord | None:
+    async def _take_over(self, query: Document, worker: str, now: datetime) -> RunRecord | None:
         """Take the run over if its lease has expired at `now`, by the database's clock."""
         changes = {"worker": {"$literal": worker}, "lease": self._lease}
-        run = await self.db.runs.change({**query, "lease": {"$lte": now}}, [{"$set": changes}])
+        run = await self.db.runs.update_one({**query, "lease": {"$lte": now}}, [{"$set": changes}])
         if run is None:
             return None
-        record, claimed = await self._record(run)
+        record, claimed = await self._build_record(run)
         if not claimed:
-            await self.db.threads.change({"_id": run["thread_id"]}, {"$inc": {"fence": 1}}, {"_id": 1})
-            record, _ = await self._record(run)
+            await self.db.threads.update_one({"_id": run["thread_id"]}, {"$inc": {"fence": 1}}, {"_id": 1})
+            record, _ = await self._build_record(run)
         return record
 
-    async def _record(self, run: Document) -> tuple[RunRecord, bool]:
-        """The record, its message dated as in the thread; and whether the thread has that message."""
+    async def _build_record(self, run: Document) -> tuple[RunRecord, bool]:
+        """The record, its message with the time that the thread has for it; and whether the thread has that message."""
         record = RunRecord(
             id=run["_id"],
             thread_id=run["thread_id"],
@@ -244,7 +249,7 @@ class MongoRuns(MongoThreads):
             cancelled=run["cancelled"],
         )
         try:
-            _, entry = await self._entry(record.who, record.thread_id, record.id)
+            _, entry = await self._find_entry(record.who, record.thread_id, record.id)
         except NotFound:
             return record, False
-        return replace(record, partial=replace(record.partial, created_at=stamp(entry["at"]))), True
+        return replace(record, partial=replace(record.partial, created_at=to_timestamp(entry["at"]))), True

@@ -1,9 +1,9 @@
-"""The shared Store on MongoDB, for any number of processes. The only file that meets the driver.
+"""The shared Store on MongoDB, for any number of processes. The only module that imports the driver.
 
-Above it are the verbs of `mongo_threads`, `mongo_runs` and `mongo_directory`; below it is motor, of which only those
-calls are used that PyMongo's own asyncio API has too (all but `close` and `aggregate`). Writes are acknowledged by a
-majority, reads are the primary's and see only what a majority has, and the driver repeats a write whose answer was
-lost, which the server does once.
+It implements `database.Collection` with motor, and puts the operations of the modules beside it together. Of motor only
+those calls are used that PyMongo's own asyncio API has too (all but `close` and `aggregate`). Writes are acknowledged
+by a majority; reads go to the primary and see only what a majority has; the driver repeats a write whose response was
+lost, and the server applies it once.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ OPTIONS: dict[str, Any] = {
     "retryWrites": True,
     "retryReads": True,
 }
-"""What a URL may say otherwise.
+"""Options of the client, which the URL may override.
 
-`timeoutMS` bounds a whole call, its retries too: a MongoDB that hangs is told within five seconds, not after a timeout
-for each try. A start that is to build an index over many threads wants `timeoutMS=0`.
+`timeoutMS` bounds a whole call with its retries, so that a MongoDB that hangs is reported within five seconds and not
+after one timeout per attempt. Set `timeoutMS=0` for a start that builds an index over many threads.
 """
 
 INDEXES = {
@@ -79,12 +79,12 @@ INDEXES = {
     "removals": [IndexModel("due", name="due"), IndexModel("organization_id", name="organization")],
 }
 UNUSED_INDEXES = {"attachments": ["kept"]}
-"""What earlier versions made."""
+"""Indexes that earlier versions created and no query uses any more."""
 
 
 @contextmanager
-def answering() -> Iterator[None]:
-    """The one place where the driver's errors become ours."""
+def translated_errors() -> Iterator[None]:
+    """Raises StoreUnavailable in place of any error of the driver."""
     try:
         yield
     except PyMongoError as error:
@@ -93,7 +93,7 @@ def answering() -> Iterator[None]:
 
 
 class MotorCollection:
-    """A Collection, by motor.
+    """A `database.Collection`, implemented with motor.
 
     Args:
         report: called after each call with whether it failed, and whether it was a write.
@@ -106,18 +106,18 @@ class MotorCollection:
     @contextmanager
     def _calling(self, *, writes: bool) -> Iterator[None]:
         try:
-            with answering():
+            with translated_errors():
                 yield
         except StoreUnavailable:
             self._report(True, writes)
             raise
         self._report(False, writes)
 
-    async def one(self, query: Document, fields: Document | None = None) -> Document | None:
+    async def find_one(self, query: Document, fields: Document | None = None) -> Document | None:
         with self._calling(writes=False):
             return await self._motor.find_one(query, fields)
 
-    async def many(
+    async def find(
         self,
         query: Document,
         fields: Document | None = None,
@@ -129,6 +129,11 @@ class MotorCollection:
         with self._calling(writes=False):
             return await self._motor.find(query, fields, sort=sort, skip=skip, limit=limit).to_list(None)
 
+    async def find_joined(self, query: Document, other: str, field: str) -> list[Document]:
+        lookup = {"from": other, "localField": field, "foreignField": "_id", "as": other}
+        with self._calling(writes=False):
+            return await self._motor.aggregate([{"$match": query}, {"$lookup": lookup}]).to_list(None)
+
     async def insert(self, document: Document) -> bool:
         with self._calling(writes=True):
             try:
@@ -137,7 +142,7 @@ class MotorCollection:
                 return False
             return True
 
-    async def change(
+    async def update_one(
         self,
         query: Document,
         update: Document | Pipeline,
@@ -155,23 +160,23 @@ class MotorCollection:
             except DuplicateKeyError:
                 return None
 
-    async def total(self, query: Document, value: Document | str) -> int:
+    async def sum_up(self, query: Document, value: Document | str) -> int:
         pipeline = [{"$match": query}, {"$group": {"_id": None, "total": {"$sum": value}}}]
         with self._calling(writes=False):
             found = await self._motor.aggregate(pipeline).to_list(None)
         return int(found[0]["total"]) if found else 0
 
-    async def remove(self, query: Document) -> None:
+    async def delete_one(self, query: Document) -> None:
         with self._calling(writes=True):
             await self._motor.delete_one(query)
 
-    async def remove_all(self, query: Document) -> None:
+    async def delete_many(self, query: Document) -> None:
         with self._calling(writes=True):
             await self._motor.delete_many(query)
 
 
 class MotorCollections:
-    """Collections, by motor. The database's name comes from the URL."""
+    """The `database.Collections`, implemented with motor. The URL names the database."""
 
     threads: Collection
     pages: Collection
@@ -209,8 +214,8 @@ class MotorCollections:
             self.failing = failed
 
     async def prepare(self) -> None:
-        """Make the indexes that are missing, and drop those that no query uses any more."""
-        with answering():
+        """Create the indexes that are missing, and drop those that no query uses any more."""
+        with translated_errors():
             for name, indexes in INDEXES.items():
                 await self._database[name].create_indexes(indexes)
             for name, unused in UNUSED_INDEXES.items():
@@ -219,10 +224,10 @@ class MotorCollections:
                         await self._database[name].drop_index(index)
 
     async def now(self) -> datetime:
-        with answering():
+        with translated_errors():
             hello = await self._database.command("hello")
         if not hello["isWritablePrimary"]:
-            raise StoreUnavailable("the server takes no writes now")
+            raise StoreUnavailable("the server accepts no writes now")
         now: datetime = hello["localTime"]
         return now
 
@@ -238,8 +243,8 @@ class MongoStore(MongoRuns, MongoDirectory):
     async def ready(self) -> bool:
         try:
             now = await self.db.now()
-            if self.db.failing:  # a full disk refuses writes alone: only a write shows whether there is room again
-                await self.db.storage.change({"_id": _PROBE}, {"$set": {"probed_at": now}}, {"_id": 1}, upsert=True)
+            if self.db.failing:  # a full disk refuses only writes: a write shows whether there is room again
+                await self.db.storage.update_one({"_id": _PROBE}, {"$set": {"probed_at": now}}, {"_id": 1}, upsert=True)
         except StoreUnavailable:
             return False
         return True
@@ -249,13 +254,13 @@ class MongoStore(MongoRuns, MongoDirectory):
 
 
 async def open_mongo(url: str, *, lease: float = LEASE_SECONDS, clock: Clock = utcnow) -> MongoStore:
-    """Open the database that the URL names (`chat` if it names none), and make its indexes.
+    """Open the database that the URL names (`chat` if it names none), and create its indexes.
 
     Args:
-        url: mongodb:// or mongodb+srv://; its options win over ours, except for the concerns and the read
-            preference: what is read is exact, so it comes from the primary.
-        lease: seconds that a run's lease lasts.
-        clock: for times that clients see and for the age of idempotency keys; leases go by the database's clock.
+        url: mongodb:// or mongodb+srv://. Its options override OPTIONS. Its concerns and read preference are ignored:
+            reads must be exact, so they go to the primary.
+        lease: how many seconds a run's lease lasts.
+        clock: for times that clients see and for the age of idempotency keys; leases use the database's clock.
 
     Raises:
         ValueError: the URL is wrong.

@@ -69,7 +69,7 @@ async def test_a_claim_that_was_swept_away_while_it_was_slow_is_refused(mongo_ur
             [record] = await sweeper.take_orphans("sweeper")
             assert (record.id, record.partial) == (answer.id, answer)
 
-        commands.meanwhile = ("threads.change", sweep)
+        commands.meanwhile = ("threads.update_one", sweep)
         with pytest.raises(StoreUnavailable):
             await slow.claim(who, question, answer, worker=WORKER)
         assert (await sweeper.get(who, thread.id)).messages == []
@@ -88,7 +88,7 @@ async def test_a_claim_without_an_answer_is_ended_by_a_sweeper_or_never_was(
         commands.dies_at, commands.answer_lost = 2, answer_lost
         with pytest.raises(StoreUnavailable):
             await store.claim(who, question, answer, worker=WORKER)
-        assert commands.names[:3] == ["threads.one", "runs.change", "threads.change"]
+        assert commands.names[:3] == ["threads.find_one", "runs.update_one", "threads.update_one"]
         [record] = await sweeper.take_orphans("sweeper")
         if answer_lost:
             assert (await sweeper.finish(who, failed(record.partial, retryable=True))).won is True
@@ -143,7 +143,7 @@ async def test_a_finish_without_an_answer_is_forgotten_with_its_thread(mongo_url
         await store.delete(who, answer.thread_id)
         with pytest.raises(ThreadNotFound):
             await store.finish(who, completed(answer))
-        assert store._unsure == set()
+        assert store._unconfirmed == set()
 
 
 async def test_a_finish_without_an_answer_loses_to_whoever_finished_in_between(mongo_url: str, who: Principal) -> None:
@@ -175,8 +175,8 @@ async def test_a_deletion_that_is_cut_off_is_completed_by_a_sweeper(mongo_url: s
                 await other.get(who, thread.id)
             assert await other.take_orphans("sweeper") == []
             assert await other.find_record(who, answer.id) is None
-            assert await other.db.pages.many({"thread_id": thread.id}, {"_id": 1}) == []
-            assert (await other.db.threads.one({"_id": thread.id}) or {}).keys() == EMPTIED
+            assert await other.db.pages.find({"thread_id": thread.id}, {"_id": 1}) == []
+            assert (await other.db.threads.find_one({"_id": thread.id}) or {}).keys() == EMPTIED
 
 
 @pytest.mark.parametrize("verb", ["pages.insert", "attachments.insert"])
@@ -184,7 +184,7 @@ async def test_what_lands_after_a_deletion_is_cleared_by_a_sweeper(
     mongo_url: str, who: Principal, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     """A page or a file that was on its way, and whose writer died before it looked back."""
-    monkeypatch.setattr(mongo_threads, "STRAGGLERS", 0)
+    monkeypatch.setattr(mongo_threads, "STRAGGLER_MILLIS", 0)
     commands = Commands()
     async with (
         opened(mongo_url, limits=Limits(keep=4, slack=2), commands=commands) as dying,
@@ -197,7 +197,7 @@ async def test_what_lands_after_a_deletion_is_cleared_by_a_sweeper(
             commands.dies_at = len(commands.names) + 1
 
         async def left() -> int:
-            found = [await each.many({}, {"_id": 1}) for each in (other.db.pages, other.db.attachments)]
+            found = [await each.find({}, {"_id": 1}) for each in (other.db.pages, other.db.attachments)]
             return sum(map(len, found))
 
         commands.meanwhile = (verb, delete)
@@ -207,10 +207,10 @@ async def test_what_lands_after_a_deletion_is_cleared_by_a_sweeper(
         assert await left() == 1
         await other.take_orphans("sweeper")
         assert await left() == 0
-        assert await other.db.threads.many({}, {"_id": 1}) != [], "its deletion is not published yet"
+        assert await other.db.threads.find({}, {"_id": 1}) != [], "its deletion is not published yet"
         await other.mark_published(who, thread.id, [ThreadDeleted(thread.id)])
         await other.take_orphans("sweeper")
-        assert await other.db.threads.many({}, {"_id": 1}) == []
+        assert await other.db.threads.find({}, {"_id": 1}) == []
 
 
 @pytest.mark.parametrize("failure", [StoreUnavailable("the test took it away"), asyncio.CancelledError()])
@@ -225,7 +225,7 @@ async def test_a_file_that_its_caller_takes_for_lost_is_not_kept(
             raise failure
 
         async def at_the_second_look() -> None:
-            commands.meanwhile = ("threads.one", fail)
+            commands.meanwhile = ("threads.find_one", fail)
 
         commands.meanwhile = ("attachments.insert", at_the_second_look)
         with pytest.raises(type(failure)):
@@ -291,7 +291,7 @@ async def test_after_a_write_that_failed_readiness_is_decided_by_a_real_write(mo
         assert await store.ready() is True
         assert "findAndModify" not in read.commands
         with pytest.raises(StoreUnavailable):
-            await store.db.pages.change({"_id": "x"}, {"$no_such_operator": {"a": 1}}, upsert=True)
+            await store.db.pages.update_one({"_id": "x"}, {"$no_such_operator": {"a": 1}}, upsert=True)
         assert store.db.failing
         assert store.failures == 1
         assert await store.ready() is True

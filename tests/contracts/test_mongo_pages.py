@@ -130,7 +130,7 @@ async def test_a_thread_of_100_000_messages_works_and_its_latest_cost_what_they_
         await store.delete(who, large.id)
         with pytest.raises(ThreadNotFound):
             await store.get(who, large.id)
-        assert await store.db.pages.many({"thread_id": large.id}, {"_id": 1}) == []
+        assert await store.db.pages.find({"thread_id": large.id}, {"_id": 1}) == []
         assert len((await store.get(other, small.id)).messages) == 50
 
 
@@ -196,7 +196,7 @@ async def test_a_thread_of_40_mb_is_written_read_and_deleted(mongo_url: str, who
         of_small = await cost(read, latest(store, other, small.id))
         costs_the_same(await cost(read, latest(store, who, thread.id)), of_small)
         await store.delete(who, thread.id)
-        assert await store.db.pages.many({"thread_id": thread.id}, {"_id": 1}) == []
+        assert await store.db.pages.find({"thread_id": thread.id}, {"_id": 1}) == []
 
 
 async def test_the_largest_answer_is_stored_on_a_document_that_is_nearly_full(mongo_url: str, who: Principal) -> None:
@@ -372,7 +372,7 @@ async def test_a_process_that_dies_at_any_command_loses_and_doubles_nothing(
             if len(commands.names) <= len(died_at):
                 break
             died_at.append(commands.names[-1] if acknowledged else commands.names[len(died_at)])
-    assert {"threads.change", "pages.insert", "threads.one", "pages.one"} <= set(died_at)
+    assert {"threads.update_one", "pages.insert", "threads.find_one", "pages.find_one"} <= set(died_at)
 
 
 async def test_a_page_left_behind_is_taken_up_even_where_the_next_would_begin_elsewhere(
@@ -387,7 +387,7 @@ async def test_a_page_left_behind_is_taken_up_even_where_the_next_would_begin_el
         for _ in range(9):
             await note(hoarding, who, thread.id)
         await dying._move(who, thread.id)
-        assert commands.names == ["threads.one", "pages.one", "pages.insert", "threads.change"]
+        assert commands.names == ["threads.find_one", "pages.find_one", "pages.insert", "threads.update_one"]
         document, _ = await stored(hoarding, thread.id)
         assert document["messages"][0]["id"] == answer.id
         commands.dies_at = len(commands.names) + 3

@@ -10,7 +10,6 @@ from agent_chat.stores.contracts import Store
 from agent_chat.stores.errors import StoreUnavailable, ThreadNotFound
 from agent_chat.stores.models import Principal, Thread, new_id
 from agent_chat.stores.mongo import storage as mongo_storage
-from agent_chat.stores.mongo import threads as mongo_threads
 from agent_chat.stores.sqlite import storage as sqlite_storage
 from tests.support.backends import OpenStore
 from tests.support.samples import new_agent, new_file, new_message, new_thread, principal
@@ -31,7 +30,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Removals are due at once."""
     for module in (sqlite_storage, mongo_storage):
         monkeypatch.setattr(module, "UPLOAD_SECONDS", -1.0)
-    for module in (sqlite_storage, mongo_storage, mongo_threads):
+    for module in (sqlite_storage, mongo_storage):
         monkeypatch.setattr(module, "REMOVAL_SECONDS", -1.0)
 
 

@@ -12,7 +12,7 @@ from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStart
 
 from agent_chat.stores.errors import StoreUnavailable
 from agent_chat.stores.models import Message, Principal, Thread, new_id, utcnow
-from agent_chat.stores.mongo.documents import MEASURE, Document, Limits, entry_of, millis, pack
+from agent_chat.stores.mongo.documents import MEASURE_STAGES, Document, Limits, build_entry, pack, to_millis
 from agent_chat.stores.mongo.store import INDEXES, MongoStore, MotorCollections
 from tests.support.samples import new_message, started_thread
 
@@ -56,7 +56,7 @@ class Read(CommandListener):
 
 
 class Commands:
-    """The commands of one store by name (`threads.change`), in order.
+    """The commands of one store by name (`threads.update_one`), in order.
 
     `dies_at`: the process dies at that command; neither it nor any later one gets an answer. `answer_lost`: that
     command is done all the same. `meanwhile`: called once before a command of that name.
@@ -118,9 +118,9 @@ async def opened(
 
 async def stored(store: MongoStore, thread_id: str) -> tuple[Document, list[Document]]:
     """A thread's document and its pages, as they are in the database."""
-    thread = await store.db.threads.one({"_id": thread_id})
+    thread = await store.db.threads.find_one({"_id": thread_id})
     assert thread is not None
-    return thread, await store.db.pages.many({"thread_id": thread_id}, sort=[("first", 1)])
+    return thread, await store.db.pages.find({"thread_id": thread_id}, sort=[("first", 1)])
 
 
 async def loaded(
@@ -134,10 +134,10 @@ async def loaded(
     thread = onto or await started_thread(store, who)
     first = new_message(thread.id, "", "system")
     messages = [replace(first, id=new_id(), content=content) for content in contents]
-    document = (await store.db.threads.one({"_id": thread.id}, {"total": 1, "pushed": 1})) or {}
-    n, at = document["total"], max(millis(first.created_at), document["pushed"][-1] + 1)
+    document = (await store.db.threads.find_one({"_id": thread.id}, {"total": 1, "pushed": 1})) or {}
+    n, at = document["total"], max(to_millis(first.created_at), document["pushed"][-1] + 1)
     packed = [await pack(message) for message in messages]
-    entries = [entry_of(one, n + index, at + index) for index, one in enumerate(packed)]
+    entries = [build_entry(one, n + index, at + index) for index, one in enumerate(packed)]
     size = store.limits.slack + 1
     pages = 0 if onto else max(0, (len(entries) - store.limits.keep) // size)
     await _put_pages(store, thread.id, [entries[page * size : (page + 1) * size] for page in range(pages)])
@@ -149,7 +149,7 @@ async def loaded(
     }
     if pages:
         changes["paged_bytes"] = pages * size * 300
-    await store.db.threads.change({"_id": thread.id}, [{"$set": changes}, *MEASURE], {"_id": 1})
+    await store.db.threads.update_one({"_id": thread.id}, [{"$set": changes}, *MEASURE_STAGES], {"_id": 1})
     return thread, messages
 
 
