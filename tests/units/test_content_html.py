@@ -33,11 +33,11 @@ from agent_chat.server.files.content_html import Renderer
 
 async def main():
     renderer = Renderer()
-    assert "<em>" in await renderer.markdown("a", "*large* " * 10_000)
+    assert "<em>" in await renderer.render_markdown("a", "*large* " * 10_000)
     (worker,) = renderer._workers._alive
     stdin = worker.stdin
     stdin.transport.set_write_buffer_limits(0)
-    task = asyncio.create_task(renderer.sanitized("a", "<div>" * DIVS))
+    task = asyncio.create_task(renderer.sanitize("a", "<div>" * DIVS))
     await asyncio.sleep(0)
     await stdin.drain()  # now the worker has all of it
     assert renderer.turns.running == (DIVS > 0)
