@@ -402,7 +402,7 @@ def rows_of(data_dir: Path, thread: str) -> int:
 
 DELETIONS: dict[str, tuple[str, When, str]] = {
     "claimed": ("claim", "after", "say some"),
-    "preparing": ("messages", "before", "say some"),
+    "preparing": ("list_messages", "before", "say some"),
     "checkpointing": ("checkpoint", "before", "say some\nopen tool\nhold for ever"),
     "speaking": ("checkpoint", "after", "say some\nopen tool\nhold for ever"),
     "unstored": ("finish", "before", "say some"),

@@ -80,6 +80,7 @@ class Gated:
 
     def hold(self, verb: str, when: When, *, skip: int = 0) -> Gate:
         """Hold the next call of that verb, after `skip` that are let through."""
+        getattr(self.real, verb)  # a misspelled verb would never be reached
         gate = Gate()
         self._gates.append(gate)
         self._coming[verb, when] += [None] * skip + [gate]
