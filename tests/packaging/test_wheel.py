@@ -73,7 +73,7 @@ class Environment:
         dist = self.clone / "dist"
         self.run("-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(dist), str(dist / sdist))
         (self.wheel,) = dist.glob("*.whl")
-        self.run("-m", "pip", "install", "-q", "--no-compile", str(self.wheel), "openai-agents>=0.24")
+        self.run("-m", "pip", "install", "-q", str(self.wheel), "openai-agents>=0.24")
 
     def run(self, *arguments: str, cwd: Path | None = None) -> str:
         """Run the interpreter; what it printed."""
