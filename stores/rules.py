@@ -1,6 +1,6 @@
 """Decisions that every store must make alike, as pure functions: a store reads, asks here, and writes the result.
 
-Without them each store would decide again how long an Idempotency-Key counts, which runs release their key, how times
+Without them each store would decide again how long an Idempotency-Key counts, which runs free their key, how times
 move, or which agent becomes the default, and stores would come to differ where no test compares them.
 
 Some decisions must be part of one atomic write. SQLite takes them here, inside its transaction; MongoDB states them
@@ -53,7 +53,7 @@ def next_timestamp(stamp: str, previous: str | None) -> str:
 class UsedKey(msgspec.Struct, frozen=True):
     """What an Idempotency-Key stored in its thread.
 
-    `run_id`: None if it stored a message that started no run. `used_at`: seconds since 1970. `released`: its run has
+    `run_id`: None if it stored a message that started no run. `used_at`: seconds since 1970. `free`: its run has
     failed and may be retried, so the key may store again.
     """
 
@@ -61,7 +61,7 @@ class UsedKey(msgspec.Struct, frozen=True):
     message_id: str
     run_id: str | None
     used_at: float
-    released: bool
+    free: bool
 
 
 def counts(idempotency: Idempotency, fingerprint: str, used_at: float, now: float) -> bool:
@@ -87,7 +87,7 @@ def decide_post(
     """What storing a message does.
 
     `replay`: nothing is stored, what the key stored before is returned, even if the thread is archived or busy.
-    `retry`: the run of the key's first attempt failed and released the key, so only the answer is stored, as a reply
+    `retry`: the run of the key's first attempt failed and freed the key, so only the answer is stored, as a reply
     to the first user message. `store`: the message is stored, with the answer if it starts a run.
 
     Args:
@@ -97,7 +97,7 @@ def decide_post(
 
     Raises: ThreadArchived; ThreadBusy if the message starts a run while another run has the thread.
     """
-    if key is not None and not key.released:
+    if key is not None and not key.free:
         return "replay"
     if archived:
         raise ThreadArchived(thread_id)
@@ -108,7 +108,7 @@ def decide_post(
     return "store" if key is None else "retry"
 
 
-def releases_key(finished: Message) -> bool:
+def frees_key(finished: Message) -> bool:
     """True if the run that made this message failed and may be retried: the same key then starts a run again."""
     error = (finished.run or {}).get("error")
     return bool(error and error["retryable"])

@@ -10,7 +10,7 @@ A thread is one document:
   text, compressed if it is large. It is not stored as BSON, whose numbers and keys differ from those of JSON. `by`
   names the finish that wrote it.
 - A key is {id, ref, message_id, run_id, fingerprint, at, n, free}: what an Idempotency-Key stored. `ref` is never used
-  twice; `free` means `rules.UsedKey.released`.
+  twice; `free` as in `rules.UsedKey`.
 - `total` is the number of messages; `pushed` has the times that the newest write appended, so its last is the thread's
   last. `count` and `bytes` measure the document; `paged_bytes` is how much moving has taken out of it.
 - `fence` is incremented by writes that must make a claim under way fail: moving messages, and a sweeper that takes over
@@ -195,7 +195,7 @@ def build_key(id: str, idempotency: Idempotency, message_id: str, run_id: str | 
 
 
 def build_used_key(key: Document) -> UsedKey:
-    return UsedKey(key["fingerprint"], key["message_id"], key["run_id"], key["at"] / 1000, released=key["free"])
+    return UsedKey(key["fingerprint"], key["message_id"], key["run_id"], key["at"] / 1000, free=key["free"])
 
 
 # pipelines
@@ -255,14 +255,14 @@ def append_stages(messages: Sequence[Packed], key: Document | None, run: str | N
     return [{"$set": {"pushed": times}}, {"$set": sets}]
 
 
-def finish_stage(message: Packed, by: str, *, releases_key: bool) -> Document:
-    """Replace the message, release the thread, and release the run's key."""
+def finish_stage(message: Packed, by: str, *, frees_key: bool) -> Document:
+    """Replace the message, release the thread, and free the run's key."""
     final = {"size": message.size, "body": message.body, "by": _literal(by)}
     sets: Document = {
         "running": None,
         "messages": _map_where("messages", {"$eq": ["$$it.id", _literal(message.id)]}, final),
     }
-    if releases_key:
+    if frees_key:
         sets["keys"] = _map_where("keys", {"$eq": ["$$it.ref", _literal(message.id)]}, {"free": True})
     return {"$set": sets}
 

@@ -43,8 +43,10 @@ _CLEARED_PER_SWEEP = 50
 
 
 class MongoRuns(MongoThreads):
-    """Attributes:
-    _unconfirmed: the finishes (`by`) that got no response and were not repeated yet.
+    """Everything of the ThreadStore contract; the runs are built on threads, messages and the outbox.
+
+    Attributes:
+        _unconfirmed: `by` of each finish that got no response and was not repeated yet.
     """
 
     def __init__(self, db: Collections, *, lease: float, clock: Clock, limits: Limits | None = None) -> None:
@@ -98,7 +100,7 @@ class MongoRuns(MongoThreads):
         """
         packed = await pack(message)
         by = f"{self.id}:{hashlib.sha256(packed.body).hexdigest()[:16]}"
-        stage = finish_stage(packed, by, releases_key=rules.releases_key(message))
+        stage = finish_stage(packed, by, frees_key=rules.frees_key(message))
         pipeline = write_pipeline(self.now(), stage)
         guard = {
             **thread_query(who, message.thread_id),

@@ -12,11 +12,7 @@ from msgspec.structs import replace
 
 from agent_chat.stores import rules
 from agent_chat.stores.contracts import Created, MessagePage, Posted, ThreadPage, ThreadPart
-from agent_chat.stores.errors import (
-    AttachmentNotFound,
-    StoreUnavailable,
-    ThreadNotFound,
-)
+from agent_chat.stores.errors import AttachmentNotFound, StoreUnavailable, ThreadNotFound
 from agent_chat.stores.fitting import READ_BYTES, count_fitting
 from agent_chat.stores.models import Idempotency, Message, Principal, StoredFile, Thread
 from agent_chat.stores.mongo.documents import (
@@ -45,7 +41,7 @@ from agent_chat.stores.rules import UsedKey
 logger = logging.getLogger(__name__)
 
 STRAGGLER_MILLIS = 60_000
-"""How many milliseconds after a deletion a sweeper deletes what writes under way have stored since."""
+"""How long after a deletion a sweeper deletes what writes under way have stored since."""
 
 _CLEARED_AT_ONCE = 5000
 
@@ -56,9 +52,9 @@ def append_guard(who: Principal, head: Document, need: int) -> Document:
 
 
 def key_guard(head: Document, new_key: Document | None, key: Document | None, now: int) -> Document:
-    """The query for a thread in which the new key is still unused, or still the released one that was read.
+    """The query for a thread in which the new key is still unused, or still the free one that was read.
 
-    The fence guards what was read of it in pages.
+    The fence guards what pages say about it: moving a key raises the fence.
     """
     if new_key is None:
         return {}
@@ -198,8 +194,7 @@ class MongoThreads(MongoOutbox, MongoStorage):
     async def _clear(self, emptied: Document) -> None:
         """Delete what belongs to a deleted thread.
 
-        The first time, the emptied document stays for a sweeper: a write under way may still store something after
-        this.
+        The first time, the emptied document stays for a sweeper, since a write under way may store something later.
         """
         thread_id = emptied["_id"]
         await self.db.runs.delete_many({"thread_id": thread_id})
@@ -209,7 +204,7 @@ class MongoThreads(MongoOutbox, MongoStorage):
             await self.db.pages.delete_many(some)
         deleted = {"_id": thread_id, "organization_id": None}
         sweep_again = {"cleared": True, "sweep_at": {"$add": ["$$NOW", STRAGGLER_MILLIS]}}
-        if not emptied["cleared"] or emptied.get("outbox"):  # its deletion is not published yet
+        if not emptied["cleared"] or emptied.get("outbox"):  # with an outbox, the deletion is not published yet
             await self.db.threads.update_one(deleted, [{"$set": sweep_again}], {"_id": 1})
         else:
             await self.db.threads.delete_one({**deleted, **NO_FACTS})

@@ -69,7 +69,7 @@ class SQLiteMessages(Database):
     def replay(self, db: sqlite3.Connection, who: Principal, thread_id: str, idempotency: Idempotency) -> Posted | None:
         thread_row(db, who, thread_id)
         key = self._used_key(db, who, thread_id, idempotency)
-        return replayed(db, thread_id, key) if key is not None and not key.released else None
+        return replayed(db, thread_id, key) if key is not None and not key.free else None
 
     def _used_key(
         self, db: sqlite3.Connection, who: Principal, thread_id: str, idempotency: Idempotency | None
@@ -83,7 +83,7 @@ class SQLiteMessages(Database):
         ).fetchone()
         if row is None or not rules.counts(idempotency, row["fingerprint"], row["at"], self.clock().timestamp()):
             return None
-        return UsedKey(row["fingerprint"], row["message_id"], row["run_id"], row["at"], released=bool(row["free"]))
+        return UsedKey(row["fingerprint"], row["message_id"], row["run_id"], row["at"], free=bool(row["free"]))
 
     def _store_key(
         self, db: sqlite3.Connection, who: Principal, posted: Posted, idempotency: Idempotency | None

@@ -100,7 +100,7 @@ class SQLiteRuns(SQLiteMessages):
         db.execute("UPDATE messages SET body = ? WHERE id = ?", (msgspec.json.encode(message), message.id))
         db.execute("UPDATE threads SET running = NULL WHERE id = ?", (message.thread_id,))
         touch(db, row, self.clock())
-        if rules.releases_key(message):
+        if rules.frees_key(message):
             db.execute(
                 "UPDATE idempotency SET free = 1 WHERE thread_id = ? AND run_id = ?", (message.thread_id, message.id)
             )

@@ -18,16 +18,16 @@ from agent_chat.stores.rules import (
     default_after_creation,
     default_after_deletion,
     default_after_update,
+    frees_key,
     granted_bytes,
     new_key,
     next_timestamp,
-    releases_key,
 )
 from tests.support.samples import cancelled, completed, failed, new_agent, principal
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
-KEY = UsedKey("body", "message", "run", 0.0, released=False)
-RELEASED = replace(KEY, released=True)
+KEY = UsedKey("body", "message", "run", 0.0, free=False)
+FREE = replace(KEY, free=True)
 
 
 @pytest.mark.parametrize(
@@ -62,14 +62,14 @@ def test_a_used_key_is_replayed_whatever_the_thread_is(starts_run: bool, archive
     assert decide_post("thread", KEY, archived=archived, running=running, starts_run=starts_run) == "replay"
 
 
-@pytest.mark.parametrize("key", [None, RELEASED])
+@pytest.mark.parametrize("key", [None, FREE])
 @pytest.mark.parametrize("starts_run", [True, False])
 def test_an_archived_thread_takes_no_message(key: UsedKey | None, starts_run: bool) -> None:
     with pytest.raises(ThreadArchived):
         decide_post("thread", key, archived=True, running="run", starts_run=starts_run)
 
 
-@pytest.mark.parametrize("key", [None, RELEASED])
+@pytest.mark.parametrize("key", [None, FREE])
 def test_a_busy_thread_is_not_claimed_but_takes_messages_that_start_no_run(key: UsedKey | None) -> None:
     with pytest.raises(ThreadBusy) as refusal:
         decide_post("thread", key, archived=False, running="another run", starts_run=True)
@@ -79,20 +79,20 @@ def test_a_busy_thread_is_not_claimed_but_takes_messages_that_start_no_run(key: 
 
 @pytest.mark.parametrize(
     ("key", "starts_run", "expected"),
-    [(None, True, "store"), (None, False, "store"), (RELEASED, True, "retry"), (RELEASED, False, "store")],
+    [(None, True, "store"), (None, False, "store"), (FREE, True, "retry"), (FREE, False, "store")],
 )
-def test_a_released_key_retries_its_first_message_only_with_a_run(
+def test_a_free_key_retries_its_first_message_only_with_a_run(
     key: UsedKey | None, starts_run: bool, expected: PostDecision
 ) -> None:
     assert decide_post("thread", key, archived=False, running=None, starts_run=starts_run) == expected
 
 
-def test_only_a_failure_that_may_be_retried_releases_its_key() -> None:
+def test_only_a_failure_that_may_be_retried_frees_its_key() -> None:
     answer = new_answer("thread", "question", None, "2026-01-31T12:00:00.000Z")
-    assert releases_key(failed(answer, retryable=True))
+    assert frees_key(failed(answer, retryable=True))
     for finished in (failed(answer, retryable=False), completed(answer), cancelled(answer), answer):
-        assert not releases_key(finished)
-    assert not releases_key(replace(answer, metadata={}))
+        assert not frees_key(finished)
+    assert not frees_key(replace(answer, metadata={}))
 
 
 def test_a_new_agent_is_the_default_if_it_says_so_or_is_the_first() -> None:
