@@ -11,7 +11,7 @@ import pytest
 from agent_chat.agents import Kind, OpenKind, Part, Run, Text
 from agent_chat.agents.registry import open_registry
 from agent_chat.agents.testing import run_kind
-from tests.support.live import live_server
+from tests.support.servers import live_server
 
 
 class Resource:
@@ -40,7 +40,7 @@ async def test_a_kind_is_opened_once_and_closed_after_the_last_run(tmp_path: Pat
         assert resource.record == ["opened"]
         agent = await live.agent(kind="resource")
         for _ in range(2):
-            await live.say(await live.thread(agent["id"]), "Hi")
+            await live.post(await live.thread(agent["id"]), "Hi")
     assert resource.record == ["opened", "begun", "ended", "begun", "ended", "closed"]
 
 

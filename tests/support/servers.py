@@ -10,7 +10,7 @@ from pathlib import Path
 from signal import SIGKILL, Signals
 from typing import Any
 
-from agent_chat.agents.registry import Kind
+from agent_chat.agents.registry import Kind, OpenKind
 from agent_chat.server.app import Backends, create_app
 from agent_chat.server.http.connections import ConnectionLimits
 from agent_chat.server.limits import Limits
@@ -42,7 +42,7 @@ async def live_server(
     data_dir: Path,
     backends: Backends = open_backends,
     limits: Limits | None = None,
-    kinds: Mapping[str, Kind] | None = None,
+    kinds: Mapping[str, Kind | OpenKind] | None = None,
     connections: ConnectionLimits | None = None,
     connect_tools: bool = False,
     **settings: Any,
@@ -53,7 +53,7 @@ async def live_server(
     """
     scripted = Scripted()
     wanted = Settings(data_dir=data_dir, api_key=KEY, drain_seconds=0.0, **settings)
-    all_kinds = {"scripted": Kind(scripted), **(kinds or {})}
+    all_kinds: dict[str, Kind | OpenKind] = {"scripted": Kind(scripted), **(kinds or {})}
     app = create_app(wanted, kinds=all_kinds, backends=backends, limits=limits or Limits(), connect_tools=connect_tools)
     sock = listening_socket("127.0.0.1", 0)
     server = Server(app, limits=connections or ConnectionLimits())
