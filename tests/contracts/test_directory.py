@@ -1,4 +1,7 @@
-"""The Directory: organizations, users, keys and agents. (Isolation has a file of its own.)"""
+"""The Directory: organizations, users, agents, and keys that are stored as hashes (I11).
+
+The isolation of organizations (I1) is tested in `test_store_isolation`.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def who(user: User) -> Principal:
 
 
 async def default_of(store: Store, who: Principal) -> str | None:
-    """The default agent's id, wherever it is told: by the organization, by `agent`, and by `agents`."""
+    """The default agent's id, which the organization, `get_agent` and `list_agents` must agree on."""
     organization = await store.find_organization(who.organization_id)
     assert organization is not None
     flagged = [agent.id for agent in (await store.list_agents(who)).agents if agent.is_default]
@@ -79,7 +82,7 @@ async def test_two_organizations_may_have_a_user_of_the_same_name(store: Store, 
 # keys
 
 
-async def test_a_key_gives_its_users_principal(store: Store, user: User) -> None:
+async def test_a_key_has_its_users_principal(store: Store, user: User) -> None:
     await store.create_key(user, "secret")
     principal = await store.find_principal("secret")
     assert principal is not None
@@ -98,27 +101,28 @@ async def test_a_key_gives_its_users_principal(store: Store, user: User) -> None
         assert await store.find_principal(other) is None
 
 
-async def test_of_a_key_only_the_hash_is_kept(store: Store, user: User) -> None:
+async def test_only_the_hash_of_a_key_is_stored(store: Store, user: User) -> None:
+    """I11."""
     key = await store.create_key(user, "a-long-secret-0123456789")
     assert key.hash == sha256(b"a-long-secret-0123456789").hexdigest()
-    for kept in [key, *await store.list_keys()]:
-        assert b"a-long-secret-0123456789" not in msgspec.json.encode(kept)
-        assert (kept.user_id, kept.organization_id, kept.revoked_at) == (user.id, user.organization_id, None)
+    for stored in [key, *await store.list_keys()]:
+        assert b"a-long-secret-0123456789" not in msgspec.json.encode(stored)
+        assert (stored.user_id, stored.organization_id, stored.revoked_at) == (user.id, user.organization_id, None)
 
 
-async def test_a_secret_that_is_kept_already_is_answered_as_it_is(store: Store, user: User) -> None:
+async def test_creating_a_key_again_returns_the_stored_one(store: Store, user: User) -> None:
     key = await store.create_key(user, "secret")
     assert await store.create_key(user, "secret") == key
     assert await store.list_keys() == [key]
 
 
-async def test_concurrent_makers_of_one_key_get_the_same(store: Store, user: User) -> None:
-    made = await asyncio.gather(*[store.create_key(user, "secret") for _ in range(10)])
-    assert {key.id for key in made} == {key.id for key in await store.list_keys()}
+async def test_concurrent_creations_of_one_key_return_the_same(store: Store, user: User) -> None:
+    created = await asyncio.gather(*[store.create_key(user, "secret") for _ in range(10)])
+    assert {key.id for key in created} == {key.id for key in await store.list_keys()}
     assert len(await store.list_keys()) == 1
 
 
-async def test_a_revoked_key_opens_nothing_and_stays_listed(store: Store, user: User) -> None:
+async def test_a_revoked_key_has_no_principal_and_stays_listed(store: Store, user: User) -> None:
     one, two = await store.create_key(user, "one"), await store.create_key(user, "two")
     revoked = await store.revoke_key(one.id)
     assert revoked.revoked_at is not None
@@ -128,7 +132,7 @@ async def test_a_revoked_key_opens_nothing_and_stays_listed(store: Store, user: 
     assert await store.list_keys() == [revoked, two]
 
 
-async def test_a_secret_whose_key_was_revoked_may_be_kept_again(store: Store, user: User) -> None:
+async def test_a_secret_whose_key_was_revoked_may_be_stored_again(store: Store, user: User) -> None:
     old = await store.create_key(user, "secret")
     await store.revoke_key(old.id)
     new = await store.create_key(user, "secret")
@@ -137,16 +141,16 @@ async def test_a_secret_whose_key_was_revoked_may_be_kept_again(store: Store, us
     assert [key.id for key in await store.list_keys()] == [old.id, new.id]
 
 
-async def test_a_key_that_is_not_there_is_not_found(store: Store) -> None:
+async def test_an_unknown_key_is_not_found(store: Store) -> None:
     assert await store.list_keys() == []
     with pytest.raises(KeyNotFound):
         await store.revoke_key(new_id())
 
 
-async def test_keys_are_those_of_every_organization_oldest_first(store: Store, user: User) -> None:
+async def test_keys_of_every_organization_are_listed_oldest_first(store: Store, user: User) -> None:
     other = await store.create_user((await store.create_organization("Other")).id, "Bob")
-    made = [await store.create_key(user if n % 2 else other, f"secret {n}") for n in range(6)]
-    assert await store.list_keys() == made
+    created = [await store.create_key(user if n % 2 else other, f"secret {n}") for n in range(6)]
+    assert await store.list_keys() == created
 
 
 async def test_a_key_has_its_source_and_one_without_gets_it(store: Store, user: User) -> None:
@@ -205,7 +209,7 @@ async def test_a_session_needs_a_valid_key_and_ends_with_it(store: Store, user: 
     assert await store.find_session_principal("token") is None
 
 
-async def test_a_key_has_a_bounded_number_of_sessions_the_newest(open_store: OpenStore) -> None:
+async def test_a_key_has_at_most_a_number_of_sessions_the_newest(open_store: OpenStore) -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     async with open_store(clock=lambda: now) as store:
         user = await store.create_user((await store.create_organization("Acme")).id, "Ada")
@@ -238,7 +242,7 @@ async def test_a_session_expires(open_store: OpenStore) -> None:
 # agents
 
 
-async def test_an_agent_is_read_back_as_it_was(store: Store, who: Principal) -> None:
+async def test_an_agent_is_read_unchanged(store: Store, who: Principal) -> None:
     agent = replace(new_agent(who, "Été 🌞", is_default=True), metadata=AWKWARD, tools=["a"], model="m")
     assert exactly(await store.create_agent(who, agent)) == exactly(agent)
     assert exactly(await store.get_agent(who, agent.id)) == exactly(agent)
@@ -258,18 +262,18 @@ async def test_the_first_agent_becomes_the_default_until_another_says_so(store: 
     assert (await store.get_agent(who, first.id)).is_default is False
 
 
-async def test_of_concurrently_created_agents_one_is_the_default(store: Store, who: Principal) -> None:
-    made = await asyncio.gather(*[store.create_agent(who, new_agent(who)) for _ in range(10)])
-    assert [agent.id for agent in made if agent.is_default] == [await default_of(store, who)]
+async def test_one_of_several_concurrently_created_agents_is_the_default(store: Store, who: Principal) -> None:
+    created = await asyncio.gather(*[store.create_agent(who, new_agent(who)) for _ in range(10)])
+    assert [agent.id for agent in created if agent.is_default] == [await default_of(store, who)]
     assert len((await store.list_agents(who)).agents) == 10
 
 
 async def test_agents_are_listed_oldest_first(store: Store, who: Principal) -> None:
-    made = [(await store.create_agent(who, new_agent(who, str(n)))).id for n in range(5)]
-    assert [agent.id for agent in (await store.list_agents(who)).agents] == made
+    created = [(await store.create_agent(who, new_agent(who, str(n)))).id for n in range(5)]
+    assert [agent.id for agent in (await store.list_agents(who)).agents] == created
 
 
-async def test_an_agent_that_is_not_there_is_not_found(store: Store, who: Principal) -> None:
+async def test_an_unknown_agent_is_not_found(store: Store, who: Principal) -> None:
     missing = new_agent(who)
     for call in (
         store.get_agent(who, missing.id),
@@ -284,7 +288,7 @@ async def test_an_agent_that_is_not_there_is_not_found(store: Store, who: Princi
 
 
 async def test_update_replaces_an_agent(store: Store, who: Principal) -> None:
-    kept = await store.create_agent(who, new_agent(who))
+    stored = await store.create_agent(who, new_agent(who))
     agent = await store.create_agent(who, new_agent(who, "Bob"))
     wanted = replace(
         agent, name="Eve", instructions="New.", tools=[], mcp_servers=[], metadata=AWKWARD, max_tokens=None
@@ -292,10 +296,10 @@ async def test_update_replaces_an_agent(store: Store, who: Principal) -> None:
     updated = await store.update_agent(who, wanted)
     assert exactly(replace(updated, updated_at="")) == exactly(replace(wanted, updated_at=""))
     assert await store.get_agent(who, agent.id) == updated
-    assert await store.get_agent(who, kept.id) == kept
+    assert await store.get_agent(who, stored.id) == stored
 
 
-async def test_update_makes_and_unmakes_the_default(store: Store, who: Principal) -> None:
+async def test_an_update_sets_and_unsets_the_default(store: Store, who: Principal) -> None:
     first = await store.create_agent(who, new_agent(who))
     second = await store.create_agent(who, new_agent(who))
     assert (await store.update_agent(who, second, is_default=True)).is_default is True
@@ -308,9 +312,7 @@ async def test_update_makes_and_unmakes_the_default(store: Store, who: Principal
     assert await default_of(store, who) == third.id
 
 
-async def test_an_update_leaves_the_default_alone_whatever_it_was_when_the_agent_was_read(
-    store: Store, who: Principal
-) -> None:
+async def test_an_update_that_does_not_mention_the_default_leaves_it_unchanged(store: Store, who: Principal) -> None:
     first, second = [await store.create_agent(who, new_agent(who)) for _ in range(2)]
     await store.update_agent(who, second, is_default=True)
     assert first.is_default is True
@@ -319,11 +321,11 @@ async def test_an_update_leaves_the_default_alone_whatever_it_was_when_the_agent
     assert await default_of(store, who) == second.id
 
 
-async def test_a_deleted_agent_is_hidden_but_found_by_who_asks_for_it(store: Store, who: Principal) -> None:
-    kept = await store.create_agent(who, new_agent(who))
+async def test_a_deleted_agent_is_found_only_on_request(store: Store, who: Principal) -> None:
+    stored = await store.create_agent(who, new_agent(who))
     agent = await store.create_agent(who, new_agent(who))
     await store.delete_agent(who, agent.id)
-    assert (await store.list_agents(who)).agents == [kept]
+    assert (await store.list_agents(who)).agents == [stored]
     for call in (
         store.get_agent(who, agent.id),
         store.update_agent(who, replace(agent, name="x"), is_default=True),
@@ -333,13 +335,11 @@ async def test_a_deleted_agent_is_hidden_but_found_by_who_asks_for_it(store: Sto
             await call
     found = await store.get_agent(who, agent.id, deleted=True)
     assert (found.id, found.name, found.is_default) == (agent.id, agent.name, False)
-    assert await store.get_agent(who, kept.id, deleted=True) == kept
-    assert await default_of(store, who) == kept.id
+    assert await store.get_agent(who, stored.id, deleted=True) == stored
+    assert await default_of(store, who) == stored.id
 
 
-async def test_in_place_of_a_deleted_default_the_oldest_remaining_agent_becomes_it(
-    store: Store, who: Principal
-) -> None:
+async def test_the_oldest_remaining_agent_replaces_a_deleted_default(store: Store, who: Principal) -> None:
     first, second, third = [await store.create_agent(who, new_agent(who)) for _ in range(3)]
     await store.delete_agent(who, first.id)
     assert await default_of(store, who) == second.id
@@ -379,16 +379,17 @@ async def test_a_reopened_store_has_its_directory(open_store: OpenStore) -> None
         assert await default_of(store, who) == agent.id
 
 
-async def test_agents_are_listed_in_pages_of_what_fits(store: Store, who: Principal) -> None:
-    made = [replace(new_agent(who), instructions="x" * 10_000) for _ in range(5)]
-    for agent in made:
+async def test_agents_are_listed_in_pages_within_their_bytes(store: Store, who: Principal) -> None:
+    """I9."""
+    created = [replace(new_agent(who), instructions="x" * 10_000) for _ in range(5)]
+    for agent in created:
         await store.create_agent(who, agent)
 
     async def page(**bounds: int) -> tuple[list[str], bool]:
         found = await store.list_agents(who, **bounds)
         return [agent.id for agent in found.agents], found.more
 
-    ids = [agent.id for agent in made]
+    ids = [agent.id for agent in created]
     assert await page(limit=2) == (ids[:2], True)
     assert await page(limit=2, offset=3) == (ids[3:], False)
     assert await page(limit=5) == (ids, False)

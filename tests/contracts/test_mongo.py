@@ -58,8 +58,8 @@ def who() -> Principal:
 # claims
 
 
-async def test_a_claim_that_was_swept_away_while_it_was_slow_is_refused(mongo_url: str, who: Principal) -> None:
-    """Else it would leave a thread that is busy for ever, with no record to end it by."""
+async def test_a_slow_claim_fails_after_a_sweeper_has_taken_over_its_record(mongo_url: str, who: Principal) -> None:
+    """I3: otherwise the thread would stay busy without a record to repair it by."""
     commands = Commands()
     async with opened(mongo_url, lease=0.0, commands=commands) as slow, opened(mongo_url) as sweeper:
         thread = await started_thread(sweeper, who)
@@ -77,36 +77,36 @@ async def test_a_claim_that_was_swept_away_while_it_was_slow_is_refused(mongo_ur
         assert (await slow.claim(who, question, answer, worker=WORKER)).run_id == answer.id
 
 
-@pytest.mark.parametrize("answer_lost", [False, True])
-async def test_a_claim_without_an_answer_is_ended_by_a_sweeper_or_never_was(
-    mongo_url: str, who: Principal, answer_lost: bool
+@pytest.mark.parametrize("response_lost", [False, True])
+async def test_a_claim_without_a_response_is_repaired_by_a_sweeper(
+    mongo_url: str, who: Principal, response_lost: bool
 ) -> None:
+    """I3: whether the claim was done or not, its record exists."""
     commands = Commands()
     async with opened(mongo_url, lease=0.0, commands=commands) as store, opened(mongo_url) as sweeper:
         thread = await started_thread(sweeper, who)
         question, answer = turn(thread.id)
-        commands.dies_at, commands.answer_lost = 2, answer_lost
+        commands.dies_at, commands.response_lost = 2, response_lost
         with pytest.raises(StoreUnavailable):
             await store.claim(who, question, answer, worker=WORKER)
         assert commands.names[:3] == ["threads.find_one", "runs.update_one", "threads.update_one"]
         [record] = await sweeper.take_orphans("sweeper")
-        if answer_lost:
+        if response_lost:
             assert (await sweeper.finish(who, failed(record.partial, retryable=True))).won is True
         await sweeper.delete_record(who, record.id)
-        assert len((await sweeper.get(who, thread.id)).messages) == (2 if answer_lost else 0)
+        assert len((await sweeper.get(who, thread.id)).messages) == (2 if response_lost else 0)
         assert (await sweeper.claim(who, *turn(thread.id), worker=WORKER)).replayed is False
 
 
 # finish
 
 
-async def test_a_finish_whose_answer_was_lost_wins_when_it_is_tried_again_and_once_only(
-    mongo_url: str, who: Principal
-) -> None:
+async def test_a_finish_whose_response_was_lost_wins_once_when_it_is_repeated(mongo_url: str, who: Principal) -> None:
+    """I4."""
     commands = Commands()
     async with opened(mongo_url, commands=commands) as store, opened(mongo_url) as other:
         answer = await started_run(store, who, (await started_thread(store, who)).id)
-        commands.dies_at, commands.answer_lost = len(commands.names), True
+        commands.dies_at, commands.response_lost = len(commands.names), True
         with pytest.raises(StoreUnavailable):
             await store.finish(who, completed(answer))
         commands.dies_at = None
@@ -116,13 +116,13 @@ async def test_a_finish_whose_answer_was_lost_wins_when_it_is_tried_again_and_on
         assert await store.finish(who, completed(answer)) == Finished(stored, won=False)
 
 
-async def test_a_finish_whose_answer_was_lost_is_no_other_finishs_win_in_the_same_process(
+async def test_another_finish_of_the_same_process_does_not_win_for_one_whose_response_was_lost(
     mongo_url: str, who: Principal
 ) -> None:
     commands = Commands()
     async with opened(mongo_url, commands=commands) as store:
         answer = await started_run(store, who, (await started_thread(store, who)).id)
-        commands.dies_at, commands.answer_lost = len(commands.names), True
+        commands.dies_at, commands.response_lost = len(commands.names), True
         with pytest.raises(StoreUnavailable):
             await store.finish(who, completed(answer))
         commands.dies_at = None
@@ -132,7 +132,9 @@ async def test_a_finish_whose_answer_was_lost_is_no_other_finishs_win_in_the_sam
         assert await store.finish(who, completed(answer)) == Finished(stored, won=False)
 
 
-async def test_a_finish_without_an_answer_is_forgotten_with_its_thread(mongo_url: str, who: Principal) -> None:
+async def test_a_finish_without_a_response_is_forgotten_when_its_thread_is_deleted(
+    mongo_url: str, who: Principal
+) -> None:
     commands = Commands()
     async with opened(mongo_url, commands=commands) as store:
         answer = await started_run(store, who, (await started_thread(store, who)).id)
@@ -146,7 +148,7 @@ async def test_a_finish_without_an_answer_is_forgotten_with_its_thread(mongo_url
         assert store._unconfirmed == set()
 
 
-async def test_a_finish_without_an_answer_loses_to_whoever_finished_in_between(mongo_url: str, who: Principal) -> None:
+async def test_a_finish_without_a_response_loses_to_one_that_came_in_between(mongo_url: str, who: Principal) -> None:
     commands = Commands()
     async with opened(mongo_url, commands=commands) as store, opened(mongo_url) as other:
         answer = await started_run(store, who, (await started_thread(store, who)).id)
@@ -162,11 +164,11 @@ async def test_a_finish_without_an_answer_loses_to_whoever_finished_in_between(m
 # delete
 
 
-async def test_a_deletion_that_is_cut_off_is_completed_by_a_sweeper(mongo_url: str, who: Principal) -> None:
+async def test_an_interrupted_deletion_is_completed_by_a_sweeper(mongo_url: str, who: Principal) -> None:
     commands = Commands()
     async with opened(mongo_url, commands=commands) as store, opened(mongo_url) as other:
         for left in range(2, 7):  # behind the removal of its blobs and the write that empties it
-            thread, _ = await loaded(other, who, ["told"] * 160)
+            thread, _ = await loaded(other, who, ["content"] * 160)
             answer = await started_run(other, who, thread.id)
             commands.dies_at = len(commands.names) + left
             assert await store.delete(who, thread.id) == answer.id
@@ -180,17 +182,17 @@ async def test_a_deletion_that_is_cut_off_is_completed_by_a_sweeper(mongo_url: s
 
 
 @pytest.mark.parametrize("verb", ["pages.insert", "attachments.insert"])
-async def test_what_lands_after_a_deletion_is_cleared_by_a_sweeper(
+async def test_what_is_stored_after_a_deletion_is_deleted_by_a_sweeper(
     mongo_url: str, who: Principal, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    """A page or a file that was on its way, and whose writer died before it looked back."""
+    """A page or a file whose writer died after it had stored it, before it checked the thread again."""
     monkeypatch.setattr(mongo_threads, "STRAGGLER_MILLIS", 0)
     commands = Commands()
     async with (
         opened(mongo_url, limits=Limits(keep=4, slack=2), commands=commands) as dying,
         opened(mongo_url) as other,
     ):
-        thread, _ = await loaded(other, who, ["told"] * 9)
+        thread, _ = await loaded(other, who, ["content"] * 9)
 
         async def delete() -> None:
             await other.delete(who, thread.id)
@@ -214,7 +216,7 @@ async def test_what_lands_after_a_deletion_is_cleared_by_a_sweeper(
 
 
 @pytest.mark.parametrize("failure", [StoreUnavailable("the test took it away"), asyncio.CancelledError()])
-async def test_a_file_that_its_caller_takes_for_lost_is_not_kept(
+async def test_no_record_remains_of_a_file_whose_caller_got_an_error(
     mongo_url: str, who: Principal, failure: BaseException
 ) -> None:
     commands = Commands()
@@ -224,10 +226,10 @@ async def test_a_file_that_its_caller_takes_for_lost_is_not_kept(
         async def fail() -> None:
             raise failure
 
-        async def at_the_second_look() -> None:
+        async def fail_at_the_second_check() -> None:
             commands.meanwhile = ("threads.find_one", fail)
 
-        commands.meanwhile = ("attachments.insert", at_the_second_look)
+        commands.meanwhile = ("attachments.insert", fail_at_the_second_check)
         with pytest.raises(type(failure)):
             await store.add_file(who, new_file(thread.id, size=7))
 
@@ -235,8 +237,8 @@ async def test_a_file_that_its_caller_takes_for_lost_is_not_kept(
 # the server
 
 
-async def test_the_primary_is_read_whatever_the_url_prefers(mongo_url: str, who: Principal) -> None:
-    """A secondary shows a run in progress that has ended, and no thread where one was made just now."""
+async def test_reads_go_to_the_primary_whatever_the_url_prefers(mongo_url: str, who: Principal) -> None:
+    """A secondary may still have a finished run in progress, and may not have a thread that was just created."""
     read = Read()
     async with opened(f"{mongo_url}?readPreference=secondaryPreferred", read=read) as store:
         thread = await started_thread(store, who)
@@ -249,7 +251,7 @@ async def test_the_primary_is_read_whatever_the_url_prefers(mongo_url: str, who:
         assert "secondaryPreferred" not in read.preferences
 
 
-async def test_a_server_that_is_not_there_is_soon_unavailable(who: Principal) -> None:
+async def test_an_unreachable_server_is_reported_within_seconds(who: Principal) -> None:
     with pytest.raises(StoreUnavailable):
         async with asyncio.timeout(5):
             await open_mongo(f"mongodb://127.0.0.1:1/chat?{HASTY}")
@@ -257,7 +259,7 @@ async def test_a_server_that_is_not_there_is_soon_unavailable(who: Principal) ->
         await open_mongo("mongodb://[nonsense")
 
 
-async def test_a_server_that_stops_is_unavailable_and_has_everything_when_it_is_back(who: Principal) -> None:
+async def test_a_server_that_was_stopped_has_everything_after_its_restart(who: Principal) -> None:
     with mongo_process() as server:
         store = await open_mongo(f"{server.url}/chat?{HASTY}")
         try:
@@ -285,7 +287,7 @@ async def test_a_server_that_stops_is_unavailable_and_has_everything_when_it_is_
             await store.close()
 
 
-async def test_after_a_write_that_failed_readiness_is_decided_by_a_real_write(mongo_url: str) -> None:
+async def test_after_a_failed_write_only_a_write_makes_the_store_ready(mongo_url: str) -> None:
     read = Read()
     async with opened(mongo_url, read=read) as store:
         assert await store.ready() is True
@@ -359,7 +361,7 @@ async def test_every_query_has_an_index(mongo_url: str, mongo_server: str, who: 
     assert scans == []
 
 
-async def test_an_index_that_no_query_uses_any_more_is_dropped(mongo_url: str, mongo_server: str) -> None:
+async def test_unused_indexes_are_dropped(mongo_url: str, mongo_server: str) -> None:
     with MongoClient[Document](mongo_server) as client:
         attachments = client[mongo_url.rsplit("/", 1)[1]].attachments
         attachments.create_index([("organization_id", 1), ("size", 1)], name="kept")

@@ -53,9 +53,9 @@ async def whole(store: MongoStore, who: Principal, thread_id: str) -> list[Messa
     """All messages, having seen that the documents hold each once, in order, and not too many in the thread."""
     messages = await every_message(store, who, thread_id)
     thread, pages = await stored(store, thread_id)
-    kept = [entry for page in pages for entry in page["messages"]] + thread["messages"]
-    assert sorted(entry["n"] for entry in kept) == list(range(thread["total"]))
-    assert {entry["id"] for entry in kept} == set(ids(messages))
+    entries = [entry for page in pages for entry in page["messages"]] + thread["messages"]
+    assert sorted(entry["n"] for entry in entries) == list(range(thread["total"]))
+    assert {entry["id"] for entry in entries} == set(ids(messages))
     assert len(messages) == thread["total"]
     assert all(page["messages"][0]["n"] == page["first"] for page in pages)
     assert all(page["messages"][-1]["n"] == page["last"] for page in pages)
@@ -84,7 +84,7 @@ async def latest(store: MongoStore, who: Principal, thread_id: str) -> None:
     assert page.cut is False
 
 
-async def verbs(store: MongoStore, who: Principal, thread_id: str) -> None:
+async def use_every_operation(store: MongoStore, who: Principal, thread_id: str) -> None:
     """Read the latest, and write in each way that there is."""
     await latest(store, who, thread_id)
     await store.append_message(who, new_message(thread_id, role="system"))
@@ -106,23 +106,23 @@ def costs_the_same(large: Cost, small: Cost) -> None:
 
 
 @pytest.mark.timeout(180)
-async def test_a_thread_of_100_000_messages_works_and_its_latest_cost_what_they_cost_in_a_small_one(
+async def test_the_latest_of_100_000_messages_cost_as_much_as_those_of_a_small_thread(
     mongo_url: str, who: Principal
 ) -> None:
     """Loaded by `loaded`, not by 100,000 appends."""
     read, other = Read(), principal()
     async with opened(mongo_url, read=read) as store:
         small, _ = await loaded(store, other, [f"message {n:06}" for n in range(142)])
-        large, told = await loaded(store, who, [f"message {n:06}" for n in range(100_000)])
+        large, appended = await loaded(store, who, [f"message {n:06}" for n in range(100_000)])
         document, pages = await stored(store, large.id)
         assert (len(document["messages"]), len(pages)) == (142, 1958)
-        of_small = await cost(read, verbs(store, other, small.id))
-        costs_the_same(await cost(read, verbs(store, who, large.id)), of_small)
+        of_small = await cost(read, use_every_operation(store, other, small.id))
+        costs_the_same(await cost(read, use_every_operation(store, who, large.id)), of_small)
         for n in (0, 1, 50, 51, 777, 50_000, 99_857, 99_858, 99_999):
             read.clear()
-            assert (await store.get_message(who, large.id, told[n].id)).content == told[n].content
-            older = (await store.list_messages(who, large.id, before=told[n].id, limit=50)).messages
-            assert ids(older) == ids(told[max(0, n - 50) : n])
+            assert (await store.get_message(who, large.id, appended[n].id)).content == appended[n].content
+            older = (await store.list_messages(who, large.id, before=appended[n].id, limit=50)).messages
+            assert ids(older) == ids(appended[max(0, n - 50) : n])
             assert len(read.commands) <= 6
             assert read.documents <= 9
         with pytest.raises(MessageNotFound):
@@ -134,9 +134,7 @@ async def test_a_thread_of_100_000_messages_works_and_its_latest_cost_what_they_
         assert len((await store.get(other, small.id)).messages) == 50
 
 
-async def test_messages_that_were_appended_lie_in_the_documents_that_loaded_ones_lie_in(
-    mongo_url: str, who: Principal
-) -> None:
+async def test_appending_messages_writes_the_same_documents_as_loading_them(mongo_url: str, who: Principal) -> None:
     contents = [f"message {n:03}" for n in range(160)]
     async with opened(mongo_url) as store:
         thread, _ = await loaded(store, who, contents)
@@ -151,7 +149,7 @@ async def test_messages_that_were_appended_lie_in_the_documents_that_loaded_ones
 
 
 def anonymous(document: Document, thread_id: str) -> Document:
-    """A thread's document or page, all of it but ids, times and outbox; its `bytes` tell whether types differ."""
+    """A thread's document or page, all of it but ids, times and outbox; its `bytes` show whether types differ."""
     outbox: Document = {name: document[name] for name in ("outbox", "outbox_at") if name in document}
     if "bytes" in document:
         document = {**document, "bytes": document["bytes"] - len(bson.encode(outbox)) + len(bson.encode({}))}
@@ -199,8 +197,8 @@ async def test_a_thread_of_40_mb_is_written_read_and_deleted(mongo_url: str, who
         assert await store.db.pages.find({"thread_id": thread.id}, {"_id": 1}) == []
 
 
-async def test_the_largest_answer_is_stored_on_a_document_that_is_nearly_full(mongo_url: str, who: Principal) -> None:
-    """Nothing was moved for long (here: such were the limits): whoever needs the room moves messages out first."""
+async def test_the_largest_answer_is_stored_in_a_document_that_is_nearly_full(mongo_url: str, who: Principal) -> None:
+    """Nothing was moved for long (here: by other limits): the write that needs the room moves messages first."""
     async with opened(mongo_url, limits=Limits(keep=1000, bytes=2**30)) as hoarding, opened(mongo_url) as store:
         thread, _ = await loaded(hoarding, who, [noise(3 * 2**20) for _ in range(4)])
         running = await started_run(hoarding, who, thread.id)
@@ -217,7 +215,7 @@ async def test_the_largest_answer_is_stored_on_a_document_that_is_nearly_full(mo
         assert document["bytes"] < 4 * 2**20
 
 
-async def test_what_compresses_may_be_larger_than_a_document(mongo_url: str, who: Principal) -> None:
+async def test_a_message_that_compresses_may_be_larger_than_a_document(mongo_url: str, who: Principal) -> None:
     async with opened(mongo_url) as store:
         running = await started_run(store, who, (await started_thread(store, who)).id)
         final = completed(running, "\x00" * 8 * 2**20)
@@ -232,53 +230,53 @@ async def test_the_newest_messages_stay_in_the_thread_and_the_others_move(mongo_
     read = Read()
     async with opened(mongo_url, limits=SMALL, read=read) as store:
         thread = await started_thread(store, who)
-        told = [await note(store, who, thread.id, str(n)) for n in range(23)]
-        assert await whole(store, who, thread.id) == told
+        appended = [await note(store, who, thread.id, str(n)) for n in range(23)]
+        assert await whole(store, who, thread.id) == appended
         document, pages = await stored(store, thread.id)
         assert 4 <= len(document["messages"]) <= 6
         assert len(pages) == 6
         read.clear()
-        assert (await store.get(who, thread.id, message_limit=4)).messages == told[-4:]
+        assert (await store.get(who, thread.id, message_limit=4)).messages == appended[-4:]
         assert (read.commands, read.documents) == (["find"], 1)
-        assert (await store.get(who, thread.id)).messages == told
+        assert (await store.get(who, thread.id)).messages == appended
         page = await store.list_threads(
             who, "agent", limit=1, offset=0, archived=None, message_limit=50, max_bytes=10**6
         )
-        assert (page.cut, page.threads[0].messages) == (True, told[-len(document["messages"]) :])
+        assert (page.cut, page.threads[0].messages) == (True, appended[-len(document["messages"]) :])
 
 
-async def test_a_running_message_stays_while_what_came_after_it_moves(mongo_url: str, who: Principal) -> None:
+async def test_the_message_of_a_run_in_progress_stays_while_later_messages_move(mongo_url: str, who: Principal) -> None:
     async with opened(mongo_url, limits=SMALL) as store:
         thread = await started_thread(store, who)
-        told = [await note(store, who, thread.id) for _ in range(3)]
+        appended = [await note(store, who, thread.id) for _ in range(3)]
         question, answer = turn(thread.id)
         posted = await store.claim(who, question, answer, worker=WORKER, idempotency=idempotent())
         running = posted.answer or answer
-        told += [posted.message, running]
-        told += [await note(store, who, thread.id) for _ in range(20)]
+        appended += [posted.message, running]
+        appended += [await note(store, who, thread.id) for _ in range(20)]
         document, _ = await stored(store, thread.id)
         assert document["messages"][0]["id"] == answer.id
         assert document["messages"][1]["n"] > 15
         assert await store.checkpoint(who, answer.id, worker=WORKER, partial=running) == "held"
-        assert await whole(store, who, thread.id) == told
+        assert await whole(store, who, thread.id) == appended
         page = await store.list_threads(
             who, "agent", limit=1, offset=0, archived=None, message_limit=50, max_bytes=10**6
         )
-        assert page.threads[0].messages == told[-len(page.threads[0].messages) :]
-        told[4] = (await store.finish(who, failed(running, retryable=True))).message
-        assert await whole(store, who, thread.id) == told
+        assert page.threads[0].messages == appended[-len(page.threads[0].messages) :]
+        appended[4] = (await store.finish(who, failed(running, retryable=True))).message
+        assert await whole(store, who, thread.id) == appended
         again = await store.claim(who, *turn(thread.id), worker=WORKER, idempotency=idempotent())
         assert (again.again, again.message) == (True, posted.message)
         assert len(await whole(store, who, thread.id)) == 26
 
 
-async def test_keys_are_known_after_their_messages_were_moved(mongo_url: str, who: Principal) -> None:
+async def test_keys_still_count_after_their_messages_were_moved(mongo_url: str, who: Principal) -> None:
     async with opened(mongo_url, limits=SMALL) as store:
         thread = await started_thread(store, who)
         question, answer = turn(thread.id)
         await store.claim(who, question, answer, worker=WORKER, idempotency=idempotent("run"))
         await store.finish(who, failed(answer, retryable=True))
-        told = [
+        appended = [
             (await store.append_message(who, new_message(thread.id, role="system"), idempotent(f"{n}"))).message
             for n in range(30)
         ]
@@ -291,7 +289,7 @@ async def test_keys_are_known_after_their_messages_were_moved(mongo_url: str, wh
                 await store.append_message(who, new_message(thread.id), idempotent(f"{n}")),
             ):
                 assert posted is not None
-                assert (posted.message, posted.replayed) == (told[n], True)
+                assert (posted.message, posted.replayed) == (appended[n], True)
         turns = [turn(thread.id) for _ in range(5)]
         posts = await asyncio.gather(
             *[store.claim(who, *each, worker=WORKER, idempotency=idempotent("run")) for each in turns]
@@ -307,21 +305,21 @@ async def test_keys_are_known_after_their_messages_were_moved(mongo_url: str, wh
         assert len(await whole(store, who, thread.id)) == 63
 
 
-async def test_two_processes_move_the_same_messages_and_lose_none(mongo_url: str, who: Principal) -> None:
+async def test_two_processes_that_move_the_same_messages_lose_none(mongo_url: str, who: Principal) -> None:
     async with opened(mongo_url, limits=SMALL) as one, opened(mongo_url, limits=SMALL) as two:
         thread = await started_thread(one, who)
-        told = await asyncio.gather(*[note(store, who, thread.id) for _ in range(30) for store in (one, two)])
+        appended = await asyncio.gather(*[note(store, who, thread.id) for _ in range(30) for store in (one, two)])
         for store in (one, two):
-            told.append(await note(store, who, thread.id))
+            appended.append(await note(store, who, thread.id))
         messages = await every_message(one, who, thread.id)
-        assert len(messages) == len({message.id for message in messages}) == len(told) == 62
+        assert len(messages) == len({message.id for message in messages}) == len(appended) == 62
         document, _ = await stored(one, thread.id)
         assert len(document["messages"]) <= 6
 
 
 # dying while moving
 
-Verb = Callable[[MongoStore, Principal, Message], Awaitable[object]]
+Operation = Callable[[MongoStore, Principal, Message], Awaitable[object]]
 
 
 async def append(store: MongoStore, who: Principal, running: Message) -> object:
@@ -337,12 +335,12 @@ async def finish(store: MongoStore, who: Principal, running: Message) -> object:
     return await store.finish(who, completed(running))
 
 
-@pytest.mark.parametrize("answer_lost", [False, True], ids=["before it is done", "after it is done"])
+@pytest.mark.parametrize("response_lost", [False, True], ids=["before it is done", "after it is done"])
 @pytest.mark.parametrize("verb", [append, claim, finish])
 async def test_a_process_that_dies_at_any_command_loses_and_doubles_nothing(
-    mongo_url: str, who: Principal, verb: Verb, answer_lost: bool
+    mongo_url: str, who: Principal, operation: Operation, response_lost: bool
 ) -> None:
-    """At each command of the verb in turn, its moving included; the next write of another process continues."""
+    """At each command of the operation in turn, its moving included; the next write of another process continues."""
     commands = Commands()
     async with (
         opened(mongo_url, limits=SMALL) as other,
@@ -351,18 +349,18 @@ async def test_a_process_that_dies_at_any_command_loses_and_doubles_nothing(
     ):
         died_at: list[str] = []
         while True:
-            thread, _ = await loaded(other, who, ["told"] * 5)
+            thread, _ = await loaded(other, who, ["content"] * 5)
             running = await started_run(hoarding, who, thread.id)
             before = (await other.get(who, thread.id)).messages
-            commands.names, commands.dies_at, commands.answer_lost = [], len(died_at), answer_lost
+            commands.names, commands.dies_at, commands.response_lost = [], len(died_at), response_lost
             acknowledged = True
             try:
-                await verb(dying, who, running)
+                await operation(dying, who, running)
             except StoreUnavailable:
                 acknowledged = False
             seen = await every_message(other, who, thread.id)
             assert ids(seen)[: len(before)] == ids(before)
-            if acknowledged and verb is not finish:
+            if acknowledged and operation is not finish:
                 assert len(seen) > len(before)
             later = await note(other, who, thread.id, "later")
             after = await whole(other, who, thread.id)
@@ -375,7 +373,7 @@ async def test_a_process_that_dies_at_any_command_loses_and_doubles_nothing(
     assert {"threads.update_one", "pages.insert", "threads.find_one", "pages.find_one"} <= set(died_at)
 
 
-async def test_a_page_left_behind_is_taken_up_even_where_the_next_would_begin_elsewhere(
+async def test_a_page_that_was_left_behind_is_used_even_if_the_next_would_begin_elsewhere(
     mongo_url: str, who: Principal
 ) -> None:
     """The run's message stayed and the page began behind it; now that it has ended, a new page would begin with it."""

@@ -1,4 +1,4 @@
-"""The outbox: every fact that starts no run is handed out until it is marked as published, in order and bounded."""
+"""The outbox: every fact is returned until it is marked as published, in order and bounded (I8)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.backends import OpenStore
 from tests.support.samples import WORKER, new_message, principal, started_thread, turn
 
 NOW = 0.0
-"""A lease that has always expired: whatever is stored is anybody's to publish."""
+"""A lease that has always expired: any caller gets every fact."""
 
 
 async def outbox(store: Store, thread: Thread) -> Outbox | None:
@@ -29,6 +29,7 @@ async def note(store: Store, who: Principal, thread: Thread, content: str = "not
 
 
 async def test_every_write_that_starts_no_run_is_in_the_outbox_until_it_is_marked(open_store: OpenStore) -> None:
+    """I8."""
     async with open_store(lease=NOW) as store:
         who = principal()
         thread = await started_thread(store, who)
@@ -50,7 +51,7 @@ async def test_every_write_that_starts_no_run_is_in_the_outbox_until_it_is_marke
         assert await outbox(store, thread) is None
 
 
-async def test_a_run_has_nothing_in_the_outbox(open_store: OpenStore) -> None:
+async def test_a_run_adds_nothing_to_the_outbox(open_store: OpenStore) -> None:
     async with open_store(lease=NOW) as store:
         who = principal()
         thread = await started_thread(store, who)
@@ -58,7 +59,7 @@ async def test_a_run_has_nothing_in_the_outbox(open_store: OpenStore) -> None:
         assert await outbox(store, thread) is None
 
 
-async def test_a_deletion_is_handed_out_when_the_thread_is_gone(open_store: OpenStore) -> None:
+async def test_a_deletion_is_in_the_outbox_though_the_thread_is_gone(open_store: OpenStore) -> None:
     async with open_store(lease=NOW) as store:
         who = principal()
         thread = await started_thread(store, who)
@@ -72,7 +73,7 @@ async def test_a_deletion_is_handed_out_when_the_thread_is_gone(open_store: Open
         assert await outbox(store, thread) is None
 
 
-async def test_of_several_updates_the_last_is_handed_out_and_marks_the_others(open_store: OpenStore) -> None:
+async def test_the_last_of_several_updates_replaces_the_others(open_store: OpenStore) -> None:
     async with open_store(lease=NOW) as store:
         who = principal()
         thread = await started_thread(store, who)
@@ -86,7 +87,7 @@ async def test_of_several_updates_the_last_is_handed_out_and_marks_the_others(op
         assert await outbox(store, thread) is None
 
 
-async def test_the_process_that_stored_it_has_a_quarter_of_a_lease(open_store: OpenStore) -> None:
+async def test_the_process_that_stored_a_fact_has_a_quarter_of_a_lease_to_publish_it(open_store: OpenStore) -> None:
     async with open_store(lease=1.2) as store:
         who = principal()
         thread = await started_thread(store, who)
@@ -96,10 +97,10 @@ async def test_the_process_that_stored_it_has_a_quarter_of_a_lease(open_store: O
             while (found := await outbox(store, thread)) is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert found.facts == [created]
-        assert await outbox(store, thread) is None, "it was handed to somebody"
+        assert await outbox(store, thread) is None, "another caller got it"
 
 
-async def test_what_is_left_over_survives_a_restart(open_store: OpenStore) -> None:
+async def test_unpublished_facts_survive_a_restart(open_store: OpenStore) -> None:
     who = principal()
     async with open_store(lease=NOW) as store:
         thread = await started_thread(store, who)
@@ -110,7 +111,7 @@ async def test_what_is_left_over_survives_a_restart(open_store: OpenStore) -> No
         assert found.facts == [created]
 
 
-async def test_a_full_outbox_drops_the_oldest_and_tells_so(
+async def test_a_full_outbox_drops_the_oldest_facts_and_is_cut(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for backend in ("sqlite", "mongo"):
@@ -126,9 +127,7 @@ async def test_a_full_outbox_drops_the_oldest_and_tells_so(
         assert await outbox(store, thread) == Outbox(thread.id, who.organization_id, [again])
 
 
-async def test_a_part_is_read_at_once_and_the_rest_once_that_is_marked(
-    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_large_outbox_is_read_in_parts(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
     assert OUTBOX_FACTS_READ < OUTBOX_FACTS
     for backend in ("sqlite", "mongo"):
         monkeypatch.setattr(f"agent_chat.stores.{backend}.outbox.OUTBOX_FACTS_READ", 3)
@@ -144,7 +143,7 @@ async def test_a_part_is_read_at_once_and_the_rest_once_that_is_marked(
         assert parts == [notes[:3], notes[3:4], notes[4:]]
 
 
-async def test_a_fact_that_cannot_be_decoded_keeps_no_other_from_being_handed_out(
+async def test_a_fact_that_cannot_be_decoded_does_not_block_the_others(
     open_store: OpenStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_store(lease=NOW) as store:
@@ -161,7 +160,7 @@ async def test_a_fact_that_cannot_be_decoded_keeps_no_other_from_being_handed_ou
         assert await outbox(store, damaged) is None, "it is tried once"
 
 
-async def test_the_outbox_of_one_thread_is_handed_out_however_long_it_has_waited(open_store: OpenStore) -> None:
+async def test_the_outbox_of_a_named_thread_is_taken_however_long_it_has_waited(open_store: OpenStore) -> None:
     async with open_store(lease=20.0) as store:
         who = principal()
         thread, other = [await started_thread(store, who) for _ in range(2)]

@@ -23,7 +23,7 @@ from agent_chat.stores.sqlite.store import open_sqlite
 from tests.support.samples import new_message, principal, started_thread
 
 
-async def test_a_file_of_a_version_without_key_sources_opens(tmp_path: Path) -> None:
+async def test_a_database_of_a_version_without_key_sources_opens(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.executescript(
@@ -40,25 +40,27 @@ async def test_a_file_of_a_version_without_key_sources_opens(tmp_path: Path) -> 
             await store.close()
 
 
-async def test_a_file_that_is_no_database_is_unavailable_and_the_folder_not_kept(tmp_path: Path) -> None:
+async def test_opening_a_file_that_is_not_a_database_fails_and_releases_the_folder(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     path.write_bytes(b"not a database, but long enough to be taken for one" * 100)
-    with pytest.raises(StoreDamaged, match=r"chat\.db: file is not a database") as told:
+    with pytest.raises(StoreDamaged, match=r"chat\.db: file is not a database") as error:
         await open_sqlite(path)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
     path.unlink()
     await (await open_sqlite(path)).close()
 
 
 @pytest.mark.parametrize("name", ["file", "file/folder", "/proc/no such folder"])
-async def test_a_data_folder_that_cannot_be_one_is_told_by_its_setting(tmp_path: Path, name: str) -> None:
+async def test_the_error_for_an_unusable_data_folder_names_the_setting(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataFolderUnusable, match=r"^CHAT_DATA_DIR: can't keep anything in .*: [A-Z].*[a-z]$"):
         await open_store(Where(tmp_path / name))
 
 
 @pytest.mark.parametrize("writes", [True, False], ids=["writer", "reader"])
-async def test_a_thread_that_fails_serves_again_and_nobody_waits_for_ever(tmp_path: Path, writes: bool) -> None:
+async def test_a_thread_that_fails_opens_the_database_again_and_every_call_returns(
+    tmp_path: Path, writes: bool
+) -> None:
     store = await open_sqlite(tmp_path / "chat.db")
     worker = store.writer if writes else store.reader
     async with asyncio.timeout(5):
@@ -109,7 +111,7 @@ async def test_a_database_too_large_for_the_check_at_start_is_served_unchecked(
     assert "unchecked" in caplog.text
 
 
-async def test_damage_found_while_serving_is_not_ready(tmp_path: Path) -> None:
+async def test_a_store_that_finds_damage_while_serving_is_not_ready(tmp_path: Path) -> None:
     await damaged(tmp_path / "chat.db")
     store = await open_sqlite(tmp_path / "chat.db", serving=False)  # without the check at start
     try:
@@ -122,7 +124,7 @@ async def test_damage_found_while_serving_is_not_ready(tmp_path: Path) -> None:
         await store.close()
 
 
-async def test_a_slow_read_holds_up_no_other(tmp_path: Path) -> None:
+async def test_a_slow_read_does_not_delay_other_reads(tmp_path: Path) -> None:
     store = await open_sqlite(tmp_path / "chat.db")
     released = threading.Event()
     try:
@@ -139,7 +141,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-async def test_a_data_folder_that_is_there_is_made_private(tmp_path: Path) -> None:
+async def test_an_existing_data_folder_is_made_private(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir(mode=0o755)
     for name in ("chat.db", "lock"):

@@ -1,4 +1,4 @@
-"""The Storage contract: bytes that are counted, and blobs that must go."""
+"""The Storage contract: bytes that are counted, and blobs that have a record or a removal (I10)."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ async def thread(store: Store, who: Principal) -> Thread:
 
 
 @pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Removals are due at once."""
+def due_immediately(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removals are due immediately."""
     for module in (sqlite_storage, mongo_storage):
         monkeypatch.setattr(module, "UPLOAD_SECONDS", -1.0)
     for module in (sqlite_storage, mongo_storage):
         monkeypatch.setattr(module, "REMOVAL_SECONDS", -1.0)
 
 
-async def test_bytes_are_reserved_up_to_the_limit_however_many_ask_at_once(store: Store) -> None:
+async def test_concurrent_reservations_stay_within_the_limit(store: Store) -> None:
     organization = new_id()
     granted = await asyncio.gather(*[store.reserve_bytes(organization, 30, 30, 100) for _ in range(10)])
     assert sorted(granted) == [0] * 7 + [30] * 3
@@ -48,7 +48,7 @@ async def test_bytes_are_reserved_up_to_the_limit_however_many_ask_at_once(store
     assert await store.stored_bytes(organization) == 0
 
 
-async def test_what_was_reserved_and_never_stored_is_corrected(store: Store) -> None:
+async def test_bytes_that_were_reserved_and_never_stored_are_corrected(store: Store) -> None:
     who = principal((await store.create_organization("Acme")).id)
     thread = (await store.create(who, new_thread(who))).thread
     for _ in range(3):
@@ -65,7 +65,7 @@ async def test_what_was_reserved_and_never_stored_is_corrected(store: Store) -> 
     assert await store.stored_bytes(who.organization_id) == measured + 2**24
 
 
-async def test_a_deleted_thread_makes_room(store: Store) -> None:
+async def test_deleting_a_thread_releases_its_bytes(store: Store) -> None:
     who = principal((await store.create_organization("Acme")).id)
     await store.reserve_bytes(who.organization_id, 100_000, 100_000, 2**30)
     thread = (await store.create(who, new_thread(who))).thread
@@ -75,10 +75,11 @@ async def test_a_deleted_thread_makes_room(store: Store) -> None:
     assert 66_000 < await store.stored_bytes(who.organization_id) < 70_000
 
 
-@pytest.mark.usefixtures("at_once")
-async def test_an_upload_whose_process_died_is_handed_out_for_removal(
+@pytest.mark.usefixtures("due_immediately")
+async def test_the_blob_of_an_upload_whose_process_died_is_removed(
     store: Store, who: Principal, thread: Thread
 ) -> None:
+    """I10."""
     await store.reserve_bytes(who.organization_id, 100, 100, 1000)
     lost = new_id()
     await store.begin_upload(who, thread.id, lost, 40)
@@ -92,7 +93,7 @@ async def test_an_upload_whose_process_died_is_handed_out_for_removal(
     assert await store.stored_bytes(who.organization_id) == 60
 
 
-@pytest.mark.usefixtures("at_once")
+@pytest.mark.usefixtures("due_immediately")
 async def test_a_stored_attachment_is_not_removed(store: Store, who: Principal, thread: Thread) -> None:
     file = new_file(thread.id)
     await store.begin_upload(who, thread.id, file.attachment.id, 40)
@@ -103,8 +104,10 @@ async def test_a_stored_attachment_is_not_removed(store: Store, who: Principal, 
     assert await store.get_file(who, thread.id, file.attachment.id) == file
 
 
-@pytest.mark.usefixtures("at_once")
-async def test_an_upload_that_was_taken_for_dead_stores_no_record(store: Store, who: Principal, thread: Thread) -> None:
+@pytest.mark.usefixtures("due_immediately")
+async def test_an_upload_that_was_considered_dead_stores_no_record(
+    store: Store, who: Principal, thread: Thread
+) -> None:
     file = new_file(thread.id)
     await store.begin_upload(who, thread.id, file.attachment.id, 40)
     assert len(await store.take_removals()) == 1
@@ -113,8 +116,9 @@ async def test_an_upload_that_was_taken_for_dead_stores_no_record(store: Store, 
     assert len(await store.take_removals()) == 1
 
 
-@pytest.mark.usefixtures("at_once")
+@pytest.mark.usefixtures("due_immediately")
 async def test_deleted_attachments_and_threads_leave_removals(store: Store, who: Principal, thread: Thread) -> None:
+    """I10."""
     first, second = new_file(thread.id), new_file(thread.id)
     for file in (first, second):
         await store.add_file(who, file)
@@ -129,12 +133,12 @@ async def test_deleted_attachments_and_threads_leave_removals(store: Store, who:
     assert (removal.id, removal.thread_id, removal.attachment_id) == (thread.id, thread.id, None)
 
 
-async def test_removals_wait_for_uploads_under_way(store: Store, who: Principal, thread: Thread) -> None:
+async def test_the_removal_of_an_upload_under_way_is_not_due(store: Store, who: Principal, thread: Thread) -> None:
     await store.begin_upload(who, thread.id, new_id(), 40)
     assert await store.take_removals() == []
 
 
-async def test_uploads_of_an_embedded_server_that_was_killed_are_removed_at_its_start(
+async def test_removals_of_an_embedded_server_that_was_killed_are_due_at_its_next_start(
     open_store: OpenStore, embedded: None, who: Principal
 ) -> None:
     async with open_store() as store:

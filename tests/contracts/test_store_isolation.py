@@ -1,4 +1,4 @@
-"""Organizations are apart: whatever a stranger calls, another organization's things are not found and stay as they are.
+"""Isolation (I1): whatever a stranger calls, another organization's objects are not found and do not change.
 
 A new method of the contracts fails here until it has a case, or is named as the operator's own.
 """
@@ -189,7 +189,7 @@ OPERATORS = {
 """What has no principal: the command line's, the sign-in's and the sweeper's."""
 
 
-def test_every_method_of_the_contracts_is_looked_at() -> None:
+def test_every_method_of_the_contracts_has_a_case() -> None:
     methods = {
         name
         for contract in (Directory, ThreadStore, OutboxStore)
@@ -218,7 +218,7 @@ async def test_a_stranger_finds_nothing_and_changes_nothing(open_store: OpenStor
         assert await everything(store, world) == before
 
 
-async def test_what_a_stranger_creates_is_the_strangers(open_store: OpenStore) -> None:
+async def test_what_a_stranger_creates_belongs_to_the_stranger(open_store: OpenStore) -> None:
     async with open_store() as store:
         world = await populate(store)
         who = Principal((await store.create_organization("Elsewhere")).id, new_id())
@@ -234,15 +234,17 @@ async def test_what_a_stranger_creates_is_the_strangers(open_store: OpenStore) -
         assert (await store.get_agent(world.who, None)).id == world.agent.id
 
 
-@pytest.mark.parametrize("asked", ["another thread's run", "another thread's message"])
-async def test_a_thread_of_ones_own_opens_no_other_organizations_message(open_store: OpenStore, asked: str) -> None:
+@pytest.mark.parametrize("target", ["another thread's run", "another thread's message"])
+async def test_an_own_thread_gives_no_access_to_another_organizations_message(
+    open_store: OpenStore, target: str
+) -> None:
     """Naming one's own thread beside another's message or run finds and changes nothing either."""
     async with open_store(lease=0.0) as store:
         world = await populate(store)
         who = Principal((await store.create_organization("Elsewhere")).id, new_id())
         own = (await store.create(who, new_thread(who))).thread
         before = await everything(store, world)
-        if asked == "another thread's run":
+        if target == "another thread's run":
             await store.cancel(who, own.id, world.running.id)
             with pytest.raises(NotFound):
                 await store.finish(who, replace(completed(world.running), thread_id=own.id))

@@ -18,9 +18,11 @@ from tests.support.samples import new_message, started_thread
 
 
 class Read(CommandListener):
-    """What the driver read: commands, documents and bytes, as command monitoring tells them.
+    """What the driver read, as command monitoring reports it: commands, documents and bytes.
 
-    `queries`: one of each sort that was ever asked, as a find. `preferences`: the servers that were asked for.
+    Attributes:
+        queries: one query of each shape that was ever sent, as a find.
+        preferences: the read preferences that were ever sent.
     """
 
     def __init__(self) -> None:
@@ -58,14 +60,16 @@ class Read(CommandListener):
 class Commands:
     """The commands of one store by name (`threads.update_one`), in order.
 
-    `dies_at`: the process dies at that command; neither it nor any later one gets an answer. `answer_lost`: that
-    command is done all the same. `meanwhile`: called once before a command of that name.
+    Attributes:
+        dies_at: the index of the command at which the process dies: neither it nor any later one gets a response.
+        response_lost: that command is done all the same.
+        meanwhile: a command's name and a function that is called once before it.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self.dies_at: int | None = None
-        self.answer_lost = False
+        self.response_lost = False
         self.meanwhile: tuple[str, Callable[[], Awaitable[object]]] | None = None
 
     async def run(self, name: str, call: Callable[[], Awaitable[object]]) -> object:
@@ -76,9 +80,9 @@ class Commands:
         self.names.append(name)
         if self.dies_at is None or index < self.dies_at:
             return await call()
-        if index == self.dies_at and self.answer_lost:
+        if index == self.dies_at and self.response_lost:
             await call()
-        raise StoreUnavailable("the test took it away")
+        raise StoreUnavailable("the test took the database away")
 
 
 class _Watched:

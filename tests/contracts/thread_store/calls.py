@@ -59,6 +59,6 @@ def with_content(answer: Message, content: str) -> Message:
 async def claim(
     store: Store, who: Principal, thread_id: str, key: Idempotency | None = None
 ) -> tuple[Message, Message, Posted]:
-    """Ask anew; the question, the answer, and what the claim said."""
+    """Claim the thread with new messages; returns the question, the answer and the result of the claim."""
     question, answer = turn(thread_id)
     return question, answer, await store.claim(who, question, answer, worker=WORKER, idempotency=key)

@@ -1,4 +1,4 @@
-"""Claiming a thread for a run."""
+"""Claiming a thread for a run: one run per thread (I2), with a record from before the claim (I3)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ from tests.contracts.thread_store.calls import PostedIds, claim, posted_ids, wit
 from tests.support.samples import WORKER, completed, ids, new_message, principal, started_run, turn
 
 
-async def test_a_claim_appends_both_messages_and_holds_the_record(store: Store, who: Principal, thread: Thread) -> None:
+async def test_a_claim_appends_both_messages_and_stores_the_record(
+    store: Store, who: Principal, thread: Thread
+) -> None:
+    """I2, I3."""
     question, answer, posted = await claim(store, who, thread.id)
     assert posted_ids(posted) == PostedIds(question.id, answer.id, replayed=False, again=False)
-    kept = (await store.get(who, thread.id)).messages
-    assert ids(kept) == [question.id, answer.id]
-    assert kept[1].in_progress
+    stored = (await store.get(who, thread.id)).messages
+    assert ids(stored) == [question.id, answer.id]
+    assert stored[1].in_progress
     record = await store.find_record(who, answer.id)
     assert record is not None
     assert (record.id, record.thread_id, record.worker, record.cancelled) == (answer.id, thread.id, WORKER, False)
     assert record.who == Principal(who.organization_id, who.user_id)
-    assert record.partial == kept[1]
+    assert record.partial == stored[1]
 
 
 async def test_of_twenty_concurrent_claims_exactly_one_wins(store: Store, who: Principal, thread: Thread) -> None:
+    """I2, and I3: no record remains of the claims that are refused."""
     turns = [turn(thread.id) for _ in range(20)]
     claims = await asyncio.gather(
         *[store.claim(who, question, answer, worker=WORKER) for question, answer in turns], return_exceptions=True
@@ -75,7 +79,7 @@ async def test_an_archived_thread_is_not_posted_to(store: Store, who: Principal,
     assert (await store.claim(who, question, answer, worker=WORKER)).replayed is False
 
 
-async def test_a_run_goes_on_in_a_thread_that_is_archived_meanwhile(
+async def test_a_run_continues_in_a_thread_that_is_archived_meanwhile(
     store: Store, who: Principal, thread: Thread
 ) -> None:
     running = await started_run(store, who, thread.id)

@@ -1,4 +1,4 @@
-"""Everything at once on one thread, and what a call that fails leaves behind."""
+"""Concurrent calls on one thread (I2, I7), and the effect of a call that fails on others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.contracts.thread_store.calls import increases, with_content
 from tests.support.samples import WORKER, completed, ids, new_message, started_run, started_thread, turn
 
 
-async def test_a_run_is_told_the_same_by_everything_that_goes_on_at_once(
+async def test_concurrent_writes_and_reads_of_one_thread_are_consistent(
     store: Store, who: Principal, thread: Thread
 ) -> None:
     """Turns, checkpoints, notes, renamings and readers on one thread: times increase and no message is lost."""
@@ -47,7 +47,9 @@ async def test_a_run_is_told_the_same_by_everything_that_goes_on_at_once(
         assert ids(glimpse) == ids(messages)[: len(glimpse)]
 
 
-async def test_a_message_that_cannot_be_written_harms_nobody_else(store: Store, who: Principal, thread: Thread) -> None:
+async def test_a_message_that_cannot_be_encoded_affects_no_other_call(
+    store: Store, who: Principal, thread: Thread
+) -> None:
     deep: JSONObject = {}
     for _ in range(5_000):
         deep = {"": deep}
@@ -67,7 +69,7 @@ async def test_a_message_that_cannot_be_written_harms_nobody_else(store: Store, 
         assert await store.find_record(who, answer.id) is None
 
 
-async def test_what_a_store_refuses_is_a_store_error(store: Store, who: Principal, thread: Thread) -> None:
+async def test_a_refused_finish_is_a_store_error(store: Store, who: Principal, thread: Thread) -> None:
     answer = new_answer(thread.id, new_id(), None, thread.created_at)
     with pytest.raises(StoreError):
         await store.finish(who, answer)

@@ -1,4 +1,4 @@
-"""The lifetime of a thread in the store: create, read, update, delete."""
+"""Creating, reading, updating and deleting a thread."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def test_the_store_is_ready(store: Store) -> None:
     assert await store.ready() is True
 
 
-async def test_a_closed_store_is_unavailable_at_once(open_store: OpenStore, who: Principal) -> None:
+async def test_a_closed_store_is_unavailable_immediately(open_store: OpenStore, who: Principal) -> None:
     async with open_store() as store:
         thread = await started_thread(store, who)
     async with asyncio.timeout(5):
@@ -45,7 +45,7 @@ async def test_a_closed_store_is_unavailable_at_once(open_store: OpenStore, who:
 # threads
 
 
-async def test_a_created_thread_is_read_back_as_it_was(store: Store, who: Principal) -> None:
+async def test_a_created_thread_is_read_unchanged(store: Store, who: Principal) -> None:
     thread = replace(new_thread(who), title="Été 🌞", metadata=AWKWARD)
     created = await store.create(who, thread)
     assert created.replayed is False
@@ -53,7 +53,7 @@ async def test_a_created_thread_is_read_back_as_it_was(store: Store, who: Princi
     assert exactly(await store.get(who, thread.id)) == exactly(thread)
 
 
-async def test_a_thread_that_is_not_there_is_not_found(store: Store, who: Principal) -> None:
+async def test_an_unknown_thread_is_not_found(store: Store, who: Principal) -> None:
     missing = new_id()
     question, answer = turn(missing)
     for call in (
@@ -72,7 +72,7 @@ async def test_a_thread_that_is_not_there_is_not_found(store: Store, who: Princi
     assert await store.find_record(who, answer.id) is None
 
 
-async def test_update_sets_what_is_given_and_nothing_else(store: Store, who: Principal, thread: Thread) -> None:
+async def test_update_sets_only_what_is_not_none(store: Store, who: Principal, thread: Thread) -> None:
     await finished_run(store, who, thread.id)
     updated = await store.update(who, thread.id, title="New")
     assert (updated.title, updated.archived, updated.messages) == ("New", False, [])
@@ -80,31 +80,31 @@ async def test_update_sets_what_is_given_and_nothing_else(store: Store, who: Pri
     assert (updated.title, updated.archived, updated.messages) == ("New", True, [])
     updated = await store.update(who, thread.id, title="", archived=False)
     assert (updated.title, updated.archived) == ("", False)
-    kept = await store.get(who, thread.id)
-    assert replace(kept, messages=[]) == updated
-    assert len(kept.messages) == 2
-    assert replace(kept, title=thread.title, updated_at=thread.updated_at, messages=[]) == thread
+    stored = await store.get(who, thread.id)
+    assert replace(stored, messages=[]) == updated
+    assert len(stored.messages) == 2
+    assert replace(stored, title=thread.title, updated_at=thread.updated_at, messages=[]) == thread
 
 
-async def test_the_latest_messages_are_shown_oldest_first(store: Store, who: Principal, thread: Thread) -> None:
-    told = [new_message(thread.id, str(n), "system") for n in range(7)]
-    for message in told:
+async def test_the_latest_messages_are_returned_oldest_first(store: Store, who: Principal, thread: Thread) -> None:
+    appended = [new_message(thread.id, str(n), "system") for n in range(7)]
+    for message in appended:
         await store.append_message(who, message)
-    assert ids((await store.get(who, thread.id)).messages) == ids(told)
-    assert ids((await store.get(who, thread.id, message_limit=3)).messages) == ids(told[-3:])
-    assert ids((await store.get(who, thread.id, message_limit=7)).messages) == ids(told)
+    assert ids((await store.get(who, thread.id)).messages) == ids(appended)
+    assert ids((await store.get(who, thread.id, message_limit=3)).messages) == ids(appended[-3:])
+    assert ids((await store.get(who, thread.id, message_limit=7)).messages) == ids(appended)
 
 
-async def test_a_thread_is_shown_with_its_latest_fifty_messages_by_default(
+async def test_a_thread_is_returned_with_its_latest_fifty_messages_by_default(
     store: Store, who: Principal, thread: Thread
 ) -> None:
-    told = [new_message(thread.id, str(n), "system") for n in range(55)]
-    for message in told:
+    appended = [new_message(thread.id, str(n), "system") for n in range(55)]
+    for message in appended:
         await store.append_message(who, message)
-    assert ids((await store.get(who, thread.id)).messages) == ids(told[-50:])
+    assert ids((await store.get(who, thread.id)).messages) == ids(appended[-50:])
 
 
-async def test_a_deleted_thread_is_gone_with_all_of_it(store: Store, who: Principal, thread: Thread) -> None:
+async def test_deleting_a_thread_deletes_all_of_it(store: Store, who: Principal, thread: Thread) -> None:
     answer = await finished_run(store, who, thread.id)
     assert await store.delete(who, thread.id) is None
     for call in (
@@ -120,7 +120,7 @@ async def test_a_deleted_thread_is_gone_with_all_of_it(store: Store, who: Princi
     assert (await read_page(store, who)).threads == []
 
 
-async def test_deleting_tells_the_run_that_had_the_thread(store: Store, who: Principal, thread: Thread) -> None:
+async def test_deleting_returns_the_run_that_had_the_thread(store: Store, who: Principal, thread: Thread) -> None:
     answer = await started_run(store, who, thread.id)
     assert await store.delete(who, thread.id) == answer.id
     assert await store.checkpoint(who, answer.id, worker=WORKER, partial=answer) == "lost"
@@ -128,7 +128,7 @@ async def test_deleting_tells_the_run_that_had_the_thread(store: Store, who: Pri
         await store.finish(who, completed(answer))
 
 
-async def test_deleting_one_thread_leaves_the_others(store: Store, who: Principal, thread: Thread) -> None:
+async def test_deleting_a_thread_leaves_the_others(store: Store, who: Principal, thread: Thread) -> None:
     other = await started_thread(store, who)
     answer = await started_run(store, who, other.id)
     await store.delete(who, thread.id)

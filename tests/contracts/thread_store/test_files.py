@@ -1,4 +1,4 @@
-"""The ThreadStore contract, where it keeps the records of attachments."""
+"""The records of attachments; `test_storage` has the removal of their blobs (I10)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def who() -> Principal:
     return Principal(new_id(), new_id())
 
 
-async def test_a_file_is_kept_as_it_was_given(store: Store, who: Principal) -> None:
+async def test_a_file_is_read_unchanged(store: Store, who: Principal) -> None:
     thread = (await store.create(who, new_thread(who))).thread
     file = new_file(thread.id, text="line\n" * 1000 + "\u0000\U0001f388")
     await store.add_file(who, file)
@@ -32,7 +32,7 @@ async def test_a_file_belongs_to_one_thread(store: Store, who: Principal) -> Non
         await store.get_file(who, thread.id, new_id())
 
 
-async def test_a_thread_that_is_gone_keeps_no_file_and_takes_none(store: Store, who: Principal) -> None:
+async def test_a_deleted_thread_has_no_files_and_accepts_none(store: Store, who: Principal) -> None:
     thread = (await store.create(who, new_thread(who))).thread
     file = new_file(thread.id, size=7)
     await store.add_file(who, file)
@@ -43,10 +43,10 @@ async def test_a_thread_that_is_gone_keeps_no_file_and_takes_none(store: Store, 
         await store.add_file(who, new_file(thread.id))
 
 
-async def test_a_file_that_was_removed_is_gone_and_counts_no_more(store: Store, who: Principal) -> None:
+async def test_a_removed_file_is_not_found(store: Store, who: Principal) -> None:
     thread, other = [(await store.create(who, new_thread(who))).thread for _ in range(2)]
-    file, kept = new_file(thread.id, size=7), new_file(thread.id, size=1)
-    for each in (file, kept):
+    file, other_file = new_file(thread.id, size=7), new_file(thread.id, size=1)
+    for each in (file, other_file):
         await store.add_file(who, each)
     await store.remove_file(who, other.id, file.attachment.id)
     assert await store.get_file(who, thread.id, file.attachment.id) == file
@@ -54,4 +54,4 @@ async def test_a_file_that_was_removed_is_gone_and_counts_no_more(store: Store, 
         await store.remove_file(who, thread.id, file.attachment.id)
     with pytest.raises(AttachmentNotFound):
         await store.get_file(who, thread.id, file.attachment.id)
-    assert await store.get_file(who, thread.id, kept.attachment.id) == kept
+    assert await store.get_file(who, thread.id, other_file.attachment.id) == other_file

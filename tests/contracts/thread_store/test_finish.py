@@ -1,4 +1,4 @@
-"""Checkpoints, cancelling, finishing, and the record of a run."""
+"""Checkpoints, cancelling, the finish that one caller wins (I4), and the record of a run (I3)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.samples import (
 )
 
 
-async def test_a_checkpoint_is_what_a_reader_in_mid_run_sees(store: Store, who: Principal, thread: Thread) -> None:
+async def test_a_reader_during_a_run_sees_the_last_checkpoint(store: Store, who: Principal, thread: Thread) -> None:
     answer = await started_run(store, who, thread.id)
     partial = replace(answer, content="Hal", tool_calls=[awkward_call()])
     assert await store.checkpoint(who, answer.id, worker=WORKER, partial=partial) == "held"
@@ -42,14 +42,16 @@ async def test_a_checkpoint_is_what_a_reader_in_mid_run_sees(store: Store, who: 
     assert record.partial.content == "Hal"
 
 
-async def test_a_checkpoint_without_a_partial_leaves_it_as_it_was(store: Store, who: Principal, thread: Thread) -> None:
+async def test_a_checkpoint_without_a_message_leaves_the_stored_one(
+    store: Store, who: Principal, thread: Thread
+) -> None:
     answer = await started_run(store, who, thread.id)
     await store.checkpoint(who, answer.id, worker=WORKER, partial=with_content(answer, "Hal"))
     assert await store.checkpoint(who, answer.id, worker=WORKER, partial=None) == "held"
     assert (await store.get_message(who, thread.id, answer.id)).content == "Hal"
 
 
-async def test_a_cancelled_run_learns_of_it_at_every_checkpoint_and_keeps_its_partial(
+async def test_every_checkpoint_of_a_cancelled_run_returns_so_and_stores_its_message(
     store: Store, who: Principal, thread: Thread
 ) -> None:
     answer = await started_run(store, who, thread.id)
@@ -74,7 +76,7 @@ async def test_cancelling_a_finished_run_changes_nothing(store: Store, who: Prin
     assert await store.checkpoint(who, running.id, worker=WORKER, partial=None) == "held"
 
 
-async def test_cancelling_a_finished_run_that_is_not_forgotten_yet_marks_nothing(
+async def test_cancelling_a_finished_run_that_has_a_record_marks_nothing(
     store: Store, who: Principal, thread: Thread
 ) -> None:
     answer = await started_run(store, who, thread.id)
@@ -85,7 +87,7 @@ async def test_cancelling_a_finished_run_that_is_not_forgotten_yet_marks_nothing
     assert record.cancelled is False
 
 
-async def test_a_checkpoint_after_the_end_does_not_touch_the_finished_message(
+async def test_a_checkpoint_after_the_finish_does_not_change_the_message(
     store: Store, who: Principal, thread: Thread
 ) -> None:
     answer = await started_run(store, who, thread.id)
@@ -136,6 +138,7 @@ async def test_finish_replaces_the_message_and_releases_the_thread(
 async def test_of_any_number_of_finishers_one_wins_and_all_get_its_message(
     store: Store, who: Principal, thread: Thread
 ) -> None:
+    """I4."""
     answer = await started_run(store, who, thread.id)
     ends = [completed(answer, f"end {n}") for n in range(8)] + [cancelled(answer), failed(answer, retryable=True)]
     finished: list[Finished] = await asyncio.gather(*[store.finish(who, end) for end in ends])
@@ -146,7 +149,7 @@ async def test_of_any_number_of_finishers_one_wins_and_all_get_its_message(
     assert replace(stored, created_at="") == replace(winner, created_at="")
 
 
-async def test_finishing_again_gives_what_is_stored_and_wins_nothing(
+async def test_finishing_again_returns_the_stored_message_and_does_not_win(
     store: Store, who: Principal, thread: Thread
 ) -> None:
     answer = await started_run(store, who, thread.id)
@@ -161,7 +164,7 @@ async def test_finishing_again_gives_what_is_stored_and_wins_nothing(
     assert (await store.get(who, thread.id)).messages[:2] == before.messages
 
 
-async def test_a_lost_finish_frees_no_key(store: Store, who: Principal, thread: Thread) -> None:
+async def test_a_finish_that_does_not_win_frees_no_key(store: Store, who: Principal, thread: Thread) -> None:
     question, answer, _ = await claim(store, who, thread.id, idempotent())
     await store.finish(who, completed(answer))
     await store.finish(who, failed(answer, retryable=True))
@@ -170,7 +173,7 @@ async def test_a_lost_finish_frees_no_key(store: Store, who: Principal, thread: 
     )
 
 
-async def test_a_message_that_is_not_there_is_not_finished(store: Store, who: Principal, thread: Thread) -> None:
+async def test_finishing_an_unknown_message_is_refused(store: Store, who: Principal, thread: Thread) -> None:
     _, unknown = turn(thread.id)
     with pytest.raises(MessageNotFound):
         await store.finish(who, completed(unknown))
@@ -180,7 +183,8 @@ async def test_a_message_that_is_not_there_is_not_finished(store: Store, who: Pr
     assert (await store.finish(who, completed(running))).won is True
 
 
-async def test_the_record_is_there_until_it_is_forgotten(store: Store, who: Principal, thread: Thread) -> None:
+async def test_the_record_exists_until_it_is_deleted(store: Store, who: Principal, thread: Thread) -> None:
+    """I3."""
     answer = await started_run(store, who, thread.id)
     await store.finish(who, completed(answer))
     assert await store.find_record(who, answer.id) is not None

@@ -1,4 +1,4 @@
-"""Idempotency keys: of created threads, of appended messages and of claims."""
+"""Idempotency-Keys of new threads, of appended messages and of claims (I6)."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ async def test_creating_with_the_same_key_and_another_body_is_refused(store: Sto
     assert len((await read_page(store, who)).threads) == 1
 
 
-async def test_a_created_threads_key_is_the_users_and_the_agents(store: Store, who: Principal) -> None:
+async def test_the_key_of_a_new_thread_belongs_to_user_and_agent(store: Store, who: Principal) -> None:
     colleague, stranger = principal(who.organization_id), principal()
-    made = [
+    results = [
         await store.create(who, new_thread(who), idempotent()),
         await store.create(who, new_thread(who, "another agent"), idempotent()),
         await store.create(who, new_thread(who), idempotent("another key")),
@@ -61,11 +61,11 @@ async def test_a_created_threads_key_is_the_users_and_the_agents(store: Store, w
         await store.create(colleague, new_thread(colleague), idempotent(fingerprint="another")),
         await store.create(stranger, new_thread(stranger), idempotent(fingerprint="another")),
     ]
-    assert not any(created.replayed for created in made)
-    assert len({created.thread.id for created in made}) == len(made)
+    assert not any(created.replayed for created in results)
+    assert len({created.thread.id for created in results}) == len(results)
 
 
-async def test_a_created_threads_key_is_remembered_for_24_hours(open_store: OpenStore, who: Principal) -> None:
+async def test_the_key_of_a_new_thread_counts_for_24_hours(open_store: OpenStore, who: Principal) -> None:
     clock = HandClock()
     async with open_store(clock=clock) as store:
         first = await store.create(who, new_thread(who), idempotent())
@@ -80,9 +80,10 @@ async def test_a_created_threads_key_is_remembered_for_24_hours(open_store: Open
 
 
 async def test_concurrent_creates_with_one_key_make_one_thread(store: Store, who: Principal) -> None:
-    made = await asyncio.gather(*[store.create(who, new_thread(who), idempotent()) for _ in range(20)])
-    assert len({created.thread.id for created in made}) == 1
-    assert sorted(created.replayed for created in made) == [False] + [True] * 19
+    """I6."""
+    results = await asyncio.gather(*[store.create(who, new_thread(who), idempotent()) for _ in range(20)])
+    assert len({created.thread.id for created in results}) == 1
+    assert sorted(created.replayed for created in results) == [False] + [True] * 19
     assert len((await read_page(store, who)).threads) == 1
 
 
@@ -99,24 +100,27 @@ async def test_the_same_key_appends_one_message(store: Store, who: Principal, th
     assert ids((await store.get(who, thread.id)).messages) == [message.id]
 
 
-async def test_a_messages_key_is_the_users_and_the_threads(store: Store, who: Principal, thread: Thread) -> None:
+async def test_the_key_of_a_message_belongs_to_user_and_thread(store: Store, who: Principal, thread: Thread) -> None:
     colleague, other = principal(who.organization_id), await started_thread(store, who)
-    made = [
+    results = [
         await store.append_message(who, new_message(thread.id), idempotent()),
         await store.append_message(colleague, new_message(thread.id), idempotent(fingerprint="another")),
         await store.append_message(who, new_message(other.id), idempotent(fingerprint="another")),
         await store.append_message(who, new_message(thread.id), idempotent("another key")),
         await store.append_message(who, new_message(thread.id)),
     ]
-    assert not any(posted.replayed for posted in made)
+    assert not any(posted.replayed for posted in results)
     assert len((await store.get(who, thread.id)).messages) == 4
     assert await store.replay(colleague, other.id, idempotent()) is None
 
 
 async def test_concurrent_appends_with_one_key_store_one_message(store: Store, who: Principal, thread: Thread) -> None:
-    made = await asyncio.gather(*[store.append_message(who, new_message(thread.id), idempotent()) for _ in range(20)])
-    assert len({posted.message_id for posted in made}) == 1
-    assert sorted(posted.replayed for posted in made) == [False] + [True] * 19
+    """I6."""
+    results = await asyncio.gather(
+        *[store.append_message(who, new_message(thread.id), idempotent()) for _ in range(20)]
+    )
+    assert len({posted.message_id for posted in results}) == 1
+    assert sorted(posted.replayed for posted in results) == [False] + [True] * 19
     assert len((await store.get(who, thread.id)).messages) == 1
 
 
@@ -131,13 +135,11 @@ async def test_a_key_that_stored_a_message_does_not_start_a_run(store: Store, wh
     assert await store.find_record(who, answer.id) is None
 
 
-async def test_replay_knows_nothing_of_a_key_that_was_not_used(store: Store, who: Principal, thread: Thread) -> None:
+async def test_replay_returns_nothing_for_an_unused_key(store: Store, who: Principal, thread: Thread) -> None:
     assert await store.replay(who, thread.id, idempotent()) is None
 
 
-async def test_a_claim_answers_with_the_messages_as_they_are_stored(
-    store: Store, who: Principal, thread: Thread
-) -> None:
+async def test_a_claim_returns_the_messages_as_they_are_stored(store: Store, who: Principal, thread: Thread) -> None:
     await store.append_message(who, new_message(thread.id, at=utcnow() + DAY))
     question, answer, posted = await claim(store, who, thread.id, idempotent())
     assert [posted.message, posted.answer] == (await store.get(who, thread.id)).messages[1:]
@@ -146,7 +148,7 @@ async def test_a_claim_answers_with_the_messages_as_they_are_stored(
     ]
 
 
-async def test_a_replay_answers_with_the_messages_as_they_are_stored_now(
+async def test_a_replay_returns_the_messages_as_they_are_stored_now(
     store: Store, who: Principal, thread: Thread
 ) -> None:
     question, answer, posted = await claim(store, who, thread.id, idempotent())
@@ -162,7 +164,7 @@ async def test_a_replay_answers_with_the_messages_as_they_are_stored_now(
     assert replayed.message.id == question.id
 
 
-async def test_an_append_answers_with_the_message_as_it_is_stored(store: Store, who: Principal, thread: Thread) -> None:
+async def test_an_append_returns_the_message_as_it_is_stored(store: Store, who: Principal, thread: Thread) -> None:
     await store.append_message(who, new_message(thread.id, at=utcnow() + DAY))
     message = new_message(thread.id, role="system")
     posted = await store.append_message(who, message, idempotent())
@@ -174,7 +176,7 @@ async def test_an_append_answers_with_the_message_as_it_is_stored(store: Store, 
     assert await store.append_message(who, message, idempotent()) == replace(replayed, unpublished=False)
 
 
-async def test_the_same_key_claims_once_and_is_answered_busy_or_not(
+async def test_the_same_key_claims_once_and_is_replayed_whether_the_thread_is_busy_or_not(
     store: Store, who: Principal, thread: Thread
 ) -> None:
     question, answer, posted = await claim(store, who, thread.id, idempotent())
@@ -206,6 +208,7 @@ async def test_the_same_key_claims_once_and_is_answered_busy_or_not(
 
 
 async def test_concurrent_claims_with_one_key_start_one_run(store: Store, who: Principal, thread: Thread) -> None:
+    """I6."""
     claims = await asyncio.gather(*[claim(store, who, thread.id, idempotent()) for _ in range(20)])
     posted = [result for _, _, result in claims]
     assert len({(result.message_id, result.run_id) for result in posted}) == 1
@@ -213,7 +216,7 @@ async def test_concurrent_claims_with_one_key_start_one_run(store: Store, who: P
     assert len((await store.get(who, thread.id)).messages) == 2
 
 
-async def test_a_claims_key_is_the_users_and_the_threads(store: Store, who: Principal, thread: Thread) -> None:
+async def test_the_key_of_a_claim_belongs_to_user_and_thread(store: Store, who: Principal, thread: Thread) -> None:
     colleague, other = principal(who.organization_id), await started_thread(store, who)
     _, answer, _ = await claim(store, who, thread.id, idempotent())
     await store.finish(who, completed(answer))
@@ -222,7 +225,7 @@ async def test_a_claims_key_is_the_users_and_the_threads(store: Store, who: Prin
         assert (posted.replayed, posted.again) == (False, False)
 
 
-async def test_a_claims_key_is_remembered_for_24_hours(open_store: OpenStore, who: Principal) -> None:
+async def test_the_key_of_a_claim_counts_for_24_hours(open_store: OpenStore, who: Principal) -> None:
     clock = HandClock()
     async with open_store(clock=clock) as store:
         thread = await started_thread(store, who)
@@ -261,7 +264,7 @@ async def test_a_run_that_failed_and_may_be_retried_frees_its_key(store: Store, 
     assert (record.partial.run or {})["in_reply_to"] == question.id
 
 
-async def test_a_freed_key_is_the_new_runs(store: Store, who: Principal, thread: Thread) -> None:
+async def test_a_free_key_then_belongs_to_the_new_run(store: Store, who: Principal, thread: Thread) -> None:
     question, answer, _ = await claim(store, who, thread.id, idempotent())
     for _ in range(3):
         await store.finish(who, failed(answer, retryable=True))
@@ -291,7 +294,9 @@ async def test_a_key_is_not_freed_by_a_run_that(store: Store, who: Principal, th
     assert len((await store.get(who, thread.id)).messages) == 2
 
 
-async def test_a_freed_key_runs_again_behind_what_was_said_since(store: Store, who: Principal, thread: Thread) -> None:
+async def test_a_retry_with_a_free_key_is_appended_after_newer_messages(
+    store: Store, who: Principal, thread: Thread
+) -> None:
     question, answer, _ = await claim(store, who, thread.id, idempotent())
     await store.finish(who, failed(answer, retryable=True))
     await finished_run(store, who, thread.id, "Something else?")
@@ -300,7 +305,9 @@ async def test_a_freed_key_runs_again_behind_what_was_said_since(store: Store, w
     assert ids((await store.get(who, thread.id)).messages)[-1] == second.id
 
 
-async def test_a_freed_key_waits_its_turn_like_any_other(store: Store, who: Principal, thread: Thread) -> None:
+async def test_a_free_key_is_refused_while_another_run_has_the_thread(
+    store: Store, who: Principal, thread: Thread
+) -> None:
     question, answer, _ = await claim(store, who, thread.id, idempotent())
     await store.finish(who, failed(answer, retryable=True))
     other = await started_run(store, who, thread.id)
@@ -315,7 +322,7 @@ async def test_a_freed_key_waits_its_turn_like_any_other(store: Store, who: Prin
     assert (await claim(store, who, thread.id, idempotent()))[2].message_id == question.id
 
 
-async def test_concurrent_retries_with_a_freed_key_start_one_run(store: Store, who: Principal, thread: Thread) -> None:
+async def test_concurrent_retries_with_a_free_key_start_one_run(store: Store, who: Principal, thread: Thread) -> None:
     _, answer, _ = await claim(store, who, thread.id, idempotent())
     await store.finish(who, failed(answer, retryable=True))
     claims = await asyncio.gather(*[claim(store, who, thread.id, idempotent()) for _ in range(20)])
@@ -324,7 +331,7 @@ async def test_concurrent_retries_with_a_freed_key_start_one_run(store: Store, w
     assert len((await store.get(who, thread.id)).messages) == 3
 
 
-async def test_a_freed_key_with_another_body_is_refused(store: Store, who: Principal, thread: Thread) -> None:
+async def test_a_free_key_with_another_body_is_refused(store: Store, who: Principal, thread: Thread) -> None:
     _, answer, _ = await claim(store, who, thread.id, idempotent())
     await store.finish(who, failed(answer, retryable=True))
     with pytest.raises(IdempotencyMismatch):

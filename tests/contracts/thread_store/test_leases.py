@@ -1,4 +1,4 @@
-"""Runs whose lease has expired, and who takes them over."""
+"""Runs whose lease has expired, each taken over by one process (I5)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from tests.support.backends import OpenStore
 from tests.support.samples import WORKER, completed, failed, principal, started_run, started_thread
 
 
-async def test_a_run_whose_lease_holds_is_no_orphan(store: Store, who: Principal, thread: Thread) -> None:
+async def test_a_run_whose_lease_has_not_expired_is_not_taken_over(
+    store: Store, who: Principal, thread: Thread
+) -> None:
     answer = await started_run(store, who, thread.id)
     assert await store.take_orphans("worker-2") == []
     assert await store.take_orphan(who, answer.id, "worker-2") is None
     assert await store.checkpoint(who, answer.id, worker=WORKER, partial=None) == "held"
 
 
-async def test_an_orphan_goes_to_one_of_those_who_ask_and_its_old_worker_has_lost_it(
+async def test_an_orphan_goes_to_one_caller_and_its_old_worker_has_lost_it(
     open_store: OpenStore, who: Principal
 ) -> None:
+    """I5."""
     async with open_store(lease=0.0) as store, open_store(peer=True) as peer:
         thread = await started_thread(store, who)
         answer = await started_run(store, who, thread.id)
@@ -49,7 +52,8 @@ async def test_an_orphan_goes_to_one_of_those_who_ask_and_its_old_worker_has_los
         assert await peer.take_orphans(winner) == []
 
 
-async def test_one_orphan_is_taken_over_by_one_of_those_who_ask_for_it(open_store: OpenStore, who: Principal) -> None:
+async def test_a_named_orphan_goes_to_one_caller(open_store: OpenStore, who: Principal) -> None:
+    """I5."""
     async with open_store(lease=0.0) as store, open_store(peer=True) as peer:
         thread = await started_thread(store, who)
         answer = await started_run(store, who, thread.id)
@@ -67,14 +71,14 @@ async def test_a_checkpoint_renews_the_lease(open_store: OpenStore, who: Princip
         assert await peer.take_orphans("sweeper") == []
 
 
-async def test_a_lease_that_nobody_took_over_is_held(open_store: OpenStore, who: Principal) -> None:
+async def test_an_expired_lease_that_was_not_taken_over_is_still_held(open_store: OpenStore, who: Principal) -> None:
     async with open_store(lease=0.0) as store:
         answer = await started_run(store, who, (await started_thread(store, who)).id)
         assert await store.checkpoint(who, answer.id, worker=WORKER, partial=None) == "held"
         assert (await store.finish(who, completed(answer))).won is True
 
 
-async def test_orphans_are_those_of_every_organization(open_store: OpenStore) -> None:
+async def test_orphans_of_every_organization_are_taken_over(open_store: OpenStore) -> None:
     async with open_store(lease=0.0) as store:
         answers = set()
         for owner in (principal(), principal()):
@@ -82,7 +86,7 @@ async def test_orphans_are_those_of_every_organization(open_store: OpenStore) ->
         assert {record.id for record in await store.take_orphans("sweeper")} == answers
 
 
-async def test_a_finished_run_that_was_not_forgotten_is_an_orphan_too(open_store: OpenStore, who: Principal) -> None:
+async def test_a_finished_run_with_a_record_is_an_orphan_too(open_store: OpenStore, who: Principal) -> None:
     async with open_store(lease=0.0) as store:
         thread = await started_thread(store, who)
         answer = await started_run(store, who, thread.id)
@@ -100,7 +104,7 @@ async def test_a_cancelled_orphan_is_still_cancelled(open_store: OpenStore, who:
         assert await store.checkpoint(who, answer.id, worker="sweeper", partial=None) == "cancelled"
 
 
-async def test_a_record_that_cannot_be_read_keeps_no_other_run_from_being_taken_over(
+async def test_a_record_that_cannot_be_read_does_not_stop_the_take_over_of_others(
     open_store: OpenStore, who: Principal, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_store(lease=0.0) as store:

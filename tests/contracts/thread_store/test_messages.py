@@ -1,4 +1,4 @@
-"""Reading the messages of one thread: their order, paging, byte bounds, and values that come back equal."""
+"""Reading the messages of one thread: order, paging, the bound in bytes (I9), and JSON that is returned equal."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.support.samples import (
 
 
 async def test_messages_are_paged_backwards(store: Store, who: Principal, thread: Thread) -> None:
-    told = [new_message(thread.id, str(n), "system") for n in range(10)]
-    for message in told:
+    appended = [new_message(thread.id, str(n), "system") for n in range(10)]
+    for message in appended:
         await store.append_message(who, message)
 
     async def page_of(before: Message | None, limit: int) -> list[str]:
@@ -34,31 +34,32 @@ async def test_messages_are_paged_backwards(store: Store, who: Principal, thread
             (await store.list_messages(who, thread.id, before=before.id if before else None, limit=limit)).messages
         )
 
-    assert await page_of(None, 4) == ids(told[6:])
-    assert await page_of(told[6], 4) == ids(told[2:6])
-    assert await page_of(told[2], 4) == ids(told[:2])
-    assert await page_of(told[0], 4) == []
-    assert await page_of(None, 10) == await page_of(None, 99) == ids(told)
+    assert await page_of(None, 4) == ids(appended[6:])
+    assert await page_of(appended[6], 4) == ids(appended[2:6])
+    assert await page_of(appended[2], 4) == ids(appended[:2])
+    assert await page_of(appended[0], 4) == []
+    assert await page_of(None, 10) == await page_of(None, 99) == ids(appended)
 
 
 async def test_a_long_thread_is_paged_to_its_beginning(store: Store, who: Principal, thread: Thread) -> None:
-    told = [new_message(thread.id, str(n), "system") for n in range(230)]
-    for message in told:
+    appended = [new_message(thread.id, str(n), "system") for n in range(230)]
+    for message in appended:
         await store.append_message(who, message)
     found: list[Message] = []
     while older := (
         await store.list_messages(who, thread.id, before=found[0].id if found else None, limit=40)
     ).messages:
         found = older + found
-    assert [message.content for message in found] == [message.content for message in told]
-    assert (await store.get_message(who, thread.id, told[0].id)).content == "0"
+    assert [message.content for message in found] == [message.content for message in appended]
+    assert (await store.get_message(who, thread.id, appended[0].id)).content == "0"
     with pytest.raises(MessageNotFound):
         await store.list_messages(who, thread.id, before=new_id(), limit=40)
 
 
-async def test_a_page_of_messages_holds_what_fits_and_paging_goes_on(
+async def test_a_page_has_the_messages_that_fit_and_paging_continues_before_them(
     store: Store, who: Principal, thread: Thread
 ) -> None:
+    """I9."""
     stored = [new_message(thread.id, f"{n}" * 100_000, "system") for n in range(9)]
     for message in stored:
         await store.append_message(who, message)
@@ -77,7 +78,7 @@ async def test_a_page_of_messages_holds_what_fits_and_paging_goes_on(
     assert not (await store.list_messages(who, thread.id, before=None, limit=3, max_bytes=350_000)).cut
 
 
-async def test_a_thread_is_read_with_the_messages_that_fit_and_a_running_one(
+async def test_a_thread_is_read_with_the_messages_that_fit_and_the_one_in_progress(
     store: Store, who: Principal, thread: Thread
 ) -> None:
     answer = await started_run(store, who, thread.id)
@@ -93,7 +94,9 @@ async def test_a_thread_is_read_with_the_messages_that_fit_and_a_running_one(
     assert (ids(few.messages), few.cut) == ([answer.id], True)  # its checkpoint counts, not how it began
 
 
-async def test_a_message_of_no_or_another_thread_is_not_found(store: Store, who: Principal, thread: Thread) -> None:
+async def test_an_unknown_message_or_one_of_another_thread_is_not_found(
+    store: Store, who: Principal, thread: Thread
+) -> None:
     elsewhere = new_message((await started_thread(store, who)).id)
     await store.append_message(who, elsewhere)
     await store.append_message(who, new_message(thread.id))
@@ -104,7 +107,7 @@ async def test_a_message_of_no_or_another_thread_is_not_found(store: Store, who:
             await store.list_messages(who, thread.id, before=message_id, limit=5)
 
 
-async def test_what_clients_and_tools_send_comes_back_the_same(store: Store, who: Principal, thread: Thread) -> None:
+async def test_json_of_clients_and_tools_is_returned_equal(store: Store, who: Principal, thread: Thread) -> None:
     attachment = new_file(thread.id, filename="ü 😀.txt", size=2**40).attachment
     question, answer = turn(thread.id, "nul \x00, 😀, e\u0301, \u2028, \r\n")
     question = replace(question, metadata=AWKWARD, attachments=[attachment], content_html="<p>&amp;</p>")
@@ -115,11 +118,11 @@ async def test_what_clients_and_tools_send_comes_back_the_same(store: Store, who
     assert exactly(running[1].tool_calls) == exactly(partial.tool_calls)
     final = completed(replace(partial, metadata={**AWKWARD, **partial.metadata}), "a\x00😀").with_run(usage=AWKWARD)
     await store.finish(who, final)
-    for kept in (
+    for stored in (
         (await store.get(who, thread.id)).messages,
         (await read_page(store, who)).threads[0].messages,
         (await store.list_messages(who, thread.id, before=None, limit=2)).messages,
         [await store.get_message(who, thread.id, question.id), await store.get_message(who, thread.id, answer.id)],
     ):
-        for message, wanted in zip(kept, [question, final], strict=True):
+        for message, wanted in zip(stored, [question, final], strict=True):
             assert exactly(replace(message, created_at="")) == exactly(replace(wanted, created_at=""))

@@ -1,4 +1,4 @@
-"""Pages of threads: their order, filters, message limits and byte bounds."""
+"""Listing threads: order, filters, message limits and the bound in bytes (I9)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.samples import (
 )
 
 
-async def test_a_page_is_newest_updated_first(open_store: OpenStore, who: Principal) -> None:
+async def test_threads_are_listed_latest_updated_first(open_store: OpenStore, who: Principal) -> None:
     clock = HandClock()
     async with open_store(clock=clock) as store:
         at = timestamp(clock.now)
@@ -54,16 +54,16 @@ async def test_a_page_is_newest_updated_first(open_store: OpenStore, who: Princi
         ]
 
 
-async def test_limit_offset_and_more_walk_through_all_threads(open_store: OpenStore, who: Principal) -> None:
+async def test_limit_and_offset_page_through_all_threads(open_store: OpenStore, who: Principal) -> None:
     clock = HandClock()
     async with open_store(clock=clock) as store:
-        made = []
+        created = []
         for _ in range(5):
             clock.move(seconds=1)
             at = timestamp(clock.now)
             thread = replace(new_thread(who), created_at=at, updated_at=at)
-            made.append((await store.create(who, thread)).thread.id)
-        newest = made[::-1]
+            created.append((await store.create(who, thread)).thread.id)
+        newest = created[::-1]
         for offset, limit, more in ((0, 2, True), (2, 2, True), (4, 2, False), (3, 2, False), (0, 5, False)):
             found = await read_page(store, who, limit=limit, offset=offset)
             assert [thread.id for thread in found.threads] == newest[offset : offset + limit]
@@ -73,7 +73,7 @@ async def test_limit_offset_and_more_walk_through_all_threads(open_store: OpenSt
         assert await read_page(store, who, limit=2, offset=10**6) == ThreadPage([], more=False, cut=False)
 
 
-async def test_a_page_holds_the_whole_organizations_threads_with_that_agent(store: Store, who: Principal) -> None:
+async def test_the_threads_of_all_users_with_that_agent_are_listed(store: Store, who: Principal) -> None:
     colleague = principal(who.organization_id)
     mine, theirs = await started_thread(store, who), await started_thread(store, colleague)
     await started_thread(store, who, "another agent")
@@ -84,7 +84,7 @@ async def test_a_page_holds_the_whole_organizations_threads_with_that_agent(stor
     }
 
 
-async def test_archived_threads_are_shown_alone_left_out_or_among_the_others(store: Store, who: Principal) -> None:
+async def test_archived_threads_are_listed_alone_not_at_all_or_with_the_others(store: Store, who: Principal) -> None:
     open_one, put_away = await started_thread(store, who), await started_thread(store, who)
     await store.update(who, put_away.id, archived=True)
 
@@ -99,9 +99,7 @@ async def test_archived_threads_are_shown_alone_left_out_or_among_the_others(sto
 
 
 @pytest.mark.parametrize("message_limit", [0, 1, 3, 6, 50])
-async def test_a_page_holds_the_latest_messages_of_each_thread(
-    store: Store, who: Principal, message_limit: int
-) -> None:
+async def test_a_page_has_the_latest_messages_of_each_thread(store: Store, who: Principal, message_limit: int) -> None:
     threads = [await started_thread(store, who) for _ in range(2)]
     for thread in threads:
         for n in range(3):
@@ -113,9 +111,8 @@ async def test_a_page_holds_the_latest_messages_of_each_thread(
         assert thread == replace(whole, messages=whole.messages[-message_limit:] if message_limit else [])
 
 
-async def test_past_its_bytes_a_page_holds_fewer_but_the_latest_messages_and_says_so(
-    store: Store, who: Principal
-) -> None:
+async def test_a_page_that_exceeds_its_bytes_has_fewer_messages_and_is_cut(store: Store, who: Principal) -> None:
+    """I9."""
     for _ in range(3):
         thread = await started_thread(store, who)
         for n in range(6):
@@ -133,7 +130,7 @@ async def test_past_its_bytes_a_page_holds_fewer_but_the_latest_messages_and_say
     assert [len(thread.messages) for thread in found.threads] == [6, 6, 6]
 
 
-async def test_a_page_is_not_called_cut_where_the_message_limit_alone_leaves_messages_out(
+async def test_a_page_is_not_cut_if_only_the_message_limit_leaves_messages_out(
     store: Store, who: Principal, thread: Thread
 ) -> None:
     for _ in range(4):
@@ -142,7 +139,7 @@ async def test_a_page_is_not_called_cut_where_the_message_limit_alone_leaves_mes
     assert (found.cut, len(found.threads[0].messages)) == (False, 1)
 
 
-async def test_a_message_in_progress_counts_with_its_partial_against_the_bytes_of_a_page(
+async def test_the_checkpoint_of_a_message_in_progress_counts_toward_the_bytes_of_a_page(
     store: Store, who: Principal, thread: Thread
 ) -> None:
     await store.append_message(who, new_message(thread.id, "x" * 10_000, "system"))

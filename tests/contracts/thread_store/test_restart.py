@@ -1,4 +1,4 @@
-"""What a store contains after it was closed and opened again."""
+"""A store that was closed and opened again has what it acknowledged; embedded runs are orphans (I5)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from tests.support.samples import (
 
 
 @pytest.mark.usefixtures("embedded")
-async def test_a_reopened_store_finds_every_run_an_orphan(open_store: OpenStore, who: Principal) -> None:
+async def test_every_run_is_an_orphan_after_an_embedded_store_was_reopened(
+    open_store: OpenStore, who: Principal
+) -> None:
     async with open_store() as store:
         answers = [await started_run(store, who, (await started_thread(store, who)).id) for _ in range(3)]
     async with open_store() as store:

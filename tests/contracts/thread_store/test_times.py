@@ -1,4 +1,4 @@
-"""The times of threads and messages strictly increase, whatever the clocks do."""
+"""The times of threads and messages strictly increase, whatever the clocks do (I7)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tests.support.samples import WORKER, HandClock, completed, new_message, new
 
 @pytest.mark.parametrize("step", [0, -10_000], ids=["stands still", "goes back"])
 async def test_times_strictly_increase_under_a_clock_that(open_store: OpenStore, who: Principal, step: int) -> None:
+    """I7."""
     clock = HandClock()
     async with open_store(clock=clock) as store:
         at = timestamp(clock.now)
@@ -44,7 +45,9 @@ async def test_times_strictly_increase_under_a_clock_that(open_store: OpenStore,
         assert increases(updates)
 
 
-async def test_a_time_that_is_later_than_its_predecessors_is_kept(store: Store, who: Principal, thread: Thread) -> None:
+async def test_a_time_that_is_later_than_its_predecessor_is_unchanged(
+    store: Store, who: Principal, thread: Thread
+) -> None:
     clock = HandClock()
     clock.move(days=36500)
     message = new_message(thread.id, role="system", at=clock.now)
@@ -67,7 +70,8 @@ async def test_a_moved_time_stays_through_checkpoint_and_finish(store: Store, wh
     assert increases([message.created_at for message in messages])
 
 
-async def test_a_checkpoint_is_no_write_to_the_thread(store: Store, who: Principal, thread: Thread) -> None:
+async def test_a_checkpoint_does_not_change_updated_at(store: Store, who: Principal, thread: Thread) -> None:
+    """I7."""
     answer = await started_run(store, who, thread.id)
     before = (await store.get(who, thread.id)).updated_at
     await store.checkpoint(who, answer.id, worker=WORKER, partial=with_content(answer, "Hal"))
