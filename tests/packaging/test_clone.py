@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.installed import report, started, write_probe
+from tests.support.installed import report, started, write_probe
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,7 +14,7 @@ import httpx
 import msgspec
 import pytest
 
-from tests.packaging.installed import post, report, started, tools_ready, write_probe
+from tests.support.installed import post, report, started, tools_ready, write_probe
 from tests.support.services import missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

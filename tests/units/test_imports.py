@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ALLOWED = {"server": {"server", "agents", "stores"}, "agents": {"agents", "stores"}, "stores": {"stores"}}
 MODULES = sorted(path.relative_to(ROOT) for package in ALLOWED for path in (ROOT / package).rglob("*.py"))
+NAMES = {".".join(("agent_chat", *path.with_suffix("").parts)).removesuffix(".__init__"): path for path in MODULES}
 
 DRIVERS = {
     "motor": {"stores/mongo/store.py"},
@@ -57,6 +59,29 @@ def imports(module: Path) -> Iterator[str]:
                 yield from (f"{whole}.{alias.name}" for alias in names)
 
 
+def nodes_run_on_import(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes outside functions and outside `if TYPE_CHECKING:`."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        match child:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                continue
+        yield from nodes_run_on_import(child)
+
+
+def modules_loaded_by(module: Path) -> Iterator[str]:
+    """Our modules that importing this one imports, by their dotted names."""
+    for node in nodes_run_on_import(tree(module)):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=str() as source, names=names, level=0):
+                inner = [f"{source}.{alias.name}" for alias in names]
+                yield from (name if name in NAMES else source for name in inner)
+            case ast.ImportFrom():
+                raise AssertionError(f"{module} has a relative import")
+
+
 def packages(module: Path) -> set[str]:
     """The packages that a module imports from: our own by their folder, others by their first name."""
     return {name.removeprefix("agent_chat.").split(".")[0] for name in imports(module)}
@@ -82,6 +107,12 @@ def test_there_are_modules_to_look_at() -> None:
 def test_imports_run_one_way(module: Path) -> None:
     ours = packages(module) & {"server", "agents", "stores", "tests", "web_demo"}
     assert ours <= ALLOWED[module.parts[0]]
+
+
+def test_imports_have_no_cycle() -> None:
+    graph = {name: set(modules_loaded_by(module)) & NAMES.keys() for name, module in NAMES.items()}
+    assert all(graph[name] for name in ("agent_chat.server.app", "agent_chat.agents.registry"))
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
