@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from typing import NoReturn, TypeVar
@@ -42,6 +43,7 @@ def main(context: click.Context) -> None:
 
 
 def serve() -> None:
+    """Serve until a signal stops the process; exit with 2 and one line if the start fails."""
     hide_process()
     try:
         settings = load()
@@ -53,10 +55,7 @@ def serve() -> None:
         _stop(_line(error))
     except BadBlobsURL as error:
         _stop(f"CHAT_BLOBS_URL {error}")
-    try:
-        sock = listening_socket(settings.host, settings.port, reuse_port=settings.reuse_port)
-    except OSError as error:
-        _stop(f"PORT, CHAT_HOST: can't listen on {settings.host}:{settings.port}: {error.strerror}")
+    sock = _listen(settings)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{sock.getsockname()[1]}"
 
@@ -87,6 +86,13 @@ def serve() -> None:
         if isinstance(failure, OSError):
             _stop(f"CHAT_DATA_DIR: {failure}")
         raise failure or SystemExit(1) from None
+
+
+def _listen(settings: Settings) -> socket.socket:
+    try:
+        return listening_socket(settings.host, settings.port, reuse_port=settings.reuse_port)
+    except OSError as error:
+        _stop(f"PORT, CHAT_HOST: can't listen on {settings.host}:{settings.port}: {error.strerror}")
 
 
 def _greeting(url: str, settings: Settings, own: OwnKey | None) -> str:

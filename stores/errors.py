@@ -125,8 +125,7 @@ class LogDeleted(Exception):
 
 
 class LogUnavailable(Exception):
-    """The log did not answer in time. What was written to it is kept and goes out later; what was asked may be asked
-    again."""
+    """The log did not respond in time. Pending events are published later; a failed read may be retried."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"The log did not answer: {reason}.")
