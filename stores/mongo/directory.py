@@ -137,13 +137,10 @@ class MongoDirectory(Database):
 
     async def find_session_principal(self, token: str) -> Principal | None:
         query = {"_id": hash_of(token), "expires_at": {"$gt": timestamp(self.clock())}}
-        session = await self.db.sessions.find_one(query)
-        if session is None:
-            return None
-        key = {"_id": session["key_id"], "valid": True}
-        if await self.db.keys.find_one(key, {"_id": 1}) is None:
-            return None
-        return Principal(session["organization_id"], session["user_id"])
+        for session in await self.db.sessions.find_joined(query, "keys", "key_id"):
+            if any(key["valid"] for key in session["keys"]):
+                return Principal(session["organization_id"], session["user_id"])
+        return None
 
     async def delete_session(self, token: str) -> None:
         await self.db.sessions.delete_one({"_id": hash_of(token)})

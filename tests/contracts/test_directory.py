@@ -268,6 +268,15 @@ async def test_one_of_several_concurrently_created_agents_is_the_default(store: 
     assert len((await store.list_agents(who)).agents) == 10
 
 
+async def test_an_agent_of_an_organization_without_a_record_is_not_the_default(store: Store) -> None:
+    who = Principal(new_id(), new_id())
+    agent = await store.create_agent(who, new_agent(who, is_default=True))
+    assert agent.is_default is False
+    assert (await store.update_agent(who, agent, is_default=True)).is_default is False
+    assert (await store.get_agent(who, agent.id)).is_default is False
+    await store.delete_agent(who, agent.id)
+
+
 async def test_agents_are_listed_oldest_first(store: Store, who: Principal) -> None:
     created = [(await store.create_agent(who, new_agent(who, str(n)))).id for n in range(5)]
     assert [agent.id for agent in (await store.list_agents(who)).agents] == created
