@@ -21,8 +21,9 @@ from agent_chat.server.errors import RETRY_SECONDS, RateLimited
 class Limits(msgspec.Struct, frozen=True):
     """Per organization and process: requests a minute; runs, open streams and uploads at once.
 
-    `loop_share`: of the event loop's time, while other organizations are served. `waiting`: requests that may wait
-    because the organization took more than that.
+    `loop_target`: the fraction of the event loop's time up to which an organization may take what others leave while
+    they are served; it may always take `loop_share`. `waiting`: requests that may wait because the organization took
+    more than that.
 
     In all: `stored_bytes`; None takes it from the settings.
 
@@ -37,6 +38,7 @@ class Limits(msgspec.Struct, frozen=True):
     streams: int = 2000
     uploads: int = 20
     loop_share: float = 0.2
+    loop_target: float = 0.5
     waiting: int = 200
     stored_bytes: int | None = None
     ping_seconds: float = 15.0

@@ -2,10 +2,11 @@
 
 Requests are limited in number, but a page of 8 MB costs as much as fifty small reads. So their cost is limited too, and
 it is measured, not estimated: the CPU time of every step of a request or a run, and of what the embedded store does
-for it in threads. While others are served, an organization may take `Limits.loop_share` of the time. What it takes
-beyond that is a debt, and its next requests wait until the debt is paid, in the order in which they came. Without
-others it may take all of the loop. A request begins with what the organization's requests took on average, so that a
-hundred at once do not all begin before the first has been measured.
+for it in threads. While others are served, an organization may take what they leave of `Limits.loop_target`, a half of
+the time, and at least `Limits.loop_share`, a fifth. What it takes beyond that is a debt, and its next requests wait
+until the debt is paid, in the order in which they came. Without others it may take all of the loop. A request begins
+with what the organization's requests took on average, so that a hundred at once do not all begin before the first has
+been measured.
 
 Relayed tokens are not counted: runs and streams have limits of their own, and nothing is added to the path of a token.
 
@@ -36,9 +37,29 @@ _OTHERS_SECONDS = 3.0
 _POLL_SECONDS = 0.1
 _WEIGHT_OF_LATEST = 0.2
 _KNOWN = 1000
+_WINDOW_SECONDS = 1.0
 
 _CURRENT: ContextVar[LoopShare | None] = ContextVar("loop_share", default=None)
 _MEASURED: ContextVar[_Measured[Any] | None] = ContextVar("measured", default=None)
+
+
+class _Rate:
+    """CPU seconds per second, averaged over about the last second."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._rate = 0.0
+        self._at = clock()
+
+    def add(self, seconds: float) -> None:
+        self._rate = self.current() + seconds / _WINDOW_SECONDS
+
+    def current(self) -> float:
+        now = self._clock()
+        if now > self._at:
+            self._rate *= math.exp((self._at - now) / _WINDOW_SECONDS)
+            self._at = now
+        return self._rate
 
 
 class LoopShares:
@@ -46,15 +67,25 @@ class LoopShares:
 
     Args:
         clock: monotonic seconds.
+        cpu_clock: seconds of CPU time that the event loop's thread has taken.
 
     Attributes:
         waits: how often a request had to wait.
     """
 
-    def __init__(self, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        cpu_clock: Callable[[], float] = time.thread_time,
+    ) -> None:
         self.waits = 0
         self.limits = limits
         self.clock = clock
+        self._cpu_clock = cpu_clock
+        self._cpu = cpu_clock()
+        self._rate = _Rate(clock)
         self._shares: dict[str, LoopShare] = {}
         self._latest: LoopShare | None = None
         self._latest_at = -math.inf
@@ -74,6 +105,13 @@ class LoopShares:
             self._latest, self._other_at = share, self._latest_at
         self._latest_at = now
 
+    def fraction(self, rate: float) -> float:
+        """Return the fraction of the time that an organization with this rate may take while others are served."""
+        cpu = self._cpu_clock()
+        self._rate.add(cpu - self._cpu)
+        self._cpu = cpu
+        return max(self.limits.loop_share, self.limits.loop_target - max(0.0, self._rate.current() - rate))
+
     def has_others(self, share: LoopShare) -> bool:
         """Whether another organization is being served."""
         last = self._other_at if share is self._latest else self._latest_at
@@ -85,7 +123,7 @@ class LoopShare:
 
     def __init__(self, all: LoopShares) -> None:
         self._all = all
-        self._share = all.limits.loop_share
+        self._rate = _Rate(all.clock)
         self._debt = 0.0
         self._debt_at = all.clock()
         self._per_request = 0.0
@@ -96,13 +134,22 @@ class LoopShare:
         return not self._waiting and self._debt_at < self._all.clock() - _OTHERS_SECONDS and not self._current_debt()
 
     def charge(self, seconds: float) -> None:
+        """Count CPU time that was taken for this organization."""
+        self._rate.add(seconds)
+        self._owe(seconds)
+
+    def _owe(self, seconds: float) -> None:
         self._all.count_step(self, self._all.clock())
         self._debt = max(0.0, self._current_debt() + seconds)
 
+    def _fraction(self) -> float:
+        return self._all.fraction(self._rate.current())
+
     def _current_debt(self) -> float:
-        """It shrinks by the share of the time that passes."""
+        """It shrinks by the organization's fraction of the time that passes."""
         now = self._all.clock()
-        self._debt = max(0.0, self._debt - (now - self._debt_at) * self._share)
+        if self._debt:
+            self._debt = max(0.0, self._debt - (now - self._debt_at) * self._fraction())
         self._debt_at = now
         return self._debt
 
@@ -110,7 +157,7 @@ class LoopShare:
         debt = self._current_debt()
         if debt > BURST_SECONDS and not self._all.has_others(self):
             self._debt = debt = BURST_SECONDS
-        return max(0.0, debt - BURST_SECONDS) / self._share
+        return max(0.0, debt - BURST_SECONDS) / self._fraction()
 
     async def turn(self, *, refuse: bool = True) -> None:
         """Wait until the organization may take more of the loop.
@@ -147,12 +194,12 @@ class LoopShare:
             took += seconds
             self.charge(seconds)
 
-        self.charge(expected)
+        self._owe(expected)
         try:
             return await self._measure(request, charge)
         finally:
-            unpaid = expected - (self._all.clock() - began) * self._share
-            self.charge(-max(0.0, unpaid))
+            unpaid = expected - (self._all.clock() - began) * self._fraction()
+            self._owe(-max(0.0, unpaid))
             self._per_request += (took - expected) * _WEIGHT_OF_LATEST
 
     async def serve_socket(self, socket: Awaitable[T]) -> T:

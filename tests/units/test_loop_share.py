@@ -16,13 +16,16 @@ from agent_chat.stores.cpu_time import CPU_TIME
 
 class Clock:
     now = 1000.0
+    cpu = 0.0
+    """CPU time of the event loop's thread."""
 
     def __call__(self) -> float:
         return self.now
 
 
 def shares_with(clock: Clock, **limits: float) -> LoopShares:
-    return LoopShares(Limits(**{"loop_share": 0.2, "waiting": 3, **limits}), clock=clock)  # type: ignore[arg-type]
+    wanted = {"loop_share": 0.2, "loop_target": 0.0, "waiting": 3, **limits}
+    return LoopShares(Limits(**wanted), clock=clock, cpu_clock=lambda: clock.cpu)  # type: ignore[arg-type]
 
 
 async def is_immediate(work: Awaitable[None]) -> bool:
@@ -63,6 +66,36 @@ async def test_what_goes_beyond_the_share_is_waited_for_while_others_are_served(
     clock.now += 0.06  # 0.1 s of debt at a fifth of the time
     assert await went_on(waiting)
     assert shares.waits == 1
+
+
+async def seconds_of_waiting(clock: Clock, shares: LoopShares, taken: float, busy: float) -> float:
+    """How long a request waits after its organization took some seconds, with the loop this busy by others."""
+    heavy, light = shares.of("heavy"), shares.of("light")
+    heavy.charge(taken + BURST_SECONDS)
+    clock.cpu += taken + BURST_SECONDS
+    waiting, waited = asyncio.create_task(heavy.turn()), 0.0
+    while not waiting.done():
+        light.charge(0.0)
+        clock.now += 0.01
+        clock.cpu += 0.01 * busy
+        waited += 0.01
+        await asyncio.wait({waiting}, timeout=0.11)
+    return waited
+
+
+@pytest.mark.parametrize(("busy", "fraction"), [(0.0, 0.5), (0.2, 0.3), (0.9, 0.2)])
+async def test_what_others_leave_of_half_the_loop_may_be_taken_and_at_least_a_fifth(
+    busy: float, fraction: float
+) -> None:
+    clock = Clock()
+    shares = shares_with(clock, loop_target=0.5)
+    for _ in range(500):  # so that the average is known
+        shares.of("light").charge(0.01 * busy)
+        clock.now += 0.01
+        clock.cpu += 0.01 * busy
+        shares.fraction(0.0)
+    waited = await seconds_of_waiting(clock, shares, 0.03, busy)
+    assert waited == pytest.approx(0.03 / fraction, abs=0.03)
 
 
 async def test_a_debt_ends_with_the_last_request_of_the_others() -> None:
