@@ -1,1 +1,1 @@
-"""The shared log, on Redis."""
+"""The log in Redis."""

@@ -1,7 +1,7 @@
-"""Asking the log in Redis: one connection's questions, in pipelines, with a bound on how long anybody waits.
+"""Reading from Redis: the requests of all readers in pipelines over one connection, with a bound on the time they wait.
 
-A Redis that has not answered for two seconds is asked by a ping until it does; meanwhile every question fails
-immediately, so that a request with several of them waits once.
+Once Redis has not replied for two seconds, it is pinged until it does; meanwhile every request fails immediately, so
+that a caller with several of them waits once.
 """
 
 from __future__ import annotations
@@ -12,105 +12,115 @@ import time
 from collections import deque
 
 from agent_chat.stores.errors import LogUnavailable
-from agent_chat.stores.redis.room import Room
-from agent_chat.stores.redis.writer import Answer, Away, Backoff, Command, Exchange, Refusal
+from agent_chat.stores.redis.connection import Backoff, Command, ErrorReply, Exchange, RedisUnreachable, Reply
+from agent_chat.stores.redis.eviction import LogEvictor
 
 logger = logging.getLogger(__name__)
 
 READ_SECONDS = 2.0
-"""How long anybody waits for Redis to answer a question."""
+"""How long a request waits for Redis (I19)."""
 
-_READS_AT_ONCE = 100
+_PIPELINE_REQUESTS = 100
 
 
-class _Question:
+class _Request:
     def __init__(self, command: Command) -> None:
         self.command = command
-        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
 
 class Reads:
-    """Questions to Redis: all that wait go in one pipeline, in a task that no reader's leaving cancels."""
+    """Requests to Redis. All that wait go out in one pipeline, in a task that no reader's cancellation ends.
 
-    def __init__(self, exchange: Exchange, room: Room) -> None:
+    Attributes:
+        _requests: those without a reply, oldest first.
+        _requested: set while there are any.
+        _silent_since: since when Redis has not replied; None if nothing is in flight.
+    """
+
+    def __init__(self, exchange: Exchange, evictor: LogEvictor) -> None:
         self._exchange = exchange
-        self._room = room
-        self._asked: deque[_Question] = deque()
-        self._some = asyncio.Event()
-        self._unanswered_since: float | None = None
+        self._evictor = evictor
+        self._requests: deque[_Request] = deque()
+        self._requested = asyncio.Event()
+        self._silent_since: float | None = None
         self._task = asyncio.create_task(self._serve(), name="log reads")
 
-    async def ask(self, *command: str | bytes) -> Answer:
-        """Raises: LogUnavailable after two seconds without an answer, immediately while Redis is known to be silent."""
+    async def request(self, *command: str | bytes) -> Reply:
+        """Send a command and return the reply.
+
+        Raises: LogUnavailable after two seconds without a reply, immediately while Redis is known to be unreachable.
+        """
         if self._is_silent:
-            raise LogUnavailable(f"no answer for over {READ_SECONDS:g} seconds")
-        question = _Question(command)
-        self._asked.append(question)
-        self._some.set()
+            raise LogUnavailable(f"no reply for over {READ_SECONDS:g} seconds")
+        request = _Request(command)
+        self._requests.append(request)
+        self._requested.set()
         try:
             async with asyncio.timeout(READ_SECONDS):
-                return await question.answer
+                return await request.reply
         except TimeoutError as error:
-            raise LogUnavailable(f"no answer within {READ_SECONDS:g} seconds") from error
+            raise LogUnavailable(f"no reply within {READ_SECONDS:g} seconds") from error
 
     @property
     def _is_silent(self) -> bool:
-        return self._unanswered_since is not None and time.monotonic() - self._unanswered_since >= READ_SECONDS
+        return self._silent_since is not None and time.monotonic() - self._silent_since >= READ_SECONDS
 
     async def close(self) -> None:
+        """Fail all requests."""
         self._task.cancel()
         await asyncio.wait({self._task})
-        self._give_up("it is closed")
+        self._fail_requests("it is closed")
 
     async def _serve(self) -> None:
         backoff = Backoff()
         while True:
-            if self._unanswered_since is None:
-                await self._some.wait()
-                self._unanswered_since = time.monotonic()
+            if self._silent_since is None:
+                await self._requested.wait()
+                self._silent_since = time.monotonic()
             try:
-                failure = await self._put()
+                failure = await self._send_pipeline()
             except Exception as error:
                 logger.exception("the log could not be read")
                 failure = repr(error)
-            if not self._asked:
-                self._some.clear()
+            if not self._requests:
+                self._requested.clear()
             if failure is None:
                 backoff.reset()
-                self._unanswered_since = None
+                self._silent_since = None
                 continue
             if self._is_silent:
-                self._give_up(failure)
+                self._fail_requests(failure)
             await backoff.wait()
 
-    async def _put(self) -> str | None:
-        """Put a pipeline of questions, or a ping if there are none; why some stay unanswered, or None."""
-        questions: list[_Question] = []
-        while self._asked and len(questions) < _READS_AT_ONCE:
-            question = self._asked.popleft()
-            if not question.answer.done():
-                questions.append(question)
+    async def _send_pipeline(self) -> str | None:
+        """Send a pipeline of requests, or a ping if there are none. Returns why some have no reply, or None."""
+        requests: list[_Request] = []
+        while self._requests and len(requests) < _PIPELINE_REQUESTS:
+            request = self._requests.popleft()
+            if not request.reply.done():
+                requests.append(request)
         failure = None
-        answers: list[Answer] = []
+        replies: list[Reply] = []
         try:
-            answers = await self._exchange([question.command for question in questions] or [("PING",)])
-        except Away as away:
-            answers, failure = list(away.answers), str(away)
-        again = questions[len(answers) :]
-        for question, answer in zip(questions, answers, strict=False):
-            if isinstance(answer, Refusal):
-                failure = answer.reason
-                again.append(question)
-            elif not question.answer.done():
-                question.answer.set_result(answer)
-        self._asked.extendleft(reversed(again))
-        if any(isinstance(answer, Refusal) and answer.full for answer in answers):
-            await self._room.make(self._exchange)
+            replies = await self._exchange([request.command for request in requests] or [("PING",)])
+        except RedisUnreachable as error:
+            replies, failure = list(error.replies), str(error)
+        unanswered = requests[len(replies) :]
+        for request, reply in zip(requests, replies, strict=False):
+            if isinstance(reply, ErrorReply):
+                failure = reply.reason
+                unanswered.append(request)
+            elif not request.reply.done():
+                request.reply.set_result(reply)
+        self._requests.extendleft(reversed(unanswered))
+        if any(isinstance(reply, ErrorReply) and reply.full for reply in replies):
+            await self._evictor.evict(self._exchange)
         return failure
 
-    def _give_up(self, reason: str) -> None:
-        while self._asked:
-            question = self._asked.popleft()
-            if not question.answer.done():
-                question.answer.set_exception(LogUnavailable(reason))
-        self._some.clear()
+    def _fail_requests(self, reason: str) -> None:
+        while self._requests:
+            request = self._requests.popleft()
+            if not request.reply.done():
+                request.reply.set_exception(LogUnavailable(reason))
+        self._requested.clear()

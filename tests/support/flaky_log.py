@@ -18,20 +18,20 @@ class FlakyLog(RedisLog):
         self._held: list[tuple[bytes, bytes]] = []
         super().__init__(url, prefix=prefix)
 
-    def _heard(self, channel: bytes, payload: bytes) -> None:
+    def _on_message(self, channel: bytes, payload: bytes) -> None:
         if self._random.random() >= self.chance:
-            super()._heard(channel, payload)
+            super()._on_message(channel, payload)
         else:
             match self._random.randrange(3):
                 case 0:
                     self.dropped += 1
                 case 1:
                     self.doubled += 1
-                    super()._heard(channel, payload)
-                    super()._heard(channel, payload)
+                    super()._on_message(channel, payload)
+                    super()._on_message(channel, payload)
                 case _:
                     self.held += 1
                     self._held.append((channel, payload))
                     return
         while self._held:
-            super()._heard(*self._held.pop())
+            super()._on_message(*self._held.pop())

@@ -23,7 +23,7 @@ from agent_chat.stores.events import (
 )
 from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.models import Principal, Thread
-from agent_chat.stores.redis import writer as redis_writer
+from agent_chat.stores.redis import flusher as redis_flusher
 from agent_chat.stores.redis.log import open_redis_log
 from agent_chat.stores.sqlite.store import open_sqlite
 from tests.support.samples import new_message, principal, rest, started_thread, turn
@@ -75,14 +75,14 @@ async def swept(facts: FactPublisher, store: Store) -> None:
 async def test_facts_that_are_too_many_while_redis_is_down_are_dropped_and_come_from_the_outbox(
     store: Store, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_writer, "PENDING_BYTES", 2_000_000)
+    monkeypatch.setattr(redis_flusher, "PENDING_BYTES", 2_000_000)
     log = await open_redis_log(redis.url)
     facts, who = FactPublisher(store, log), principal()
     try:
         threads = [await started_thread(store, who) for _ in range(3)]
         starts = [await log.tail(thread.id) for thread in threads]
         redis.pause()
-        monkeypatch.setattr(redis_writer, "_SILENT_SECONDS", 0.0)
+        monkeypatch.setattr(redis_flusher, "_UNREACHABLE_SECONDS", 0.0)
         for number in range(24):
             await post(store, facts, who, threads[number % 3], f"{number:04}" + "x" * 500_000)
             assert log.pending_bytes < 3_000_000
@@ -153,14 +153,14 @@ async def test_a_thread_whose_facts_cannot_be_published_delays_no_other_one(
 async def test_a_run_keeps_a_snapshot_of_what_it_cannot_send(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_writer, "PENDING_BYTES", 100_000)
+    monkeypatch.setattr(redis_flusher, "PENDING_BYTES", 100_000)
     log = await open_redis_log(redis.url)
     try:
         question, answer = turn("t")
         start = await log.tail("t")
         redis.pause()
         writer = log.writer("t", lambda: MessageSnapshot(answer))
-        monkeypatch.setattr(redis_writer, "_SILENT_SECONDS", 0.0)
+        monkeypatch.setattr(redis_flusher, "_UNREACHABLE_SECONDS", 0.0)
         writer.write(MessageCreated(question))
         writer.write(RunStarted(answer))
         await asyncio.sleep(0)

@@ -22,7 +22,7 @@ DRIVERS = {
     "motor": {"stores/mongo/store.py"},
     "pymongo": {"stores/mongo/store.py"},
     "bson": {"stores/mongo/store.py"},
-    "redis": {"stores/redis/log.py"},
+    "redis": {"stores/redis/connection.py"},
     "mcp": {
         "agents/mcp/connection.py",
         "agents/mcp/process.py",
