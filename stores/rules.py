@@ -1,4 +1,4 @@
-"""Decisions that every store must make alike, as pure functions: a store reads, asks here, and writes the result.
+"""Decisions that every store must make alike, as pure functions: a store reads, decides here, and writes the result.
 
 Without them each store would decide again how long an Idempotency-Key counts, which runs free their key, how times
 move, or which agent becomes the default, and stores would come to differ where no test compares them.
@@ -118,7 +118,7 @@ def frees_key(finished: Message) -> bool:
 
 
 def default_after_creation(current: str | None, created: Agent) -> str | None:
-    """The organization's default agent once `created` is stored: the first one, or whichever says that it is."""
+    """The organization's default agent once `created` is stored: `created` if it says so or if there is none."""
     return created.id if created.is_default or current is None else current
 
 

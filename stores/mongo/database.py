@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Protocol
 
 from agent_chat.stores.models import Clock, new_id
-from agent_chat.stores.mongo.documents import Document, Limits, Pipeline
+from agent_chat.stores.mongo.documents import Document, EmbeddingLimits, Pipeline
 
 
 class Collection(Protocol):
@@ -98,7 +98,7 @@ class Collections(Protocol):
     async def close(self) -> None: ...
 
 
-class Database:
+class MongoBase:
     """The base of the operations.
 
     Args:
@@ -110,11 +110,11 @@ class Database:
         id: tells this process' writes from those of others.
     """
 
-    def __init__(self, db: Collections, *, lease: float, clock: Clock, limits: Limits | None = None) -> None:
+    def __init__(self, db: Collections, *, lease: float, clock: Clock, limits: EmbeddingLimits | None = None) -> None:
         self.db = db
         self.lease = lease
         self.clock = clock
-        self.limits = limits or Limits()
+        self.limits = limits or EmbeddingLimits()
         self.id = new_id()
 
     def now(self) -> int:

@@ -17,7 +17,7 @@ from agent_chat.stores.contracts import SESSIONS_PER_KEY, AgentPage
 from agent_chat.stores.errors import AgentNotFound, KeyNotFound, StoreUnavailable
 from agent_chat.stores.fitting import READ_BYTES, select_fitting
 from agent_chat.stores.models import Agent, Key, KeySource, Organization, Principal, User, hash_of, timestamp
-from agent_chat.stores.mongo.database import Database
+from agent_chat.stores.mongo.database import MongoBase
 from agent_chat.stores.mongo.documents import Document
 
 _OLDEST_FIRST = [("order", 1)]
@@ -46,7 +46,7 @@ def _build_agent(document: Document, default_agent_id: str | None) -> Agent:
     return replace(agent, is_default=agent.id == default_agent_id)
 
 
-class MongoDirectory(Database):
+class MongoDirectory(MongoBase):
     async def create_organization(self, name: str) -> Organization:
         organization = rules.new_organization(name, self.clock())
         while not await self.db.organizations.insert(_build_document(organization)):

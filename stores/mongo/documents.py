@@ -80,15 +80,21 @@ HEAD_FIELDS: Document = dict.fromkeys(["organization_id", "archived", "running",
 """The fields on which a write depends, and which a write returns."""
 
 
-class Limits(msgspec.Struct, frozen=True):
-    """How much a thread embeds: `keep` messages, `bytes` of them. With `slack` more messages a page is written."""
+class EmbeddingLimits(msgspec.Struct, frozen=True):
+    """How much of its messages a thread embeds; what exceeds this is moved into pages.
 
-    keep: int = 100
+    Attributes:
+        messages: how many messages stay embedded.
+        slack: how many more may be embedded before a page is written.
+        bytes: how many bytes the embedded messages may have.
+    """
+
+    messages: int = 100
     slack: int = 50
     bytes: int = 4 * 2**20
 
     def exceeded(self, count: int, size: int) -> bool:
-        return count > self.keep + self.slack or size > self.bytes
+        return count > self.messages + self.slack or size > self.bytes
 
 
 class Packed(msgspec.Struct, frozen=True):
@@ -291,13 +297,13 @@ def take_out_pipeline(page: Document) -> Pipeline:
 # moving messages into pages
 
 
-def next_page(document: Document, limits: Limits, *, everything: bool = False) -> Document | None:
+def next_page(document: Document, limits: EmbeddingLimits, *, everything: bool = False) -> Document | None:
     """The page for a thread's oldest messages; None if all may stay. The message of a run in progress always stays."""
     running = (document["running"] or {}).get("id")
     chunk = _select_oldest(document["messages"], running, limits, everything=everything)
     if not chunk:
         return None
-    keys = [key for key in document["keys"][: -limits.keep] if key["ref"] != running]
+    keys = [key for key in document["keys"][: -limits.messages] if key["ref"] != running]
     return {
         "_id": f"{document['_id']}/{chunk[0]['n']}",
         "thread_id": document["_id"],
@@ -308,7 +314,9 @@ def next_page(document: Document, limits: Limits, *, everything: bool = False) -
     }
 
 
-def _select_oldest(entries: list[Document], running: str | None, limits: Limits, *, everything: bool) -> list[Document]:
+def _select_oldest(
+    entries: list[Document], running: str | None, limits: EmbeddingLimits, *, everything: bool
+) -> list[Document]:
     """The oldest messages that need not stay: as many as fit into one page, without gaps."""
     chunk: list[Document] = []
     size = 0
@@ -325,7 +333,7 @@ def _select_oldest(entries: list[Document], running: str | None, limits: Limits,
     return chunk
 
 
-def _count_movable(entries: list[Document], limits: Limits, *, everything: bool) -> int:
+def _count_movable(entries: list[Document], limits: EmbeddingLimits, *, everything: bool) -> int:
     """How many of the oldest entries exceed what stays. If they exceed its bytes, half of the room is cleared."""
     total = sum(map(_stored_size, entries))
     if everything or not limits.exceeded(len(entries), total):
@@ -334,7 +342,7 @@ def _count_movable(entries: list[Document], limits: Limits, *, everything: bool)
     size = 0
     for count, entry in enumerate(reversed(entries)):
         size += _stored_size(entry)
-        if count >= limits.keep or (size > room and not (count == 0 and size <= limits.bytes)):
+        if count >= limits.messages or (size > room and not (count == 0 and size <= limits.bytes)):
             return len(entries) - count
     return 0
 

@@ -12,7 +12,7 @@ from agent_chat.stores.contracts import MessagePage
 from agent_chat.stores.errors import MessageNotFound, StoreUnavailable, ThreadNotFound
 from agent_chat.stores.fitting import select_fitting
 from agent_chat.stores.models import Message, Principal
-from agent_chat.stores.mongo.database import Database
+from agent_chat.stores.mongo.database import MongoBase
 from agent_chat.stores.mongo.documents import (
     DOCUMENT_BYTES,
     HEAD_FIELDS,
@@ -41,7 +41,7 @@ def contention(thread_id: str) -> StoreUnavailable:
     return StoreUnavailable(f"thread {thread_id} kept changing")
 
 
-class MongoPages(Database):
+class MongoPages(MongoBase):
     # reading
 
     async def _read_thread(self, who: Principal, thread_id: str, fields: Document) -> Document:

@@ -23,7 +23,7 @@ from agent_chat.stores.mongo.documents import (
     DOCUMENT_BYTES,
     HEAD_FIELDS,
     Document,
-    Limits,
+    EmbeddingLimits,
     Packed,
     append_stages,
     build_used_key,
@@ -49,7 +49,7 @@ class MongoRuns(MongoThreads):
         _unconfirmed: `by` of each finish that got no response and was not repeated yet.
     """
 
-    def __init__(self, db: Collections, *, lease: float, clock: Clock, limits: Limits | None = None) -> None:
+    def __init__(self, db: Collections, *, lease: float, clock: Clock, limits: EmbeddingLimits | None = None) -> None:
         super().__init__(db, lease=lease, clock=clock, limits=limits)
         self._unconfirmed: set[str] = set()
 

@@ -15,7 +15,7 @@ from agent_chat.stores.contracts.storage import (
     BlobRemoval,
 )
 from agent_chat.stores.models import Principal
-from agent_chat.stores.mongo.database import Database
+from agent_chat.stores.mongo.database import MongoBase
 from agent_chat.stores.mongo.documents import Document
 from agent_chat.stores.rules import granted_bytes, removal_of_attachment
 
@@ -27,7 +27,7 @@ def _after(seconds: float) -> Document:
     return {"$add": ["$$NOW", round(seconds * 1000)]}
 
 
-class MongoStorage(Database):
+class MongoStorage(MongoBase):
     async def reserve_bytes(self, organization_id: str, need: int, want: int, limit: int) -> int:
         """The update repeats `rules.granted_bytes`."""
         if need > limit:

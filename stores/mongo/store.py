@@ -264,7 +264,7 @@ async def open_mongo(url: str, *, lease: float = LEASE_SECONDS, clock: Clock = u
 
     Raises:
         ValueError: the URL is wrong.
-        StoreUnavailable: the database does not answer.
+        StoreUnavailable: the database does not respond.
     """
     db = MotorCollections(url)
     try:

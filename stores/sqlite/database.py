@@ -27,7 +27,7 @@ from agent_chat.stores.models import Clock
 from agent_chat.stores.sqlite.worker import Worker, unavailable
 
 R = TypeVar("R")
-S = TypeVar("S", bound="Database")
+S = TypeVar("S", bound="SQLiteBase")
 P = ParamSpec("P")
 
 NOW = "((julianday('now') - 2440587.5) * 86400.0)"
@@ -161,7 +161,7 @@ def _probe(db: sqlite3.Connection) -> None:
     db.execute("INSERT OR REPLACE INTO probe VALUES (1, zeroblob(65536))")
 
 
-class Database:
+class SQLiteBase:
     """The connection threads and the folder's lock. Operations are methods with `runs_in_reader` or `runs_in_writer`.
 
     Args:

@@ -13,14 +13,14 @@ from agent_chat.stores.contracts import SESSIONS_PER_KEY, AgentPage
 from agent_chat.stores.errors import AgentNotFound, KeyNotFound
 from agent_chat.stores.fitting import READ_BYTES, select_fitting
 from agent_chat.stores.models import Agent, Key, KeySource, Organization, Principal, User, hash_of, timestamp
-from agent_chat.stores.sqlite.database import NOW, Database, runs_in_reader, runs_in_writer
+from agent_chat.stores.sqlite.database import NOW, SQLiteBase, runs_in_reader, runs_in_writer
 
 
 def _build_key(row: sqlite3.Row) -> Key:
     return Key(*(row[name] for name in Key.__struct_fields__))
 
 
-class SQLiteDirectory(Database):
+class SQLiteDirectory(SQLiteBase):
     @runs_in_writer
     def create_organization(self, db: sqlite3.Connection, name: str) -> Organization:
         row = db.execute("SELECT * FROM organizations WHERE name = ? ORDER BY rowid", (name,)).fetchone()

@@ -9,12 +9,12 @@ import msgspec
 from agent_chat.stores.errors import AttachmentNotFound, StoreUnavailable
 from agent_chat.stores.models import Principal, StoredFile
 from agent_chat.stores.rules import removal_of_attachment
-from agent_chat.stores.sqlite.database import Database, runs_in_reader, runs_in_writer
+from agent_chat.stores.sqlite.database import SQLiteBase, runs_in_reader, runs_in_writer
 from agent_chat.stores.sqlite.rows import thread_row
 from agent_chat.stores.sqlite.storage import add_removal, cancel_removal
 
 
-class SQLiteFiles(Database):
+class SQLiteFiles(SQLiteBase):
     @runs_in_writer
     def add_file(self, db: sqlite3.Connection, who: Principal, file: StoredFile) -> None:
         thread_row(db, who, file.thread_id)

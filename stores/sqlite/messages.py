@@ -10,7 +10,7 @@ from agent_chat.stores.events import MessageCreated
 from agent_chat.stores.fitting import READ_BYTES, select_fitting
 from agent_chat.stores.models import Idempotency, Message, Principal
 from agent_chat.stores.rules import KEY_SECONDS, UsedKey
-from agent_chat.stores.sqlite.database import Database, runs_in_reader, runs_in_writer
+from agent_chat.stores.sqlite.database import SQLiteBase, runs_in_reader, runs_in_writer
 from agent_chat.stores.sqlite.outbox import add_fact, has_fact
 from agent_chat.stores.sqlite.rows import (
     NEWEST,
@@ -24,7 +24,7 @@ from agent_chat.stores.sqlite.rows import (
 )
 
 
-class SQLiteMessages(Database):
+class SQLiteMessages(SQLiteBase):
     @runs_in_reader
     def list_messages(
         self,

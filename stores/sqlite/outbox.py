@@ -16,7 +16,7 @@ from agent_chat.stores.contracts import OUTBOX_BYTES_READ, OUTBOX_FACTS, OUTBOX_
 from agent_chat.stores.errors import NotFound
 from agent_chat.stores.events import Fact, MessageCreated, ThreadDeleted, ThreadUpdated, encode, fact_id
 from agent_chat.stores.models import Principal
-from agent_chat.stores.sqlite.database import NOW, Database, runs_in_writer
+from agent_chat.stores.sqlite.database import NOW, SQLiteBase, runs_in_writer
 from agent_chat.stores.sqlite.rows import build_thread, read_message, thread_row
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def has_fact(db: sqlite3.Connection, thread_id: str, id: str) -> bool:
     return db.execute("SELECT 1 FROM outbox WHERE thread_id = ? AND id = ?", (thread_id, id)).fetchone() is not None
 
 
-class SQLiteOutbox(Database):
+class SQLiteOutbox(SQLiteBase):
     @runs_in_writer
     def take_outboxes(self, db: sqlite3.Connection, thread_id: str | None = None) -> list[Outbox]:
         if thread_id is None:

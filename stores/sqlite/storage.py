@@ -15,7 +15,7 @@ from agent_chat.stores.contracts.storage import (
 )
 from agent_chat.stores.models import Principal
 from agent_chat.stores.rules import granted_bytes, removal_of_attachment
-from agent_chat.stores.sqlite.database import NOW, Database, runs_in_reader, runs_in_writer
+from agent_chat.stores.sqlite.database import NOW, SQLiteBase, runs_in_reader, runs_in_writer
 
 _MEASURE = f"""
 SELECT
@@ -62,7 +62,7 @@ def cancel_removal(db: sqlite3.Connection, removal_id: str) -> bool:
     return db.execute("SELECT 1 FROM removals WHERE id = ?", (removal_id,)).fetchone() is None
 
 
-class SQLiteStorage(Database):
+class SQLiteStorage(SQLiteBase):
     @runs_in_writer
     def reserve_bytes(self, db: sqlite3.Connection, organization_id: str, need: int, want: int, limit: int) -> int:
         add_bytes(db, organization_id, 0)

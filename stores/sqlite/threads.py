@@ -11,7 +11,7 @@ from agent_chat.stores.contracts import Created, ThreadPage, ThreadPart
 from agent_chat.stores.events import ThreadDeleted, ThreadUpdated
 from agent_chat.stores.fitting import READ_BYTES, count_fitting
 from agent_chat.stores.models import Idempotency, Principal, Thread
-from agent_chat.stores.sqlite.database import Database, runs_in_reader, runs_in_writer
+from agent_chat.stores.sqlite.database import SQLiteBase, runs_in_reader, runs_in_writer
 from agent_chat.stores.sqlite.outbox import add_fact
 from agent_chat.stores.sqlite.rows import (
     build_thread,
@@ -24,7 +24,7 @@ from agent_chat.stores.sqlite.rows import (
 from agent_chat.stores.sqlite.storage import add_bytes, add_removal, thread_bytes
 
 
-class SQLiteThreads(Database):
+class SQLiteThreads(SQLiteBase):
     @runs_in_writer
     def create(
         self, db: sqlite3.Connection, who: Principal, thread: Thread, idempotency: Idempotency | None = None

@@ -14,7 +14,7 @@ from agent_chat.stores.errors import StoreUnavailable, ThreadNotFound
 from agent_chat.stores.events import ThreadDeleted
 from agent_chat.stores.models import Principal
 from agent_chat.stores.mongo import threads as mongo_threads
-from agent_chat.stores.mongo.documents import Document, Limits
+from agent_chat.stores.mongo.documents import Document, EmbeddingLimits
 from agent_chat.stores.mongo.store import open_mongo
 from tests.support.mongo_commands import Commands, Read, loaded, opened
 from tests.support.mongo_server import mongo_process
@@ -189,7 +189,7 @@ async def test_what_is_stored_after_a_deletion_is_deleted_by_a_sweeper(
     monkeypatch.setattr(mongo_threads, "STRAGGLER_MILLIS", 0)
     commands = Commands()
     async with (
-        opened(mongo_url, limits=Limits(keep=4, slack=2), commands=commands) as dying,
+        opened(mongo_url, limits=EmbeddingLimits(messages=4, slack=2), commands=commands) as dying,
         opened(mongo_url) as other,
     ):
         thread, _ = await loaded(other, who, ["content"] * 9)
@@ -304,7 +304,7 @@ async def test_after_a_failed_write_only_a_write_makes_the_store_ready(mongo_url
 async def test_every_query_has_an_index(mongo_url: str, mongo_server: str, who: Principal) -> None:
     """A query by one `_id` has its own."""
     read = Read()
-    async with opened(mongo_url, limits=Limits(keep=4, slack=2), read=read) as store:
+    async with opened(mongo_url, limits=EmbeddingLimits(messages=4, slack=2), read=read) as store:
         user = await store.create_user((await store.create_organization("Acme")).id, "Ada")
         await store.find_organization("Acme")
         await store.find_user(user.organization_id, "Ada")

@@ -14,7 +14,7 @@ import pytest
 
 from agent_chat.stores.errors import MessageNotFound, StoreUnavailable, ThreadNotFound
 from agent_chat.stores.models import Message, Principal, new_id
-from agent_chat.stores.mongo.documents import DOCUMENT_BYTES, Document, Limits, unpack_body
+from agent_chat.stores.mongo.documents import DOCUMENT_BYTES, Document, EmbeddingLimits, unpack_body
 from agent_chat.stores.mongo.store import MongoStore
 from tests.support.mongo_commands import Commands, Read, every_message, loaded, opened, stored
 from tests.support.samples import (
@@ -31,7 +31,7 @@ from tests.support.samples import (
     turn,
 )
 
-SMALL = Limits(keep=4, slack=2, bytes=4 * 2**20)
+SMALL = EmbeddingLimits(messages=4, slack=2, bytes=4 * 2**20)
 """So that seven messages already make a page."""
 
 
@@ -199,7 +199,10 @@ async def test_a_thread_of_40_mb_is_written_read_and_deleted(mongo_url: str, who
 
 async def test_the_largest_answer_is_stored_in_a_document_that_is_nearly_full(mongo_url: str, who: Principal) -> None:
     """Nothing was moved for long (here: by other limits): the write that needs the room moves messages first."""
-    async with opened(mongo_url, limits=Limits(keep=1000, bytes=2**30)) as hoarding, opened(mongo_url) as store:
+    async with (
+        opened(mongo_url, limits=EmbeddingLimits(messages=1000, bytes=2**30)) as hoarding,
+        opened(mongo_url) as store,
+    ):
         thread, _ = await loaded(hoarding, who, [noise(3 * 2**20) for _ in range(4)])
         running = await started_run(hoarding, who, thread.id)
         await note(hoarding, who, thread.id, noise(2**21))
@@ -336,7 +339,7 @@ async def finish(store: MongoStore, who: Principal, running: Message) -> object:
 
 
 @pytest.mark.parametrize("response_lost", [False, True], ids=["before it is done", "after it is done"])
-@pytest.mark.parametrize("verb", [append, claim, finish])
+@pytest.mark.parametrize("operation", [append, claim, finish])
 async def test_a_process_that_dies_at_any_command_loses_and_doubles_nothing(
     mongo_url: str, who: Principal, operation: Operation, response_lost: bool
 ) -> None:
@@ -366,7 +369,7 @@ async def test_a_process_that_dies_at_any_command_loses_and_doubles_nothing(
             after = await whole(other, who, thread.id)
             assert ids(after) == [*ids(seen), later.id]
             document, _ = await stored(other, thread.id)
-            assert len(document["messages"]) <= SMALL.keep + SMALL.slack + 1
+            assert len(document["messages"]) <= SMALL.messages + SMALL.slack + 1
             if len(commands.names) <= len(died_at):
                 break
             died_at.append(commands.names[-1] if acknowledged else commands.names[len(died_at)])

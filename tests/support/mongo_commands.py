@@ -12,7 +12,7 @@ from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStart
 
 from agent_chat.stores.errors import StoreUnavailable
 from agent_chat.stores.models import Message, Principal, Thread, new_id, utcnow
-from agent_chat.stores.mongo.documents import MEASURE_STAGES, Document, Limits, build_entry, pack, to_millis
+from agent_chat.stores.mongo.documents import MEASURE_STAGES, Document, EmbeddingLimits, build_entry, pack, to_millis
 from agent_chat.stores.mongo.store import INDEXES, MongoStore, MotorCollections
 from tests.support.samples import new_message, started_thread
 
@@ -104,7 +104,7 @@ class _Watched:
 async def opened(
     url: str,
     *,
-    limits: Limits | None = None,
+    limits: EmbeddingLimits | None = None,
     lease: float = 20.0,
     commands: Commands | None = None,
     read: Read | None = None,
@@ -143,7 +143,7 @@ async def loaded(
     packed = [await pack(message) for message in messages]
     entries = [build_entry(one, n + index, at + index) for index, one in enumerate(packed)]
     size = store.limits.slack + 1
-    pages = 0 if onto else max(0, (len(entries) - store.limits.keep) // size)
+    pages = 0 if onto else max(0, (len(entries) - store.limits.messages) // size)
     await _put_pages(store, thread.id, [entries[page * size : (page + 1) * size] for page in range(pages)])
     changes: Document = {
         "messages": {"$concatArrays": ["$messages", entries[pages * size :]]},
