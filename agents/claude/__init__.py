@@ -1,1 +1,1 @@
-"""The kind `claude`: any server of the Anthropic Messages API."""
+"""The kind `claude`: agents on any server that implements the Anthropic Messages API."""

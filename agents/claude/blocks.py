@@ -1,4 +1,4 @@
-"""The blocks of the Anthropic Messages API that this package makes: https://platform.claude.com/docs/en/api/messages"""
+"""Content blocks of the Anthropic Messages API: https://platform.claude.com/docs/en/api/messages"""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def json_block(value: object) -> JSONObject:
 
 
 def image_block(data: str) -> JSONObject | None:
-    """The picture, given in base64, if the API takes its kind; it looks at the bytes, whatever they are called."""
+    """A block for a picture in base64; None for formats that the API does not accept, judged by the bytes."""
     try:
         head = base64.b64decode(data, validate=True)[:16]
     except (ValueError, binascii.Error):
@@ -40,10 +40,10 @@ def image_block(data: str) -> JSONObject | None:
 
 
 def steady_start(ids: Sequence[str]) -> int:
-    """Where to begin with things that don't all fit, oldest first: at the smallest id in the older half.
+    """The index at which to begin where not all items fit, oldest first: that of the smallest id in the older half.
 
-    A plain sliding window would begin somewhere else with everything new, and nothing would stay cached. Ids are
-    random, so the smallest one stays the smallest for a quarter of the window on average, until it slides out; then
-    the next begins. (The minimizers of https://doi.org/10.1145/872757.872770.)
+    A plain sliding window would begin at another item with each new one, and nothing would stay cached. Ids are random,
+    so the smallest one remains the smallest for a quarter of the window on average, until it leaves the window.
+    (These are the minimizers of https://doi.org/10.1145/872757.872770.)
     """
     return min(range((len(ids) + 1) // 2), key=ids.__getitem__)

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from agent_chat.agents import Run, RunTools
-from agent_chat.agents.claude.attachments import PICTURES, Attached, attached
-from agent_chat.agents.claude.history import history
+from agent_chat.agents.claude.attachments import PICTURES, LoadedFiles, load_files
+from agent_chat.agents.claude.history import build_history
 from agent_chat.stores.models import Agent, Attachment, Message, Principal, new_id
 from tests.support.anthropic_api import StandIn, says, text
 from tests.support.claude_runs import AGENT, Tools, png
@@ -45,9 +45,11 @@ class Files:
         return base64.b64decode(png())
 
 
-async def read(messages: list[Message], budget: int, agent: Agent = AGENT) -> tuple[Attached, list[str]]:
+async def read(messages: list[Message], budget: int, agent: Agent = AGENT) -> tuple[LoadedFiles, list[str]]:
     files = Files()
-    found = await attached(Run(new_id(), Principal("o", "u"), agent, messages, RunTools(Tools()), False, files), budget)
+    found = await load_files(
+        Run(new_id(), Principal("o", "u"), agent, messages, RunTools(Tools()), False, files), budget
+    )
     return found, files.read
 
 
@@ -124,7 +126,7 @@ async def test_only_what_may_fit_is_read() -> None:
     messages = [message("m", *(attachment(length=60_000) for _ in range(5))) for _ in range(100)]
     found, ids = await read(messages, 160_000)
     assert len(ids) == len(found.texts) == 10
-    turns = history(messages, 160_000, files=found)
+    turns = build_history(messages, 160_000, files=found)
     assert "its text is not there" not in str(turns)
     assert [each.id for each in messages[-1].attachments] == ids[-5:]
 

@@ -12,9 +12,9 @@ import pytest
 from msgspec.structs import replace
 
 from agent_chat.agents import Run, RunTools, Text, ToolCompleted, ToolPart, ToolStarted
-from agent_chat.agents.claude.agent import _Told
-from agent_chat.agents.claude.attachments import Attached
-from agent_chat.agents.claude.history import LEFT_OUT, history, model_name, turns_of, without_images
+from agent_chat.agents.claude.attachments import LoadedFiles
+from agent_chat.agents.claude.history import OMITTED, build_history, message_turns, model_name, replace_images
+from agent_chat.agents.claude.request import RequestBuilder
 from agent_chat.agents.parts import InlinePart
 from agent_chat.server.runs.live_run import LiveRun
 from agent_chat.stores.contracts import Posted
@@ -106,9 +106,9 @@ def thread(dice: random.Random, length: int) -> list[Message]:
     return [*messages, message("user", dice.choice(TEXTS))]
 
 
-def told_of(messages: list[Message], *, budget: int = 160_000) -> _Told:
+def builder_of(messages: list[Message], *, budget: int = 160_000) -> RequestBuilder:
     run = Run(new_id(), Principal("o", "u"), AGENT, messages, RunTools(Tools()))
-    return _Told(run, {"model": "m", "max_tokens": 1}, budget, Attached())
+    return RequestBuilder(run, {"model": "m", "max_tokens": 1}, budget, LoadedFiles())
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -116,9 +116,9 @@ def test_any_stored_thread_makes_a_valid_request(seed: int) -> None:
     dice = random.Random(seed)
     messages = thread(dice, dice.randrange(30))
     for budget in (160_000, 5_000, 100, 1):
-        request = told_of(messages, budget=budget).request(last=False)
+        request = builder_of(messages, budget=budget).build(last=False)
         assert faults(json.loads(json.dumps(request))) == []
-        without = {**request, "messages": without_images(request["messages"])}
+        without = {**request, "messages": replace_images(request["messages"])}
         assert faults(without) == []
         assert "'image'" not in str(without)
 
@@ -126,20 +126,20 @@ def test_any_stored_thread_makes_a_valid_request(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_the_same_thread_is_always_told_in_the_same_bytes(seed: int) -> None:
     messages = thread(random.Random(seed), 20)
-    assert json.dumps(history(messages, 3_000)) == json.dumps(history(messages, 3_000))
+    assert json.dumps(build_history(messages, 3_000)) == json.dumps(build_history(messages, 3_000))
 
 
 @pytest.mark.parametrize("seed", range(40))
 async def test_a_run_tells_of_its_own_message_as_it_is_told_of_afterwards(seed: int) -> None:
     dice = random.Random(seed)
     question = message("user", "What?")
-    told = told_of([question])
+    builder = builder_of([question])
     posted = Posted(question, new_answer("t", question.id, None, ""), replayed=False)
-    live = LiveRun(told.run.principal, AGENT, posted, MemoryLog(), utcnow)
+    live = LiveRun(builder.run.principal, AGENT, posted, MemoryLog(), utcnow)
 
     def take(part: InlinePart) -> None:
         live.take(part)
-        told.add(part)
+        builder.add(part)
 
     for number in range(dice.randrange(1, 5)):
         for _ in range(dice.randrange(4)):
@@ -154,10 +154,10 @@ async def test_a_run_tells_of_its_own_message_as_it_is_told_of_afterwards(seed: 
         dice.shuffle(ended)
         for part in ended:
             take(part)
-        request = told.request(last=False)
+        request = builder.build(last=False)
         assert faults(request) == []
-        stored = replace(live.message(), id=told.run.id).with_run(status="completed")
-        afterwards = history([question, stored, message("user", "And?")], 10**9)
+        stored = replace(live.message(), id=builder.run.id).with_run(status="completed")
+        afterwards = build_history([question, stored, message("user", "And?")], 10**9)
         *before, last = request["messages"]
         assert afterwards[: len(before)] == before
         assert afterwards[len(before)]["content"][: len(last["content"])] == last["content"]
@@ -165,7 +165,7 @@ async def test_a_run_tells_of_its_own_message_as_it_is_told_of_afterwards(seed: 
 
 def test_neighbouring_answers_without_words_do_not_change_what_stands_before_them() -> None:
     question, empty = message("user", "What?"), message("assistant", "", status="failed", tool_calls=[])
-    turns = history([question, empty, message("user", "And?")], 1000)
+    turns = build_history([question, empty, message("user", "And?")], 1000)
     assert [block["text"] for block in turns[0]["content"]] == ["What?", "And?"]
 
 
@@ -190,12 +190,12 @@ def test_what_is_left_out_is_said_and_the_prefix_moves_rarely_as_the_thread_grow
     messages, starts = growing(601, 600), []
     for end in range(1, len(messages), 2):
         given = messages[max(0, end - window) : end]
-        turns = history(given, budget, earlier=end > window)
+        turns = build_history(given, budget, earlier=end > window)
         numbers = said(turns)
         assert numbers == list(range(numbers[0], end)), "the newest, without a hole"
         assert numbers[0] % 2 == 0, "a whole turn begins with its question"
         assert sum(len(block["text"]) for turn in turns for block in turn["content"]) < budget * 3
-        assert (turns[0]["content"][0]["text"] == LEFT_OUT) == (numbers[0] > 0)
+        assert (turns[0]["content"][0]["text"] == OMITTED) == (numbers[0] > 0)
         starts.append(numbers[0])
     assert starts == sorted(starts)
     cut = [start for start in starts if start]
@@ -207,7 +207,7 @@ def test_what_is_left_out_is_said_and_the_prefix_moves_rarely_as_the_thread_grow
 
 
 def test_the_last_message_is_always_told_however_long_it_is() -> None:
-    turns = history([*growing(4, 10), message("user", "9 " + "z" * 10_000)], 100)
+    turns = build_history([*growing(4, 10), message("user", "9 " + "z" * 10_000)], 100)
     assert said(turns) == [9]
 
 
@@ -219,7 +219,7 @@ def test_tools_have_valid_names_and_no_two_share_one() -> None:
 def test_calls_of_one_round_stand_together_behind_the_text_before_them() -> None:
     calls = [ToolCall("a", {}, {"x": 1}), ToolCall("b", {}, error="No."), ToolCall("c", {})]
     known = [{"round": 0, "offset": 3}, {"round": 0, "offset": 3}, {"round": 1, "offset": 3}]
-    turns = turns_of(message("assistant", "OneTwo", status="failed", tool_calls=known, calls=calls))
+    turns = message_turns(message("assistant", "OneTwo", status="failed", tool_calls=known, calls=calls))
     assert [[block["type"] for block in turn["content"]] for turn in turns] == [
         ["text", "tool_use", "tool_use"],
         ["tool_result", "tool_result"],

@@ -17,7 +17,7 @@ from tests.support.claude_server import quick
 async def test_no_request_goes_out_on_a_connection_that_the_service_is_about_to_close(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(claude, "KEPT_SECONDS", claude.KEPT_SECONDS / 5)
+    monkeypatch.setattr(claude, "IDLE_SECONDS", claude.IDLE_SECONDS / 5)
     caplog.set_level("INFO", claude.__name__)
 
     async def ask() -> None:

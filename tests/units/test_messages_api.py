@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent_chat.agents import Reasoning, Text
-from agent_chat.agents.claude.messages_api import ANSWER_BYTES, Answer
+from agent_chat.agents.claude.messages_api import RESPONSE_BYTES, StreamedResponse
 
 JSON = dict[str, Any]
 
@@ -35,8 +35,8 @@ def text(*pieces: str) -> list[bytes]:
     return [started({"type": "text", "text": ""}), *deltas, stopped()]
 
 
-def taken(answer: Answer, *lines: bytes) -> list[Text | Reasoning]:
-    return [part for each in lines for part in answer.take(each)]
+def taken(response: StreamedResponse, *lines: bytes) -> list[Text | Reasoning]:
+    return [part for each in lines for part in response.feed(each)]
 
 
 @pytest.mark.parametrize(
@@ -52,15 +52,15 @@ def taken(answer: Answer, *lines: bytes) -> list[Text | Reasoning]:
     ],
 )
 def test_an_emoji_that_is_split_between_two_deltas_is_joined(pieces: tuple[str, ...], shown: list[str]) -> None:
-    answer = Answer()
-    parts = taken(answer, *text(*pieces), line({"type": "message_stop"}))
-    assert answer.failure is None
-    assert answer.ended
+    response = StreamedResponse()
+    parts = taken(response, *text(*pieces), line({"type": "message_stop"}))
+    assert response.failure is None
+    assert response.complete
     assert [part.text for part in parts] == shown
 
 
 def test_half_an_emoji_at_the_end_of_one_block_is_not_joined_with_the_next_block() -> None:
-    answer = Answer()
+    response = StreamedResponse()
     lines = [
         started({"type": "thinking", "thinking": ""}),
         delta(type="thinking_delta", thinking="Hm\ud83e"),
@@ -70,30 +70,30 @@ def test_half_an_emoji_at_the_end_of_one_block_is_not_joined_with_the_next_block
         delta(1, type="text_delta", text="\udd8a!"),
         stopped(1),
     ]
-    assert taken(answer, *lines) == [Reasoning("Hm"), Reasoning("\ufffd"), Text("\ufffd!")]
-    assert answer.thinking == [{"type": "thinking", "thinking": "Hm\ufffd", "signature": "s"}]
+    assert taken(response, *lines) == [Reasoning("Hm"), Reasoning("\ufffd"), Text("\ufffd!")]
+    assert response.thinking == [{"type": "thinking", "thinking": "Hm\ufffd", "signature": "s"}]
 
 
 def test_split_emoji_in_arguments_are_joined_and_lone_surrogates_replaced_everywhere() -> None:
-    answer = Answer()
+    response = StreamedResponse()
     lines = [
         started({"type": "tool_use", "name": "f\ud83e", "input": {}}),
         delta(type="input_json_delta", partial_json='{"a": "\ud83e'),
         delta(type="input_json_delta", partial_json='\udd8a", "b": "\ud83e"}'),
         stopped(),
     ]
-    assert taken(answer, *lines) == []
-    (use,) = answer.uses
+    assert taken(response, *lines) == []
+    (use,) = response.calls
     assert (use.name, use.arguments, use.unreadable) == ("f\ufffd", {"a": "🦊", "b": "\ufffd"}, False)
 
 
 @pytest.mark.parametrize("field", ["text", "data", "name", "thinking", "signature"])
 @pytest.mark.parametrize("value", [{"a": 1}, [1], 7, True])
 def test_a_block_of_an_unknown_type_may_have_fields_of_any_type(field: str, value: object) -> None:
-    answer = Answer()
+    response = StreamedResponse()
     strange = [started({"type": "of the future", field: value}), delta(type="future_delta", **{field: value})]
-    parts = taken(answer, *strange, stopped(), *text("Hello."))
-    assert answer.failure is None
+    parts = taken(response, *strange, stopped(), *text("Hello."))
+    assert response.failure is None
     assert parts == [Text("Hello.")]
 
 
@@ -108,42 +108,42 @@ def test_a_block_of_an_unknown_type_may_have_fields_of_any_type(field: str, valu
     ],
 )
 def test_what_cannot_be_read_is_a_failure(data: bytes) -> None:
-    answer = Answer()
-    assert answer.take(data) == []
-    assert answer.failure is not None
+    response = StreamedResponse()
+    assert response.feed(data) == []
+    assert response.failure is not None
 
 
 def test_a_line_may_be_cut_anywhere() -> None:
     data = b"".join(text("Grüße ", "\ud83e", "\udd8a")) + line({"type": "message_stop"})
     for size in (1, 2, 7, 1000):
-        answer = Answer()
-        parts = taken(answer, *(data[start : start + size] for start in range(0, len(data), size)))
+        response = StreamedResponse()
+        parts = taken(response, *(data[start : start + size] for start in range(0, len(data), size)))
         assert "".join(part.text for part in parts) == "Grüße 🦊"
-        assert answer.ended
+        assert response.complete
 
 
 def test_a_line_without_an_end_is_refused_in_linear_time() -> None:
-    answer, piece, taken_bytes = Answer(), b"x" * 4096, 0
+    response, piece, taken_bytes = StreamedResponse(), b"x" * 4096, 0
     before = time.process_time()
-    while answer.failure is None:
-        assert answer.take(piece) == []
+    while response.failure is None:
+        assert response.feed(piece) == []
         taken_bytes += len(piece)
     assert time.process_time() - before < 0.5
-    assert ANSWER_BYTES < taken_bytes <= ANSWER_BYTES + len(piece)
+    assert RESPONSE_BYTES < taken_bytes <= RESPONSE_BYTES + len(piece)
 
 
 def test_what_is_complete_before_a_line_without_an_end_is_shown() -> None:
-    answer = Answer()
-    assert answer.take(b"".join(text("Hello.")) + b"x" * (ANSWER_BYTES + 1)) == [Text("Hello.")]
-    assert answer.failure is not None
+    response = StreamedResponse()
+    assert response.feed(b"".join(text("Hello.")) + b"x" * (RESPONSE_BYTES + 1)) == [Text("Hello.")]
+    assert response.failure is not None
 
 
 @pytest.mark.parametrize("fields", [("input_json_delta", "partial_json"), ("thinking_delta", "thinking")])
 def test_arguments_and_thinking_without_an_end_are_refused(fields: tuple[str, str]) -> None:
     kind, field = fields
-    answer, count = Answer(), 0
+    response, count = StreamedResponse(), 0
     piece = delta(type=kind, **{field: "x" * 2**20})
-    while answer.failure is None:
-        answer.take(piece)
+    while response.failure is None:
+        response.feed(piece)
         count += 1
-    assert count == ANSWER_BYTES // 2**20 + 1
+    assert count == RESPONSE_BYTES // 2**20 + 1
