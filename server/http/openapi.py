@@ -1,6 +1,5 @@
-"""The OpenAPI 3.1 document, made from the types that validate and the routes' own docstrings.
+"""The OpenAPI 3.1 document, made from the routes: types that validate, docstrings, the problem table.
 
-Every route is an entry of `OPERATIONS`, keyed by its endpoint; a test compares the table with the routes.
 https://spec.openapis.org/oas/v3.1.0
 """
 
@@ -8,118 +7,64 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from functools import cached_property
-from typing import Any
+from typing import Any, Union, get_args
 
 import msgspec
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
-from agent_chat.server.http.auth import KEYED
-from agent_chat.server.http.routes import agents, attachments, events, health, messages, threads
-from agent_chat.server.inputs import AgentCreate, AgentUpdate, MessageCreate, ThreadCreate, ThreadUpdate
-from agent_chat.stores.models import Agent, Attachment, JSONObject, Message, Role, Thread
+from agent_chat.server.errors import (
+    InvalidRequest,
+    MalformedBody,
+    RateLimited,
+    TooLarge,
+    Unauthenticated,
+    UnsupportedMediaType,
+)
+from agent_chat.server.http.operations import JSON, APIRoute, Operation, Success
+from agent_chat.server.http.problems import codes_of
+from agent_chat.server.http.query import parameter_schemas
+from agent_chat.server.http.schemas import MessageMetadata, Problem
+from agent_chat.stores.errors import (
+    AgentNotFound,
+    AttachmentNotFound,
+    MessageNotFound,
+    StoreUnavailable,
+    ThreadNotFound,
+)
+from agent_chat.stores.events import Event, LogOpened, RunError
+from agent_chat.stores.models import JSONObject
 
+PublicEvent: Any = Union[tuple(event for event in get_args(Event) if event is not LogOpened)]  # noqa: UP007
 
-class Problem(msgspec.Struct, frozen=True):
-    """An RFC 9457 problem, with a stable `code`; some codes have further members (`field`, `message_id`, …)."""
-
-    type: str
-    title: str
-    status: int
-    code: str
-    detail: str
-
-
-class Upload(msgspec.Struct, frozen=True):
-    """A form with files alone."""
-
-    files: list[bytes]
-
-
-class MessageForm(msgspec.Struct, frozen=True):
-    """A message's fields and files; `metadata` and `attachments` are JSON text."""
-
-    content: str = ""
-    content_html: str = ""
-    role: Role = "user"
-    metadata: str = "{}"
-    attachments: str = "[]"
-    files: list[bytes] = []
-
-
-class Query(msgspec.Struct, frozen=True):
-    """A query parameter."""
-
-    name: str
-    schema: JSONObject
-    description: str = ""
-
-
-class Operation(msgspec.Struct, frozen=True):
-    """What a route takes and gives. `answer` null: no body. `optional`: the body may be absent. `form`: multipart."""
-
-    answer: Any
-    status: int = 200
-    body: Any = None
-    optional: bool = False
-    query: tuple[Query, ...] = ()
-    headers: tuple[str, ...] = ()
-    stream: bool = False
-    form: Any = None
-    media_type: str = "application/json"
-
-
-def _integer(name: str, default: int, low: int, high: int | None = None) -> Query:
-    schema: JSONObject = {"type": "integer", "default": default, "minimum": low}
-    return Query(name, schema | ({"maximum": high} if high is not None else {}))
-
-
-_AFTER = Query("after", {"type": "string"}, "A position to resume behind; the Last-Event-ID header wins.")
-_IF_BUSY = Query("if_busy", {"enum": ["reject", "interrupt"], "default": "reject"}, "What to do with a running run.")
-_STREAM = Query("stream", {"type": "boolean"}, "Answer as an event stream.")
-_ARCHIVED = Query("archived", {"type": "boolean"}, "Only archived ones, or only others; absent: both.")
-_BEFORE = Query("before", {"type": "string", "format": "uuid"}, "A message's id.")
-_KEY = "Idempotency-Key"
-
-OPERATIONS: dict[Callable[..., object], Operation] = {
-    health.healthz: Operation(JSONObject),
-    health.readyz: Operation(JSONObject),
-    health.metrics: Operation(str, media_type="text/plain"),
-    agents.create_agent: Operation(Agent, 201, AgentCreate),
-    agents.list_agents: Operation(list[Agent], query=(_integer("limit", 50, 1, 100), _integer("offset", 0, 0))),
-    agents.get_agent: Operation(Agent),
-    agents.update_agent: Operation(Agent, body=AgentUpdate),
-    agents.delete_agent: Operation(None, 204),
-    threads.create_thread: Operation(Thread, 201, ThreadCreate, optional=True, headers=(_KEY,)),
-    threads.list_threads: Operation(
-        list[Thread],
-        query=(_integer("limit", 10, 1, 50), _integer("offset", 0, 0), _ARCHIVED, _integer("message_limit", 50, 0, 50)),
-    ),
-    threads.get_thread: Operation(Thread, query=(_integer("message_limit", 50, 1, 100),)),
-    threads.update_thread: Operation(Thread, body=ThreadUpdate),
-    threads.delete_thread: Operation(None, 204),
-    threads.generate_title: Operation(Thread),
-    messages.post_message: Operation(
-        Message,
-        201,
-        MessageCreate,
-        query=(_STREAM, _IF_BUSY),
-        headers=(_KEY, "Prefer", "Last-Event-ID"),
-        stream=True,
-        form=MessageForm,
-    ),
-    messages.list_messages: Operation(list[Message], query=(_BEFORE, _integer("limit", 50, 1, 100))),
-    messages.get_message: Operation(Message),
-    messages.cancel: Operation(Message),
-    attachments.upload: Operation(list[Attachment], 201, form=Upload),
-    attachments.download: Operation(bytes, headers=("Range",), media_type="application/octet-stream"),
-    events.watch: Operation(str, query=(_AFTER,), headers=("Last-Event-ID",), media_type="text/event-stream"),
+_DESCRIPTION = (
+    "Threads of messages with agents. `{agent_id}` may be `default`.\n\n"
+    "An event stream consists of server-sent events: `event` is the type, `data` an object of the schema `Event`, `id`"
+    " the position to resume after. A WebSocket at `/api/v1/chat/{agent_id}/threads/{thread_id}/ws` sends the same"
+    " objects with their `position`, and takes commands."
+)
+_TAGS = {
+    "agents": "The agents of the caller's organization.",
+    "threads": "Threads of messages with one agent.",
+    "messages": "Posting, reading and cancelling.",
+    "attachments": "Files of a thread.",
+    "events": "Watching a thread.",
+    "operations": "For the operator of the server.",
 }
+_BEARER = {"type": "http", "scheme": "bearer"}
+_PATH_PARAMETERS: dict[str, tuple[JSONObject, type[Exception]]] = {
+    "agent_id": ({"type": "string", "description": "An agent's id, or `default`."}, AgentNotFound),
+    "thread_id": ({"type": "string", "format": "uuid"}, ThreadNotFound),
+    "message_id": ({"type": "string", "format": "uuid"}, MessageNotFound),
+    "attachment_id": ({"type": "string", "format": "uuid"}, AttachmentNotFound),
+}
+_REFERENCE = "#/components/schemas/{name}"
 
 
 class APIDescription:
-    """The document, built once, as JSON for each prefix under which it is served."""
+    """The document as JSON, encoded once for each root path under which it is served."""
 
     def __init__(self, routes: Sequence[BaseRoute]) -> None:
         self._routes = routes
@@ -127,89 +72,174 @@ class APIDescription:
 
     @cached_property
     def document(self) -> JSONObject:
-        return document(self._routes)
+        return build_document(self._routes)
 
     def json(self, root_path: str) -> bytes:
         if root_path not in self._json:
-            servers = {"servers": [{"url": root_path}]} if root_path else {}
-            self._json[root_path] = msgspec.json.encode(self.document | servers)
+            self._json[root_path] = msgspec.json.encode({**self.document, "servers": [{"url": root_path or "/"}]})
         return self._json[root_path]
 
 
-def document(routes: Sequence[BaseRoute]) -> JSONObject:
-    """The OpenAPI document of the API routes; pages and the WebSocket have no place in it."""
-    described = [route for route in routes if isinstance(route, Route) and route.endpoint in OPERATIONS]
-    types: list[Any] = [Problem]
-    for operation in OPERATIONS.values():
-        types += [type for type in (operation.answer, operation.body, operation.form) if type is not None]
-    schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
-    by_type = {repr(type): schema for type, schema in zip(types, schemas, strict=True)}
+def build_document(routes: Sequence[BaseRoute]) -> JSONObject:
+    """Build the document of the API's routes, without `servers`."""
+    described = [route for route in routes if isinstance(route, APIRoute)]
+    schemas = _Schemas([route.operation for route in described])
     paths: dict[str, JSONObject] = {}
     for route in described:
-        operation = OPERATIONS[route.endpoint]
-        for method in sorted((route.methods or set()) - {"HEAD"}):
-            paths.setdefault(route.path, {})[method.lower()] = _operation(route, operation, by_type)
+        paths.setdefault(route.path, {})[route.method.lower()] = _describe(route, schemas)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Agent chat server", "version": "1", "description": _DESCRIPTION},
         "security": [{"key": []}],
+        "tags": [{"name": name, "description": description} for name, description in _TAGS.items()],
         "paths": paths,
-        "components": {"schemas": components, "securitySchemes": {"key": _BEARER, "metrics_token": _BEARER}},
+        "components": {
+            "schemas": schemas.components,
+            "securitySchemes": {"key": _BEARER, "metrics_token": _BEARER},
+        },
     }
 
 
-_BEARER = {"type": "http", "scheme": "bearer"}
-_DESCRIPTION = (
-    "Threads of messages with agents. `{agent_id}` may be `default`. A WebSocket at "
-    "`/api/v1/chat/{agent_id}/threads/{thread_id}/ws` gives the same events as `…/events`, and takes commands."
-)
+class _Schemas:
+    """The schemas of everything that the operations take and return.
+
+    Attributes:
+        components: by name, in the document's form.
+    """
+
+    def __init__(self, operations: Iterable[Operation]) -> None:
+        received = [type for each in operations for type in (each.body, each.form) if type is not None]
+        sent = [each.body for operation in operations for each in operation.successes if each.body is not None]
+        sent += [Problem, MessageMetadata, PublicEvent]
+        self._by_type: dict[str, JSONObject] = {}
+        received_components = self._add(received)
+        sent_components = self._add(sent)
+        for name, schema in sent_components.items():
+            if name != RunError.__name__:  # it omits defaults
+                _require_all(schema)
+        self.components = {**received_components, **sent_components, "Event": self._by_type[repr(PublicEvent)]}
+        self.components["Message"]["properties"]["metadata"] = self.of(MessageMetadata)
+
+    def of(self, type: Any) -> JSONObject:
+        return self._by_type[repr(type)]
+
+    def _add(self, types: Sequence[Any]) -> dict[str, JSONObject]:
+        schemas, components = msgspec.json.schema_components(types, ref_template=_REFERENCE)
+        for type, schema in zip(types, schemas, strict=True):
+            self._by_type[repr(type)] = schema
+        for schema in (*schemas, *components.values()):
+            _complete(schema)
+        return components
 
 
-def _operation(route: Route, operation: Operation, schemas: dict[str, JSONObject]) -> JSONObject:
-    documentation = inspect.getdoc(route.endpoint) or ""
-    in_path = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-        for name in re.findall(r"{(\w+)}", route.path)
-    ]
-    in_query = [
-        {"name": query.name, "in": "query", "schema": query.schema, "description": query.description}
-        for query in operation.query
-    ]
-    in_header = [{"name": name, "in": "header", "schema": {"type": "string"}} for name in operation.headers]
+def _complete(schema: Any) -> None:
+    """Add what generators of clients need and msgspec leaves implicit: the types of enums, that objects are open.
+
+    Descriptions come from docstrings: their indentation is removed.
+    """
+    if isinstance(schema, list):
+        for each in schema:
+            _complete(each)
+    if not isinstance(schema, dict):
+        return
+    if schema.get("type") == "object" and "additionalProperties" not in schema:
+        schema["additionalProperties"] = True
+    match schema.get("enum"):
+        case [str() as only]:
+            del schema["enum"]
+            schema |= {"type": "string", "const": only}
+        case [str(), *_]:
+            schema["type"] = "string"
+    if isinstance(description := schema.get("description"), str):
+        schema["description"] = inspect.cleandoc(description)
+    for each in schema.values():
+        _complete(each)
+
+
+def _require_all(schema: JSONObject) -> None:
+    """Require the members with a default: the server sends them always. (UNSET, which is not sent, is no default.)"""
+    for name, member in schema["properties"].items():
+        if "default" in member:
+            del member["default"]
+            schema["required"].append(name)
+
+
+def _describe(route: APIRoute, schemas: _Schemas) -> JSONObject:
+    operation = route.operation
+    summary, _, description = (inspect.getdoc(route.endpoint) or "").partition("\n")
     found: JSONObject = {
         "operationId": route.name,
-        "summary": documentation.splitlines()[0],
-        "parameters": [*in_path, *in_query, *in_header],
-        "responses": _responses(operation, schemas),
+        "tags": [operation.tag],
+        "summary": summary,
+        "parameters": _parameters(route),
+        "responses": _responses(route, schemas),
     }
-    if route.endpoint is health.metrics:
-        found["security"] = [{"metrics_token": []}]
-    elif not route.path.startswith(KEYED):
-        found["security"] = []
-    content = _json(schemas[repr(operation.body)]) if operation.body is not None else {}
+    if description.strip():
+        found["description"] = description.strip()
+    if operation.security != "key":
+        found["security"] = [{operation.security: []}] if operation.security else []
+    content: JSONObject = {}
+    if operation.body is not None:
+        content[JSON] = {"schema": schemas.of(operation.body)}
     if operation.form is not None:
-        content["multipart/form-data"] = {"schema": schemas[repr(operation.form)]}
+        content["multipart/form-data"] = {"schema": schemas.of(operation.form)}
     if content:
-        found["requestBody"] = {"required": not operation.optional, "content": content}
+        found["requestBody"] = {"required": operation.body_required, "content": content}
     return found
 
 
-def _responses(operation: Operation, schemas: dict[str, JSONObject]) -> JSONObject:
-    content: JSONObject = {}
-    if operation.answer is not None:
-        content = {operation.media_type: {"schema": schemas[repr(operation.answer)]}}
-    done: JSONObject = {"description": "Done."} | ({"content": content} if content else {})
-    responses: JSONObject = {str(operation.status): done}
-    if operation.stream:
-        frames = {"text/event-stream": {"schema": {"type": "string"}}}
-        responses["200"] = {"description": "The run's events, as they come.", "content": frames}
-        responses["202"] = {"description": "In progress; poll Location.", "content": content}
-    responses["default"] = {
-        "description": "A problem.",
-        "content": {"application/problem+json": {"schema": schemas[repr(Problem)]}},
-    }
+def _names_in(path: str) -> list[str]:
+    return re.findall(r"{(\w+)}", path)
+
+
+def _parameters(route: APIRoute) -> list[JSONObject]:
+    in_path = [
+        {"name": name, "in": "path", "required": True, "schema": _PATH_PARAMETERS[name][0]}
+        for name in _names_in(route.path)
+    ]
+    declared = deepcopy(parameter_schemas(route.operation.query)) if route.operation.query is not None else {}
+    _complete(declared)
+    in_query = [{"name": name, "in": "query", "schema": schema} for name, schema in declared.items()]
+    in_header = [
+        {"name": header.name, "in": "header", "description": header.description, "schema": header.schema}
+        for header in route.operation.headers
+    ]
+    return [*in_path, *in_query, *in_header]
+
+
+def _responses(route: APIRoute, schemas: _Schemas) -> JSONObject:
+    responses: JSONObject = {}
+    for success in route.operation.successes:
+        responses[str(success.status)] = _success(success, schemas)
+    content = {"application/problem+json": {"schema": schemas.of(Problem)}}
+    codes: dict[int, set[str]] = {}
+    for error in _errors(route):
+        for status, code in codes_of(error):
+            codes.setdefault(status, set()).add(code)
+    for status in sorted(codes):
+        description = " or ".join(f"`{code}`" for code in sorted(codes[status]))
+        responses[str(status)] = {"description": description, "content": content}
+    responses["default"] = {"description": "Any other problem.", "content": content}
     return responses
 
 
-def _json(schema: JSONObject) -> JSONObject:
-    return {"application/json": {"schema": schema}}
+def _success(success: Success, schemas: _Schemas) -> JSONObject:
+    if success.body is None:
+        return {"description": success.description}
+    return {"description": success.description, "content": {success.media_type: {"schema": schemas.of(success.body)}}}
+
+
+def _errors(route: APIRoute) -> list[type[Exception]]:
+    """What the endpoint may raise."""
+    operation, names = route.operation, _names_in(route.path)
+    errors = [*operation.raises]
+    errors += [_PATH_PARAMETERS[name][1] for name in names if name != "agent_id" or names == ["agent_id"]]
+    if operation.security is not None:
+        errors += [Unauthenticated]
+    if operation.security == "key":
+        errors += [RateLimited, StoreUnavailable]
+    if operation.body is not None or operation.form is not None:
+        errors += [MalformedBody, TooLarge, UnsupportedMediaType, InvalidRequest]
+    if operation.query is not None:
+        errors += [InvalidRequest]
+    return errors

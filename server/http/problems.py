@@ -147,6 +147,13 @@ def problem_of(error: Exception) -> Problem:
     return Problem(status, code, _sentence(error), _facts(error), _headers(error, status))
 
 
+def codes_of(error: type[Exception]) -> list[tuple[int, str]]:
+    """Every status and code that `problem_of` can give to exceptions of this type."""
+    if error is RunFailedError:
+        return [(status, code) for code, status in _RUN_STATUS.items()]
+    return [_TABLE[error]]
+
+
 def _headers(error: Exception, status: int) -> dict[str, str]:
     match error:
         case RateLimited(retry_after=retry_after) | AuthRateLimited(retry_after=retry_after):

@@ -13,11 +13,20 @@ from agent_chat.server.ai_chat_service import AIChatService
 from agent_chat.server.errors import InvalidRequest, TooLarge, UnsupportedMediaType
 from agent_chat.server.http.bodies import BODY_BYTES, read
 from agent_chat.server.http.body_stream import pieces_of
-from agent_chat.server.inputs import IfBusy
+from agent_chat.server.http.operations import Header
 from agent_chat.server.reading.streams import Streams
-from agent_chat.stores.models import is_id
 
 B = TypeVar("B", bound=msgspec.Struct)
+
+_KEY_CHARACTERS = 255
+IDEMPOTENCY_KEY = Header(
+    "Idempotency-Key",
+    "A request with a key that was used within 24 hours has the effect, and the response, of the first one.",
+    {"type": "string", "minLength": 1, "maxLength": _KEY_CHARACTERS},
+)
+PREFER = Header("Prefer", "`respond-async` or `wait=N` (seconds): respond with the message in progress (RFC 7240).")
+LAST_EVENT_ID = Header("Last-Event-ID", "The position to resume after.")
+RANGE = Header("Range", "One range of bytes.")
 
 
 def service_of(connection: HTTPConnection) -> AIChatService:
@@ -55,66 +64,22 @@ async def body_of(request: Request, type: type[B], *, empty: B | None = None) ->
     return read(bytes(data), type)
 
 
-def integer(request: Request, name: str, default: int, low: int, high: int | None = None) -> int:
-    """A whole number in the query. Raises: InvalidRequest."""
-    text = request.query_params.get(name, str(default))
-    if len(text) > 18 or not text.isascii() or not text.isdecimal() or not low <= int(text) <= (high or int(text)):
-        bounds = f"from {low} to {high}" if high is not None else f"of at least {low}"
-        raise InvalidRequest(name, f"{name} must be a whole number {bounds}.")
-    return int(text)
-
-
 def next_link(request: Request, path: str, *, limit: int, offset: int) -> str:
     """The Link header that names the next page of a list. https://www.rfc-editor.org/rfc/rfc8288"""
     query = urlencode({**request.query_params, "limit": limit, "offset": offset})
     return f'<{public_path(request, path)}?{query}>; rel="next"'
 
 
-def boolean(request: Request, name: str) -> bool | None:
-    """`true` or `false` in the query; null if it isn't there. Raises: InvalidRequest."""
-    match request.query_params.get(name):
-        case None:
-            return None
-        case "true":
-            return True
-        case "false":
-            return False
-        case _:
-            raise InvalidRequest(name, f"{name} must be true or false.")
-
-
-def message_id(request: Request, name: str) -> str | None:
-    """An id in the query. Raises: InvalidRequest."""
-    text = request.query_params.get(name)
-    if text is not None and not is_id(text):
-        raise InvalidRequest(name, f"{name} must be a message's id.")
-    return text
-
-
-def if_busy(request: Request) -> IfBusy:
-    """Raises: InvalidRequest."""
-    match request.query_params.get("if_busy", "reject"):
-        case "reject":
-            return "reject"
-        case "interrupt":
-            return "interrupt"
-        case _:
-            raise InvalidRequest("if_busy", "if_busy must be reject or interrupt.")
-
-
 def idempotency_key(request: Request) -> str | None:
     """The Idempotency-Key header: 1 to 255 visible characters. Raises: InvalidRequest."""
     key = request.headers.get("idempotency-key")
-    if key is not None and not (0 < len(key) <= 255 and key.isprintable()):
-        raise InvalidRequest("Idempotency-Key", "An Idempotency-Key has 1 to 255 visible characters.")
+    if key is not None and not (0 < len(key) <= _KEY_CHARACTERS and key.isprintable()):
+        raise InvalidRequest("Idempotency-Key", f"An Idempotency-Key has 1 to {_KEY_CHARACTERS} visible characters.")
     return key
 
 
-def wants_stream(request: Request) -> bool:
-    """`?stream=true`, or an Accept that names text/event-stream and not application/json."""
-    asked = boolean(request, "stream")
-    if asked is not None:
-        return asked
+def accepts_stream(request: Request) -> bool:
+    """True if the Accept header names text/event-stream and not application/json."""
     accept = request.headers.get("accept", "").lower()
     return "text/event-stream" in accept and "application/json" not in accept
 
@@ -138,5 +103,5 @@ def preferred_wait(request: Request) -> float | None:
 
 
 def last_event_id(request: Request) -> str | None:
-    """Where to resume: the Last-Event-ID header, else `?after=`. Empty means from nowhere."""
-    return request.headers.get("last-event-id") or request.query_params.get("after") or None
+    """The Last-Event-ID header; None if it is empty."""
+    return request.headers.get("last-event-id") or None

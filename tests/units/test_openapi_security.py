@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from agent_chat.server.app import ROUTES
-from agent_chat.server.http.openapi import document
+from agent_chat.server.http.openapi import build_document
 
 
 def test_only_the_open_paths_are_without_a_key() -> None:
-    api = document(ROUTES)
+    api = build_document(ROUTES)
     assert api["security"] == [{"key": []}]
     operations = [(path, each) for path, methods in api["paths"].items() for each in methods.values()]
     without = {path for path, operation in operations if operation.get("security", api["security"]) == []}

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from agent_chat.server.http.auth import principal_of
 from agent_chat.server.http.large_json import list_response
-from agent_chat.server.http.requests import as_json, body_of, integer, next_link, public_path, service_of
+from agent_chat.server.http.operations import APIRoute, Operation, Success
+from agent_chat.server.http.query import Offset, PageLimit, read_query
+from agent_chat.server.http.requests import as_json, body_of, next_link, public_path, service_of
 from agent_chat.server.inputs import AgentCreate, AgentUpdate
+from agent_chat.stores.models import Agent
+
+
+class AgentsQuery(msgspec.Struct, frozen=True):
+    limit: PageLimit = 50
+    offset: Offset = 0
 
 
 async def create_agent(request: Request) -> Response:
@@ -20,11 +28,12 @@ async def create_agent(request: Request) -> Response:
 
 async def list_agents(request: Request) -> Response:
     """List the organization's agents, oldest first. At most 8 MB: `Link` names the next page."""
-    limit, offset = integer(request, "limit", 50, 1, 100), integer(request, "offset", 0, 0)
-    page = await service_of(request).list_agents(principal_of(request), limit=limit, offset=offset)
+    query = read_query(request, AgentsQuery)
+    page = await service_of(request).list_agents(principal_of(request), limit=query.limit, offset=query.offset)
     headers = {}
     if page.more:
-        headers["Link"] = next_link(request, "/api/v1/agents", limit=limit, offset=offset + len(page.agents))
+        offset = query.offset + len(page.agents)
+        headers["Link"] = next_link(request, "/api/v1/agents", limit=query.limit, offset=offset)
     return await list_response(page.agents, headers)
 
 
@@ -47,9 +56,29 @@ async def delete_agent(request: Request) -> Response:
 
 
 ROUTES = [
-    Route("/api/v1/agents", create_agent, methods=["POST"]),
-    Route("/api/v1/agents", list_agents, methods=["GET"]),
-    Route("/api/v1/agents/{agent_id}", get_agent, methods=["GET"]),
-    Route("/api/v1/agents/{agent_id}", update_agent, methods=["PATCH"]),
-    Route("/api/v1/agents/{agent_id}", delete_agent, methods=["DELETE"]),
+    APIRoute(
+        "POST",
+        "/api/v1/agents",
+        create_agent,
+        Operation(tag="agents", successes=(Success(Agent, 201),), body=AgentCreate),
+    ),
+    APIRoute(
+        "GET",
+        "/api/v1/agents",
+        list_agents,
+        Operation(tag="agents", successes=(Success(list[Agent]),), query=AgentsQuery),
+    ),
+    APIRoute("GET", "/api/v1/agents/{agent_id}", get_agent, Operation(tag="agents", successes=(Success(Agent),))),
+    APIRoute(
+        "PATCH",
+        "/api/v1/agents/{agent_id}",
+        update_agent,
+        Operation(tag="agents", successes=(Success(Agent),), body=AgentUpdate),
+    ),
+    APIRoute(
+        "DELETE",
+        "/api/v1/agents/{agent_id}",
+        delete_agent,
+        Operation(tag="agents", successes=(Success(status=204),)),
+    ),
 ]

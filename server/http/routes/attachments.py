@@ -7,12 +7,13 @@ from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 
-from agent_chat.server.errors import InvalidRequest, RangeNotSatisfiable, UnsupportedMediaType
+from agent_chat.server.errors import InvalidRequest, RangeNotSatisfiable, StorageFull, UnsupportedMediaType
 from agent_chat.server.http.auth import principal_of
-from agent_chat.server.http.requests import as_json, service_of
+from agent_chat.server.http.operations import APIRoute, Operation, Success
+from agent_chat.server.http.requests import RANGE, as_json, service_of
 from agent_chat.server.http.routes.threads import THREAD
+from agent_chat.server.http.schemas import Binary, UploadForm
 from agent_chat.server.http.uploads import form_of, is_multipart
 from agent_chat.stores.models import Attachment
 
@@ -95,7 +96,28 @@ def disposition(filename: str) -> str:
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
 
 
+_FILE = "application/octet-stream"
 ROUTES = [
-    Route(ATTACHMENTS, upload, methods=["POST"]),
-    Route(ATTACHMENTS + "/{attachment_id}", download, methods=["GET"]),
+    APIRoute(
+        "POST",
+        ATTACHMENTS,
+        upload,
+        Operation(
+            tag="attachments", successes=(Success(list[Attachment], 201),), form=UploadForm, raises=(StorageFull,)
+        ),
+    ),
+    APIRoute(
+        "GET",
+        ATTACHMENTS + "/{attachment_id}",
+        download,
+        Operation(
+            tag="attachments",
+            successes=(
+                Success(Binary, 200, _FILE, "The file; its media type is the attachment's `content_type`."),
+                Success(Binary, 206, _FILE, "The range of the file."),
+            ),
+            headers=(RANGE,),
+            raises=(RangeNotSatisfiable,),
+        ),
+    ),
 ]

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.routing import BaseRoute, WebSocketRoute
 
 from agent_chat.server.errors import RateLimited
 from agent_chat.server.http.auth import principal_of
-from agent_chat.server.http.requests import last_event_id, service_of, streams_of
+from agent_chat.server.http.operations import EVENT_STREAM, APIRoute, Operation, Success
+from agent_chat.server.http.query import read_query
+from agent_chat.server.http.requests import LAST_EVENT_ID, last_event_id, service_of, streams_of
 from agent_chat.server.http.routes.threads import THREAD
 from agent_chat.server.http.sse import EventStream, later
 from agent_chat.server.http.websocket import serve_thread
 from agent_chat.stores.errors import StoreUnavailable
+
+
+class WatchQuery(msgspec.Struct, frozen=True):
+    after: Annotated[str, Meta(description="The position to resume after; the header wins.")] | None = None
 
 
 async def watch(request: Request) -> Response:
@@ -20,13 +30,24 @@ async def watch(request: Request) -> Response:
     who, streams, path = principal_of(request), streams_of(request), request.path_params
     try:
         with streams.starting(who) as slot:
-            viewer = await service_of(request).watch(who, path["agent_id"], path["thread_id"], last_event_id(request))
+            after = last_event_id(request) or read_query(request, WatchQuery).after or None
+            viewer = await service_of(request).watch(who, path["agent_id"], path["thread_id"], after)
             return EventStream(streams, viewer, slot)
     except (RateLimited, StoreUnavailable):
         return later()
 
 
 ROUTES: list[BaseRoute] = [
-    Route(THREAD + "/events", watch, methods=["GET"]),
+    APIRoute(
+        "GET",
+        THREAD + "/events",
+        watch,
+        Operation(
+            tag="events",
+            successes=(Success(str, 200, EVENT_STREAM, "Events, as they are published."),),
+            query=WatchQuery,
+            headers=(LAST_EVENT_ID,),
+        ),
+    ),
     WebSocketRoute(THREAD + "/ws", serve_thread),
 ]

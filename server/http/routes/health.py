@@ -6,24 +6,25 @@ import hmac
 from collections import Counter
 from typing import cast
 
+from msgspec import UNSET
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from agent_chat.agents.mcp.pool import Pool
 from agent_chat.agents.mcp.slot import STATES
 from agent_chat.server.errors import Unauthenticated
+from agent_chat.server.http.operations import APIRoute, Operation, Success
 from agent_chat.server.http.requests import as_json, service_of
+from agent_chat.server.http.schemas import Liveness, Readiness
 from agent_chat.server.metrics import Metrics
 from agent_chat.server.supervision import Supervisor
-from agent_chat.stores.models import JSONObject
 
 
 async def healthz(request: Request) -> Response:
     """The process is alive."""
-    return as_json({"status": "ok"})
+    return as_json(Liveness("ok"))
 
 
 async def readyz(request: Request) -> Response:
@@ -38,14 +39,15 @@ async def readyz(request: Request) -> Response:
     failing = cast(Supervisor, request.state.supervisor).failing
     ready = database and not draining and not failing
     states = Counter(cast(Pool, request.state.tools).states.values())
-    body: JSONObject = {
-        "ready": ready,
-        "database": database,
-        "events": not service.log.unreachable,
-        "draining": draining,
-        "tools": {state: states[state] for state in STATES},
-    }
-    return as_json({**body, "failing": failing} if failing else body, 200 if ready else 503)
+    body = Readiness(
+        ready=ready,
+        database=database,
+        events=not service.log.unreachable,
+        draining=draining,
+        tools={state: states[state] for state in STATES},
+        failing=failing or UNSET,
+    )
+    return as_json(body, 200 if ready else 503)
 
 
 async def metrics(request: Request) -> Response:
@@ -61,7 +63,21 @@ async def metrics(request: Request) -> Response:
 
 
 ROUTES = [
-    Route("/healthz", healthz, methods=["GET"]),
-    Route("/readyz", readyz, methods=["GET"]),
-    Route("/metrics", metrics, methods=["GET"]),
+    APIRoute("GET", "/healthz", healthz, Operation(tag="operations", successes=(Success(Liveness),), security=None)),
+    APIRoute(
+        "GET",
+        "/readyz",
+        readyz,
+        Operation(
+            tag="operations",
+            successes=(Success(Readiness), Success(Readiness, 503, description="Not ready.")),
+            security=None,
+        ),
+    ),
+    APIRoute(
+        "GET",
+        "/metrics",
+        metrics,
+        Operation(tag="operations", successes=(Success(str, media_type="text/plain"),), security="metrics_token"),
+    ),
 ]

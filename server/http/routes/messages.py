@@ -2,50 +2,73 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from agent_chat.server.ai_chat_service import Post
-from agent_chat.server.errors import RunFailedError
+from agent_chat.server.errors import AgentDeleted, Draining, RunFailedError, StorageFull
 from agent_chat.server.http.auth import principal_of
 from agent_chat.server.http.bodies import message_of
 from agent_chat.server.http.large_json import list_response
+from agent_chat.server.http.operations import EVENT_STREAM, APIRoute, Operation, Success
 from agent_chat.server.http.problems import problem_of
+from agent_chat.server.http.query import MessageId, PageLimit, read_query
 from agent_chat.server.http.requests import (
+    IDEMPOTENCY_KEY,
+    LAST_EVENT_ID,
+    PREFER,
+    accepts_stream,
     as_json,
     body_of,
     idempotency_key,
-    if_busy,
-    integer,
-    message_id,
+    last_event_id,
     preferred_wait,
     public_path,
     service_of,
     streams_of,
-    wants_stream,
 )
 from agent_chat.server.http.routes.threads import CUT, THREAD
+from agent_chat.server.http.schemas import MessageForm
 from agent_chat.server.http.sse import EventStream
 from agent_chat.server.http.uploads import form_of, is_multipart
-from agent_chat.server.inputs import MessageCreate
+from agent_chat.server.inputs import IfBusy, MessageCreate
+from agent_chat.stores.errors import IdempotencyMismatch, ThreadArchived, ThreadBusy
+from agent_chat.stores.models import Message
 
 MESSAGES = THREAD + "/messages"
+
+
+class PostQuery(msgspec.Struct, frozen=True):
+    stream: (
+        Annotated[bool, Meta(description="Respond with an event stream, or not. Without it the Accept header decides.")]
+        | None
+    ) = None
+    if_busy: Annotated[IfBusy, Meta(description="What to do if another run is in progress.")] = "reject"
+
+
+class MessagesQuery(msgspec.Struct, frozen=True):
+    before: Annotated[MessageId, Meta(description="Only messages before this one.")] | None = None
+    limit: PageLimit = 50
 
 
 async def post_message(request: Request) -> Response:
     """Post a message; a user's is answered: as JSON when complete, at once by `Prefer`, or as an event stream."""
     who, service = principal_of(request), service_of(request)
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
-    if position := request.headers.get("last-event-id"):
+    if position := last_event_id(request):
         with streams_of(request).starting(who) as slot:
             return EventStream(streams_of(request), await service.resume(who, agent_id, thread_id, position), slot)
-    if not wants_stream(request):
-        post = await _post(request)
+    query = read_query(request, PostQuery)
+    if not (accepts_stream(request) if query.stream is None else query.stream):
+        post = await _post(request, query.if_busy)
         return await _answer(request, post, _replayed(post))
     with streams_of(request).starting(who) as slot:
-        post = await _post(request, stream=True)
+        post = await _post(request, query.if_busy, stream=True)
         viewer = await service.stream(who, thread_id, post)
         return EventStream(streams_of(request), viewer, slot, _replayed(post))
 
@@ -54,11 +77,11 @@ def _replayed(post: Post) -> dict[str, str]:
     return {"Idempotency-Replayed": "true"} if post.posted.replayed else {}
 
 
-async def _post(request: Request, *, stream: bool = False) -> Post:
+async def _post(request: Request, if_busy: IfBusy, *, stream: bool = False) -> Post:
     """Read the message, as JSON or as a form with files, and post it."""
     who, service = principal_of(request), service_of(request)
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
-    key, busy = idempotency_key(request), if_busy(request)
+    key = idempotency_key(request)
     if is_multipart(request):
         await service.find_thread(who, agent_id, thread_id)
         if key is None:  # what comes again starts no run; a form's role isn't known yet, a user's as a rule
@@ -66,10 +89,12 @@ async def _post(request: Request, *, stream: bool = False) -> Post:
         async with form_of(request) as form:
             body = message_of(form.fields, files=bool(form.files))
             return await service.post_message(
-                who, agent_id, thread_id, body, idempotency_key=key, if_busy=busy, files=form.files, stream=stream
+                who, agent_id, thread_id, body, idempotency_key=key, if_busy=if_busy, files=form.files, stream=stream
             )
     body = await body_of(request, MessageCreate)
-    return await service.post_message(who, agent_id, thread_id, body, idempotency_key=key, if_busy=busy, stream=stream)
+    return await service.post_message(
+        who, agent_id, thread_id, body, idempotency_key=key, if_busy=if_busy, stream=stream
+    )
 
 
 async def _answer(request: Request, post: Post, headers: dict[str, str]) -> Response:
@@ -93,12 +118,13 @@ async def list_messages(request: Request) -> Response:
 
     At most 8 MB, but one message in any case: `X-Messages-Cut: true` where there are fewer for their size.
     """
+    query = read_query(request, MessagesQuery)
     page = await service_of(request).list_messages(
         principal_of(request),
         request.path_params["agent_id"],
         request.path_params["thread_id"],
-        before=message_id(request, "before"),
-        limit=integer(request, "limit", 50, 1, 100),
+        before=query.before,
+        limit=query.limit,
     )
     return await list_response(page.messages, {CUT: "true"} if page.cut else {})
 
@@ -122,8 +148,40 @@ async def cancel(request: Request) -> Response:
 
 
 ROUTES = [
-    Route(MESSAGES, post_message, methods=["POST"]),
-    Route(MESSAGES, list_messages, methods=["GET"]),
-    Route(MESSAGES + "/{message_id}", get_message, methods=["GET"]),
-    Route(MESSAGES + "/{message_id}/cancel", cancel, methods=["POST"]),
+    APIRoute(
+        "POST",
+        MESSAGES,
+        post_message,
+        Operation(
+            tag="messages",
+            successes=(
+                Success(Message, 201, description="The agent's finished message; for other roles, the stored one."),
+                Success(str, 200, EVENT_STREAM, "The events of the run, as they are published."),
+                Success(Message, 202, description="The message in progress; `Location` is where to poll it."),
+            ),
+            body=MessageCreate,
+            form=MessageForm,
+            query=PostQuery,
+            headers=(IDEMPOTENCY_KEY, PREFER, LAST_EVENT_ID),
+            raises=(
+                ThreadBusy,
+                ThreadArchived,
+                AgentDeleted,
+                IdempotencyMismatch,
+                Draining,
+                StorageFull,
+                RunFailedError,
+            ),
+        ),
+    ),
+    APIRoute(
+        "GET",
+        MESSAGES,
+        list_messages,
+        Operation(tag="messages", successes=(Success(list[Message]),), query=MessagesQuery),
+    ),
+    APIRoute("GET", MESSAGES + "/{message_id}", get_message, Operation(tag="messages", successes=(Success(Message),))),
+    APIRoute(
+        "POST", MESSAGES + "/{message_id}/cancel", cancel, Operation(tag="messages", successes=(Success(Message),))
+    ),
 ]

@@ -16,7 +16,7 @@ from agent_chat.server.http.problems import problem_of
 from agent_chat.server.http.routes.sessions import confirmation, needs_confirmation, sign_in
 
 DEMO = Path(__file__).parents[3] / "web_demo"
-_HEADERS = {
+PAGE_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none';"
         " form-action 'self'"
@@ -31,7 +31,7 @@ async def index(request: Request) -> Response:
     """The demo page; with `?key=`, the login."""
     key = request.query_params.get("key")
     if key is None or request.method == "HEAD":
-        return FileResponse(DEMO / "index.html", headers=_HEADERS)
+        return FileResponse(DEMO / "index.html", headers=PAGE_HEADERS)
     if request.headers.get("sec-fetch-dest", "document") != "document":
         return problem_of(Unauthenticated()).response()  # an image in a message must not log its reader in
     if needs_confirmation(request):
@@ -39,7 +39,7 @@ async def index(request: Request) -> Response:
     try:
         return await sign_in(request, key)
     except Unauthenticated:
-        return FileResponse(DEMO / "index.html", 401, _HEADERS)  # the page says how to sign in
+        return FileResponse(DEMO / "index.html", 401, PAGE_HEADERS)  # the page says how to sign in
 
 
 class _Files(StaticFiles):
@@ -52,7 +52,7 @@ class _Files(StaticFiles):
 
     def file_response(self, *args: object, **kwargs: object) -> Response:
         response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]
-        response.headers.update(_HEADERS)
+        response.headers.update(PAGE_HEADERS)
         return response
 
 

@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from agent_chat.server.errors import Gone
+from agent_chat.server.errors import AgentDeleted, Draining, Gone, RunFailedError, ThreadEmpty
 from agent_chat.server.http.auth import principal_of
 from agent_chat.server.http.large_json import list_response, thread_response
+from agent_chat.server.http.operations import APIRoute, Operation, Success
+from agent_chat.server.http.query import Offset, read_query
 from agent_chat.server.http.requests import (
+    IDEMPOTENCY_KEY,
     body_of,
-    boolean,
     idempotency_key,
-    integer,
     next_link,
     public_path,
     service_of,
 )
 from agent_chat.server.inputs import ThreadCreate, ThreadUpdate
 from agent_chat.stores.contracts import ThreadPart
+from agent_chat.stores.errors import IdempotencyMismatch, StoreFull
+from agent_chat.stores.models import Thread
 
 THREADS = "/api/v1/chat/{agent_id}/threads"
 THREAD = THREADS + "/{thread_id}"
 CUT = "X-Messages-Cut"
+
+
+class ThreadsQuery(msgspec.Struct, frozen=True):
+    limit: Annotated[int, Meta(ge=1, le=50, description="How many to return.")] = 10
+    offset: Offset = 0
+    archived: (
+        Annotated[bool, Meta(description="Only archived threads, or only the others. Without it: both.")] | None
+    ) = None
+    message_limit: Annotated[int, Meta(ge=0, le=50, description="How many messages of each thread to return.")] = 50
+
+
+class ThreadQuery(msgspec.Struct, frozen=True):
+    message_limit: Annotated[int, Meta(ge=1, le=100, description="How many of the latest messages to return.")] = 50
 
 
 async def create_thread(request: Request) -> Response:
@@ -41,19 +61,19 @@ async def create_thread(request: Request) -> Response:
 
 async def list_threads(request: Request) -> Response:
     """List the organization's threads with an agent, newest updated first."""
-    limit, offset = integer(request, "limit", 10, 1, 50), integer(request, "offset", 0, 0)
+    query = read_query(request, ThreadsQuery)
     page = await service_of(request).list_threads(
         principal_of(request),
         request.path_params["agent_id"],
-        limit=limit,
-        offset=offset,
-        archived=boolean(request, "archived"),
-        message_limit=integer(request, "message_limit", 50, 0, 50),
+        limit=query.limit,
+        offset=query.offset,
+        archived=query.archived,
+        message_limit=query.message_limit,
     )
     headers = {}
     if page.more:
         path = f"/api/v1/chat/{request.path_params['agent_id']}/threads"
-        headers["Link"] = next_link(request, path, limit=limit, offset=offset + limit)
+        headers["Link"] = next_link(request, path, limit=query.limit, offset=query.offset + query.limit)
     if page.cut:
         headers[CUT] = "true"
     return await list_response(page.threads, headers)
@@ -62,7 +82,7 @@ async def list_threads(request: Request) -> Response:
 async def get_thread(request: Request) -> Response:
     """Read a thread with its latest messages, oldest first."""
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
-    limit = integer(request, "message_limit", 50, 1, 100)
+    limit = read_query(request, ThreadQuery).message_limit
     service = service_of(request)
     return await _answer(await service.get_thread(principal_of(request), agent_id, thread_id, message_limit=limit))
 
@@ -97,13 +117,38 @@ async def gone(request: Request) -> Response:
     raise Gone("/api/v1/chat/{agent_id}/threads")
 
 
+_GONE_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 ROUTES = [
-    Route("/api/v1/chat/conversations", gone, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
-    Route("/api/v1/chat/conversations/{rest:path}", gone, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
-    Route(THREADS, create_thread, methods=["POST"]),
-    Route(THREADS, list_threads, methods=["GET"]),
-    Route(THREAD, get_thread, methods=["GET"]),
-    Route(THREAD, update_thread, methods=["PATCH"]),
-    Route(THREAD, delete_thread, methods=["DELETE"]),
-    Route(THREAD + "/generate_title", generate_title, methods=["POST"]),
+    Route("/api/v1/chat/conversations", gone, methods=_GONE_METHODS),
+    Route("/api/v1/chat/conversations/{rest:path}", gone, methods=_GONE_METHODS),
+    APIRoute(
+        "POST",
+        THREADS,
+        create_thread,
+        Operation(
+            tag="threads",
+            successes=(Success(Thread, 201),),
+            body=ThreadCreate,
+            body_required=False,
+            headers=(IDEMPOTENCY_KEY,),
+            raises=(IdempotencyMismatch, StoreFull),
+        ),
+    ),
+    APIRoute(
+        "GET",
+        THREADS,
+        list_threads,
+        Operation(tag="threads", successes=(Success(list[Thread]),), query=ThreadsQuery),
+    ),
+    APIRoute("GET", THREAD, get_thread, Operation(tag="threads", successes=(Success(Thread),), query=ThreadQuery)),
+    APIRoute("PATCH", THREAD, update_thread, Operation(tag="threads", successes=(Success(Thread),), body=ThreadUpdate)),
+    APIRoute("DELETE", THREAD, delete_thread, Operation(tag="threads", successes=(Success(status=204),))),
+    APIRoute(
+        "POST",
+        THREAD + "/generate_title",
+        generate_title,
+        Operation(
+            tag="threads", successes=(Success(Thread),), raises=(ThreadEmpty, AgentDeleted, Draining, RunFailedError)
+        ),
+    ),
 ]

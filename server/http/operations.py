@@ -1,0 +1,67 @@
+"""What an endpoint takes and returns, declared at its route; `server.http.openapi` makes the document from it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from agent_chat.stores.models import JSONObject
+
+Tag = Literal["agents", "threads", "messages", "attachments", "events", "operations"]
+JSON = "application/json"
+EVENT_STREAM = "text/event-stream"
+
+
+class Header(msgspec.Struct, frozen=True):
+    """A request header."""
+
+    name: str
+    description: str
+    schema: JSONObject = msgspec.field(default_factory=lambda: {"type": "string"})
+
+
+class Success(msgspec.Struct, frozen=True):
+    """A response of status 2xx. `body` is the type of its content; None: it has none."""
+
+    body: Any = None
+    status: int = 200
+    media_type: str = JSON
+    description: str = "Success."
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """What an endpoint takes and returns.
+
+    Attributes:
+        body: the type of a JSON body; `body_required`: it may not be absent.
+        form: the type of the same body as multipart/form-data, or of the only one.
+        query: the struct of its query parameters, as given to `read_query`.
+        raises: what it raises besides the errors that follow from its path, key, body and query.
+        security: the name of its security scheme; None: it needs no key.
+    """
+
+    tag: Tag
+    successes: tuple[Success, ...]
+    body: type[msgspec.Struct] | None = None
+    body_required: bool = True
+    form: type[msgspec.Struct] | None = None
+    query: type[msgspec.Struct] | None = None
+    headers: tuple[Header, ...] = ()
+    raises: tuple[type[Exception], ...] = ()
+    security: Literal["key", "metrics_token"] | None = "key"
+
+
+class APIRoute(Route):
+    """A route of the API, with what its OpenAPI description needs beside the endpoint's name and docstring."""
+
+    def __init__(
+        self, method: str, path: str, endpoint: Callable[[Request], Awaitable[Response]], operation: Operation
+    ) -> None:
+        super().__init__(path, endpoint, methods=[method])
+        self.method = method
+        self.operation = operation
