@@ -1,10 +1,11 @@
-"""A small real MCP server over stdio: `python -m agent_chat.agents.demo_tools`.
+"""A small MCP server over stdio: `python -m agent_chat.agents.demo_tools`.
 
-The tools of the default agent, so that a server without any configuration has something true to call: the time in a
-zone, arithmetic, dice, and a slow one that tells its progress. It is a process of its own and knows nothing of the
-chat server; agents/mcp/pool.py starts it like any other. It ends when its stdin closes.
+The tools of the default agent, so that a server without any configuration has real tools to call: the time in a time
+zone, arithmetic, dice, and a slow one that reports its progress. It is a process of its own that imports nothing of the
+chat server; agents/mcp/pool.py starts it like any other MCP server. It exits when its stdin is closed.
 
-Arithmetic walks the syntax tree and computes what it knows. `eval` with empty builtins was refused: it isn't safe.
+Arithmetic walks the syntax tree and computes the operations that it supports. `eval` without builtins was refused: it
+is not safe.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Number = int | float
 MAX_EXPRESSION = 500
 MAX_NUMBER = 1e300
 EXACT = 2**53
-"""Whole numbers above it are told as floats: JSON readers in JavaScript would round them anyway."""
+"""Larger whole numbers are returned as floats: JSON parsers in JavaScript would round them anyway."""
 
 server = MCPServer("demo-tools", log_level="WARNING")
 READ_ONLY = ToolAnnotations(read_only_hint=True)
@@ -47,13 +48,13 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Calculation:
     expression: str
     value: int | float
 
 
 @dataclass(frozen=True)
-class Rolled:
+class Roll:
     dice: str
     rolls: list[int]
     modifier: int
@@ -61,7 +62,7 @@ class Rolled:
 
 
 @dataclass(frozen=True)
-class Finished:
+class SlowResult:
     seconds: float
     steps: int
 
@@ -70,7 +71,7 @@ class Finished:
 async def current_time(
     timezone: Annotated[str, Field(description="An IANA time zone such as Asia/Tokyo or UTC")] = "UTC",
 ) -> Moment:
-    """Tell the date and time of now in a time zone."""
+    """Return the current date and time in a time zone."""
     try:
         now = datetime.now(ZoneInfo(timezone))
     except (KeyError, ValueError, OSError):  # ZoneInfo reads a file: "America" is a folder, "../x" is refused
@@ -81,7 +82,7 @@ async def current_time(
 @server.tool(annotations=READ_ONLY)
 async def calculate(
     expression: Annotated[str, Field(description="Numbers with + - * / // % ** and parentheses")],
-) -> Answer:
+) -> Calculation:
     """Compute an arithmetic expression."""
     if len(expression) > MAX_EXPRESSION:
         raise ToolError(f"The expression has more than {MAX_EXPRESSION} characters.")
@@ -93,42 +94,43 @@ async def calculate(
         raise ToolError("The result is too large.") from None
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ToolError("This is not an arithmetic expression: use numbers, + - * / // % ** and parentheses.") from None
-    return Answer(expression, float(value) if abs(value) > EXACT else value)
+    return Calculation(expression, float(value) if abs(value) > EXACT else value)
 
 
 @server.tool(annotations=READ_ONLY)
 async def roll_dice(
     dice: Annotated[str, Field(description="How many dice of how many sides, such as 2d6, d20 or 3d8+2")] = "2d6",
-) -> Rolled:
+) -> Roll:
     """Roll dice and add them up."""
     found = re.fullmatch(r"(\d{0,3})d(\d{1,4})([+-]\d{1,4})?", dice.strip().lower())
     if found is None:
-        raise ToolError(f"{dice[:100]!r} are no dice; write them as 2d6 or 3d8+2.")
+        raise ToolError(f"{dice[:100]!r} is not a valid number of dice; use a form such as 2d6 or 3d8+2.")
     count, sides, modifier = int(found[1] or 1), int(found[2]), int(found[3] or 0)
     if not (1 <= count <= 100 and 2 <= sides <= 1000):
         raise ToolError("Roll 1 to 100 dice of 2 to 1000 sides.")
     rolls = [random.randint(1, sides) for _ in range(count)]
-    return Rolled(dice, rolls, modifier, sum(rolls) + modifier)
+    return Roll(dice, rolls, modifier, sum(rolls) + modifier)
 
 
 @server.tool(annotations=READ_ONLY)
 async def slow_task(
     ctx: Context,
     seconds: Annotated[float, Field(ge=0, le=300, description="How long it takes")] = 3,
-    steps: Annotated[int, Field(ge=1, le=1000, description="In how many steps it tells its progress")] = 6,
-) -> Finished:
-    """Take a while and tell the progress."""
+    steps: Annotated[int, Field(ge=1, le=1000, description="In how many steps it reports its progress")] = 6,
+) -> SlowResult:
+    """Take a while and report the progress."""
     for step in range(1, steps + 1):
         await asyncio.sleep(seconds / steps)
         await ctx.report_progress(step, steps, f"Step {step} of {steps}")
-    return Finished(seconds, steps)
+    return SlowResult(seconds, steps)
 
 
 def _power(base: Number, exponent: Number) -> Number:
-    """base ** exponent, refused before it is computed where it would be huge.
+    """Compute base ** exponent, unless the result would be huge: that is checked beforehand.
 
     Raises:
-        ValueError: the result isn't a real number.
+        OverflowError: the result would exceed MAX_NUMBER.
+        ValueError: the result is not a real number.
     """
     if (
         base
@@ -154,11 +156,12 @@ _BINARY: dict[type[ast.operator], Callable[[Number, Number], Number]] = {
 
 
 def _value(node: ast.expr) -> Number:
-    """Compute a node.
+    """Compute a node of the syntax tree.
 
     Raises:
-        ValueError: it holds something that isn't arithmetic.
+        ValueError: it contains something other than arithmetic.
         OverflowError: a number in it is too large.
+        ZeroDivisionError.
     """
     match node:
         case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
@@ -180,4 +183,4 @@ if __name__ == "__main__":
     try:
         server.run("stdio")
     except* BrokenPipeError:  # the chat server was killed
-        os._exit(1)  # at once: an ordinary exit would flush into the broken pipe, and complain
+        os._exit(1)  # an ordinary exit would flush into the broken pipe, and print a traceback

@@ -1,7 +1,7 @@
-"""The HTTP client for a model's service: how many connections, for how long, and which redirects it follows.
+"""The HTTP client for a model's service: its limits, its time limits, and which redirects it follows.
 
 The SDK follows up to 20 redirects and sends the API key with each, to whatever host they name. Here a redirect is
-followed at most twice and only on the configured host: a key must not reach a host that the operator did not name.
+followed at most twice and only within the configured host: a key must not reach a host that the operator did not name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class RedirectRefused(httpx2.RequestError):
 
 
 def model_client(client: type[httpx2.AsyncClient], *, stall_seconds: float, idle_seconds: float) -> httpx2.AsyncClient:
-    """Make the client, with any number of connections.
+    """Create the client. The number of its connections is not limited.
 
     Args:
         client: the SDK's client class.
@@ -51,5 +51,5 @@ async def _check_redirect(response: httpx2.Response) -> None:
 
 
 def _origin(url: httpx2.URL) -> str:
-    """The URL without its path and query, which may hold secrets."""
+    """The URL without its path and query, which may contain secrets."""
     return f"{url.scheme}://{url.netloc.decode()}"

@@ -1,7 +1,7 @@
-"""Titles made without a model: the first words of the first user's message.
+"""Titles without a model: the first words of the first user's message.
 
-What an agent's kind uses unless it brings something better. Only the commonest Markdown is taken away, by patterns:
-parsing it properly was refused, since a title is a hint for the eye and nothing is built on it.
+The default of every kind. Only the commonest Markdown is removed, by patterns: parsing it was refused, since nothing
+but a reader's eye depends on a title.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from agent_chat.agents import Run
 
 LENGTH = 60
-"""The most characters in a title, the ellipsis included."""
+"""The maximum number of characters in a title, including the ellipsis."""
 
 FALLBACK = "New thread"
 
-_LOOKED_AT = 2_000
+_READ_LENGTH = 2_000
 _MARKDOWN = (  # each repetition is bounded or cannot start twice in one place: the time is linear in the text
     (re.compile(r"^[^\S\n]*+(`{3,}|~{3,}).*$", re.MULTILINE), " "),  # the fences of code, not the code
     (re.compile(r"!?\[([^\[\]]{0,200}+)\]\([^()\s]{0,500}+\)"), r"\1"),  # links and images: their words
@@ -28,26 +28,26 @@ _MARKDOWN = (  # each repetition is bounded or cannot start twice in one place: 
 
 
 async def from_first_message(run: Run) -> str:
-    """A plain title of at most 60 characters from the first user's message: its words, else its first file's name.
+    """A plain title of at most 60 characters: the first words of the first user's message, else its first file's name.
 
-    A thread without one is named after its first message.
+    A thread without a user's message is named after its first message.
     """
     if not run.messages:
         return FALLBACK
     first = next((message for message in run.messages if message.role == "user"), run.messages[0])
     filename = first.attachments[0].filename if first.attachments else None
-    return shortened(_plain(first.content)) or shortened(" ".join(str(filename or "").split())) or FALLBACK
+    return shorten(_plain_text(first.content)) or shorten(" ".join(str(filename or "").split())) or FALLBACK
 
 
-def _plain(markdown: str) -> str:
-    text = markdown.lstrip()[:_LOOKED_AT]
-    for pattern, instead in _MARKDOWN:
-        text = pattern.sub(instead, text)
+def _plain_text(markdown: str) -> str:
+    text = markdown.lstrip()[:_READ_LENGTH]
+    for pattern, replacement in _MARKDOWN:
+        text = pattern.sub(replacement, text)
     return " ".join(text.split())
 
 
-def shortened(text: str, length: int = LENGTH) -> str:
-    """At most so many characters, cut between words; a first word that is longer is cut itself."""
+def shorten(text: str, length: int = LENGTH) -> str:
+    """Cut the text to `length` characters, between words if possible, and mark the cut with an ellipsis."""
     if len(text) <= length:
         return text
     start = text[: length - 1]

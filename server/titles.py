@@ -49,4 +49,4 @@ def sanitized(title: str) -> str:
     """One line of at most 100 characters without control characters, lone surrogates and outer spaces."""
     text = without_surrogates(title.strip()[:_READ_LENGTH])
     words = "".join(" " if unicodedata.category(each) in ("Cc", "Zl", "Zp") else each for each in text).split()
-    return titles.shortened(" ".join(words), TITLE_LENGTH)
+    return titles.shorten(" ".join(words), TITLE_LENGTH)

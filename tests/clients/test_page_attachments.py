@@ -75,7 +75,7 @@ async def test_files_are_uploaded_at_once_understood_sent_and_downloaded(visit: 
     await page.locator("#input").press("Enter")
     answer = visit.answer("completed")
     await reads(answer, "200,000 characters of text, cut, which begins: “berth,depth 7,12.5")
-    await reads(answer, "a picture, which a model with eyes would be shown")
+    await reads(answer, "a picture, which a model that accepts pictures would be given")
     assert await chips.count() == 0
     assert await download(visit, "berths.csv", tmp_path) == CSV
     assert await download(visit, "picture ü.png", tmp_path) == picture.read_bytes()

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from agent_chat.agents import Ended, Part, Text, ToolCompleted, ToolProgress, ToolStarted
-from agent_chat.agents.demo import reply, wanted
+from agent_chat.agents.demo import reply, requested_calls
 from agent_chat.agents.mcp.config import Server, read_servers
 from agent_chat.agents.mcp.pool import Pool
 from agent_chat.stores.models import Agent, Attachment
@@ -69,7 +69,7 @@ async def test_an_attached_file_is_named(pool: Pool) -> None:
     [
         ("what time is it in Tokyo", "current_time", "Asia/Tokyo"),
         ("What is 2*(3+4)?", "calculate", "**14**"),
-        ("roll 3d6", "roll_dice", "3d6 came to"),
+        ("roll 3d6", "roll_dice", "3d6 gave"),
     ],
 )
 async def test_a_question_makes_one_call_between_two_texts(pool: Pool, said: str, tool: str, told: str) -> None:
@@ -128,18 +128,18 @@ async def test_a_tool_that_is_not_there_is_said_to_be_missing(pool: Pool) -> Non
     ],
 )
 def test_words_decide_which_tools_are_called(said: str, calls: list[str]) -> None:
-    assert [use.name for use in wanted(said)] == calls
+    assert [use.name for use in requested_calls(said)] == calls
 
 
 def test_expressions_are_taken_out_of_their_sentence() -> None:
-    found = [use.arguments["expression"] for use in wanted("(so 2+3), and -4 * (1.5 - 2). Also 10/4?")]
+    found = [use.arguments["expression"] for use in requested_calls("(so 2+3), and -4 * (1.5 - 2). Also 10/4?")]
     assert found == ["2+3", "-4 * (1.5 - 2)", "10/4"]
 
 
 def test_a_long_message_is_no_trouble() -> None:
     started = time.monotonic()
     for piece in ("1+", "1 ", "(", "1d6 ", "((1", "-", "1.1.", "Time Europe/Paris "):
-        assert len(wanted(piece * 100_000)) <= 8
+        assert len(requested_calls(piece * 100_000)) <= 8
     assert time.monotonic() - started < 2
 
 
