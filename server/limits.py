@@ -22,8 +22,8 @@ class Limits(msgspec.Struct, frozen=True):
     """Per organization and process: requests a minute; runs, open streams and uploads at once.
 
     `loop_target`: the fraction of the event loop's time up to which an organization may take what others leave while
-    they are served; it may always take `loop_share`. `waiting`: requests that may wait because the organization took
-    more than that.
+    they are served. It may always take `loop_share`, and `loop_burst` seconds ahead of that, enough to start twenty
+    runs at the same time. `waiting`: requests that may wait because the organization took more.
 
     In all: `stored_bytes`; None takes it from the settings.
 
@@ -39,6 +39,7 @@ class Limits(msgspec.Struct, frozen=True):
     uploads: int = 20
     loop_share: float = 0.2
     loop_target: float = 0.5
+    loop_burst: float = 0.5
     waiting: int = 200
     stored_bytes: int | None = None
     ping_seconds: float = 15.0

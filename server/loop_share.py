@@ -1,12 +1,12 @@
 """How much of the event loop each organization takes. One that takes too much is slowed down while others are served.
 
 Requests are limited in number, but a page of 8 MB costs as much as fifty small reads. So their cost is limited too, and
-it is measured, not estimated: the CPU time of every step of a request or a run, and of what the embedded store does
-for it in threads. While others are served, an organization may take what they leave of `Limits.loop_target`, a half of
-the time, and at least `Limits.loop_share`, a fifth. What it takes beyond that is a debt, and its next requests wait
-until the debt is paid, in the order in which they came. Without others it may take all of the loop. A request begins
-with what the organization's requests took on average, so that a hundred at once do not all begin before the first has
-been measured.
+it is measured, not estimated: the CPU time of every step of a request or a run, and the time for which it occupies a
+thread of the embedded store. While others are served, an organization may take what they leave of a half of the time
+(`Limits.loop_target`), and at least a fifth (`Limits.loop_share`). What it takes beyond that is a debt, and its next
+requests wait until the debt is paid, in the order in which they came. Without others it may take all of the loop. A
+request begins with what the organization's requests took on average, so that a hundred at once do not all begin before
+the first has been measured.
 
 Relayed tokens are not counted: runs and streams have limits of their own, and nothing is added to the path of a token.
 
@@ -25,13 +25,11 @@ from typing import Any, ParamSpec, TypeVar
 
 from agent_chat.server.errors import RateLimited
 from agent_chat.server.limits import Limits
-from agent_chat.stores.cpu_time import CPU_TIME
+from agent_chat.stores.charging import CHARGE
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
-BURST_SECONDS = 0.05
-"""What an organization may take ahead of its share."""
 _OTHERS_SECONDS = 3.0
 """For so long after its last step an organization counts as being served. A run takes one every two seconds."""
 _POLL_SECONDS = 0.1
@@ -155,9 +153,9 @@ class LoopShare:
 
     def _wait_seconds(self) -> float:
         debt = self._current_debt()
-        if debt > BURST_SECONDS and not self._all.has_others(self):
-            self._debt = debt = BURST_SECONDS
-        return max(0.0, debt - BURST_SECONDS) / self._fraction()
+        if debt > self._all.limits.loop_burst and not self._all.has_others(self):
+            self._debt = debt = self._all.limits.loop_burst
+        return max(0.0, debt - self._all.limits.loop_burst) / self._fraction()
 
     async def turn(self, *, refuse: bool = True) -> None:
         """Wait until the organization may take more of the loop.
@@ -208,7 +206,7 @@ class LoopShare:
 
     async def _measure(self, work: Awaitable[T], charge: Callable[[float], None]) -> T:
         _CURRENT.set(self)
-        CPU_TIME.set(charge)
+        CHARGE.set(charge)
         return await _Measured(charge, work)
 
 
@@ -243,7 +241,7 @@ class _Measured(Awaitable[T]):
 
 def measured(work: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
     """The call as the coroutine of a task, charged to the organization in whose request the task is created."""
-    charge = CPU_TIME.get()
+    charge = CHARGE.get()
     if charge is None:
         return work(*args, **kwargs)
 

@@ -195,7 +195,7 @@ def _running(thread: Thread) -> Message | None:
 async def _encode_snapshot(thread: Thread) -> bytes:
     """`encode(ThreadSnapshot(thread))`, in pieces."""
     empty = encode(ThreadSnapshot(replace(thread, messages=[])))
-    return empty.removesuffix(b"[]}}") + await encode_list(thread.messages) + b"}}"
+    return b"".join([empty.removesuffix(b"[]}}"), *await encode_list(thread.messages), b"}}"])
 
 
 def _with(thread: Thread, message: Message) -> Thread:

@@ -20,13 +20,13 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
-from agent_chat.stores.cpu_time import CPU_TIME
+from agent_chat.stores.charging import CHARGE
 from agent_chat.stores.errors import StoreDamaged, StoreFull, StoreUnavailable
 
 R = TypeVar("R")
 
 Operation = Callable[[sqlite3.Connection], object]
-Item = tuple[Operation, Future[object]]
+Item = tuple["_Timed", Future[object]]
 
 _BATCH = 64
 _LONGEST_WAIT_SECONDS = 1.0
@@ -74,7 +74,7 @@ class Worker:
         try:
             return await asyncio.wrap_future(future)
         finally:
-            if (charge := CPU_TIME.get()) is not None:
+            if (charge := CHARGE.get()) is not None:
                 charge(timed.seconds)
 
     def stop(self) -> None:
@@ -144,7 +144,9 @@ class Worker:
         try:
             db.execute("BEGIN IMMEDIATE" if self._writes else "BEGIN")
             results = [_run_in_savepoint(db, operation) for operation, _ in batch]
+            ran = time.monotonic()
             db.execute("COMMIT")
+            _share_commit(batch, time.monotonic() - ran)
             outcomes = results
         except sqlite3.Error as error:
             with contextlib.suppress(sqlite3.Error):  # SQLite itself rolls back when the disk is full
@@ -166,18 +168,25 @@ class Worker:
 
 
 class _Timed:
-    """An operation, and the CPU seconds that it took."""
+    """An operation, and the seconds for which it occupied the thread, its part of the commit included."""
 
     def __init__(self, operation: Operation) -> None:
         self.seconds = 0.0
         self._operation = operation
 
     def __call__(self, db: sqlite3.Connection) -> object:
-        began = time.thread_time()
+        began = time.monotonic()
         try:
             return self._operation(db)
         finally:
-            self.seconds = time.thread_time() - began
+            self.seconds = time.monotonic() - began
+
+
+def _share_commit(batch: list[Item], seconds: float) -> None:
+    """Add the time of the commit to the operations, in proportion to the time that each took."""
+    total = sum(operation.seconds for operation, _ in batch)
+    for operation, _ in batch:
+        operation.seconds += seconds * (operation.seconds / total if total else 1 / len(batch))
 
 
 def unavailable(error: sqlite3.Error) -> StoreUnavailable:

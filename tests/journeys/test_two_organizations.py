@@ -21,7 +21,7 @@ from tests.support.shapes import is_problem
 
 OTHERS_KEY = "key-of-the-other-organization-here"
 METRICS = {"Authorization": "Bearer a-token-of-the-operator-s-own"}
-LIMITS = Limits(loop_share=0.001, loop_target=0.0, waiting=2)
+LIMITS = Limits(loop_share=0.001, loop_target=0.0, loop_burst=0.05, waiting=2)
 """So little that a debt is not paid within a test."""
 
 

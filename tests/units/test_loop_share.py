@@ -10,8 +10,10 @@ import pytest
 
 from agent_chat.server.errors import RateLimited
 from agent_chat.server.limits import Limits
-from agent_chat.server.loop_share import BURST_SECONDS, LoopShare, LoopShares, begin_streaming, measured, pause
-from agent_chat.stores.cpu_time import CPU_TIME
+from agent_chat.server.loop_share import LoopShare, LoopShares, begin_streaming, measured, pause
+from agent_chat.stores.charging import CHARGE
+
+BURST_SECONDS = 0.05
 
 
 class Clock:
@@ -24,7 +26,7 @@ class Clock:
 
 
 def shares_with(clock: Clock, **limits: float) -> LoopShares:
-    wanted = {"loop_share": 0.2, "loop_target": 0.0, "waiting": 3, **limits}
+    wanted = {"loop_share": 0.2, "loop_target": 0.0, "loop_burst": BURST_SECONDS, "waiting": 3, **limits}
     return LoopShares(Limits(**wanted), clock=clock, cpu_clock=lambda: clock.cpu)  # type: ignore[arg-type]
 
 
@@ -173,7 +175,7 @@ async def test_every_step_of_a_request_is_charged_and_so_are_its_tasks_and_its_t
         burn(0.01)
         await asyncio.sleep(0.02)
         await asyncio.create_task(measured(task))
-        charge = CPU_TIME.get()
+        charge = CHARGE.get()
         assert charge is not None
         charge(0.5)
         return "result"
@@ -228,7 +230,7 @@ async def test_requests_at_once_begin_with_what_earlier_ones_took() -> None:
     heavy, began = shares.of("heavy"), 0
 
     async def expensive() -> None:
-        charge = CPU_TIME.get()
+        charge = CHARGE.get()
         assert charge is not None
         charge(0.1)
 
