@@ -1,4 +1,4 @@
-"""MongoDB alone: slow claims, lost answers, deletions that were cut off, servers that go away, indexes."""
+"""What only MongoDB has: slow claims, lost responses, interrupted deletions, servers that stop, indexes."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ async def test_a_finish_without_a_response_loses_to_one_that_came_in_between(mon
 async def test_an_interrupted_deletion_is_completed_by_a_sweeper(mongo_url: str, who: Principal) -> None:
     commands = Commands()
     async with opened(mongo_url, commands=commands) as store, opened(mongo_url) as other:
-        for left in range(2, 7):  # behind the removal of its blobs and the write that empties it
+        for left in range(2, 7):  # after the removal of its blobs is stored and the thread is emptied
             thread, _ = await loaded(other, who, ["content"] * 160)
             answer = await started_run(other, who, thread.id)
             commands.dies_at = len(commands.names) + left
@@ -302,7 +302,7 @@ async def test_after_a_failed_write_only_a_write_makes_the_store_ready(mongo_url
 
 
 async def test_every_query_has_an_index(mongo_url: str, mongo_server: str, who: Principal) -> None:
-    """A query by one `_id` has its own."""
+    """Queries by a single `_id` are left out: they use its index."""
     read = Read()
     async with opened(mongo_url, limits=EmbeddingLimits(messages=4, slack=2), read=read) as store:
         user = await store.create_user((await store.create_organization("Acme")).id, "Ada")

@@ -1,4 +1,4 @@
-"""MongoDB: threads that outgrow their document. Nothing is lost or doubled, and reading the latest costs the same."""
+"""MongoDB: threads that outgrow their document lose and double nothing, and reading the latest costs the same."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.samples import (
 )
 
 SMALL = EmbeddingLimits(messages=4, slack=2, bytes=4 * 2**20)
-"""So that seven messages already make a page."""
+"""With these, the seventh message makes a page."""
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def who() -> Principal:
 
 
 def noise(size: int) -> str:
-    """Text that no packing makes much smaller."""
+    """Text that does not compress."""
     return base64.b64encode(os.urandom(size * 3 // 4)).decode()
 
 
@@ -50,7 +50,7 @@ async def note(store: MongoStore, who: Principal, thread_id: str, content: str =
 
 
 async def whole(store: MongoStore, who: Principal, thread_id: str) -> list[Message]:
-    """All messages, having seen that the documents hold each once, in order, and not too many in the thread."""
+    """Return all messages; check that the documents have each of them once, in order and without gaps."""
     messages = await every_message(store, who, thread_id)
     thread, pages = await stored(store, thread_id)
     entries = [entry for page in pages for entry in page["messages"]] + thread["messages"]
@@ -73,7 +73,7 @@ class Cost(NamedTuple):
 
 
 async def latest(store: MongoStore, who: Principal, thread_id: str) -> None:
-    """Read a thread's latest messages in each way that there is."""
+    """Read a thread's latest messages by every method that returns them."""
     messages = (await store.get(who, thread_id)).messages
     assert len(messages) == 50
     assert (await store.list_messages(who, thread_id, before=None, limit=50)).messages == messages
@@ -85,7 +85,7 @@ async def latest(store: MongoStore, who: Principal, thread_id: str) -> None:
 
 
 async def use_every_operation(store: MongoStore, who: Principal, thread_id: str) -> None:
-    """Read the latest, and write in each way that there is."""
+    """Read the latest messages, and write by every method that writes to a thread."""
     await latest(store, who, thread_id)
     await store.append_message(who, new_message(thread_id, role="system"))
     question, answer = turn(thread_id)
@@ -109,7 +109,7 @@ def costs_the_same(large: Cost, small: Cost) -> None:
 async def test_the_latest_of_100_000_messages_cost_as_much_as_those_of_a_small_thread(
     mongo_url: str, who: Principal
 ) -> None:
-    """Loaded by `loaded`, not by 100,000 appends."""
+    """The messages are written by `loaded`, since 100,000 appends would take too long."""
     read, other = Read(), principal()
     async with opened(mongo_url, read=read) as store:
         small, _ = await loaded(store, other, [f"message {n:06}" for n in range(142)])
@@ -149,7 +149,7 @@ async def test_appending_messages_writes_the_same_documents_as_loading_them(mong
 
 
 def anonymous(document: Document, thread_id: str) -> Document:
-    """A thread's document or page, all of it but ids, times and outbox; its `bytes` show whether types differ."""
+    """A thread's document or page without ids, times and outbox; `bytes` reveals types that differ."""
     outbox: Document = {name: document[name] for name in ("outbox", "outbox_at") if name in document}
     if "bytes" in document:
         document = {**document, "bytes": document["bytes"] - len(bson.encode(outbox)) + len(bson.encode({}))}
@@ -182,7 +182,7 @@ async def test_a_thread_of_40_mb_is_written_read_and_deleted(mongo_url: str, who
         read.clear()
         part = await store.read(who, thread.id, message_limit=50)
         assert (ids(part.thread.messages), part.cut) == (ids(messages)[-5:], True)
-        assert read.bytes < 14 * 2**20  # of 40: the thread's document, and the pages that hold what fits
+        assert read.bytes < 14 * 2**20  # of 40 MB: the thread's document, and the pages with messages that fit
         page = await store.list_threads(
             who, "agent", limit=9, offset=0, archived=None, message_limit=50, max_bytes=2**23
         )
@@ -343,7 +343,7 @@ async def finish(store: MongoStore, who: Principal, running: Message) -> object:
 async def test_a_process_that_dies_at_any_command_loses_and_doubles_nothing(
     mongo_url: str, who: Principal, operation: Operation, response_lost: bool
 ) -> None:
-    """At each command of the operation in turn, its moving included; the next write of another process continues."""
+    """It dies at each command in turn, also while it moves messages; the next write of another process continues."""
     commands = Commands()
     async with (
         opened(mongo_url, limits=SMALL) as other,
@@ -379,7 +379,7 @@ async def test_a_process_that_dies_at_any_command_loses_and_doubles_nothing(
 async def test_a_page_that_was_left_behind_is_used_even_if_the_next_would_begin_elsewhere(
     mongo_url: str, who: Principal
 ) -> None:
-    """The run's message stayed and the page began behind it; now that it has ended, a new page would begin with it."""
+    """The page began after the message of a run in progress. After that run, a new page would begin with it."""
     commands = Commands()
     async with opened(mongo_url, limits=SMALL, commands=commands) as dying, opened(mongo_url) as hoarding:
         thread = await started_thread(hoarding, who)

@@ -1,4 +1,4 @@
-"""SQLite alone: files that are no database, threads that die."""
+"""What only SQLite has: a file that may be damaged, threads that may fail, a data folder."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def test_a_thread_that_fails_opens_the_database_again_and_every_call_retur
 
 
 async def damaged(path: Path) -> None:
-    """A database with messages, of which pages in the middle are overwritten."""
+    """Write a database with messages, then overwrite pages in its middle."""
     store = await open_sqlite(path)
     who = principal()
     thread = await started_thread(store, who)
@@ -113,7 +113,7 @@ async def test_a_database_too_large_for_the_check_at_start_is_served_unchecked(
 
 async def test_a_store_that_finds_damage_while_serving_is_not_ready(tmp_path: Path) -> None:
     await damaged(tmp_path / "chat.db")
-    store = await open_sqlite(tmp_path / "chat.db", serving=False)  # without the check at start
+    store = await open_sqlite(tmp_path / "chat.db", serving=False)  # skips the check at start
     try:
         assert await store.ready() is True
         with pytest.raises(StoreDamaged):

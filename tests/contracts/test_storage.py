@@ -86,7 +86,7 @@ async def test_the_blob_of_an_upload_whose_process_died_is_removed(
     (removal,) = await store.take_removals()
     fields = (removal.organization_id, removal.thread_id, removal.attachment_id, removal.size)
     assert fields == (who.organization_id, thread.id, lost, 40)
-    assert await store.take_removals() == [removal]  # it was not finished: the next try
+    assert await store.take_removals() == [removal]  # it was not finished, so it is taken again
     await store.finish_removal(removal.id)
     await store.finish_removal(removal.id)
     assert await store.take_removals() == []
@@ -99,7 +99,7 @@ async def test_a_stored_attachment_is_not_removed(store: Store, who: Principal, 
     await store.begin_upload(who, thread.id, file.attachment.id, 40)
     await store.add_file(who, file)
     assert await store.take_removals() == []
-    await store.begin_upload(who, thread.id, file.attachment.id, 40)  # as if dropping it had failed
+    await store.begin_upload(who, thread.id, file.attachment.id, 40)  # as if `add_file` had failed to drop it
     assert await store.take_removals() == []
     assert await store.get_file(who, thread.id, file.attachment.id) == file
 
@@ -127,7 +127,7 @@ async def test_deleted_attachments_and_threads_leave_removals(store: Store, who:
     assert removal.attachment_id == first.attachment.id
     await store.finish_removal(removal.id)
     await store.delete(who, thread.id)
-    with pytest.raises(ThreadNotFound):  # another process' deletion, a moment later
+    with pytest.raises(ThreadNotFound):  # as another process would, a moment later
         await store.delete(who, thread.id)
     (removal,) = await store.take_removals()
     assert (removal.id, removal.thread_id, removal.attachment_id) == (thread.id, thread.id, None)

@@ -33,7 +33,7 @@ from tests.support.samples import (
 
 
 class World(msgspec.Struct, frozen=True):
-    """What an organization has: a finished and a running turn, an agent, a user, keys of every sort."""
+    """What an organization has: a finished and a running turn, an agent, a user, idempotency keys of every kind."""
 
     who: Principal
     user: User
@@ -80,11 +80,11 @@ async def everything(store: Store, world: World) -> str:
 
 Case = Callable[[Store, Principal, World], Awaitable[object]]
 Outcome = object
-"""An exception's type, or the answer."""
+"""An exception's type, or the result."""
 
 
 class Other:
-    """Any answer: what the stranger makes is their own."""
+    """Any result: what the stranger creates belongs to the stranger."""
 
 
 async def page_threads(store: Store, who: Principal, world: World) -> list[Thread]:
@@ -186,7 +186,7 @@ OPERATORS = {
     "find_session_principal",
     "delete_session",
 }
-"""What has no principal: the command line's, the sign-in's and the sweeper's."""
+"""Methods without a principal: those of the command line, of sign-in and of the sweeper."""
 
 
 def test_every_method_of_the_contracts_has_a_case() -> None:
@@ -202,7 +202,7 @@ def test_every_method_of_the_contracts_has_a_case() -> None:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("stranger", ["stranger", "namesake"])
 async def test_a_stranger_finds_nothing_and_changes_nothing(open_store: OpenStore, name: str, stranger: str) -> None:
-    """The namesake has the very user id, in another organization; every lease has expired, so any may be taken."""
+    """The namesake has the same user id in another organization. Every lease has expired, so any run may be taken."""
     async with open_store(lease=0.0) as store:
         world = await populate(store)
         elsewhere = await store.create_organization("Elsewhere")
@@ -238,7 +238,7 @@ async def test_what_a_stranger_creates_belongs_to_the_stranger(open_store: OpenS
 async def test_an_own_thread_gives_no_access_to_another_organizations_message(
     open_store: OpenStore, target: str
 ) -> None:
-    """Naming one's own thread beside another's message or run finds and changes nothing either."""
+    """The stranger names an own thread together with another organization's message or run."""
     async with open_store(lease=0.0) as store:
         world = await populate(store)
         who = Principal((await store.create_organization("Elsewhere")).id, new_id())

@@ -130,7 +130,7 @@ async def stored(store: MongoStore, thread_id: str) -> tuple[Document, list[Docu
 async def loaded(
     store: MongoStore, who: Principal, contents: list[str], *, onto: Thread | None = None
 ) -> tuple[Thread, list[Message]]:
-    """A new thread with a message of each content, in the very documents that as many appends leave, but written whole.
+    """A new thread with a message of each content, written directly as the documents that as many appends leave.
 
     100,000 appends would take a quarter of an hour on SecantusDB. `onto`: put them behind what that thread has; all of
     them stay in its document.
@@ -158,7 +158,7 @@ async def loaded(
 
 
 async def _put_pages(store: MongoStore, thread_id: str, pages: list[list[Document]]) -> None:
-    """A hundred to a command: most of the time is the commands'."""
+    """Insert the pages, a hundred per command: a command takes longer than a page."""
     documents: list[Document] = [
         {
             "_id": f"{thread_id}/{page[0]['n']}",

@@ -30,7 +30,7 @@ async def test_a_claim_appends_both_messages_and_stores_the_record(
 
 
 async def test_of_twenty_concurrent_claims_exactly_one_wins(store: Store, who: Principal, thread: Thread) -> None:
-    """I2, and I3: no record remains of the claims that are refused."""
+    """I2, and I3: no record remains of the claims that were refused."""
     turns = [turn(thread.id) for _ in range(20)]
     claims = await asyncio.gather(
         *[store.claim(who, question, answer, worker=WORKER) for question, answer in turns], return_exceptions=True

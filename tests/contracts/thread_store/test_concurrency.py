@@ -17,7 +17,7 @@ from tests.support.samples import WORKER, completed, ids, new_message, started_r
 async def test_concurrent_writes_and_reads_of_one_thread_are_consistent(
     store: Store, who: Principal, thread: Thread
 ) -> None:
-    """Turns, checkpoints, notes, renamings and readers on one thread: times increase and no message is lost."""
+    """Runs, checkpoints, notes, new titles and readers on one thread: times increase and no message is lost."""
     notes = [new_message(thread.id, f"note {n}", "system") for n in range(20)]
     seen: list[list[Message]] = []
 

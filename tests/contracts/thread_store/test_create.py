@@ -42,9 +42,6 @@ async def test_a_closed_store_is_unavailable_immediately(open_store: OpenStore, 
         assert await store.ready() is False
 
 
-# threads
-
-
 async def test_a_created_thread_is_read_unchanged(store: Store, who: Principal) -> None:
     thread = replace(new_thread(who), title="Été 🌞", metadata=AWKWARD)
     created = await store.create(who, thread)
