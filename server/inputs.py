@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from agent_chat.stores.models import JSONObject, Role
+from agent_chat.stores.models import Id, JSONObject, Role
 
 FILE_BYTES = 25 * 2**20
 """How large one file may be."""
@@ -41,7 +41,7 @@ class ThreadUpdate(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class AttachmentRef(Struct, forbid_unknown_fields=True, frozen=True):
-    id: str
+    id: Id
 
 
 class MessageCreate(Struct, forbid_unknown_fields=True, frozen=True):

@@ -119,6 +119,7 @@ class _Schemas:
                 _require_all(schema)
         self.components = {**received_components, **sent_components, "Event": self._by_type[repr(PublicEvent)]}
         self.components["Message"]["properties"]["metadata"] = self.of(MessageMetadata)
+        self.components[MessageMetadata.__name__]["additionalProperties"] = True
 
     def of(self, type: Any) -> JSONObject:
         return self._by_type[repr(type)]
@@ -133,7 +134,7 @@ class _Schemas:
 
 
 def _complete(schema: Any) -> None:
-    """Add what generators of clients need and msgspec leaves implicit: the types of enums, that objects are open.
+    """Add what generators of clients need and msgspec leaves implicit: types of enums, that free-form objects are open.
 
     Descriptions come from docstrings: their indentation is removed.
     """
@@ -142,7 +143,7 @@ def _complete(schema: Any) -> None:
             _complete(each)
     if not isinstance(schema, dict):
         return
-    if schema.get("type") == "object" and "additionalProperties" not in schema:
+    if schema.get("type") == "object" and not schema.get("properties") and "additionalProperties" not in schema:
         schema["additionalProperties"] = True
     match schema.get("enum"):
         case [str() as only]:
