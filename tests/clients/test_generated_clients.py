@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.client import KEY
 from tests.support.node import required
-from tests.support.servers import KEY, Live
+from tests.support.servers import Live
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120, func_only=True)]  # installing has a limit of its own
 
