@@ -81,7 +81,9 @@ class AnswerBuilder:
                     return None
                 text = self._separator() + _without_lone_surrogates(text)
                 self._grow(len(text.encode()))
-                return self.apply(MessageDelta(self._id, self._fold.length, text))
+                delta = MessageDelta(self._id, self._fold.length, text)
+                self._fold.apply(delta)
+                return delta
             case Reasoning(text=text):
                 if not text:
                     return None

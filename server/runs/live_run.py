@@ -103,6 +103,10 @@ class LiveRun:
             with suppress(LogDeleted):
                 self.writer.write(MessageSnapshot(self.message()))
 
+    def may_publish(self, lease_seconds: float) -> bool:
+        """False once the run has ended, and when this process may have lost the run: it was paused for a lease."""
+        return not self.ending.done() and time.monotonic() - self.looked_at <= lease_seconds
+
     def take(self, part: InlinePart) -> None:
         """Publish a part. Raises: what AnswerBuilder.take raises, and LogDeleted."""
         event = self.answer.take(part)

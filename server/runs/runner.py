@@ -17,7 +17,19 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from agent_chat.agents import AgentError, File, Files, NoFiles, Part, Run, RunTools, Toolbox, ToolPart, ToolStarted
+from agent_chat.agents import (
+    AgentError,
+    File,
+    Files,
+    NoFiles,
+    Part,
+    Run,
+    RunTools,
+    Text,
+    Toolbox,
+    ToolPart,
+    ToolStarted,
+)
 from agent_chat.agents.answer import TooLong
 from agent_chat.agents.registry import Registry
 from agent_chat.server.files.content_html import escape_text
@@ -226,14 +238,19 @@ class Runner:
             try:
                 breath = 0
                 async for part in parts:
-                    await self._take(run, part)
+                    if isinstance(part, Text) and run.may_publish(LEASE_SECONDS):  # most parts: no coroutine for them
+                        run.take(part)
+                    else:
+                        await self._take(run, part)
                     if (breath := breath + 1) % _BREATH == 0:
                         begin_streaming()
                         await asyncio.sleep(0)
             finally:
-                if isinstance(parts, AsyncGenerator):
-                    await parts.aclose()
-                await prepared.tools.close()
+                try:
+                    if isinstance(parts, AsyncGenerator):
+                        await parts.aclose()
+                finally:
+                    await prepared.tools.close()
             run.end(COMPLETED)
 
     async def _take(self, run: LiveRun, part: Part) -> None:
