@@ -61,6 +61,7 @@ class AnswerBuilder:
 
     @property
     def tool_call_count(self) -> int:
+        """How many tool calls the answer has."""
         return len(self._fold.tool_calls)
 
     def message(self) -> Message:

@@ -41,6 +41,8 @@ READ_ONLY = ToolAnnotations(read_only_hint=True)
 
 @dataclass(frozen=True)
 class Moment:
+    """What `current_time` returns."""
+
     timezone: str
     datetime: str
     weekday: str
@@ -49,12 +51,16 @@ class Moment:
 
 @dataclass(frozen=True)
 class Calculation:
+    """What `calculate` returns."""
+
     expression: str
     value: int | float
 
 
 @dataclass(frozen=True)
 class Roll:
+    """What `roll_dice` returns."""
+
     dice: str
     rolls: list[int]
     modifier: int
@@ -63,6 +69,8 @@ class Roll:
 
 @dataclass(frozen=True)
 class SlowResult:
+    """What `slow_task` returns."""
+
     seconds: float
     steps: int
 

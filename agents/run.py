@@ -28,9 +28,11 @@ class NoFiles:
     """The Files of a thread without attachments."""
 
     async def text(self, attachment: Attachment) -> str | None:
+        """See Files."""
         return None
 
     async def picture(self, attachment: Attachment) -> bytes | None:
+        """See Files."""
         return None
 
 

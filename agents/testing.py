@@ -76,13 +76,16 @@ class ScriptedTools:
         self._missing = dict(missing)
 
     async def available(self) -> list[Tool]:
+        """See Toolbox."""
         return [self._described.get(name) or Tool(name, "", {"type": "object"}) for name in self._results]
 
     @property
     def missing(self) -> dict[str, str]:
+        """See Toolbox."""
         return dict(self._missing)
 
     async def call(self, uses: Sequence[ToolUse], *, round: int = 0) -> AsyncGenerator[ToolPart, None]:
+        """See Toolbox."""
         for use in uses:
             tool = self._described.get(use.name)
             yield ToolStarted(use.id, use.name, use.arguments, round, repeatable=tool is not None and tool.repeatable)
@@ -128,14 +131,17 @@ class Answer(msgspec.Struct, frozen=True):
 
     @property
     def content(self) -> str:
+        """The text of the answer."""
         return self.message.content
 
     @property
     def tool_calls(self) -> list[ToolCall]:
+        """The tool calls of the answer."""
         return self.message.tool_calls
 
     @property
     def attachments(self) -> list[Attachment]:
+        """The attachments of the answer."""
         return self.message.attachments
 
 

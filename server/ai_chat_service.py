@@ -160,6 +160,7 @@ class AIChatService:
             return await self.store.create_agent(who, checked)
 
     async def list_agents(self, who: Principal, *, limit: int, offset: int) -> AgentPage:
+        """List the organization's agents, the oldest first."""
         return await self.store.list_agents(who, limit=limit, offset=offset)
 
     async def get_agent(self, who: Principal, agent_ref: str) -> Agent:

@@ -34,6 +34,8 @@ class MalformedBody(ChatError):
 
 
 class TooLarge(ChatError):
+    """A field, or the whole body, is larger than allowed."""
+
     def __init__(self, field: str, limit: int) -> None:
         super().__init__(f"{field} is larger than {limit} bytes.")
         self.field = field
@@ -47,11 +49,15 @@ class BodyStalled(ChatError):
 
 
 class UnsupportedMediaType(ChatError):
+    """The media type of the body is not accepted here."""
+
     def __init__(self, got: str, wanted: str = "application/json") -> None:
         super().__init__(f"Send {wanted}, not {got!r}.")
 
 
 class Unauthenticated(ChatError):
+    """No valid key or session was sent."""
+
     def __init__(self) -> None:
         super().__init__("Send a valid key as `Authorization: Bearer <key>`.")
 
@@ -65,6 +71,8 @@ class AuthRateLimited(ChatError):
 
 
 class Forbidden(ChatError):
+    """A page of another origin sent the request."""
+
     def __init__(self) -> None:
         super().__init__("A page of another origin may not do this.")
 
@@ -81,17 +89,23 @@ class DiskFull(ChatError):
 
 
 class RangeNotSatisfiable(ChatError):
+    """The attachment has no byte of the requested range."""
+
     def __init__(self, size: int) -> None:
         super().__init__(f"The attachment has {size} bytes.")
         self.size = size
 
 
 class ThreadEmpty(ChatError):
+    """A title was requested for a thread without messages."""
+
     def __init__(self, thread_id: str) -> None:
         super().__init__(f"Thread {thread_id} has no message to generate a title from.")
 
 
 class AgentDeleted(ChatError):
+    """A message was posted to a thread of a deleted agent."""
+
     def __init__(self, agent_id: str) -> None:
         super().__init__(f"Agent {agent_id} was deleted; its threads can be read, not posted to.")
 
@@ -113,6 +127,8 @@ class RateLimited(ChatError):
 
 
 class Draining(ChatError):
+    """The server is stopping and starts no runs."""
+
     def __init__(self) -> None:
         super().__init__("This server is stopping and starts no more runs; try again.")
 

@@ -34,6 +34,8 @@ class _Publication:
 
 
 class FactPublisher:
+    """Publishes stored facts in the background, those of one thread in order."""
+
     def __init__(self, store: ThreadStore, log: EventLog) -> None:
         self._store = store
         self._log = log

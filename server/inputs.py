@@ -30,21 +30,29 @@ ToolNames = Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_lengt
 
 
 class ThreadCreate(Struct, forbid_unknown_fields=True, frozen=True):
+    """A new thread, as a client sends it."""
+
     agent_id: str | UnsetType = UNSET
     title: Title | UnsetType = UNSET
     metadata: JSONObject | UnsetType = UNSET
 
 
 class ThreadUpdate(Struct, forbid_unknown_fields=True, frozen=True):
+    """Changes to a thread, as a client sends them."""
+
     title: Title | UnsetType = UNSET
     archived: bool | UnsetType = UNSET
 
 
 class AttachmentRef(Struct, forbid_unknown_fields=True, frozen=True):
+    """An attachment of the same thread."""
+
     id: Id
 
 
 class MessageCreate(Struct, forbid_unknown_fields=True, frozen=True):
+    """A new message, as a client sends it."""
+
     content: str
     content_html: str | UnsetType = UNSET
     role: Role = "user"
@@ -67,6 +75,8 @@ class AgentCreate(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class AgentUpdate(Struct, forbid_unknown_fields=True, frozen=True):
+    """Changes to an agent, as a client sends them."""
+
     name: Name | UnsetType = UNSET
     kind: str | UnsetType = UNSET
     model: Name | UnsetType | None = UNSET

@@ -58,6 +58,7 @@ class Slot:
         self._released = False
 
     def release(self) -> None:
+        """Release the slot."""
         if not self._released:
             self._released = True
             self._reserved[self._organization_id] -= 1
@@ -79,6 +80,7 @@ class Slots:
         self._reserved: Counter[str] = Counter()
 
     def count_of(self, organization_id: str) -> int:
+        """Return how many slots this organization has reserved."""
         return self._reserved[organization_id]
 
     def check(self, organization_id: str) -> None:

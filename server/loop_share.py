@@ -90,6 +90,7 @@ class LoopShares:
         self._other_at = -math.inf
 
     def of(self, organization_id: str) -> LoopShare:
+        """Return the share of this organization."""
         share = self._shares.get(organization_id)
         if share is None:
             if len(self._shares) >= _KNOWN:
@@ -129,6 +130,7 @@ class LoopShare:
         self._first = asyncio.Lock()  # of those that wait
 
     def is_idle(self) -> bool:
+        """Whether it has used nothing lately and nothing waits for it."""
         return not self._waiting and self._debt_at < self._all.clock() - _OTHERS_SECONDS and not self._current_debt()
 
     def charge(self, seconds: float) -> None:

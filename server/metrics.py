@@ -69,6 +69,7 @@ class Metrics(Collector):
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
+        """Yield the current metrics, as prometheus_client's registry asks for them."""
         yield from self._collect_requests()
         yield from self._collect_runs()
         yield from self._collect_queues()

@@ -69,6 +69,7 @@ class Principals:
         return principal
 
     def forget(self, credential: Credential) -> None:
+        """Remove a credential from the cache."""
         self._found.pop(_name(credential), None)
 
 

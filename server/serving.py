@@ -75,6 +75,7 @@ class Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen, then announce it."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
@@ -83,6 +84,7 @@ class Server(uvicorn.Server):
             self.listening.set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain at the first signal; stop at once at the second."""
         if self._loop is None:
             super().handle_exit(sig, frame)
             return
@@ -108,6 +110,7 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close all connections and end the application."""
         stalled = asyncio.get_running_loop().call_later(_FORCED_SECONDS, self.connections.abort_stalled)
         await super().shutdown(sockets)
         stalled.cancel()

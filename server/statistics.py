@@ -21,6 +21,7 @@ class Durations:
         self.seconds = 0.0
 
     def add(self, seconds: float) -> None:
+        """Count one duration."""
         self.counts[bisect_left(BOUNDS, seconds)] += 1
         self.seconds += seconds
 

@@ -37,6 +37,7 @@ class Supervisor:
         self._tasks.append(asyncio.create_task(self._run(name, loop), name=name))
 
     async def close(self) -> None:
+        """Cancel all loops and wait for their end."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:

@@ -34,9 +34,11 @@ class LogBudget:
         self._followed: dict[BudgetedLog, None] = {}
 
     def enter(self, log: BudgetedLog) -> None:
+        """Account for a log without readers."""
         self._idle[log] = None
 
     def leave(self, log: BudgetedLog) -> None:
+        """Remove a log from the budget."""
         self._idle.pop(log, None)
         self._followed.pop(log, None)
 

@@ -118,9 +118,11 @@ class Buffer:
 
     @property
     def end(self) -> int:
+        """The index after the last entry."""
         return self.first + len(self.entries)
 
     def push(self, entry: Entry) -> None:
+        """Add an entry."""
         entries, budget, size = self.entries, self._budget, len(entry.data)
         entry.budget = budget
         entries.append(entry)
@@ -179,11 +181,13 @@ class Buffer:
             cursor.notify()
 
     def join(self, cursor: Cursor) -> None:
+        """Add a cursor."""
         self.cursors.add(cursor)
         if len(self.cursors) == 1:
             self._budget.follow(self)
 
     def part(self, cursor: Cursor) -> None:
+        """Remove a cursor."""
         self.cursors.discard(cursor)
         if not self.cursors:
             self._budget.unfollow(self)
@@ -255,6 +259,7 @@ class Cursor:
         return entries
 
     def notify(self) -> None:
+        """Wake the reader, if it waits."""
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
@@ -264,6 +269,7 @@ class Cursor:
         self.notify()
 
     def close(self) -> None:
+        """Stop reading; the buffer may then be released."""
         self._buffer.part(self)
         if self._closed:
             self._closed()

@@ -18,22 +18,32 @@ class NotFound(StoreError):
 
 
 class AgentNotFound(NotFound):
+    """The organization has no such agent."""
+
     noun = "agent"
 
 
 class ThreadNotFound(NotFound):
+    """The organization has no such thread, or not with this agent."""
+
     noun = "thread"
 
 
 class MessageNotFound(NotFound):
+    """The thread has no such message."""
+
     noun = "message"
 
 
 class AttachmentNotFound(NotFound):
+    """The thread has no such attachment."""
+
     noun = "attachment"
 
 
 class KeyNotFound(NotFound):
+    """There is no such key."""
+
     noun = "key"
 
 
@@ -46,6 +56,8 @@ class ThreadBusy(StoreError):
 
 
 class ThreadArchived(StoreError):
+    """A message was posted to an archived thread."""
+
     def __init__(self, thread_id: str) -> None:
         super().__init__(f"Thread {thread_id} is archived; un-archive it to post to it.")
 
@@ -99,6 +111,8 @@ class BadBlobsURL(StoreError):
 
 
 class DataFolderInUse(StoreError):
+    """Another server is using the data folder."""
+
     def __init__(self, folder: str) -> None:
         super().__init__(f"another server is using the data folder {folder}")
 

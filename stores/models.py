@@ -40,6 +40,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def utcnow() -> datetime:
+    """Return the current time in UTC."""
     return datetime.now(UTC)
 
 
@@ -49,6 +50,7 @@ def timestamp(moment: datetime) -> str:
 
 
 def new_id() -> str:
+    """Return a new random UUID."""
     return str(uuid.uuid4())
 
 
@@ -69,6 +71,8 @@ class Principal(msgspec.Struct, frozen=True):
 
 
 class Organization(msgspec.Struct, frozen=True):
+    """A tenant: it has users, keys, agents and threads."""
+
     id: str
     name: str
     default_agent_id: str | None
@@ -76,6 +80,8 @@ class Organization(msgspec.Struct, frozen=True):
 
 
 class User(msgspec.Struct, frozen=True):
+    """A user of an organization."""
+
     id: str
     organization_id: str
     name: str
@@ -158,6 +164,7 @@ class Attachment(msgspec.Struct, frozen=True):
 
     @property
     def is_image(self) -> bool:
+        """Whether it is an image that models can be sent."""
         return self.content_type.startswith("image/") and self.status == "ready"
 
 
@@ -198,6 +205,7 @@ class Message(msgspec.Struct, frozen=True):
 
     @property
     def in_progress(self) -> bool:
+        """Whether a run is still generating the message."""
         return self.status == "in_progress"
 
     def with_run(self, **changes: object) -> Message:
@@ -254,6 +262,7 @@ class RunRecord(msgspec.Struct, frozen=True):
 
     @property
     def who(self) -> Principal:
+        """The user and organization that the run belongs to."""
         return Principal(self.organization_id, self.user_id)
 
 

@@ -138,10 +138,12 @@ def default_after_deletion(current: str | None, deleted: str | None, oldest: str
 
 
 def new_organization(name: str, now: datetime) -> Organization:
+    """Build a new organization."""
     return Organization(new_id(), name, None, timestamp(now))
 
 
 def new_user(organization_id: str, name: str, now: datetime) -> User:
+    """Build a new user."""
     return User(new_id(), organization_id, name, timestamp(now))
 
 
@@ -172,4 +174,5 @@ def removal_of_thread(principal: Principal, thread_id: str) -> BlobRemoval:
 
 
 def removal_of_attachment(principal: Principal, thread_id: str, attachment_id: str, size: int) -> BlobRemoval:
+    """Build the removal of one attachment's blobs."""
     return BlobRemoval(attachment_id, principal.organization_id, thread_id, attachment_id, size)

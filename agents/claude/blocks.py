@@ -20,10 +20,12 @@ _IMAGES = {
 
 
 def text_block(text: str) -> JSONObject:
+    """Build a text block."""
     return {"type": "text", "text": text}
 
 
 def json_block(value: object) -> JSONObject:
+    """Build a text block that holds a value as JSON."""
     return text_block(msgspec.json.encode(value).decode())
 
 

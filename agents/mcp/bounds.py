@@ -45,6 +45,7 @@ class BoundedTransport(httpx2.AsyncHTTPTransport):
     """Bounds the bodies that the SDK reads whole. An event stream may go on: there the SDK bounds each event."""
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request; refuse a compressed response, and bound the body unless it is an event stream."""
         response = await super().handle_async_request(request)
         if "content-encoding" in response.headers:  # none was accepted, and it may unpack to any size
             await response.aclose()

@@ -38,9 +38,11 @@ class BackOff(msgspec.Struct):
 
     @property
     def is_active(self) -> bool:
+        """Whether the server must not be connected to yet."""
         return asyncio.get_running_loop().time() < self.not_before
 
     def fail(self, why: str) -> None:
+        """Record a failure and its reason; double the time to wait, up to BACK_OFF_SECONDS."""
         self.why = why
         self.not_before = asyncio.get_running_loop().time() + min(2.0**self.failures, BACK_OFF_SECONDS)
         self.failures += 1
@@ -64,6 +66,7 @@ class Slot:
 
     @property
     def state(self) -> State:
+        """The state of the connection."""
         self._settle()
         if self._current is None:
             return "unavailable" if self._back_off.failures else "idle"
@@ -141,6 +144,7 @@ class Slot:
             self._current = None
 
     def close(self) -> None:
+        """Close all connections."""
         self._closed = True
         for connection in self.lives:
             connection.close()

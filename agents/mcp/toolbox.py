@@ -65,9 +65,11 @@ class AgentTools:
 
     @property
     def missing(self) -> dict[str, str]:
+        """See Toolbox."""
         return dict(self._missing)
 
     async def available(self) -> list[Tool]:
+        """See Toolbox."""
         return [
             Tool(name, route.listed.description, route.listed.parameters, route.listed.repeatable)
             for name, route in (await self._find_routes(READY_SECONDS)).items()

@@ -48,9 +48,11 @@ class Incoming:
         self._dropped = 0
 
     async def receive(self) -> SessionMessage | Exception:
+        """Receive the next message."""
         return await self._stream.receive()
 
     async def aclose(self) -> None:
+        """Close the stream."""
         await self._stream.aclose()
 
     def __aiter__(self) -> Self:

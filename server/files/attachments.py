@@ -260,10 +260,12 @@ class ThreadFiles:
         self._thread_id = thread_id
 
     async def text(self, attachment: Attachment) -> str | None:
+        """See Files."""
         file = await self._file(attachment)
         return file.text if file else None
 
     async def picture(self, attachment: Attachment) -> bytes | None:
+        """See Files."""
         file = await self._file(attachment)
         return await self._attachments.picture(self._who, file) if file else None
 

@@ -139,6 +139,7 @@ def read_document(path: Path, content_type: str, chars: int) -> ExtractedFields 
 
 
 def unsupported_result(path: Path, content_type: str, suffix: str) -> ExtractedFields:
+    """Build the result for a file that cannot be read, with the reason for the client."""
     named = f" ({content_type})" if content_type != BINARY else ""
     if content_type == OLE:
         if _ENCRYPTED in path.read_bytes():
@@ -199,6 +200,7 @@ def shrink_image(image: Any) -> bytes:
 
 
 def encode_image(image: Any, kind: str, **options: int) -> bytes:
+    """Encode an image."""
     data = io.BytesIO()
     image.save(data, kind, **options)
     return data.getvalue()
@@ -227,6 +229,7 @@ def decode_html(path: Path) -> str:
 
 
 def extract_html_text(source: str) -> str:
+    """Extract the text of an HTML page."""
     return extract_with_kreuzberg(strip_head(source).encode(errors="replace"), HTML)
 
 
@@ -265,6 +268,7 @@ def extract_mail_text(path: Path) -> str:
 
 
 def decode_part(part: Any) -> str:
+    """Decode the text of a part of a mail."""
     data = part.get_payload(decode=True) or b""
     for name in (part.get_content_charset(), "utf-8", guess_encoding(data)):
         if name:
@@ -293,6 +297,7 @@ def extract_pdf_text(path: Path) -> tuple[str, bool]:
 
 
 def extract_document_text(path: Path, content_type: str) -> str:
+    """Extract the text of a document."""
     if content_type == ODT:
         try:
             with zipfile.ZipFile(path) as archive, archive.open("META-INF/manifest.xml") as manifest:
@@ -341,6 +346,7 @@ def client_sentence(message: str) -> str:
 
 
 def handle(request: bytes, context: RequestContext) -> bytes:
+    """Read one file: what the worker process does for each request."""
     path, filename, declared, chars, document_seconds = json.loads(request)
 
     def report(content_type: str) -> None:

@@ -59,6 +59,7 @@ def plain_text(path: Path, filename: str, declared: str | None, chars: int) -> E
 
 
 def suffix_of(filename: str) -> str:
+    """Return the suffix of a file name, in lower case and with its dot."""
     return Path(filename.replace("\\", "/")).suffix.lower()
 
 
@@ -68,11 +69,13 @@ def media_type_of(declared: str | None) -> str:
 
 
 def empty_result(suffix: str) -> ExtractedFields:
+    """Build the result for an empty file."""
     content_type = DOCUMENTS.get(suffix) or IMAGES.get(suffix) or TEXTS.get(suffix) or "text/plain"
     return failed_result(content_type, "The file is empty.")
 
 
 def failed_result(content_type: str, client_sentence: str) -> ExtractedFields:
+    """Build the result for a file that could not be read, with the reason for the client."""
     return {"content_type": content_type, "status": "failed", "error": client_sentence}
 
 
@@ -106,6 +109,7 @@ def decode_start(head: bytes, file: BinaryIO, chars: int) -> tuple[str | None, b
 
 
 def guess_encoding(data: bytes) -> str | None:
+    """Guess the encoding of a text; None if none is likely."""
     import chardet
 
     return chardet.detect(sample_for_detection(data)).get("encoding")
@@ -120,6 +124,7 @@ def sample_for_detection(data: bytes) -> bytes:
 
 
 def decode_latin1(data: bytes) -> str | None:
+    """Decode a text as Latin-1; None if the result is no text."""
     return _try_decode(data, "latin-1", False)
 
 
@@ -165,5 +170,6 @@ def text_type(text: str, suffix: str, declared: str) -> str:
 
 
 def looks_like_mail(text: str) -> bool:
+    """Whether a text begins with at least two headers of a mail."""
     found = _MAIL.match(text[:HEAD_BYTES].replace("\r\n", "\n"))
     return found is not None and len(set(map(str.lower, _MAIL_HEADERS.findall(found[0])))) >= 2

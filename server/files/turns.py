@@ -44,10 +44,12 @@ class Turns:
 
     @property
     def running(self) -> int:
+        """How many turns are taken."""
         return self._running.total()
 
     @property
     def waiting(self) -> int:
+        """How many wait for a turn."""
         return sum(map(len, self._queues.values()))
 
     @asynccontextmanager

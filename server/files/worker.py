@@ -91,6 +91,7 @@ class Workers:
 
     @property
     def processes(self) -> int:
+        """How many worker processes are alive."""
         return sum(worker.returncode is None for worker in self._alive)
 
     async def call(self, organization_id: str, request: bytes, *, weight: int = 1, bounded: bool = True) -> bytes:

@@ -29,6 +29,7 @@ class AllowedHosts:
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what is addressed to an allowed host; refuse the rest."""
         if scope["type"] == "lifespan" or not self._hosts or self._is_addressed(scope):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":

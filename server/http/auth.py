@@ -65,6 +65,7 @@ class Authentication:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Authenticate requests for paths that need a key, and pass them on."""
         if scope["type"] == "http" and get_route_path(scope).startswith(KEYED):
             connection = HTTPConnection(scope)
             try:
@@ -91,6 +92,7 @@ def _refusal(scope: Scope, error: Exception) -> Response:
 
 
 def authenticator_of(connection: HTTPConnection) -> Authenticator:
+    """Return the application's Authenticator."""
     return cast(Authenticator, connection.state.authenticator)
 
 

@@ -58,13 +58,17 @@ class Connection(Protocol):
     state_seen: State
     state_since: float
 
-    def state(self) -> State: ...
+    def state(self) -> State:
+        """What the connection is doing, and a number that changes while it makes progress."""
+        ...
 
     def expire(self, name: str) -> None:
         """Close: the state of that name has lasted too long."""
         ...
 
-    def abort(self) -> None: ...
+    def abort(self) -> None:
+        """Close without waiting for the client."""
+        ...
 
 
 class Connections:
@@ -116,6 +120,7 @@ class Connections:
                 connection.abort()
 
     async def check_forever(self) -> None:
+        """Check all connections once a second."""
         while True:
             await asyncio.sleep(_CHECK_SECONDS)
             await self.check()

@@ -14,6 +14,7 @@ SESSION_SECONDS = 30 * 24 * 3600
 
 
 def is_secure(connection: HTTPConnection) -> bool:
+    """Whether the client uses TLS."""
     return connection.scope["scheme"] in ("https", "wss")
 
 
@@ -23,6 +24,7 @@ def session_token(connection: HTTPConnection) -> str:
 
 
 def set_session(response: Response, connection: HTTPConnection, token: str) -> None:
+    """Set the cookie of a session."""
     response.set_cookie(
         _name(connection),
         token,
@@ -35,6 +37,7 @@ def set_session(response: Response, connection: HTTPConnection, token: str) -> N
 
 
 def clear_session(response: Response, connection: HTTPConnection) -> None:
+    """Remove the cookie of a session."""
     secure = is_secure(connection)
     response.delete_cookie(_name(connection), _path(connection), secure=secure, httponly=True, samesite="strict")
 

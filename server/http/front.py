@@ -49,6 +49,7 @@ class Front:
         self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a connection on to the running application."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return

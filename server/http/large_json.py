@@ -27,6 +27,7 @@ class LargeResponse(Response):
         super().__init__(None, status, {"content-length": length, **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the body in pieces."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         left = sum(map(len, self._pieces))
         for piece in self._pieces:
@@ -39,8 +40,10 @@ class LargeResponse(Response):
 
 
 async def list_response(values: Values, headers: dict[str, str] | None = None) -> Response:
+    """Build the JSON response for a list, without holding up the event loop."""
     return LargeResponse(await encode_list(values), 200, headers)
 
 
 async def thread_response(thread: Thread, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Build the JSON response for a thread, without holding up the event loop."""
     return LargeResponse(await encode_thread(thread), status, headers)

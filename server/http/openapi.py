@@ -72,9 +72,11 @@ class APIDescription:
 
     @cached_property
     def document(self) -> JSONObject:
+        """The document, without a prefix."""
         return build_document(self._routes)
 
     def json(self, root_path: str) -> bytes:
+        """Return the document as JSON, with this prefix as its server."""
         if root_path not in self._json:
             self._json[root_path] = msgspec.json.encode({**self.document, "servers": [{"url": root_path or "/"}]})
         return self._json[root_path]

@@ -74,6 +74,7 @@ class Problem(msgspec.Struct, frozen=True):
         }
 
     def response(self) -> Response:
+        """Build the HTTP response."""
         headers = {**SAFE_HEADERS, **self.headers}
         return Response(msgspec.json.encode(self.body()), self.status, headers, media_type="application/problem+json")
 

@@ -39,6 +39,7 @@ class RequestLog:
         self._lines = lines
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on; count it, and log it when it ends."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return

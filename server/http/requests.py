@@ -30,10 +30,12 @@ RANGE = Header("Range", "One range of bytes.")
 
 
 def service_of(connection: HTTPConnection) -> AIChatService:
+    """Return the application's chat service."""
     return cast(AIChatService, connection.state.service)
 
 
 def streams_of(connection: HTTPConnection) -> Streams:
+    """Return the application's open streams."""
     return cast(Streams, connection.state.streams)
 
 
@@ -43,6 +45,7 @@ def public_path(connection: HTTPConnection, path: str) -> str:
 
 
 def as_json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Build a JSON response."""
     return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
 
 

@@ -82,6 +82,8 @@ class MessageMetadata(msgspec.Struct, frozen=True):
 
 
 class Liveness(msgspec.Struct, frozen=True):
+    """What `/healthz` returns."""
+
     status: str
 
 

@@ -63,6 +63,7 @@ class EventStream(EventSourceResponse):
         self._slot = slot
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream; release its slot when it ends."""
         try:
             await self._respond(scope, receive, send)
         finally:

@@ -45,6 +45,7 @@ class Form(msgspec.Struct, frozen=True):
 
 
 def is_multipart(request: Request) -> bool:
+    """Whether the body of the request is a multipart form."""
     return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 

@@ -53,6 +53,8 @@ _WENT = (WebSocketDisconnect, RuntimeError, OSError)
 
 
 class CreateMessage(Struct, tag="message.create", forbid_unknown_fields=True, frozen=True):
+    """A command: post a message."""
+
     request_id: str
     message: MessageCreate
     idempotency_key: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
@@ -60,12 +62,14 @@ class CreateMessage(Struct, tag="message.create", forbid_unknown_fields=True, fr
 
 
 class CancelRun(Struct, tag="run.cancel", forbid_unknown_fields=True, frozen=True):
+    """A command: cancel a run."""
+
     request_id: str
     message_id: str
 
 
 class Ping(Struct, tag="ping", forbid_unknown_fields=True, frozen=True):
-    pass
+    """A command that is acknowledged with a pong."""
 
 
 Command = CreateMessage | CancelRun | Ping

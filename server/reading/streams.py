@@ -87,6 +87,7 @@ class Streams:
             stream.viewer.wake()
 
     async def ping_forever(self) -> None:
+        """Ping all open streams at the interval of the limits."""
         while True:
             await asyncio.sleep(self._ping_seconds)
             for stream in self._open:

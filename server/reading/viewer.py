@@ -100,6 +100,7 @@ class Viewer:
             self._cursor.wake()
 
     def close(self) -> None:
+        """End the viewer and release its cursor."""
         self._ended = True
         self._close_cursor()
 

@@ -129,6 +129,7 @@ class Runner:
 
     @property
     def count(self) -> int:
+        """How many runs this process has."""
         return len(self._runs)
 
     def unstored_seconds(self, run_id: str) -> float:
@@ -137,6 +138,7 @@ class Runner:
         return 0.0 if since is None else time.monotonic() - since
 
     def has(self, run_id: str) -> bool:
+        """Whether this process has the run."""
         return run_id in self._runs
 
     async def until_stored(self, run_id: str, seconds: float) -> None:
@@ -473,6 +475,7 @@ class Runner:
             del self._orphans[organization_id]
 
     async def sweep_forever(self) -> None:
+        """Sweep every SWEEP_SECONDS."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             try:

@@ -47,6 +47,8 @@ def _build_agent(document: Document, default_agent_id: str | None) -> Agent:
 
 
 class MongoDirectory(MongoBase):
+    """Organizations, users, keys, sessions and agents in MongoDB."""
+
     async def create_organization(self, name: str) -> Organization:
         organization = rules.new_organization(name, self.clock())
         while not await self.db.organizations.insert(_build_document(organization)):

@@ -107,14 +107,17 @@ class Packed(msgspec.Struct, frozen=True):
 
 
 def to_millis(timestamp: str) -> int:
+    """Convert a timestamp to milliseconds since 1970."""
     return (datetime.fromisoformat(timestamp) - _EPOCH) // timedelta(milliseconds=1)
 
 
 def to_timestamp(at: int) -> str:
+    """Convert milliseconds since 1970 to a timestamp."""
     return timestamp(_EPOCH + timedelta(milliseconds=at))
 
 
 async def pack(message: Message) -> Packed:
+    """Encode a message as it is stored: as JSON, compressed if it is large."""
     body = msgspec.json.encode(message)
     size = len(body)
     if size > LARGE:
@@ -123,6 +126,7 @@ async def pack(message: Message) -> Packed:
 
 
 async def unpack(entries: Sequence[Document]) -> list[Message]:
+    """Decode the messages of these entries."""
     if any(entry["size"] > LARGE for entry in entries):
         return await asyncio.to_thread(_unpack, entries)
     return _unpack(entries)
@@ -133,11 +137,13 @@ def _unpack(entries: Sequence[Document]) -> list[Message]:
 
 
 def unpack_body(body: bytes) -> Message:
+    """Decode one message."""
     data = zlib.decompress(body) if body[:1] == _ZLIB else body
     return msgspec.json.decode(data, type=Message)
 
 
 def encode_json(value: JSONObject) -> str:
+    """Encode an object as JSON text, which BSON returns unchanged."""
     return msgspec.json.encode(value).decode()
 
 
@@ -147,6 +153,7 @@ def build_entry(packed: Packed, n: object, at: object) -> Document:
 
 
 def build_thread_document(who: Principal, thread: Thread) -> Document:
+    """Build the document of a new thread."""
     return {
         "_id": thread.id,
         "organization_id": who.organization_id,
@@ -169,6 +176,7 @@ def build_thread_document(who: Principal, thread: Thread) -> Document:
 
 
 def build_thread(document: Document, messages: list[Message] | None = None) -> Thread:
+    """Build a thread from its document."""
     return Thread(
         id=document["_id"],
         agent_id=document["agent_id"],
@@ -189,6 +197,7 @@ def key_id(*parts: str) -> str:
 
 
 def build_key(id: str, idempotency: Idempotency, message_id: str, run_id: str | None, now: int) -> Document:
+    """Build the entry of an Idempotency-Key."""
     return {
         "id": id,
         "ref": run_id or message_id,
@@ -201,6 +210,7 @@ def build_key(id: str, idempotency: Idempotency, message_id: str, run_id: str | 
 
 
 def build_used_key(key: Document) -> UsedKey:
+    """Build a used key from its entry."""
     return UsedKey(key["fingerprint"], key["message_id"], key["run_id"], key["at"] / 1000, free=key["free"])
 
 

@@ -67,6 +67,7 @@ def _remove_pipeline(removed: Sequence[str | int]) -> Pipeline:
 
 
 def fact_ref(fact: Fact) -> str | int:
+    """Return what names a fact in the outbox: an id of a message or thread, or the milliseconds of an update."""
     match fact:
         case MessageCreated(message=message):
             return message.id
@@ -77,6 +78,8 @@ def fact_ref(fact: Fact) -> str | int:
 
 
 class MongoOutbox(MongoPages):
+    """The outboxes of threads in MongoDB."""
+
     async def take_outboxes(self, thread_id: str | None = None) -> list[Outbox]:
         if thread_id is None:
             waiting: Document = {"outbox_at": {"$lte": await self.db.now()}}

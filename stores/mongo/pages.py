@@ -33,6 +33,7 @@ _PAGES_PER_WRITE = 2
 
 
 def thread_query(who: Principal, thread_id: str) -> Document:
+    """Build the query for a thread of this organization."""
     return {"_id": thread_id, "organization_id": who.organization_id}
 
 
@@ -43,6 +44,8 @@ def contention(thread_id: str) -> StoreUnavailable:
 
 class MongoPages(MongoBase):
     # reading
+
+    """Reading the messages of a thread's document and of its overflow documents."""
 
     async def _read_thread(self, who: Principal, thread_id: str, fields: Document) -> Document:
         document = await self.db.threads.find_one(thread_query(who, thread_id), fields)

@@ -236,6 +236,8 @@ class MotorCollections:
 
 
 class MongoStore(MongoRuns, MongoDirectory):
+    """The whole store in MongoDB."""
+
     @property
     def failures(self) -> int:
         return self.db.failures

@@ -65,6 +65,8 @@ def key_guard(head: Document, new_key: Document | None, key: Document | None, no
 
 
 class MongoThreads(MongoOutbox, MongoStorage):
+    """Threads and their messages in MongoDB."""
+
     async def create(self, who: Principal, thread: Thread, idempotency: Idempotency | None = None) -> Created:
         now = self.now()
         document = build_thread_document(who, thread)

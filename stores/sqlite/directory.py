@@ -21,6 +21,8 @@ def _build_key(row: sqlite3.Row) -> Key:
 
 
 class SQLiteDirectory(SQLiteBase):
+    """Organizations, users, keys, sessions and agents in SQLite."""
+
     @runs_in_writer
     def create_organization(self, db: sqlite3.Connection, name: str) -> Organization:
         row = db.execute("SELECT * FROM organizations WHERE name = ? ORDER BY rowid", (name,)).fetchone()

@@ -15,6 +15,8 @@ from agent_chat.stores.sqlite.storage import add_removal, cancel_removal
 
 
 class SQLiteFiles(SQLiteBase):
+    """Attachments in SQLite."""
+
     @runs_in_writer
     def add_file(self, db: sqlite3.Connection, who: Principal, file: StoredFile) -> None:
         thread_row(db, who, file.thread_id)

@@ -25,6 +25,8 @@ from agent_chat.stores.sqlite.rows import (
 
 
 class SQLiteMessages(SQLiteBase):
+    """Reading messages in SQLite."""
+
     @runs_in_reader
     def list_messages(
         self,

@@ -42,10 +42,13 @@ def add_fact(db: sqlite3.Connection, who: Principal, thread_id: str, fact: Fact,
 
 
 def has_fact(db: sqlite3.Connection, thread_id: str, id: str) -> bool:
+    """Whether the thread's outbox has this fact."""
     return db.execute("SELECT 1 FROM outbox WHERE thread_id = ? AND id = ?", (thread_id, id)).fetchone() is not None
 
 
 class SQLiteOutbox(SQLiteBase):
+    """The outboxes of threads in SQLite."""
+
     @runs_in_writer
     def take_outboxes(self, db: sqlite3.Connection, thread_id: str | None = None) -> list[Outbox]:
         if thread_id is None:

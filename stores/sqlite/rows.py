@@ -30,10 +30,12 @@ _SIZES = f"SELECT m.seq, COALESCE(length(r.partial), length(m.body)) AS size, r.
 
 
 def decode_message(body: bytes) -> Message:
+    """Decode a stored message."""
     return msgspec.json.decode(body, type=Message)
 
 
 def build_thread(row: sqlite3.Row, messages: list[Message] | None = None) -> Thread:
+    """Build a thread from its row."""
     return Thread(
         id=row["id"],
         agent_id=row["agent_id"],
@@ -49,6 +51,7 @@ def build_thread(row: sqlite3.Row, messages: list[Message] | None = None) -> Thr
 
 
 def build_record(row: sqlite3.Row) -> RunRecord:
+    """Build a run's record from its row."""
     return RunRecord(
         id=row["id"],
         thread_id=row["thread_id"],

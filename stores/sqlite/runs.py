@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 
 class SQLiteRuns(SQLiteMessages):
+    """Claims, records and ends of runs in SQLite."""
+
     @runs_in_writer
     def claim(
         self,

@@ -25,6 +25,8 @@ from agent_chat.stores.sqlite.storage import add_bytes, add_removal, thread_byte
 
 
 class SQLiteThreads(SQLiteBase):
+    """Threads in SQLite."""
+
     @runs_in_writer
     def create(
         self, db: sqlite3.Connection, who: Principal, thread: Thread, idempotency: Idempotency | None = None

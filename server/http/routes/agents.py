@@ -16,6 +16,8 @@ from agent_chat.stores.models import Agent
 
 
 class AgentsQuery(msgspec.Struct, frozen=True):
+    """The query of a list of agents."""
+
     limit: PageLimit = 50
     offset: Offset = 0
 

@@ -22,6 +22,8 @@ from agent_chat.stores.errors import StoreUnavailable
 
 
 class WatchQuery(msgspec.Struct, frozen=True):
+    """The query of a watcher."""
+
     after: Annotated[str, Meta(description="The position to resume after; the header wins.")] | None = None
 
 

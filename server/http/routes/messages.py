@@ -44,6 +44,8 @@ MESSAGES = THREAD + "/messages"
 
 
 class PostQuery(msgspec.Struct, frozen=True):
+    """The query of a posted message."""
+
     stream: (
         Annotated[bool, Meta(description="Respond with an event stream, or not. Without it the Accept header decides.")]
         | None
@@ -52,6 +54,8 @@ class PostQuery(msgspec.Struct, frozen=True):
 
 
 class MessagesQuery(msgspec.Struct, frozen=True):
+    """The query of a list of messages."""
+
     before: Annotated[MessageId, Meta(description="Only messages before this one.")] | None = None
     limit: PageLimit = 50
 

@@ -34,6 +34,8 @@ CUT = "X-Messages-Cut"
 
 
 class ThreadsQuery(msgspec.Struct, frozen=True):
+    """The query of a list of threads."""
+
     limit: Annotated[int, Meta(ge=1, le=50, description="How many to return.")] = 10
     offset: Offset = 0
     archived: (
@@ -43,6 +45,8 @@ class ThreadsQuery(msgspec.Struct, frozen=True):
 
 
 class ThreadQuery(msgspec.Struct, frozen=True):
+    """The query of one thread."""
+
     message_limit: Annotated[int, Meta(ge=1, le=100, description="How many of the latest messages to return.")] = 50
 
 
