@@ -25,7 +25,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from agent_chat.server.errors import RateLimited
 from agent_chat.server.limits import Limits
-from agent_chat.stores.charging import CHARGE
+from agent_chat.stores.charging import CHARGE, ORGANIZATION_ID
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -95,7 +95,7 @@ class LoopShares:
         if share is None:
             if len(self._shares) >= _KNOWN:
                 self._shares = {name: known for name, known in self._shares.items() if not known.is_idle()}
-            share = self._shares[organization_id] = LoopShare(self)
+            share = self._shares[organization_id] = LoopShare(self, organization_id)
         return share
 
     def count_step(self, share: LoopShare, now: float) -> None:
@@ -120,7 +120,8 @@ class LoopShares:
 class LoopShare:
     """What one organization took of the event loop and has not paid for yet, in seconds."""
 
-    def __init__(self, all: LoopShares) -> None:
+    def __init__(self, all: LoopShares, organization_id: str) -> None:
+        self._organization_id = organization_id
         self._all = all
         self._rate = _Rate(all.clock)
         self._debt = 0.0
@@ -209,6 +210,7 @@ class LoopShare:
     async def _measure(self, work: Awaitable[T], charge: Callable[[float], None]) -> T:
         _CURRENT.set(self)
         CHARGE.set(charge)
+        ORGANIZATION_ID.set(self._organization_id)
         return await _Measured(charge, work)
 
 

@@ -1,4 +1,4 @@
-"""Charging an organization for the time that a store spends in its threads on behalf of a request."""
+"""On whose behalf a store is called: for charging the time that it spends in its threads, and for fair queues."""
 
 from __future__ import annotations
 
@@ -7,3 +7,5 @@ from contextvars import ContextVar
 
 CHARGE: ContextVar[Callable[[float], None] | None] = ContextVar("charge", default=None)
 """A store calls this, in the context of a call, with the seconds for which the call occupied one of its threads."""
+ORGANIZATION_ID: ContextVar[str] = ContextVar("organization_id", default="")
+"""The organization that the caller serves; "" for the server's own work."""

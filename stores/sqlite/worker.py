@@ -1,9 +1,9 @@
 """The threads of the embedded store: one that writes, some that read, each with its own connection.
 
-An operation runs as a whole in one thread, so that nothing interleaves inside a transaction. The writer runs all queued
-operations in one transaction, each in its own savepoint, and reports their results after the commit. Readers share one
-queue, so that a read of several megabytes does not delay the others; in WAL mode readers and the writer do not wait for
-each other.
+An operation runs as a whole in one thread, so that nothing interleaves inside a transaction. The writer runs queued
+operations in one transaction for up to 10 ms, each in its own savepoint, and reports their results after the commit.
+Readers share one queue, so that a read of several megabytes does not delay the others; in WAL mode readers and the
+writer do not wait for each other. Both queues are fair to organizations (`fair_queue.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import queue
 import sqlite3
 import threading
 import time
@@ -20,8 +19,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
-from agent_chat.stores.charging import CHARGE
+from agent_chat.stores.charging import CHARGE, ORGANIZATION_ID
 from agent_chat.stores.errors import StoreDamaged, StoreFull, StoreUnavailable
+from agent_chat.stores.sqlite.fair_queue import FairQueue
 
 R = TypeVar("R")
 
@@ -29,6 +29,7 @@ Operation = Callable[[sqlite3.Connection], object]
 Item = tuple["_Timed", Future[object]]
 
 _BATCH = 64
+_BATCH_SECONDS = 0.01
 _LONGEST_WAIT_SECONDS = 1.0
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -53,7 +54,7 @@ class Worker:
         self.damaged = False
         self._path = path
         self._writes = writes
-        self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._queue: FairQueue[Item] = FairQueue(threads)
         self._alive = threads
         self._lock = threading.Lock()
         kind = "write" if writes else "read"
@@ -68,7 +69,7 @@ class Worker:
         """Run the operation in one of the threads. Raises: StoreUnavailable, and what the operation raises."""
         future: Future[R] = Future()
         timed = _Timed(operation)
-        self._queue.put((timed, future))  # type: ignore[arg-type]
+        self._queue.put(ORGANIZATION_ID.get(), (timed, future))  # type: ignore[arg-type]
         if not self._alive:
             self._refuse()
         try:
@@ -80,7 +81,7 @@ class Worker:
     def stop(self) -> None:
         """Run what is queued, then end the threads; later operations fail with StoreUnavailable."""
         for _ in self._threads:
-            self._queue.put(None)
+            self._queue.end()
         for thread in self._threads:
             thread.join()
 
@@ -110,40 +111,36 @@ class Worker:
             db.row_factory = sqlite3.Row
             db.execute("PRAGMA foreign_keys = ON")
             db.execute("PRAGMA synchronous = FULL")
-            while batch := self._next_batch():
-                self._run_batch(db, batch)
-
-    def _next_batch(self) -> list[Item]:
-        """The queued items, at least one; empty once the thread shall end. Cancelled ones are skipped."""
-        while (first := self._queue.get()) is not None:
-            batch = [first]
-            while self._writes and len(batch) < _BATCH and not self._queue.empty():
-                if (item := self._queue.get()) is None:
-                    self._queue.put(None)
-                    break
-                batch.append(item)
-            if pending := [item for item in batch if item[1].set_running_or_notify_cancel()]:
-                return pending
-        return []
+            while (first := self._queue.get()) is not None:
+                taken = [first]
+                try:
+                    self._run_batch(db, taken)
+                finally:
+                    for key, _ in taken:
+                        self._queue.done(key)
 
     def _refuse(self) -> bool:
         """Fail all queued operations without running them. True if this thread shall end."""
-        stops = 0
-        with contextlib.suppress(queue.Empty):
-            while True:
-                item = self._queue.get_nowait()
-                stops += item is None
-                if item and item[1].set_running_or_notify_cancel():
-                    item[1].set_exception(StoreUnavailable("the database's thread has ended or failed"))
-        for _ in range(stops - 1):  # these are for the other threads
-            self._queue.put(None)
-        return stops > 0
+        items, ends = self._queue.drain()
+        for _, future in items:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(StoreUnavailable("the database's thread has ended or failed"))
+        return ends
 
-    def _run_batch(self, db: sqlite3.Connection, batch: list[Item]) -> None:
-        outcomes: list[object] = [StoreUnavailable("the database's thread has died")] * len(batch)
+    def _run_batch(self, db: sqlite3.Connection, taken: list[tuple[str, Item]]) -> None:
+        """Run the operation that was taken and, if this thread writes, others that are queued; skip cancelled ones."""
+        batch = [item for _, item in taken if item[1].set_running_or_notify_cancel()]
+        if not batch:
+            return
+        results: list[object] = []
+        outcomes: list[object] | None = None
+        began = time.monotonic()
         try:
             db.execute("BEGIN IMMEDIATE" if self._writes else "BEGIN")
-            results = [_run_in_savepoint(db, operation) for operation, _ in batch]
+            while len(results) < len(batch):
+                results.append(_run_in_savepoint(db, batch[-1][0]))
+                if item := self._next_of_batch(taken, began):
+                    batch.append(item)
             ran = time.monotonic()
             db.execute("COMMIT")
             _share_commit(batch, time.monotonic() - ran)
@@ -154,8 +151,19 @@ class Worker:
                     db.execute("ROLLBACK")
             outcomes = [unavailable(error)] * len(batch)
         finally:
+            outcomes = outcomes or [StoreUnavailable("the database's thread has died")] * len(batch)
             self._count_failures(outcomes)
             _settle(batch, outcomes)
+
+    def _next_of_batch(self, taken: list[tuple[str, Item]], began: float) -> Item | None:
+        """Take the next operation, unless the transaction is large or has taken long; its commit is waited for."""
+        while self._writes and len(taken) < _BATCH and time.monotonic() - began < _BATCH_SECONDS:
+            if (entry := self._queue.get_more()) is None:
+                return None
+            taken.append(entry)
+            if entry[1][1].set_running_or_notify_cancel():
+                return entry[1]
+        return None
 
     def _count_failures(self, outcomes: list[object]) -> None:
         failures = [outcome for outcome in outcomes if isinstance(outcome, StoreUnavailable)]
