@@ -223,7 +223,7 @@ class Client:
             wrong.append(f"{self.thread} takes no further message")
             return
         try:
-            await self.viewer.ends(last)
+            await self.viewer.finishes(last)
         except (TimeoutError, AssertionError, httpx.HTTPError) as error:
             wrong.append(f"the viewer of {self.thread} did not see the end: {error!r}")
             return

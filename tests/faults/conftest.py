@@ -22,5 +22,5 @@ async def site(tmp_path: Path, mongo_url: str, redis_url: str) -> AsyncIterator[
 @pytest.fixture
 async def hasty_site(tmp_path: Path, mongo_url: str, redis_url: str) -> AsyncIterator[Site]:
     """One whose leases last two seconds, so that tests need not wait for twenty."""
-    async with opened_site(tmp_path, mongo_url, redis_url, CHAT_TEST_LEASE="2") as site:
+    async with opened_site(tmp_path, mongo_url, redis_url, TEST_LEASE="2") as site:
         yield site

@@ -13,7 +13,7 @@ from tests.support.viewers import DOORS, Viewer, viewing
 
 
 async def test_processes_that_start_together_on_an_empty_database_make_one_of_everything(site: Site) -> None:
-    servers = [await site.server(start=False, CHAT_TEST_HOLDS=f"start-{n}") for n in range(4)]
+    servers = [await site.server(start=False, TEST_HOLDS=f"start-{n}") for n in range(4)]
     starting = asyncio.gather(*[server.start() for server in servers])
     for n in range(4):
         await site.gates.reached(f"start-{n}")

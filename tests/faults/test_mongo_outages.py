@@ -39,7 +39,7 @@ def mongo() -> Iterator[MongoServer]:
 async def site(tmp_path: Path, mongo: MongoServer, redis_url: str) -> AsyncIterator[Site]:
     """One with a MongoDB that may be broken, if it is mended again."""
     url = f"{mongo.url}/test-{new_id()}?{OPTIONS}"
-    async with opened_site(tmp_path, url, redis_url, CHAT_TEST_LEASE=str(LEASE_SECONDS)) as site:
+    async with opened_site(tmp_path, url, redis_url, TEST_LEASE=str(LEASE_SECONDS)) as site:
         yield site
 
 
@@ -73,7 +73,7 @@ async def next_act(scenes: list[Scene]) -> None:
 async def test_through_an_outage_that_outlasts_the_leases_only_the_dead_are_ended_and_what_is_said_is_stored(
     site: Site, mongo: MongoServer, outage: Outage
 ) -> None:
-    servers = [await site.server(start=False, **of) for of in ({}, {"CHAT_TEST_PATIENCE": "30"}, {})]
+    servers = [await site.server(start=False, **of) for of in ({}, {"TEST_PATIENCE": "30"}, {})]
     await asyncio.gather(*[server.start() for server in servers])
     agent = (await servers[0].agent())["id"]
     async with AsyncExitStack() as stack:
@@ -132,7 +132,7 @@ async def an_end_is_not_said_before_it_is_stored(site: Site, thread: str) -> Sce
         site.gates.release("end")
         for viewer in viewers:
             await viewer.reads(run, "done")
-        ended = [asyncio.create_task(viewer.ends(run)) for viewer in viewers]
+        ended = [asyncio.create_task(viewer.finishes(run)) for viewer in viewers]
         done, _ = await asyncio.wait(ended, timeout=LEASE_SECONDS)
         assert not done
         yield

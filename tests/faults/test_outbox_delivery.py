@@ -24,7 +24,7 @@ def redis() -> Iterator[RedisServer]:
 @pytest.fixture
 async def site(tmp_path: Path, mongo_url: str, redis: RedisServer) -> AsyncIterator[Site]:
     """One with a Redis of its own, to break, and with leases of two seconds."""
-    async with opened_site(tmp_path, mongo_url, redis.url, CHAT_TEST_LEASE="2") as site:
+    async with opened_site(tmp_path, mongo_url, redis.url, TEST_LEASE="2") as site:
         yield site
 
 

@@ -83,13 +83,13 @@ DEATHS = [
     Death("before finish", "failed", "whole"),
     Death("after finish", "completed", "whole"),
     Death("after finish", "completed", "whole", "\nopen oven"),
-    Death("before forget", "completed", "whole"),
+    Death("before delete_record", "completed", "whole"),
 ]
 
 
 async def test_a_death_between_two_steps_of_the_store_leaves_one_end_that_is_told_once(hasty_site: Site) -> None:
     site = hasty_site
-    dying = [await site.server(start=False, CHAT_TEST_DIES=death.at) for death in DEATHS]
+    dying = [await site.server(start=False, TEST_DIES=death.at) for death in DEATHS]
     b = await site.server(start=False)
     await asyncio.gather(*[server.start() for server in site.servers])
     agent = (await b.agent())["id"]

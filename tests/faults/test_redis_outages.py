@@ -147,7 +147,7 @@ async def test_messages_of_pubsub_that_are_dropped_and_doubled_reach_every_viewe
 ) -> None:
     """No connection breaks: a message is missed by what follows it, the last one by the next look at the stream."""
     async with PubSubProxy(redis.port, random.Random(1)) as proxy:
-        site_of = {"CHAT_EVENTS_URL": proxy.url, "CHAT_TEST_REFILL": "0.5"}
+        site_of = {"CHAT_EVENTS_URL": proxy.url, "TEST_REFILL": "0.5"}
         async with opened_site(tmp_path, mongo_url, redis.url, **site_of) as site:
             a, b = await site.pair()
             agent = (await a.agent())["id"]

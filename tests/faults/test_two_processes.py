@@ -54,7 +54,7 @@ async def test_the_stream_of_a_post_on_one_is_resumed_on_the_other_at_every_posi
 
 @pytest.mark.parametrize("door", DOORS)
 async def test_a_run_on_one_is_cancelled_on_the_other_with_all_its_text(site: Site, door: Door) -> None:
-    a, b = await site.pair(CHAT_TEST_CHECKPOINT="60")
+    a, b = await site.pair(TEST_CHECKPOINT="60")
     thread = await a.scripted_thread()
     viewers = [Viewer([server], thread, door) for server in (a, b)]
     async with viewing(*viewers):

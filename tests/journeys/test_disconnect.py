@@ -18,8 +18,9 @@ import pytest
 from agent_chat.stores import buffer as feed
 from agent_chat.stores.events import TERMINAL_TYPES
 from tests.support.client import KEY, Client, Frame, frames, parse
-from tests.support.gates import Race, all_left, critical, eventually, no_runs, watcher
+from tests.support.gates import Race, all_left, critical, eventually, no_runs
 from tests.support.thread_view import View, status
+from tests.support.viewers import watcher
 
 Door = Literal["post", "watch"]
 

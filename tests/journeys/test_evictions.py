@@ -14,8 +14,9 @@ from agent_chat.stores.contracts import EventLog
 from agent_chat.stores.events import encode, type_of
 from agent_chat.stores.memory_log import MemoryLog
 from tests.support.chaos import Chaos
-from tests.support.gates import Race, Watcher, critical, id_of, no_runs, watcher
+from tests.support.gates import Race, critical, id_of, no_runs
 from tests.support.services import redis_url as redis_url
+from tests.support.viewers import Watcher, watcher
 
 SCRIPT = "say one\nlookup oven\nopen kettle\nhold end"
 

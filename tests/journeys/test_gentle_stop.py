@@ -56,7 +56,7 @@ async def goodbye(response: httpx.Response) -> tuple[str, bytes]:
 async def test_a_gentle_stop_answers_everybody_and_the_next_start_finds_it_all(
     tmp_path: Path, how: signal.Signals
 ) -> None:
-    environment = {"CHAT_DRAIN_SECONDS": str(DRAIN_SECONDS), "CHAT_TEST_GATES": str(tmp_path)}
+    environment = {"CHAT_DRAIN_SECONDS": str(DRAIN_SECONDS), "TEST_GATES": str(tmp_path)}
     async with server_process(tmp_path / "data", **environment) as server:
         agent = (await server.agent())["id"]
         endless, short, idle, refused = [await server.thread(agent) for _ in range(4)]

@@ -22,9 +22,10 @@ from agent_chat.agents.registry import Kind
 from agent_chat.server import ai_chat_service, app
 from agent_chat.server.runs import runner
 from tests.support.client import Frame, frames
-from tests.support.gates import Race, Watcher, When, critical, id_of, no_runs, watcher
+from tests.support.gates import Race, When, critical, id_of, no_runs
 from tests.support.servers import live_server
 from tests.support.thread_view import status
+from tests.support.viewers import Watcher, watcher
 
 SCRIPT = "say some\nhold end\nsay more"
 Form = Literal["json", "sse"]

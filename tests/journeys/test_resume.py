@@ -14,10 +14,10 @@ from agent_chat.stores.events import TERMINAL_TYPES, decode
 from agent_chat.stores.fold import fold
 from agent_chat.stores.models import Message
 from tests.support.client import Frame, frames
-from tests.support.gates import Watcher, watcher
 from tests.support.servers import Live
 from tests.support.sockets import socket
 from tests.support.thread_view import View, status
+from tests.support.viewers import Watcher, watcher
 
 SCRIPT = """say # Title 🎈
 count 98

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.claude_server import mcp_file
-from tests.support.gates import critical, watcher
+from tests.support.gates import critical
 from tests.support.mcp_pool import raw
 from tests.support.servers import Live, live_server, server_process
 from tests.support.shapes import is_problem
+from tests.support.viewers import watcher
 
 KEY = {"Idempotency-Key": "k"}
 

@@ -8,8 +8,9 @@ import random
 import httpx
 
 from tests.support.client import frames
-from tests.support.gates import Race, Watcher, watcher
+from tests.support.gates import Race
 from tests.support.thread_view import View
+from tests.support.viewers import Watcher, watcher
 
 ALLOWED = {200, 201, 202, 204, 409}
 

@@ -6,7 +6,6 @@ Nothing is mocked: a gate only makes its caller wait, or die, at the critical po
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -21,15 +20,13 @@ from agent_chat.server.runs.runner import Runner
 from agent_chat.stores.budget import LOG_BYTES, LogBudget
 from agent_chat.stores.buffer import Buffer
 from agent_chat.stores.contracts import EventLog, Store
-from agent_chat.stores.events import TERMINAL_TYPES
 from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.models import Principal, RunRecord, new_id
 from agent_chat.stores.open import Where
 from agent_chat.stores.redis.log import open_redis_log
 from agent_chat.stores.sqlite.store import open_sqlite
-from tests.support.client import Frame
 from tests.support.servers import Live, live_server
-from tests.support.thread_view import View
+from tests.support.viewers import Watcher
 
 When = Literal["before", "after"]
 
@@ -80,7 +77,7 @@ class Gated:
 
     def hold(self, verb: str, when: When, *, skip: int = 0) -> Gate:
         """Hold the next call of that verb, after `skip` that are let through."""
-        getattr(self.real, verb)  # a misspelled verb would never be reached
+        assert hasattr(self.real, verb), f"no method {verb}"
         gate = Gate()
         self._gates.append(gate)
         self._coming[verb, when] += [None] * skip + [gate]
@@ -109,58 +106,6 @@ class Gated:
         coming = self._coming[verb, when]
         if gate := coming.pop(0) if coming else None:
             await gate.hold()
-
-
-class Watcher:
-    """One viewer: its frames, and what the reducer makes of them."""
-
-    def __init__(self) -> None:
-        self.frames: list[Frame] = []
-        self.view = View()
-        self._news = asyncio.Condition()
-        self.ended = asyncio.Event()
-
-    def terminals(self) -> list[Frame]:
-        return [frame for frame in self.frames if frame.event in TERMINAL_TYPES]
-
-    async def read(self, stream: AsyncIterator[Frame]) -> None:
-        async for frame in stream:
-            self.frames.append(frame)
-            self.view.apply(frame)
-            async with self._news:
-                self._news.notify_all()
-        self.ended.set()
-
-    async def sees(self, event: str, fits: Callable[[dict[str, Any]], bool] = lambda data: True) -> Frame:
-        """The first frame of that type that fits, waiting for it."""
-
-        def found() -> Frame | None:
-            return next((frame for frame in self.frames if frame.event == event and fits(frame.data)), None)
-
-        async with asyncio.timeout(10), self._news:
-            frame = await self._news.wait_for(found)
-        assert frame is not None
-        return frame
-
-    async def ends(self) -> None:
-        async with asyncio.timeout(10):
-            await self.ended.wait()
-
-
-@asynccontextmanager
-async def watcher(live: Live, thread: str, after: str | None = None) -> AsyncIterator[Watcher]:
-    """Watch a thread beside the test."""
-    watching = Watcher()
-    async with live.watching(thread, after) as stream:
-        reading = asyncio.create_task(watching.read(stream))
-        try:
-            if after is None:
-                await watching.sees("thread.snapshot")
-            yield watching
-        finally:
-            reading.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reading
 
 
 class Race:

@@ -1,13 +1,13 @@
 """`python -m tests.support.server_main`: the server's command line, with the scripted agent and with hooks for tests.
 
-CHAT_TEST_CONNECTS    connect to the MCP servers at start: the bundled one takes a second of CPU, and few tests need it
-CHAT_TEST_GATES       a folder: `hold NAME` of the scripted agent writes NAME.reached and waits for NAME.released
-CHAT_TEST_HOLDS       a gate where the process waits once its database and log are open
-CHAT_TEST_DIES        "before METHOD" or "after METHOD": `kill -9` at the next call of that method of its store
-CHAT_TEST_LEASE       how long a lease lasts, in seconds; the intervals that depend on it shrink in proportion
-CHAT_TEST_CHECKPOINT  seconds between two checkpoints, regardless of the lease
-CHAT_TEST_PATIENCE    seconds that a request waits for an unreachable database, regardless of the lease
-CHAT_TEST_REFILL      seconds after which a log is read again, whether or not pub/sub announced anything
+TEST_CONNECTS    connect to the MCP servers at start: the bundled one takes a second of CPU, and few tests need it
+TEST_GATES       a folder: `hold NAME` of the scripted agent writes NAME.reached and waits for NAME.released
+TEST_HOLDS       a gate where the process waits once its database and log are open
+TEST_DIES        "before METHOD" or "after METHOD": `kill -9` at the next call of that method of its store
+TEST_LEASE       how long a lease lasts, in seconds; the intervals that depend on it shrink in proportion
+TEST_CHECKPOINT  seconds between two checkpoints, regardless of the lease
+TEST_PATIENCE    seconds that a request waits for an unreachable database, regardless of the lease
+TEST_REFILL      seconds after which a log is read again, whether or not pub/sub announced anything
 
 The last six need CHAT_DATABASE_URL. GET /tasks reports the tasks that did not exist when the server began to listen. On
 SIGUSR1 the server releases logs without readers immediately.
@@ -29,6 +29,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from agent_chat.agents.mcp import toolbox
 from agent_chat.agents.registry import Kind
 from agent_chat.server import ai_chat_service, command_line, facts
 from agent_chat.server.app import create_app
@@ -46,6 +47,7 @@ class Mortal:
     def __init__(self, store: Store, dies: str) -> None:
         self._store = store
         self._when, self._method = dies.split(" ")
+        assert hasattr(store, self._method), f"no method {self._method}"
 
     def __getattr__(self, method: str) -> Any:
         call = getattr(self._store, method)
@@ -98,11 +100,11 @@ def preload(environment: Mapping[str, str]) -> None:
 
 
 def _lease() -> float:
-    return float(os.environ.get("CHAT_TEST_LEASE", LEASE_SECONDS))
+    return float(os.environ.get("TEST_LEASE", LEASE_SECONDS))
 
 
 def _gates() -> Gates | None:
-    folder = os.environ.get("CHAT_TEST_GATES")
+    folder = os.environ.get("TEST_GATES")
     return FolderGates(Path(folder)) if folder else None
 
 
@@ -116,10 +118,10 @@ async def _backends(where: Where) -> AsyncIterator[tuple[Store, EventLog]]:
     assert where.events_url is not None
     store: Store = await open_mongo(where.database_url, lease=_lease())
     log = await open_redis_log(where.events_url)
-    if gate := os.environ.get("CHAT_TEST_HOLDS"):
-        await FolderGates(Path(os.environ["CHAT_TEST_GATES"])).hold(gate)
+    if gate := os.environ.get("TEST_HOLDS"):
+        await FolderGates(Path(os.environ["TEST_GATES"])).hold(gate)
     try:
-        dies = os.environ.get("CHAT_TEST_DIES")
+        dies = os.environ.get("TEST_DIES")
         yield cast(Store, Mortal(store, dies)) if dies else store, log
     finally:
         await log.close()
@@ -143,15 +145,16 @@ def _shrink_intervals() -> None:
     runner.LEASE_SECONDS *= shrunk  # type: ignore[attr-defined]
     ai_chat_service.STORE_SECONDS *= shrunk
     ai_chat_service._POLL_SECONDS *= shrunk
-    ai_chat_service.STORE_SECONDS = float(os.environ.get("CHAT_TEST_PATIENCE", ai_chat_service.STORE_SECONDS))
-    runner.CHECKPOINT_SECONDS = float(os.environ.get("CHAT_TEST_CHECKPOINT", runner.CHECKPOINT_SECONDS))
-    redis_log._REFILL_SECONDS = float(os.environ.get("CHAT_TEST_REFILL", redis_log._REFILL_SECONDS))
+    ai_chat_service.STORE_SECONDS = float(os.environ.get("TEST_PATIENCE", ai_chat_service.STORE_SECONDS))
+    runner.CHECKPOINT_SECONDS = float(os.environ.get("TEST_CHECKPOINT", runner.CHECKPOINT_SECONDS))
+    redis_log._REFILL_SECONDS = float(os.environ.get("TEST_REFILL", redis_log._REFILL_SECONDS))
     redis_log._TICK_SECONDS = 0.05
     signal.signal(signal.SIGUSR1, _release_logs)
 
 
 def serve() -> None:
     """Read the command line and serve until a signal ends it."""
+    toolbox.READY_SECONDS = 20.0  # on a busy machine a tool server takes longer than the 2 s that a run waits for it
     is_shared = "CHAT_DATABASE_URL" in os.environ
     if is_shared:
         _shrink_intervals()
@@ -162,7 +165,7 @@ def serve() -> None:
             settings,
             kinds={"scripted": Kind(Scripted(_gates()))},
             backends=_backends if is_shared else open_backends,
-            connect_tools="CHAT_TEST_CONNECTS" in os.environ,
+            connect_tools="TEST_CONNECTS" in os.environ,
         )
         app.router.routes.insert(0, Route("/tasks", extra.respond))
         return app

@@ -50,7 +50,7 @@ class Site:
         shared = {
             "CHAT_DATABASE_URL": self.mongo_url,
             "CHAT_EVENTS_URL": self.redis_url,
-            "CHAT_TEST_GATES": str(self._folder / "gates"),
+            "TEST_GATES": str(self._folder / "gates"),
         }
         folder = self._folder / "ABCDEFG"[len(self.servers)]
         self.servers.append(Process(folder, **{**shared, **self._environment, **environment}))
@@ -110,7 +110,7 @@ class Site:
         assert (last.status_code, last.json()["content"]) == (201, mark), last.text
         run = last.json()["id"]
         for viewer in viewers:
-            await viewer.ends(run)
+            await viewer.finishes(run)
         stored: list[dict[str, Any]] = (await living[0].get(thread, message_limit=100))["messages"]
         assert not [message for message in stored if status(message) == "in_progress"]
         told = await self.log(thread)

@@ -1,4 +1,4 @@
-"""Viewers that come back: over SSE or WebSocket, to whichever server takes them, at the position that they had."""
+"""Viewers of threads: `watcher` reads one stream, `viewing` those that reconnect over SSE or WebSocket."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import httpx
 import msgspec
 from websockets.exceptions import InvalidHandshake, WebSocketException
 
+from agent_chat.stores.events import TERMINAL_TYPES
 from tests.support.client import Client, Frame, frames
+from tests.support.servers import Live
 from tests.support.sockets import socket
 from tests.support.thread_view import View, status
 
@@ -21,48 +23,125 @@ Door = Literal["sse", "ws"]
 DOORS: tuple[Door, ...] = ("sse", "ws")
 AGAIN_SECONDS = 0.05
 _UNSEEN = {"metadata": {"run": {"status": "in_progress"}}}
-SEES_SECONDS = 30.0
+_SEES_SECONDS = 30.0
 _BREAKS = (httpx.HTTPError, OSError, WebSocketException, TimeoutError)
 
 
 class Stretch(msgspec.Struct):
-    """Positions that were told without a snapshot between them, and the one that they follow."""
+    """Positions that were received without a snapshot between them, and the position behind which they begin."""
 
     after: str
     positions: list[str]
 
 
-class Viewer:
-    """One viewer of a thread, from its first connection to its last.
+class Watcher:
+    """A viewer of one stream: its frames, and the thread that it has put together from them.
+
+    `closed` is set when the stream has ended.
+    """
+
+    def __init__(self, view: View | None = None) -> None:
+        self.frames: list[Frame] = []
+        self.view = view or View()
+        self.closed = asyncio.Event()
+        self.failure: BaseException | None = None
+        self._news = asyncio.Condition()
+
+    def terminals(self) -> list[Frame]:
+        return [frame for frame in self.frames if frame.event in TERMINAL_TYPES]
+
+    async def read(self, stream: AsyncIterator[Frame]) -> None:
+        async for frame in stream:
+            self.take(frame)
+            async with self._news:
+                self._news.notify_all()
+        self.closed.set()
+
+    def take(self, frame: Frame) -> None:
+        """Apply a frame."""
+        self.frames.append(frame)
+        self.view.apply(frame)
+
+    async def ends(self) -> None:
+        """Wait for the end of the stream."""
+        async with asyncio.timeout(10):
+            await self.closed.wait()
+
+    async def sees(self, event: str, fits: Callable[[dict[str, Any]], bool] = lambda data: True) -> Frame:
+        """Wait for a frame of that type that fits; the first of them."""
+
+        def found() -> Frame | None:
+            return next((frame for frame in self.frames if frame.event == event and fits(frame.data)), None)
+
+        return cast(Frame, await self._until(found))
+
+    async def shows(self, expected: Callable[[View], bool]) -> None:
+        """Wait until the thread that it has put together is as expected."""
+        await self._until(lambda: expected(self.view))
+
+    async def reads(self, message_id: str, text: str) -> None:
+        """Wait until the message contains this text."""
+        await self.shows(lambda view: text in view.messages.get(message_id, {}).get("content", ""))
+
+    async def finishes(self, message_id: str) -> dict[str, Any]:
+        """Wait until the message is finished; that message."""
+        await self.shows(lambda view: status(view.messages.get(message_id, _UNSEEN)) != "in_progress")
+        return self.view.messages[message_id]
+
+    async def _until(self, expected: Callable[[], object]) -> object:
+        async with asyncio.timeout(_SEES_SECONDS), self._news:
+            found = await self._news.wait_for(lambda: self.failure or expected())
+        if self.failure:
+            raise self.failure
+        return found
+
+
+@asynccontextmanager
+async def watcher(live: Live, thread: str, after: str | None = None) -> AsyncIterator[Watcher]:
+    """Watch a thread over SSE while the test goes on."""
+    watching = Watcher()
+    async with live.watching(thread, after) as stream:
+        reading = asyncio.create_task(watching.read(stream))
+        try:
+            if after is None:
+                await watching.sees("thread.snapshot")
+            yield watching
+        finally:
+            reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reading
+
+
+class Viewer(Watcher):
+    """A viewer that reconnects, over SSE or WebSocket, from the position that it had.
+
+    `stretches` are the positions that it received, one stretch after each snapshot.
 
     Args:
-        servers: where it connects, one after the other.
-        after: the position that it begins behind; null for a snapshot.
-        view: what it has made of everything before.
+        servers: where it connects, in turn.
+        after: the position behind which it begins; None for a snapshot.
+        view: the thread as far as it knows it already.
     """
 
     def __init__(
         self, servers: Sequence[Client], thread: str, door: Door, *, after: str | None = None, view: View | None = None
     ) -> None:
+        super().__init__(view)
         self.position = after
         self.door = door
-        self.view = view or View()
-        self.frames: list[Frame] = []
         self.stretches = [Stretch(after, [])] if after else list[Stretch]()
         self.connections = 0
         self.snapshots = 0
-        self.failure: BaseException | None = None
         self._servers = list(servers)
         self._thread = thread
-        self._news = asyncio.Condition()
         self._reading: asyncio.Task[None] | None = None
 
     def branch(self, servers: Sequence[Client], door: Door) -> Viewer:
-        """Another viewer, which goes on from here."""
+        """Another viewer that continues from this position."""
         return Viewer(servers, self._thread, door, after=self.position, view=copy.deepcopy(self.view))
 
     async def follow(self) -> None:
-        """Connect again and again, until the thread is deleted or something is told that may not be."""
+        """Connect again and again, until the thread is deleted or a frame is received that is not allowed."""
         while not self.view.deleted:
             server = self._servers[self.connections % len(self._servers)]
             self.connections += 1
@@ -77,17 +156,14 @@ class Viewer:
             await asyncio.sleep(AGAIN_SECONDS)
 
     def cut(self) -> None:
-        """Leave without a word, and come back elsewhere."""
+        """Close the connection and reconnect to the next server."""
         if self._reading:
             self._reading.cancel()
 
     async def _read(self, server: Client) -> None:
         reading = self._sse(server) if self.door == "sse" else self._ws(server)
         async with contextlib.aclosing(reading):
-            async for frame in reading:
-                self.take(frame)
-                async with self._news:
-                    self._news.notify_all()
+            await self.read(reading)
 
     async def _sse(self, server: Client) -> AsyncGenerator[Frame, None]:
         headers = {"Last-Event-ID": self.position} if self.position else {}
@@ -108,50 +184,21 @@ class Viewer:
                         yield Frame(b"", data["type"], data, position)
 
     def take(self, frame: Frame) -> None:
-        """Apply a frame, and keep where it stands."""
-        self.frames.append(frame)
+        """Apply a frame and remember its position; fails on a frame that was received before."""
+        super().take(frame)
         if frame.event == "thread.snapshot":
             self.snapshots += 1
             self.stretches.append(Stretch(frame.id, []))
         elif frame.id != self.position:
             self.stretches[-1].positions.append(frame.id)
         else:
-            assert self.frames[-2].event == "thread.snapshot", f"{frame.event} was told twice"
-        self.view.apply(frame)
+            assert self.frames[-2].event == "thread.snapshot", f"{frame.event} was received twice"
         self.position = frame.id
-
-    async def sees(self, event: str, fits: Callable[[dict[str, Any]], bool] = lambda data: True) -> Frame:
-        """The first frame of that type that fits, waiting for it."""
-
-        def found() -> Frame | None:
-            return next((frame for frame in self.frames if frame.event == event and fits(frame.data)), None)
-
-        return cast(Frame, await self._until(found))
-
-    async def shows(self, so: Callable[[View], bool]) -> None:
-        """Wait until it sees the thread so."""
-        await self._until(lambda: so(self.view))
-
-    async def reads(self, message_id: str, text: str) -> None:
-        """Wait until it has put this much of the message together."""
-        await self.shows(lambda view: text in view.messages.get(message_id, {}).get("content", ""))
-
-    async def ends(self, message_id: str) -> dict[str, Any]:
-        """Wait until it sees the message finished; that message."""
-        await self.shows(lambda view: status(view.messages.get(message_id, _UNSEEN)) != "in_progress")
-        return self.view.messages[message_id]
-
-    async def _until(self, so: Callable[[], object]) -> object:
-        async with asyncio.timeout(SEES_SECONDS), self._news:
-            found = await self._news.wait_for(lambda: self.failure or so())
-        if self.failure:
-            raise self.failure
-        return found
 
 
 @asynccontextmanager
 async def viewing(*viewers: Viewer) -> AsyncIterator[None]:
-    """Have them follow beside the test, each with its first words behind it."""
+    """Let them follow while the test goes on; each has received its snapshot. Raises the first of their failures."""
     following = [asyncio.create_task(viewer.follow()) for viewer in viewers]
     try:
         for viewer in viewers:

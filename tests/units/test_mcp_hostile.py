@@ -220,7 +220,7 @@ async def test_an_mcp_server_that_ignores_the_end_of_its_stdin_dies_with_the_cha
     pid_file = tmp_path / "pid"
     servers = {"stays": Server(command=sys.executable, args=["-S", RAW, "stays"], env={"PID": str(pid_file)})}
     config = str(mcp_file(tmp_path, servers))
-    environment: dict[str, Any] = {"CHAT_MCP_CONFIG": config, "CHAT_TEST_CONNECTS": "1"}
+    environment: dict[str, Any] = {"CHAT_MCP_CONFIG": config, "TEST_CONNECTS": "1"}
     async with server_process(tmp_path / "data", **environment) as process:
         await until(lambda: pid_file.exists() and pid_file.read_text() != "")
         pid = int(pid_file.read_text())
