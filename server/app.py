@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
+from msgspec.structs import replace
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
@@ -42,6 +43,7 @@ from agent_chat.server.reading.streams import Streams
 from agent_chat.server.runs.runner import Runner
 from agent_chat.server.settings import Settings, environment
 from agent_chat.server.supervision import Supervisor
+from agent_chat.server.timing import Timing
 from agent_chat.stores.blobs import Blobs, open_blobs
 from agent_chat.stores.contracts import EventLog, Store
 from agent_chat.stores.models import utcnow
@@ -86,6 +88,7 @@ class State(TypedDict):
     authenticator: Authenticator
     tools: mcp.Pool
     metrics_token: str | None
+    timing: Timing
 
 
 class Setup(NamedTuple):
@@ -97,6 +100,7 @@ class Setup(NamedTuple):
     kinds: Mapping[str, Kind | OpenKind]
     backends: Backends
     limits: Limits
+    timing: Timing
     connect_tools: bool
 
 
@@ -106,6 +110,7 @@ def create_app(
     kinds: Mapping[str, Kind | OpenKind] | None = None,
     backends: Backends = open_backends,
     limits: Limits = Limits(),
+    timing: Timing = Timing(),
     connect_tools: bool = True,
 ) -> Starlette:
     """Make the ASGI application.
@@ -122,7 +127,7 @@ def create_app(
     """
     servers = read_servers(settings.mcp_config, environment())
     blobs = open_blobs(settings.blobs_url, settings.data_dir)
-    setup = Setup(settings, servers, blobs, {**KINDS, **(kinds or {})}, backends, limits, connect_tools)
+    setup = Setup(settings, servers, blobs, {**KINDS, **(kinds or {})}, backends, limits, timing, connect_tools)
     running = Running()
 
     @asynccontextmanager
@@ -157,15 +162,15 @@ def create_app(
 async def _start(app: Starlette, stack: AsyncExitStack, setup: Setup) -> State:
     """Open what lives as long as the application; the stack closes it, in the opposite order."""
     settings, limits = setup.settings, setup.limits
-    store, log = await stack.enter_async_context(setup.backends(settings.where))
+    store, log = await stack.enter_async_context(setup.backends(replace(settings.where, lease=setup.timing.lease)))
     pool = _pool(stack, setup, store)
     registry = await stack.enter_async_context(open_registry(_kinds(setup)))
     uploads = Uploads(stack.enter_context(upload_folder(settings.data_dir)), limits)
     service = _service(stack, setup, store, log, registry, pool, uploads.folder)
     own_key = app.state.own_key = await _first_key(setup, store)
-    await service.runner.sweep()  # the first request finds no run of a process that died
-    streams = Streams(limits)
-    principals = Principals(store, limits.lookup_seconds)
+    await service.runner.repairer.sweep()  # so that the first request finds no run of a dead process
+    streams = Streams(limits, setup.timing)
+    principals = Principals(store, setup.timing.key_lookup)
     failures = AuthFailures(limits.auth_failures)
     shares = LoopShares(limits)
 
@@ -176,13 +181,13 @@ async def _start(app: Starlette, stack: AsyncExitStack, setup: Setup) -> State:
     app.state.drain = drain
     app.state.running = lambda: service.runner.count
     connections: Connections | None = getattr(app.state, "connections", None)
-    supervisor = Supervisor()
+    supervisor = Supervisor(setup.timing)
     stack.push_async_callback(supervisor.close)
     _start_loops(supervisor, service, streams, principals)
     if connections is not None:
         supervisor.start("check connections", connections.check_forever)
     if settings.database_url is not None:
-        supervisor.start("hold key", lambda: hold_forever(store, own_key, limits.key_hold_seconds))
+        supervisor.start("hold key", lambda: hold_forever(store, own_key, setup.timing.key_hold))
     return {
         "service": service,
         "streams": streams,
@@ -192,9 +197,10 @@ async def _start(app: Starlette, stack: AsyncExitStack, setup: Setup) -> State:
         "shares": shares,
         "uploads": uploads,
         "api": APIDescription(ROUTES),
-        "authenticator": Authenticator(principals, failures, limits.auth_delay_seconds),
+        "authenticator": Authenticator(principals, failures, setup.timing.auth_delay),
         "tools": pool,
         "metrics_token": settings.metrics_token,
+        "timing": setup.timing,
     }
 
 
@@ -209,7 +215,7 @@ async def _first_key(setup: Setup, store: Store) -> OwnKey | None:
 
 
 def _start_loops(supervisor: Supervisor, service: AIChatService, streams: Streams, principals: Principals) -> None:
-    supervisor.start("sweep runs", service.runner.sweep_forever)
+    supervisor.start("sweep runs", service.runner.repairer.sweep_forever)
     supervisor.start("publish facts", service.facts.sweep_forever)
     supervisor.start("sweep storage", service.attachments.sweep_forever)
     supervisor.start("ping streams", streams.ping_forever)
@@ -249,7 +255,9 @@ def _service(
     stack.push_async_callback(extractor.close)
     quota = Quota(store, settings.storage_megabytes * 2**20 if limits.stored_bytes is None else limits.stored_bytes)
     stack.push_async_callback(quota.close)
-    attached = Attachments(store, setup.blobs, extractor, quota=quota, clock=utcnow, folder=uploads)
+    attached = Attachments(
+        store, setup.blobs, extractor, quota=quota, clock=utcnow, folder=uploads, timing=setup.timing
+    )
     runner = Runner(
         store,
         log,
@@ -261,9 +269,10 @@ def _service(
         permitted=settings.model_policy.permitted,
         charge=quota.charge,
         run_seconds=settings.run_seconds,
+        timing=setup.timing,
     )
     stack.push_async_callback(runner.drain, 0.0)
-    facts = FactPublisher(store, log)
+    facts = FactPublisher(store, log, setup.timing)
     stack.push_async_callback(facts.close)
     return AIChatService(
         store,
@@ -278,6 +287,7 @@ def _service(
         limits=limits,
         attachments=attached,
         quota=quota,
+        timing=setup.timing,
     )
 
 

@@ -1,8 +1,9 @@
-"""Publishing facts that start no run: stored messages, changes of a thread, deletions.
+"""Publishes facts: what is stored without starting a run, such as messages, changes of a thread and deletions.
 
-The store has put each into the thread's outbox with the write itself (`ThreadStore` has the rules). Here it is appended
-to the thread's log, and removed from the outbox once the log has acknowledged it. What a dead process left there, or
-one that could not reach the log for long, is published by whichever process sweeps first. No request waits for this.
+The store adds each fact to the thread's outbox in the same write (the outbox contract has the rules). A FactPublisher
+appends it to the thread's log, and removes it from the outbox once the log has acknowledged it. What a dead process
+left there, or one that could not reach the log for long, is published by the process that sweeps first. No request
+waits for any of this.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 
+from agent_chat.server.timing import Timing
 from agent_chat.stores.contracts import EventLog, LogWriter, Outbox, ThreadStore
 from agent_chat.stores.errors import LogDeleted, LogUnavailable, StoreUnavailable
 from agent_chat.stores.events import Fact, fact_id
@@ -18,9 +20,8 @@ from agent_chat.stores.models import Principal
 
 logger = logging.getLogger(__name__)
 
-SWEEP_SECONDS = 5.0
-_FLUSH_SECONDS = 2.0
-_SWEEP_ROUNDS = 100
+_MAX_ROUNDS = 100
+"""How many times one sweep reads the outboxes again, so that it ends though new facts keep coming."""
 
 
 class _Publication:
@@ -31,15 +32,18 @@ class _Publication:
         self.thread_id = thread_id
         self.writer = writer
         self.facts: dict[str, Fact] = {}
+        """By their ids, in order; each stays until the log has acknowledged it and it is out of the outbox."""
 
 
 class FactPublisher:
-    """Publishes stored facts in the background, those of one thread in order."""
+    """Publishes the facts that this process stores, and those left over in outboxes."""
 
-    def __init__(self, store: ThreadStore, log: EventLog) -> None:
+    def __init__(self, store: ThreadStore, log: EventLog, timing: Timing = Timing()) -> None:
         self._store = store
         self._log = log
+        self._timing = timing
         self._publications: dict[str, _Publication] = {}
+        """By thread; each exists while its task `_confirm` runs."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._left_over: dict[str, int] = {}
         """How many facts of this process stayed in the outbox of each thread since one could not be published."""
@@ -50,9 +54,9 @@ class FactPublisher:
         return sum(len(publication.facts) for publication in self._publications.values())
 
     def publish(self, who: Principal, thread_id: str, fact: Fact) -> None:
-        """Append a fact that is stored. Returns immediately; the rest happens in the background.
+        """Publish a fact that is stored. Returns immediately; the work is done in the background.
 
-        Behind facts of the same thread that stayed in the outbox it stays there too, so that they remain in order.
+        While earlier facts of the thread are left over in its outbox this one stays there too, to keep the order.
         """
         if thread_id in self._left_over:
             self._left_over[thread_id] += 1
@@ -73,7 +77,7 @@ class FactPublisher:
         """Publish what is left over in outboxes; the next sweep repeats what fails. Raises: StoreUnavailable."""
         for thread_id in list(self._left_over):
             await self._publish_own(thread_id)
-        for _ in range(_SWEEP_ROUNDS):
+        for _ in range(_MAX_ROUNDS):
             if self._log.unreachable:
                 return
             outboxes = await self._store.take_outboxes()
@@ -84,7 +88,7 @@ class FactPublisher:
                 break
 
     async def sweep_forever(self) -> None:
-        """Sweep immediately, then every five seconds."""
+        """Sweep immediately, then at each interval; failures are logged."""
         while True:
             try:
                 await self.sweep()
@@ -92,19 +96,19 @@ class FactPublisher:
                 logger.warning("outboxes could not be read: %s", error)
             except Exception:
                 logger.exception("outboxes could not be published")
-            await asyncio.sleep(SWEEP_SECONDS)
+            await asyncio.sleep(self._timing.sweep)
 
     async def close(self) -> None:
         """Wait two seconds for what is being published; the outbox holds the rest."""
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_FLUSH_SECONDS)
+            await asyncio.wait(self._tasks, timeout=self._timing.fact_flush)
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     async def _confirm(self, publication: _Publication) -> None:
-        """Remove from the outbox what the log has acknowledged, until there is nothing left."""
+        """Remove from the outbox what the log has acknowledged, until nothing is pending."""
         try:
             while publication.facts:
                 facts = list(publication.facts.values())
@@ -124,11 +128,11 @@ class FactPublisher:
             del self._publications[publication.thread_id]
 
     async def _publish_own(self, thread_id: str) -> None:
-        """Publish what this process left in the thread's outbox, until nothing more comes meanwhile.
+        """Publish what this process left in the thread's outbox, until no fact was added meanwhile.
 
         Raises: StoreUnavailable.
         """
-        for _ in range(_SWEEP_ROUNDS):
+        for _ in range(_MAX_ROUNDS):
             if self._log.unreachable:
                 return
             before = self._left_over[thread_id]
@@ -141,7 +145,7 @@ class FactPublisher:
                 return
 
     async def _publish_left_over(self, outbox: Outbox) -> bool:
-        """Publish the facts and remove them from the outbox; False if that failed, which concerns no other thread."""
+        """Publish the facts and remove them from the outbox; False if that failed, which delays no other thread."""
         try:
             if outbox.cut:
                 await self._log.reset(outbox.thread_id)
@@ -149,11 +153,11 @@ class FactPublisher:
             with contextlib.suppress(LogDeleted):
                 for fact in outbox.facts:
                     writer.write(fact)
-                async with asyncio.timeout(_FLUSH_SECONDS):
+                async with asyncio.timeout(self._timing.fact_flush):
                     await writer.flush()
             await self._store.mark_published(outbox.who, outbox.thread_id, outbox.facts)
         except (LogUnavailable, StoreUnavailable, TimeoutError) as error:
-            reason = error or "the log does not answer"
+            reason = error or "the log did not answer in time"
             logger.warning("facts of thread %s could not be published yet: %s", outbox.thread_id, reason)
             return False
         return True

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from agent_chat.stores.models import Id, JSONObject, Role
+from agent_chat.stores.models import Id, Idempotency, JSONObject, Role
 
 FILE_BYTES = 25 * 2**20
 """How large one file may be."""
@@ -89,7 +90,7 @@ class AgentUpdate(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Upload(msgspec.Struct):
-    """A file as it came: on disk until the request ends."""
+    """An uploaded file: it is on disk until the request ends."""
 
     filename: str
     content_type: str | None
@@ -98,9 +99,15 @@ class Upload(msgspec.Struct):
     sha256: str = ""
 
 
-def fingerprint(body: Struct, *more: str) -> str:
-    """The same for equal bodies, however they were spelled."""
-    return hashlib.sha256(msgspec.json.encode([body, more], order="sorted")).hexdigest()
+def make_idempotency(key: str | None, body: Struct, files: Sequence[Upload] = ()) -> Idempotency | None:
+    """The key, with a fingerprint of what must be equal in a retry: the body, and the files' names and contents.
+
+    Equal bodies have equal fingerprints, however their JSON was written.
+    """
+    if key is None:
+        return None
+    contents = [f"{file.filename}\n{file.sha256}" for file in files]
+    return Idempotency(key, hashlib.sha256(msgspec.json.encode([body, contents], order="sorted")).hexdigest())
 
 
 def clean_name(filename: str) -> str:

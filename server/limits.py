@@ -1,8 +1,8 @@
-"""How much one organization may ask of one process: generous, there so that one runaway client can't starve the rest.
+"""Limits for one organization in one process: generous, so that only a runaway client meets them.
 
-Counted per process on purpose: a shared counter would put a round trip before every request. What is limited in
-number is reserved before anything is awaited, and released on every way out (`Slots`): a limit that is checked first
-and counted later lets everybody through who comes in between.
+They are counted per process: a shared counter would add a round trip to every request. What is limited in number is
+reserved before anything is awaited, and released on every way out (`Slots`): a limit that is checked first and counted
+later admits every request that comes in between.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from agent_chat.server.errors import RETRY_SECONDS, RateLimited
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Per organization and process: requests a minute; runs, open streams and uploads at once.
+    """What one organization may have or send, counted by each process.
 
-    `loop_target`: the fraction of the event loop's time up to which an organization may take what others leave while
-    they are served. It may always take `loop_share`, and `loop_burst` seconds ahead of that, enough to start twenty
-    runs at the same time. `waiting`: requests that may wait because the organization took more.
-
-    In all: `stored_bytes`; None takes it from the settings.
-
-    `ping_seconds`: how often an open stream is pinged, and how long it may outlive its key. `auth_failures`: wrong
-    keys of one address in a minute; further ones are refused `auth_delay_seconds` late. `lookup_seconds`: how long the
-    lookup of a key or a session is used. `key_hold_seconds`: after how long a CHAT_API_KEY that no process of a shared
-    database has is revoked.
+    Attributes:
+        requests: in each minute; a WebSocket's frames count as requests.
+        runs: at the same time.
+        streams: open at the same time.
+        uploads: at the same time.
+        loop_share: the fraction of the event loop's time that it may always take while others are served.
+        loop_target: the fraction up to which it may take what the others leave while they are served.
+        loop_burst: the seconds that it may take ahead of its share: enough to start twenty runs at the same time.
+        waiting: requests that may wait because the organization has exceeded its share.
+        stored_bytes: in all; None takes it from the settings.
+        auth_failures: wrong keys of one address in a minute; further ones are refused late.
     """
 
     requests: int = 6000
@@ -42,11 +43,7 @@ class Limits(msgspec.Struct, frozen=True):
     loop_burst: float = 0.5
     waiting: int = 200
     stored_bytes: int | None = None
-    ping_seconds: float = 15.0
     auth_failures: int = 20
-    auth_delay_seconds: float = 1.0
-    lookup_seconds: float = 3.0
-    key_hold_seconds: float = 60.0
 
 
 class Slot:
@@ -67,10 +64,10 @@ class Slot:
 
 
 class Slots:
-    """What each organization may have a limited number of at once in this process.
+    """A limited number of something for each organization, at the same time, in this process.
 
     Args:
-        noun: what is limited, for the sentence that clients get.
+        noun: what is limited, for the error sentence.
         limit: how many one organization may have.
     """
 
@@ -80,11 +77,11 @@ class Slots:
         self._reserved: Counter[str] = Counter()
 
     def count_of(self, organization_id: str) -> int:
-        """Return how many slots this organization has reserved."""
+        """How many slots are reserved."""
         return self._reserved[organization_id]
 
     def check(self, organization_id: str) -> None:
-        """Raises: RateLimited if no slot is free. Reserves nothing: only for refusing early."""
+        """Check without reserving, to refuse early. Raises: RateLimited if no slot is free."""
         if self._reserved[organization_id] >= self._limit:
             raise RateLimited(self._noun, self._limit, RETRY_SECONDS)
 
@@ -98,7 +95,7 @@ class Slots:
     def starting(self, organization_id: str) -> Iterator[Slot]:
         """Reserve a slot for what the block starts: released here only if the block raises.
 
-        After the block whatever it started holds the slot and releases it at its own end.
+        After the block, what it started holds the slot and releases it at its own end.
         """
         slot = self.reserve(organization_id)
         try:
@@ -121,7 +118,7 @@ class RequestRate:
         self._counts: Counter[str] = Counter()
 
     def count(self, organization_id: str) -> None:
-        """Raises: RateLimited, with the seconds until the next minute."""
+        """Count one request. Raises: RateLimited, with the seconds until the next minute."""
         now = self._clock()
         if now >= self._minute_end:
             self._minute_end = now + 60

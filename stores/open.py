@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from agent_chat.stores.budget import LOG_BYTES, LogBudget
-from agent_chat.stores.contracts import EventLog, Store
+from agent_chat.stores.contracts import LEASE_SECONDS, EventLog, Store
 from agent_chat.stores.folder import make_folder
 from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.sqlite.store import open_sqlite
@@ -24,12 +24,14 @@ class Where(msgspec.Struct, frozen=True):
         database_url: `mongodb://…`; null for SQLite in the data folder.
         events_url: `redis://…`; null for memory.
         events_bytes: what this process may hold of all logs together.
+        lease: how many seconds a run's lease lasts.
     """
 
     data_dir: Path
     database_url: str | None = None
     events_url: str | None = None
     events_bytes: int = LOG_BYTES
+    lease: float = LEASE_SECONDS
 
 
 async def open_store(where: Where, *, serving: bool = True) -> Store:
@@ -46,8 +48,8 @@ async def open_store(where: Where, *, serving: bool = True) -> Store:
         from agent_chat.stores.mongo.store import open_mongo
 
         with _named("CHAT_DATABASE_URL"):
-            return await open_mongo(where.database_url)
-    return await open_sqlite(where.data_dir / "chat.db", serving=serving)
+            return await open_mongo(where.database_url, lease=where.lease)
+    return await open_sqlite(where.data_dir / "chat.db", lease=where.lease, serving=serving)
 
 
 @asynccontextmanager

@@ -20,7 +20,9 @@ from agent_chat.agents import AgentError, File
 from agent_chat.server.errors import InvalidRequest, RateLimited, StorageFull
 from agent_chat.server.files.extraction import Extractor, small_copy_path
 from agent_chat.server.inputs import FILE_BYTES, FILES, Upload, clean_name
+from agent_chat.server.loop_share import measured
 from agent_chat.server.quota import Quota
+from agent_chat.server.timing import Timing
 from agent_chat.stores.blobs import Blobs
 from agent_chat.stores.contracts import Store, ThreadStore
 from agent_chat.stores.contracts.storage import RECORD_BYTES, UPLOAD_SECONDS, BlobRemoval
@@ -36,7 +38,9 @@ from agent_chat.stores.models import Attachment, Clock, Principal, StoredFile, i
 
 logger = logging.getLogger(__name__)
 
-SWEEP_SECONDS = 30.0
+_CONCURRENT_FILES = 2
+"""How many files of one upload are stored at the same time. An organization may have 20 uploads, so that at most 40 of
+its files wait to be read, which is fewer than WAITING_FILES."""
 _SMALL = "-small"
 """Suffix of the key of a large image's smaller copy for models."""
 
@@ -50,7 +54,15 @@ class Attachments:
     """
 
     def __init__(
-        self, store: Store, blobs: Blobs, extractor: Extractor, *, quota: Quota, clock: Clock, folder: Path
+        self,
+        store: Store,
+        blobs: Blobs,
+        extractor: Extractor,
+        *,
+        quota: Quota,
+        clock: Clock,
+        folder: Path,
+        timing: Timing = Timing(),
     ) -> None:
         self._store = store
         self._folder = folder
@@ -59,6 +71,7 @@ class Attachments:
         self.turns = extractor.turns
         self._quota = quota
         self._clock = clock
+        self._timing = timing
 
     async def add(self, who: Principal, thread_id: str, uploads: Sequence[Upload]) -> list[Attachment]:
         """Store uploaded files in a thread: all of them, or none.
@@ -69,14 +82,22 @@ class Attachments:
             StorageFull: the organization's quota is used up.
             ThreadNotFound, BlobUnavailable.
         """
-        added: list[Attachment] = []
+        turns = asyncio.Semaphore(_CONCURRENT_FILES)
+
+        async def store(upload: Upload) -> Attachment:
+            async with turns:
+                return await self._store_upload(who, thread_id, upload)
+
+        storing = [asyncio.create_task(measured(store, upload)) for upload in uploads]
         try:
-            for upload in uploads:
-                added.append(await self._store_upload(who, thread_id, upload))
+            return list(await asyncio.gather(*storing))
         except BaseException:
-            await self.remove(who, thread_id, added)
+            for task in storing:
+                task.cancel()
+            await asyncio.wait(storing)  # each undoes its own upload
+            stored = [task.result() for task in storing if not task.cancelled() and task.exception() is None]
+            await self.remove(who, thread_id, stored)
             raise
-        return added
 
     async def add_generated(self, who: Principal, thread_id: str, file: File) -> Attachment:
         """Store a file that an agent generated, as if it had been uploaded.
@@ -187,7 +208,7 @@ class Attachments:
                 await self._store.correct_bytes()
             except StoreUnavailable as error:
                 logger.warning("Sweeping the storage failed, will be retried: %s", error)
-            await asyncio.sleep(SWEEP_SECONDS)
+            await asyncio.sleep(self._timing.storage_sweep)
 
     async def get_referenced(self, who: Principal, thread_id: str, ids: Sequence[str]) -> list[Attachment]:
         """Return the attachments that a message's body references.

@@ -1,26 +1,27 @@
-"""A request's body in pieces, with an end to waiting: a client that falls silent holds its request for 60 s only."""
+"""A request's body in pieces, with a time limit: a client that sends nothing holds its request for 60 s at most."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import cast
 
 from starlette.requests import Request
 
 from agent_chat.server.errors import BodyStalled
-
-SILENCE_SECONDS = 60.0
+from agent_chat.server.timing import Timing
 
 
 async def pieces_of(request: Request) -> AsyncIterator[bytes]:
     """The body as it arrives. Raises: BodyStalled."""
+    seconds = cast(Timing, request.state.timing).body_silence
     stream = request.stream()
     while True:
         try:
-            async with asyncio.timeout(SILENCE_SECONDS):
+            async with asyncio.timeout(seconds):
                 piece = await anext(stream)
         except StopAsyncIteration:
             return
         except TimeoutError as error:
-            raise BodyStalled(SILENCE_SECONDS) from error
+            raise BodyStalled(seconds) from error
         yield piece

@@ -29,6 +29,7 @@ from agent_chat.server.loop_share import LoopShares, begin_streaming, measured, 
 from agent_chat.server.principals import Credential
 from agent_chat.server.reading.streams import Stream, Streams
 from agent_chat.server.reading.viewer import Viewer
+from agent_chat.server.timing import Timing
 from agent_chat.stores.errors import AgentNotFound, StoreUnavailable, ThreadNotFound
 from agent_chat.stores.models import JSONObject
 
@@ -45,7 +46,6 @@ _BEARER = "bearer."
 _AT_ONCE = 16
 _FRAMES_AT_ONCE = 8
 """How many frames are taken before others run: `receive` does not suspend while frames are queued."""
-_SLOW_SECONDS = 0.25
 _TOO_FAST = 20
 """So many frames in a row beyond the rate, each followed by that pause, close the socket."""
 _WENT = (WebSocketDisconnect, RuntimeError, OSError)
@@ -135,6 +135,7 @@ class _Socket:
         self._service = cast(AIChatService, websocket.state.service)
         self._streams = cast(Streams, websocket.state.streams)
         self._rate = cast(RequestRate, websocket.state.rate)
+        self._timing = cast(Timing, websocket.state.timing)
         self._who = stream.viewer.who
         self._agent_id = websocket.path_params["agent_id"]
         self._thread_id = websocket.path_params["thread_id"]
@@ -205,7 +206,7 @@ class _Socket:
             await self._refuse(error, _request_id(text))
             if isinstance(error, RateLimited):
                 self._beyond_rate += 1
-                await asyncio.sleep(_SLOW_SECONDS)
+                await asyncio.sleep(self._timing.rate_pause)
             return
         match command:
             case Ping():
@@ -239,7 +240,7 @@ class _Socket:
     async def _create(self, command: CreateMessage) -> None:
         await self._check_key()
         try:
-            post = await self._service.post_message(
+            posted = await self._service.post_message(
                 self._who,
                 self._agent_id,
                 self._thread_id,
@@ -249,7 +250,6 @@ class _Socket:
             )
         except InvalidRequest as error:  # what is a field of a POST's body is one of the frame's message
             raise InvalidRequest(f"message.{error.field}", str(error)) from error
-        posted = post.posted
         if posted.answer is not None:
             await self._acknowledge(command.request_id, posted.answer.id, posted.message.id)
         else:

@@ -1,7 +1,7 @@
-"""One run: an agent's parts become events of the thread's log, and those events become the message.
+"""One run of this process: an agent's parts become events of the thread's log, and those events become the message.
 
-The deciding half of the runner, which awaits nothing while it takes a part: `agents/answer.py` turns the part into an
-event and applies it to the message, and the event is written to the log.
+Taking a part awaits nothing: `agents/answer.py` turns the part into an event and applies it to the message, and the
+event is written to the log.
 """
 
 from __future__ import annotations
@@ -39,7 +39,13 @@ from agent_chat.stores.models import (
 
 
 class Ending(msgspec.Struct, frozen=True):
-    """How a run ends: its status, why if it failed, and what its open tool calls get as their error."""
+    """How a run ends.
+
+    Attributes:
+        status: the final status of its message.
+        error: why it failed; None unless it did.
+        open_calls: the error of tool calls that are still open.
+    """
 
     status: Status
     error: RunError | None = None
@@ -52,12 +58,28 @@ INTERRUPTED = Ending(
     "failed", RunError("interrupted", "The server stopped before the answer was complete.", retryable=True)
 )
 
-
 CONNECTING_TO_TOOLS = "connecting_to_tools"
 
 
 class LiveRun:
-    """A run of this process."""
+    """A run of this process.
+
+    Attributes:
+        id: the run's id, which is also the id of its message.
+        question: the user's message that is answered.
+        answer: builds the run's message.
+        writer: appends the run's events to the thread's log.
+        ending: how the run ends, once that is decided; None if another process ends it. See `end`.
+        started_at: when the run began, in monotonic seconds.
+        first_text_at: when the first text was published; None before.
+        checkpoint_due: set to request a checkpoint before the interval is over: at a tool call's start and end, and
+            when another process signals the run. Cleared by the checkpoint loop.
+        changed: whether the message has changed since the last checkpoint that stored it.
+        checkpointed_at: when the latest attempt at a checkpoint began, in monotonic seconds. After a lease without one
+            the run may belong to another process.
+        checkpointed: set by each checkpoint that succeeded. Cleared by `Runner._take` to wait for the next one.
+        is_stored: set once the store has the finished message, or this process has given up storing it.
+    """
 
     def __init__(self, who: Principal, agent: Agent, posted: Posted, log: EventLog, clock: Clock) -> None:
         assert posted.answer is not None
@@ -71,30 +93,30 @@ class LiveRun:
         self.ending: asyncio.Future[Ending | None] = asyncio.get_running_loop().create_future()
         self.started_at = time.monotonic()
         self.first_text_at: float | None = None
-        self.look = asyncio.Event()
-        self.stored = asyncio.Event()
+        self.checkpoint_due = asyncio.Event()
         self.changed = False
-        self.looked = asyncio.Event()
-        self.looked_at = time.monotonic()
+        self.checkpointed_at = time.monotonic()
+        self.checkpointed = asyncio.Event()
+        self.is_stored = asyncio.Event()
         self._stored_calls = 0
         self._calls_stored = asyncio.Event()
 
-    def begin(self, answer: Message) -> None:
-        """Say what the claim stored."""
+    def begin(self, message: Message) -> None:
+        """Publish what the claim stored: the question, and the run's empty message."""
         self.writer.write(MessageCreated(self.question))
-        self.writer.write(RunStarted(answer))
+        self.writer.write(RunStarted(message))
 
     def end(self, ending: Ending | None) -> None:
-        """Settle how the run ends; the first word counts. Null: somebody else ends it, this process says nothing."""
+        """Decide how the run ends; the first decision counts. None: another process ends it and publishes that."""
         if not self.ending.done():
             self.ending.set_result(ending)
 
     def message(self) -> Message:
-        """The message as far as it has come."""
+        """The message so far."""
         return self.answer.message()
 
     def wait_for_tools(self, waiting: bool) -> None:
-        """Publish that the run waits for tool servers, or no longer does: as a snapshot with that in its metadata."""
+        """Publish that the run waits for tool servers, or no longer does: a snapshot with that in its metadata."""
         if waiting:
             self.answer.facts[ACTIVITY] = CONNECTING_TO_TOOLS
         else:
@@ -103,9 +125,9 @@ class LiveRun:
             with suppress(LogDeleted):
                 self.writer.write(MessageSnapshot(self.message()))
 
-    def may_publish(self, lease_seconds: float) -> bool:
-        """False once the run has ended, and when this process may have lost the run: it was paused for a lease."""
-        return not self.ending.done() and time.monotonic() - self.looked_at <= lease_seconds
+    def may_publish(self, lease: float) -> bool:
+        """False once the run has ended, and after a pause of `lease` seconds: it may be another process' run by now."""
+        return not self.ending.done() and time.monotonic() - self.checkpointed_at <= lease
 
     def take(self, part: InlinePart) -> None:
         """Publish a part. Raises: what AnswerBuilder.take raises, and LogDeleted."""
@@ -119,20 +141,20 @@ class LiveRun:
                 self.first_text_at = time.monotonic()
         elif isinstance(part, ToolStarted | ToolCompleted):
             self.changed = True
-            self.look.set()
+            self.checkpoint_due.set()
 
     def attach(self, attachment: Attachment) -> None:
         """Publish a stored file of the answer. Raises: LogDeleted."""
         self.writer.write(self.answer.attach(attachment))
         self.changed = True
-        self.look.set()
+        self.checkpoint_due.set()
 
     def publish(self, event: Event) -> None:
         """Apply an event to the message, then write it: a snapshot that the log takes instead contains it."""
         self.writer.write(self.answer.apply(event))
         self.changed = True
 
-    async def final_call_stored(self) -> None:
+    async def wait_for_final_call_stored(self) -> None:
         """Wait until a checkpoint has stored the first call that must not be made twice.
 
         Without the wait a process that is killed after the call and before the next checkpoint would leave a run that
@@ -142,31 +164,32 @@ class LiveRun:
             self._calls_stored.clear()
             await self._calls_stored.wait()
 
-    def checkpointed(self, calls: int) -> None:
+    def record_checkpoint(self, calls: int) -> None:
         """Report that the store has the message with this many tool calls."""
+        self.checkpointed.set()
         self._stored_calls = max(self._stored_calls, calls)
         self._calls_stored.set()
 
 
-def finished(partial: Message, ending: Ending, now: str) -> tuple[Message, list[ToolCallCompleted]]:
-    """The message as it is kept, and the events that close its open tool calls."""
+def finish_message(partial: Message, ending: Ending, now: str) -> tuple[Message, list[ToolCallCompleted]]:
+    """The finished message as it is stored, and the events that close its open tool calls."""
     closed: list[ToolCallCompleted] = []
     calls = list(partial.tool_calls)
     for index, call in enumerate(calls):
         if call.end_time is None:
             calls[index] = replace(call, error=ending.open_calls, end_time=now)
             closed.append(ToolCallCompleted(partial.id, index, calls[index]))
-    error = msgspec.to_builtins(_final(ending.error, partial))
+    error = msgspec.to_builtins(_final_error(ending.error, partial))
     run = {name: value for name, value in (partial.run or {}).items() if name != ACTIVITY}
     message = replace(partial, tool_calls=calls, metadata={**partial.metadata, "run": run})
     message = message.with_run(status=ending.status, error=error)
     return message, closed
 
 
-def _final(error: RunError | None, partial: Message) -> RunError | None:
-    """The error, not retryable where a retry would make a call again that is not known to be repeatable.
+def _final_error(error: RunError | None, partial: Message) -> RunError | None:
+    """The error, not retryable where a retry would repeat a call that is not known to be repeatable.
 
-    Calls that are known from the log alone count as not repeatable: only the run's record says that they are.
+    Calls that are known from the log alone count as not repeatable: only the run's record states that they are.
     """
     infos: list[JSONObject] = (partial.run or {}).get("tool_calls", [])
     repeatable = sum(info.get("repeatable") is True for info in infos[: len(partial.tool_calls)])

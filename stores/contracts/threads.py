@@ -58,6 +58,7 @@ class Posted(msgspec.Struct, frozen=True):
         replayed: an earlier call with the same key stored them.
         again: the key was free after a failed run, and `message` is the user message of that first attempt.
         unpublished: a replayed message that started no run is still in the outbox.
+        position: a position of the log before anything of this post; the server sets it for a post that is streamed.
     """
 
     message: Message
@@ -65,6 +66,7 @@ class Posted(msgspec.Struct, frozen=True):
     replayed: bool
     again: bool = False
     unpublished: bool = False
+    position: str | None = None
 
     @property
     def message_id(self) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_chat.server import ai_chat_service
+from agent_chat.server.timing import Timing
 from tests.support.servers import live_server
 from tests.support.shapes import is_problem
 
@@ -36,9 +36,8 @@ def fill(path: Path) -> None:
     assert os.statvfs(path).f_bavail == 0
 
 
-async def test_a_full_disk_is_reported_and_heals(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ai_chat_service, "STORE_SECONDS", 0.7)
-    async with live_server(small_disk / "data") as live:
+async def test_a_full_disk_is_reported_and_heals(small_disk: Path) -> None:
+    async with live_server(small_disk / "data", timing=Timing(answer_patience=0.7)) as live:
         thread = await live.scripted_thread()
         waiting = asyncio.create_task(live.post(thread, "hold it\ncount 20000"))
         await live.gates.reached("it")

@@ -10,7 +10,7 @@ import msgspec
 
 from agent_chat.agents import File, Kind, Part, Reply, Run, Text, ToolCompleted, ToolStarted
 from agent_chat.server.limits import Limits
-from agent_chat.server.runs.runner import _longer
+from agent_chat.server.runs.repair import _longer
 from agent_chat.stores.events import RunStarted, decode
 from agent_chat.stores.fold import fold
 from agent_chat.stores.models import Attachment, ToolCall, new_answer

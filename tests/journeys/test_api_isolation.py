@@ -20,6 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from agent_chat.server.app import ROUTES
 from agent_chat.server.limits import Limits
 from agent_chat.server.organizations import member
+from agent_chat.server.timing import Timing
 from agent_chat.stores.contracts import EventLog, Store
 from agent_chat.stores.open import Where, open_backends
 from tests.support.client import KEY, Client
@@ -84,7 +85,8 @@ def routes() -> list[tuple[str, str]]:
     return table
 
 
-LIMITS = Limits(auth_failures=10**6, lookup_seconds=0.0)
+LIMITS = Limits(auth_failures=10**6)
+TIMING = Timing(key_lookup=0.0)
 
 
 class World(msgspec.Struct, frozen=True):
@@ -129,7 +131,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
             opened.append((store, log))
             yield store, log
 
-    async with live_server(tmp_path_factory.mktemp("isolation"), backends, LIMITS) as live:
+    async with live_server(tmp_path_factory.mktemp("isolation"), backends, LIMITS, timing=TIMING) as live:
         [(store, log)] = opened
         stranger, colleague = Client(live.url, STRANGERS_KEY), Client(live.url, COLLEAGUES_KEY)
         ours = await store.find_organization("default")

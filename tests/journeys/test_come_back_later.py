@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from agent_chat.server.limits import Limits
+from agent_chat.server.timing import Timing
 from tests.support.damage import without
 from tests.support.servers import Live, live_server
 from tests.support.shapes import is_problem
@@ -23,7 +24,7 @@ def is_later(answer: httpx.Response) -> None:
 
 @pytest.mark.parametrize("table", ["keys", "threads"])
 async def test_a_watcher_without_a_database_is_told_to_come_back(tmp_path: Path, table: str) -> None:
-    async with live_server(tmp_path, limits=Limits(lookup_seconds=0.0)) as live:
+    async with live_server(tmp_path, timing=Timing(key_lookup=0.0)) as live:
         thread = await live.scripted_thread()
         with without(live.data_dir, table):
             is_later(await live.http.get(f"{thread}/events", headers={"Last-Event-ID": "1-0"}))

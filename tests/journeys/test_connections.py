@@ -18,6 +18,7 @@ from agent_chat.server.http import protocol as http_protocol
 from agent_chat.server.http.connections import SPARE, ConnectionLimits, connections_for
 from agent_chat.server.http.websocket_protocol import WebSocketProtocol
 from agent_chat.server.limits import Limits
+from agent_chat.server.timing import Timing
 from tests.support.client import KEY
 from tests.support.servers import Live, live_server
 from tests.support.sockets import socket
@@ -290,9 +291,8 @@ async def test_a_flood_of_tiny_frames_leaves_time_for_others(live: Live, frame: 
     await asyncio.wait({reading})
 
 
-async def test_a_websocket_far_beyond_its_rate_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent_chat.server.http.websocket._SLOW_SECONDS", 0.0)
-    async with live_server(tmp_path, limits=Limits(requests=10)) as live:
+async def test_a_websocket_far_beyond_its_rate_is_closed(tmp_path: Path) -> None:
+    async with live_server(tmp_path, limits=Limits(requests=10), timing=Timing(rate_pause=0.0)) as live:
         thread = await live.scripted_thread()
         async with socket(live.url, thread) as connection:
             for _ in range(40):

@@ -65,7 +65,7 @@ async def repair(race: Race, run: str) -> None:
     """End the run as another process would that holds its owner to be dead."""
     record = await race.record(run)
     assert record
-    await race.other_process().repair(record)
+    await race.other_process().repairer.repair(record)
 
 
 async def watch(race: Race, thread: str, watching: Watcher) -> None:

@@ -12,14 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 from agent_chat.server.command_line import main
-from agent_chat.server.limits import Limits
+from agent_chat.server.timing import Timing
 from tests.support.client import Client
 from tests.support.servers import Live, live_server
 
 
 @pytest.fixture
 async def live(tmp_path: Path) -> AsyncIterator[Live]:
-    async with live_server(tmp_path, limits=Limits(lookup_seconds=0.0)) as live:
+    async with live_server(tmp_path, timing=Timing(key_lookup=0.0)) as live:
         yield live
 
 

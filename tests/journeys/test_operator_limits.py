@@ -82,7 +82,7 @@ async def test_agents_stored_earlier_run_within_the_limits_or_not_at_all(live: L
 
 async def test_an_organization_gets_its_servers_and_may_list_them(live: Live) -> None:
     service = service_of(live)
-    servers = service._servers
+    servers = service._agents._servers
     for name, wanted in (("acme", ["crm", "all"]), ("other", ["all"])):
         organization, user = await member(service.store, name, "u", kind="tells", model=None, servers=servers)
         secret = f"key-of-{name}-which-is-long-enough"

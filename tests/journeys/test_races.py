@@ -19,8 +19,8 @@ import pytest
 
 from agent_chat.agents import Part, Run, Text
 from agent_chat.agents.registry import Kind
-from agent_chat.server import ai_chat_service, app
-from agent_chat.server.runs import runner
+from agent_chat.server import app
+from agent_chat.server.timing import Timing
 from tests.support.client import Frame, frames
 from tests.support.gates import Race, When, critical, id_of, no_runs
 from tests.support.servers import live_server
@@ -215,14 +215,10 @@ def stubborn(monkeypatch: pytest.MonkeyPatch) -> Stubborn:
 
 @pytest.mark.parametrize("who", ["owner", "canceller"])
 async def test_an_agent_that_ignores_cancellation_is_ended_and_says_nothing_more(
-    who: str, tmp_path: Path, stubborn: Stubborn, monkeypatch: pytest.MonkeyPatch
+    who: str, tmp_path: Path, stubborn: Stubborn
 ) -> None:
-    if who == "owner":
-        monkeypatch.setattr(runner, "_STUBBORN_SECONDS", 0.2)
-    else:
-        monkeypatch.setattr(ai_chat_service, "CANCEL_SECONDS", 0.2)
-        monkeypatch.setattr(runner, "_STUBBORN_SECONDS", 1.0)
-    async with critical(tmp_path) as race:
+    timing = Timing(agent_stop=0.2) if who == "owner" else Timing(agent_stop=1.0, cancel=0.2)
+    async with critical(tmp_path, timing=timing) as race:
         thread = await race.live.scripted_thread(kind="stubborn")
         async with watcher(race.live, thread) as watching:
             run = await race.live.start_run(thread, "stop it")
@@ -463,10 +459,9 @@ async def test_a_watcher_whose_thread_goes_while_it_takes_its_snapshot_hears_of_
 
 @pytest.mark.parametrize("point", [("finish", "after"), ("delete_record", "before")], ids=["unsaid", "unforgotten"])
 async def test_the_sweeper_says_what_a_dead_writer_stored_exactly_once_and_forgets_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: tuple[str, When]
+    tmp_path: Path, point: tuple[str, When]
 ) -> None:
-    monkeypatch.setattr(runner, "SWEEP_SECONDS", 0.1)
-    async with critical(tmp_path, lease=0.5) as race:
+    async with critical(tmp_path, lease=0.5, timing=Timing(sweep=0.1)) as race:
         death = race.store.hold(*point)
         forgotten = race.store.hold("delete_record", "after")
         async with parties(race) as run:
@@ -475,7 +470,7 @@ async def test_the_sweeper_says_what_a_dead_writer_stored_exactly_once_and_forge
             death.kill()
             await forgotten.passed()
             await run.agree("completed", "somemore")
-            await race.runner.sweep()
+            await race.runner.repairer.sweep()
             await run.agree("completed", "somemore")
 
 
@@ -495,7 +490,7 @@ async def test_a_restarted_server_says_what_a_dead_writer_stored_exactly_once_an
         async with watcher(race.live, thread, after=sees_all[0].position) as watching:
             await race.settled(thread, watching)
             assert [frame.data["message"] for frame in watching.terminals()] == [stored]
-            await race.runner.sweep()
+            await race.runner.repairer.sweep()
             await race.settled(thread, watching)
             assert len(watching.terminals()) == 1
         assert await race.record(run) is None
@@ -528,7 +523,7 @@ async def test_a_repairer_that_is_first_ends_the_run_and_its_owner_says_nothing(
         await owner.reached()
         record = await race.record(run.run)
         assert record
-        await race.other_process().repair(record)
+        await race.other_process().repairer.repair(record)
         owner.release()
         stored = await run.agree("failed", "somemore")
         assert stored["metadata"]["run"]["error"]["code"] == "interrupted"
@@ -539,7 +534,7 @@ async def test_a_repairer_that_is_overtaken_by_the_owner_says_nothing(race: Race
     async with parties(race) as run:
         record = await race.record(run.run)
         assert record
-        repairing = asyncio.create_task(race.other_process().repair(record))
+        repairing = asyncio.create_task(race.other_process().repairer.repair(record))
         await repairer.reached()
         forgotten = race.store.hold("delete_record", "after")
         race.live.gates.release("end")
@@ -556,7 +551,7 @@ async def test_a_repairer_between_the_owners_storing_and_saying_leaves_the_sayin
         assert record
         race.live.gates.release("end")
         await owner.reached()
-        await race.other_process().repair(record)
+        await race.other_process().repairer.repair(record)
         owner.release()
         await run.agree("completed", "somemore")
 
@@ -566,7 +561,7 @@ async def test_of_two_repairers_one_says_the_end(race: Race) -> None:
         record = await race.record(run.run)
         assert record
         gates = [race.store.hold("finish", "before"), race.store.hold("finish", "before")]
-        repairing = [asyncio.create_task(race.other_process().repair(record)) for _ in gates]
+        repairing = [asyncio.create_task(race.other_process().repairer.repair(record)) for _ in gates]
         for gate in gates:
             await gate.reached()
         for gate in gates:

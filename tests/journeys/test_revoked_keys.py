@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from agent_chat.server.limits import Limits
+from agent_chat.server.timing import Timing
 from agent_chat.stores.contracts import EventLog, Store
 from agent_chat.stores.models import Key
 from agent_chat.stores.open import Where, open_backends
@@ -22,8 +23,8 @@ from tests.support.sockets import Socket, socket
 
 SECRET = "a-key-that-will-be-revoked"
 NOBODY = "00000000-0000-4000-8000-000000000000"
-SOON = Limits(ping_seconds=0.05, lookup_seconds=0.0)
-FRESH = Limits(lookup_seconds=0.0)
+SOON = Timing(ping=0.05, key_lookup=0.0)
+FRESH = Timing(key_lookup=0.0)
 
 
 class World(msgspec.Struct, frozen=True):
@@ -38,7 +39,7 @@ class World(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def world(data_dir: Path, limits: Limits) -> AsyncIterator[World]:
+async def world(data_dir: Path, timing: Timing = Timing(), limits: Limits | None = None) -> AsyncIterator[World]:
     opened: list[Store] = []
 
     @asynccontextmanager
@@ -127,7 +128,7 @@ async def test_a_database_that_is_away_ends_no_stream(tmp_path: Path) -> None:
             refused = (await connection.until("error"))[-1]
             assert (refused["request_id"], refused["error"]["code"]) == (request_id, "store_unavailable")
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(10 * SOON.ping_seconds):
+                async with asyncio.timeout(10 * SOON.ping):
                     await connection.receive()
         await connection.create("say hello")
         assert (await connection.until("run.completed"))[-1]["message"]["content"] == "hello"
@@ -135,7 +136,7 @@ async def test_a_database_that_is_away_ends_no_stream(tmp_path: Path) -> None:
 
 
 async def test_frames_too_many_a_minute_are_refused_and_the_socket_lives(tmp_path: Path) -> None:
-    async with world(tmp_path, Limits(requests=10)) as there, socket(there.live.url, there.thread) as connection:
+    async with world(tmp_path, limits=Limits(requests=10)) as there, socket(there.live.url, there.thread) as connection:
         await connection.until("thread.snapshot")
         for number in range(20):
             await connection.send(type="run.cancel", request_id=str(number), message_id=NOBODY)
@@ -150,7 +151,7 @@ async def test_frames_too_many_a_minute_are_refused_and_the_socket_lives(tmp_pat
 
 
 async def test_a_socket_too_many_a_minute_is_told_to_come_back(tmp_path: Path) -> None:
-    async with world(tmp_path, Limits(requests=5)) as there:
+    async with world(tmp_path, limits=Limits(requests=5)) as there:
         codes = []
         for _ in range(12):
             async with socket(there.live.url, there.thread) as connection:

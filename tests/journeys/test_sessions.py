@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from agent_chat.server.limits import Limits
+from agent_chat.server.timing import Timing
 from agent_chat.stores.contracts import EventLog, Store
 from agent_chat.stores.open import Where, open_backends
 from tests.support.client import KEY, frames
@@ -20,7 +20,7 @@ from tests.support.shapes import is_problem
 from tests.support.sockets import socket
 
 TYPED = {"Sec-Fetch-Site": "none", "Sec-Fetch-Dest": "document", "Sec-Fetch-Mode": "navigate"}
-SOON = Limits(ping_seconds=0.05, lookup_seconds=0.0)
+SOON = Timing(ping=0.05, key_lookup=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple
             opened.append(store)
             yield store, log
 
-    async with live_server(tmp_path_factory.mktemp("data"), backends, SOON) as live:
+    async with live_server(tmp_path_factory.mktemp("data"), backends, timing=SOON) as live:
         yield live, opened[0]
 
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from agent_chat.server.files.content_html import Renderer
-from agent_chat.server.runs import runner
+from agent_chat.server.timing import Timing
 from tests.support.gates import critical
 from tests.support.thread_view import status
 
 
 async def test_a_run_renews_its_lease_while_its_answer_waits_to_be_rendered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", 0.05)
-    async with critical(tmp_path, lease=20) as race:
-        renderer = race.runner._render.__self__  # type: ignore[attr-defined]
+    async with critical(tmp_path, timing=Timing(checkpoint=0.05)) as race:
+        renderer = race.runner._finisher._render.__self__  # type: ignore[attr-defined]
         assert isinstance(renderer, Renderer)
         thread = await race.live.scripted_thread()
         run = await race.live.start_run(thread, "hold start\nsay " + "*word* " * 100)
@@ -37,11 +34,10 @@ async def test_a_run_renews_its_lease_while_its_answer_waits_to_be_rendered(
 
 
 async def test_a_stop_stores_the_answers_that_wait_to_be_rendered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(runner, "_STUBBORN_SECONDS", 0.1)
-    async with critical(tmp_path, lease=20) as race:
-        renderer = race.runner._render.__self__  # type: ignore[attr-defined]
+    async with critical(tmp_path, timing=Timing(agent_stop=0.1)) as race:
+        renderer = race.runner._finisher._render.__self__  # type: ignore[attr-defined]
         thread = await race.live.scripted_thread()
         run = await race.live.start_run(thread, "hold start\nsay " + "*word* " * 100)
         for organization in ("a", "b"):

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from agent_chat.server.limits import Limits
+from agent_chat.server.timing import Timing
 from tests.support.client import KEY
 from tests.support.servers import Live, live_server
 from tests.support.shapes import is_problem
@@ -22,7 +23,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 @pytest.fixture
 async def live(tmp_path: Path) -> AsyncIterator[Live]:
-    limits = Limits(auth_failures=5, auth_delay_seconds=0.0)
+    limits = Limits(auth_failures=5)
     async with live_server(tmp_path, limits=limits, hosts=LOOPBACK, metrics_token=TOKEN) as live:
         yield live
 
@@ -56,7 +57,7 @@ async def test_wrong_keys_are_limited_per_address_and_valid_ones_keep_working(
 
 
 async def test_wrong_keys_of_an_address_that_sent_too_many_are_refused_late(tmp_path: Path) -> None:
-    async with live_server(tmp_path, limits=Limits(auth_failures=3, auth_delay_seconds=0.5)) as live:
+    async with live_server(tmp_path, limits=Limits(auth_failures=3), timing=Timing(auth_delay=0.5)) as live:
         wrong = {"Authorization": "Bearer wrong"}
 
         async def guess(count: int) -> list[int]:

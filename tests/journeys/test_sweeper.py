@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from agent_chat.agents.registry import Registry
-from agent_chat.server.runs import runner
 from agent_chat.server.runs.runner import Runner
+from agent_chat.server.timing import Timing
 from agent_chat.stores.contracts import Store
 from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.models import Principal
@@ -21,10 +21,9 @@ from tests.support.thread_view import status
 
 
 async def test_a_sweep_that_fails_is_told_and_the_next_one_repairs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(runner, "SWEEP_SECONDS", 0.05)
-    async with critical(tmp_path, lease=0.1) as race:
+    async with critical(tmp_path, lease=0.1, timing=Timing(sweep=0.05)) as race:
         death = race.store.hold("finish", "before")
         failing = race.store.hold("take_orphans", "before")
         thread = await race.live.scripted_thread()
@@ -35,7 +34,7 @@ async def test_a_sweep_that_fails_is_told_and_the_next_one_repairs(
         death.kill()
         await race.store.hold("delete_record", "after").passed()
         assert status(await race.live.get(f"{thread}/messages/{run}")) == "failed"
-    assert "could not sweep" in caplog.text
+    assert "the sweep for orphaned runs failed" in caplog.text
 
 
 async def test_a_repaired_run_keeps_the_ids_of_its_calls_though_the_log_has_more_text(tmp_path: Path) -> None:
@@ -51,7 +50,7 @@ async def test_a_repaired_run_keeps_the_ids_of_its_calls_though_the_log_has_more
         await death.reached()
         death.kill()
         await no_runs()
-        await race.runner.sweep()
+        await race.runner.repairer.sweep()
         answer = await race.live.get(f"{thread}/messages/{run}")
         assert (status(answer), answer["content"]) == ("failed", "some\n\nmore")
         assert answer["metadata"]["run"]["tool_calls"] == [{"id": "call_2", "round": 0, "offset": 4}]
@@ -62,9 +61,8 @@ def _no_tools(*of: object) -> Any:
 
 
 async def test_an_organization_whose_answers_wait_to_be_rendered_delays_no_other_ones_repair(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(runner, "SWEEP_SECONDS", 0.2)
     slow, fast, rendered = principal(), principal(), asyncio.Event()
 
     async def render(organization_id: str, content: str) -> str:
@@ -83,18 +81,18 @@ async def test_an_organization_whose_answers_wait_to_be_rendered_delays_no_other
         return [(await store.get_message(who, *run)).status == "failed" for run in runs]
 
     store, log = await open_sqlite(tmp_path / "chat.db", lease=0.0), MemoryLog()
-    sweeper = Runner(store, log, Registry({}), _no_tools, render)
+    sweeper = Runner(store, log, Registry({}), _no_tools, render, timing=Timing(sweep=0.2))
     async with asyncio.timeout(5):
         waiting = [await die(store, slow), await die(store, slow)]
         first = await die(store, fast)
-        await sweeper.sweep()
+        await sweeper.repairer.sweep()
         assert await failed(store, fast, first) == [True]
         second = await die(store, fast)
-        await sweeper.sweep()
+        await sweeper.repairer.sweep()
         assert await failed(store, fast, second) == [True]
         assert await failed(store, slow, *waiting) == [False, False]
         rendered.set()
-        await sweeper.sweep()
+        await sweeper.repairer.sweep()
         assert await failed(store, slow, *waiting) == [True, True]
     await sweeper.drain(0)
     await log.close()

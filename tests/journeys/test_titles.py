@@ -12,8 +12,8 @@ import pytest
 
 from agent_chat.agents import Run
 from agent_chat.agents.registry import Kind
-from agent_chat.server import titles
 from agent_chat.server.limits import Limits
+from agent_chat.server.timing import Timing
 from tests.support.scripted import Scripted
 from tests.support.servers import Live, live_server
 from tests.support.shapes import is_problem, is_thread
@@ -21,8 +21,10 @@ from tests.support.shapes import is_problem, is_thread
 Make = Callable[[Run], Awaitable[Any]]
 
 
-def titled(folder: Path, make: Make, limits: Limits | None = None) -> AbstractAsyncContextManager[Live]:
-    return live_server(folder, limits=limits, kinds={"titled": Kind(Scripted(), make)})
+def titled(
+    folder: Path, make: Make, limits: Limits | None = None, timing: Timing = Timing()
+) -> AbstractAsyncContextManager[Live]:
+    return live_server(folder, limits=limits, timing=timing, kinds={"titled": Kind(Scripted(), make)})
 
 
 async def question(live: Live) -> str:
@@ -64,10 +66,7 @@ async def test_any_title_is_stored_as_one_that_the_api_accepts(tmp_path: Path, m
         assert (await live.http.patch(thread, json={"title": title})).status_code == 200
 
 
-async def test_a_title_that_takes_too_long_is_the_first_words_instead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(titles, "TITLE_SECONDS", 0.1)
+async def test_a_title_that_takes_too_long_is_the_first_words_instead(tmp_path: Path) -> None:
     cancelled = asyncio.Event()
 
     async def hangs(run: Run) -> str:
@@ -77,7 +76,7 @@ async def test_a_title_that_takes_too_long_is_the_first_words_instead(
             cancelled.set()
         return "never"
 
-    async with titled(tmp_path, hangs) as live, asyncio.timeout(5):
+    async with titled(tmp_path, hangs, timing=Timing(title=0.1)) as live, asyncio.timeout(5):
         answer = await live.http.post(f"{await question(live)}/generate_title")
         assert answer.json()["title"] == "Welcome aboard"
         await cancelled.wait()

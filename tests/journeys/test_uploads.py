@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from agent_chat.server.http import body_stream
 from agent_chat.server.limits import Limits
+from agent_chat.server.timing import Timing
 from tests.support.client import KEY
 from tests.support.servers import Live, live_server, server_process
 from tests.support.shapes import is_problem
@@ -49,9 +49,8 @@ async def upload(live: Live, thread: str) -> httpx.Response:
     return await live.http.post(f"{thread}/attachments", files=[("files", ("b.txt", b"b"))])
 
 
-async def test_an_upload_that_falls_silent_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body_stream, "SILENCE_SECONDS", 0.3)
-    async with live_server(tmp_path) as live:
+async def test_an_upload_that_falls_silent_is_ended(tmp_path: Path) -> None:
+    async with live_server(tmp_path, timing=Timing(body_silence=0.3)) as live:
         thread = await live.scripted_thread()
         async with unfinished(live.url, thread) as (reader, _), asyncio.timeout(10):
             head = await reader.readuntil(b"\r\n\r\n")

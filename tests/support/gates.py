@@ -169,7 +169,7 @@ def id_of(thread: str) -> str:
 
 def run_tasks() -> list[asyncio.Task[object]]:
     """What the runs of this process are made of: their own tasks, their agents, their checkpoints."""
-    parts = {"Runner._live", "Runner._speak", "Runner._keep"}
+    parts = {"Runner._run", "Runner._generate", "Runner._checkpoint"}
     return [task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__qualname__", "") in parts]
 
 

@@ -31,11 +31,11 @@ from starlette.routing import Route
 
 from agent_chat.agents.mcp import toolbox
 from agent_chat.agents.registry import Kind
-from agent_chat.server import ai_chat_service, command_line, facts
+from agent_chat.server import command_line
 from agent_chat.server.app import create_app
-from agent_chat.server.runs import runner
 from agent_chat.server.serving import Server
 from agent_chat.server.settings import Settings
+from agent_chat.server.timing import Timing
 from agent_chat.stores.contracts import LEASE_SECONDS, EventLog, Store
 from agent_chat.stores.open import Where, open_backends
 from tests.support.scripted import FolderGates, Gates, Scripted
@@ -116,7 +116,7 @@ async def _backends(where: Where) -> AsyncIterator[tuple[Store, EventLog]]:
 
     assert where.database_url is not None
     assert where.events_url is not None
-    store: Store = await open_mongo(where.database_url, lease=_lease())
+    store: Store = await open_mongo(where.database_url, lease=where.lease)
     log = await open_redis_log(where.events_url)
     if gate := os.environ.get("TEST_HOLDS"):
         await FolderGates(Path(os.environ["TEST_GATES"])).hold(gate)
@@ -134,19 +134,23 @@ def _release_logs(*_: object) -> None:
     redis_log._LINGER_SECONDS = 0.0
 
 
-def _shrink_intervals() -> None:
-    """Set the intervals of a server with a shared database as the environment asks."""
+def _timing() -> Timing:
+    """The intervals of a server with a shared database, as the environment asks."""
+    default, lease = Timing(), _lease()
+    shrunk = lease / default.lease
+    return Timing(
+        lease=lease,
+        checkpoint=float(os.environ.get("TEST_CHECKPOINT", default.checkpoint * shrunk)),
+        sweep=default.sweep * shrunk,
+        poll=default.poll * shrunk,
+        answer_patience=float(os.environ.get("TEST_PATIENCE", default.answer_patience * shrunk)),
+    )
+
+
+def _shrink_log_intervals() -> None:
+    """Set the intervals of the Redis log as the environment asks."""
     from agent_chat.stores.redis import log as redis_log
 
-    shrunk = _lease() / LEASE_SECONDS
-    runner.CHECKPOINT_SECONDS *= shrunk
-    runner.SWEEP_SECONDS *= shrunk
-    facts.SWEEP_SECONDS *= shrunk
-    runner.LEASE_SECONDS *= shrunk  # type: ignore[attr-defined]
-    ai_chat_service.STORE_SECONDS *= shrunk
-    ai_chat_service._POLL_SECONDS *= shrunk
-    ai_chat_service.STORE_SECONDS = float(os.environ.get("TEST_PATIENCE", ai_chat_service.STORE_SECONDS))
-    runner.CHECKPOINT_SECONDS = float(os.environ.get("TEST_CHECKPOINT", runner.CHECKPOINT_SECONDS))
     redis_log._REFILL_SECONDS = float(os.environ.get("TEST_REFILL", redis_log._REFILL_SECONDS))
     redis_log._TICK_SECONDS = 0.05
     signal.signal(signal.SIGUSR1, _release_logs)
@@ -157,7 +161,7 @@ def serve() -> None:
     toolbox.READY_SECONDS = 20.0  # on a busy machine a tool server takes longer than the 2 s that a run waits for it
     is_shared = "CHAT_DATABASE_URL" in os.environ
     if is_shared:
-        _shrink_intervals()
+        _shrink_log_intervals()
     extra = ExtraTasks()
 
     def create(settings: Settings) -> Starlette:
@@ -165,6 +169,7 @@ def serve() -> None:
             settings,
             kinds={"scripted": Kind(Scripted(_gates()))},
             backends=_backends if is_shared else open_backends,
+            timing=_timing() if is_shared else Timing(),
             connect_tools="TEST_CONNECTS" in os.environ,
         )
         app.router.routes.insert(0, Route("/tasks", extra.respond))

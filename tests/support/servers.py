@@ -16,6 +16,7 @@ from agent_chat.server.http.connections import ConnectionLimits
 from agent_chat.server.limits import Limits
 from agent_chat.server.serving import Server, listening_socket
 from agent_chat.server.settings import Settings
+from agent_chat.server.timing import Timing
 from agent_chat.stores.open import open_backends
 from tests.support.client import KEY, Client
 from tests.support.nursery import Fork, fork
@@ -44,6 +45,7 @@ async def live_server(
     limits: Limits | None = None,
     kinds: Mapping[str, Kind | OpenKind] | None = None,
     connections: ConnectionLimits | None = None,
+    timing: Timing = Timing(),
     connect_tools: bool = False,
     **settings: Any,
 ) -> AsyncIterator[Live]:
@@ -54,7 +56,14 @@ async def live_server(
     scripted = Scripted()
     wanted = Settings(data_dir=data_dir, api_key=KEY, drain_seconds=0.0, **settings)
     all_kinds: dict[str, Kind | OpenKind] = {"scripted": Kind(scripted), **(kinds or {})}
-    app = create_app(wanted, kinds=all_kinds, backends=backends, limits=limits or Limits(), connect_tools=connect_tools)
+    app = create_app(
+        wanted,
+        kinds=all_kinds,
+        backends=backends,
+        limits=limits or Limits(),
+        timing=timing,
+        connect_tools=connect_tools,
+    )
     sock = listening_socket("127.0.0.1", 0)
     server = Server(app, limits=connections or ConnectionLimits())
     serving = asyncio.create_task(server._serve([sock]))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from agent_chat.server import supervision
 from agent_chat.server.supervision import Supervisor
+from agent_chat.server.timing import Timing
 from agent_chat.stores.contracts import EventLog, Store
 from agent_chat.stores.errors import Gap
 from agent_chat.stores.events import Event
@@ -20,10 +20,7 @@ from agent_chat.stores.open import Where
 from agent_chat.stores.sqlite.store import open_sqlite
 from tests.support.servers import Live, live_server
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervision, "FIRST_WAIT_SECONDS", 0.001)
+QUICK = Timing(restart=0.001)
 
 
 class Flaky:
@@ -44,7 +41,7 @@ class Flaky:
 
 
 async def test_a_loop_that_raises_or_returns_is_started_again(caplog: pytest.LogCaptureFixture) -> None:
-    supervisor, flaky = Supervisor(), Flaky(3)
+    supervisor, flaky = Supervisor(QUICK), Flaky(3)
     supervisor.start("flaky", flaky)
     async with asyncio.timeout(5):
         await flaky.working.wait()
@@ -54,9 +51,8 @@ async def test_a_loop_that_raises_or_returns_is_started_again(caplog: pytest.Log
     assert [record.exc_info is not None for record in failures] == [True, True, False]
 
 
-async def test_a_loop_is_healthy_again_once_it_has_worked_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervision, "HEALTHY_SECONDS", 0.05)
-    supervisor, flaky = Supervisor(), Flaky(3)
+async def test_a_loop_is_healthy_again_once_it_has_worked_for_a_while() -> None:
+    supervisor, flaky = Supervisor(Timing(restart=0.001, healthy=0.05)), Flaky(3)
     supervisor.start("flaky", flaky)
     async with asyncio.timeout(5):
         await flaky.working.wait()

@@ -10,7 +10,6 @@ from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
-from agent_chat.server.ai_chat_service import Post
 from agent_chat.server.errors import AgentDeleted, Draining, RunFailedError, StorageFull
 from agent_chat.server.http.auth import principal_of
 from agent_chat.server.http.bodies import message_of
@@ -37,6 +36,7 @@ from agent_chat.server.http.schemas import MessageForm
 from agent_chat.server.http.sse import EventStream
 from agent_chat.server.http.uploads import form_of, is_multipart
 from agent_chat.server.inputs import IfBusy, MessageCreate
+from agent_chat.stores.contracts import Posted
 from agent_chat.stores.errors import IdempotencyMismatch, ThreadArchived, ThreadBusy
 from agent_chat.stores.models import Message
 
@@ -69,19 +69,19 @@ async def post_message(request: Request) -> Response:
             return EventStream(streams_of(request), await service.resume(who, agent_id, thread_id, position), slot)
     query = read_query(request, PostQuery)
     if not (accepts_stream(request) if query.stream is None else query.stream):
-        post = await _post(request, query.if_busy)
-        return await _answer(request, post, _replayed(post))
+        posted = await _post(request, query.if_busy)
+        return await _answer(request, posted, _replayed(posted))
     with streams_of(request).starting(who) as slot:
-        post = await _post(request, query.if_busy, stream=True)
-        viewer = await service.stream(who, thread_id, post)
-        return EventStream(streams_of(request), viewer, slot, _replayed(post))
+        posted = await _post(request, query.if_busy, stream=True)
+        viewer = await service.stream(who, thread_id, posted)
+        return EventStream(streams_of(request), viewer, slot, _replayed(posted))
 
 
-def _replayed(post: Post) -> dict[str, str]:
-    return {"Idempotency-Replayed": "true"} if post.posted.replayed else {}
+def _replayed(posted: Posted) -> dict[str, str]:
+    return {"Idempotency-Replayed": "true"} if posted.replayed else {}
 
 
-async def _post(request: Request, if_busy: IfBusy, *, stream: bool = False) -> Post:
+async def _post(request: Request, if_busy: IfBusy, *, stream: bool = False) -> Posted:
     """Read the message, as JSON or as a form with files, and post it."""
     who, service = principal_of(request), service_of(request)
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
@@ -89,7 +89,7 @@ async def _post(request: Request, if_busy: IfBusy, *, stream: bool = False) -> P
     if is_multipart(request):
         await service.find_thread(who, agent_id, thread_id)
         if key is None:  # what comes again starts no run; a form's role isn't known yet, a user's as a rule
-            service.check_room(who)
+            service.check_capacity(who)
         async with form_of(request) as form:
             body = message_of(form.fields, files=bool(form.files))
             return await service.post_message(
@@ -101,9 +101,9 @@ async def _post(request: Request, if_busy: IfBusy, *, stream: bool = False) -> P
     )
 
 
-async def _answer(request: Request, post: Post, headers: dict[str, str]) -> Response:
+async def _answer(request: Request, posted: Posted, headers: dict[str, str]) -> Response:
     """The JSON ending: 201 with the finished message, 202 with one in progress, or the failure's problem."""
-    message = post.posted.answer or post.posted.message
+    message = posted.answer or posted.message
     seconds = preferred_wait(request)
     path = MESSAGES.format(**request.path_params)
     headers["Location"] = public_path(request, f"{path}/{message.id}")
