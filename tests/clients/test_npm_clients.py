@@ -26,7 +26,7 @@ from tests.support.client import KEY
 from tests.support.proxy import HTTPProxy
 from tests.support.servers import Live, live_server
 
-pytestmark = pytest.mark.timeout(60, func_only=True)  # installing has a limit of its own
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60, func_only=True)]  # installing has a limit of its own
 
 INSTALL_SECONDS = 150
 RETRY_MS = 20

@@ -41,7 +41,7 @@ async def mongodb(url: str, lease: float, clock: Clock) -> AsyncIterator[Store]:
         await store.close()
 
 
-STORES = ("sqlite", "mongodb")
+STORES = ("sqlite", pytest.param("mongodb", marks=pytest.mark.slow))
 
 EMBEDDED = {"sqlite"}
 """Stores of one server: whoever opens them finds every run an orphan, its lease expired or not."""

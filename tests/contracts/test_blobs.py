@@ -228,6 +228,7 @@ async def test_many_at_once_do_not_meet(opened: Opened, file: Callable[[bytes], 
     assert opened.left() == 0
 
 
+@pytest.mark.slow
 async def test_a_large_file_passes_with_flat_memory(blobs: Blobs, tmp_path: Path) -> None:
     path, put, got = tmp_path / "large", hashlib.sha256(), hashlib.sha256()
     with path.open("wb") as out:

@@ -389,6 +389,7 @@ async def test_ten_thousand_events_are_kept_and_what_is_behind_them_is_a_gap(log
         await log.run_events(thread_id, "m", entries[0].position)
 
 
+@pytest.mark.slow
 async def test_a_reader_that_lagged_behind_a_trimmed_log_gets_a_gap(log: EventLog) -> None:
     thread_id = new_id()
     slow = log.cursor(thread_id, await log.tail(thread_id))
@@ -489,6 +490,7 @@ async def test_a_writer_whose_log_was_lost_says_its_terminal_event_behind_the_sn
     assert told(await rest(log, thread_id, start)) == [MessageSnapshot(so_far), RunCompleted(final)]
 
 
+@pytest.mark.slow
 async def test_a_writer_whose_last_entry_was_trimmed_says_a_snapshot(log: EventLog) -> None:
     thread_id = new_id()
     _, answer = turn(thread_id)
@@ -648,6 +650,7 @@ async def test_find_gives_nothing_for_what_the_log_does_not_hold(log: EventLog, 
         assert await log.find(thread_id, question.id, run_id) is None
 
 
+@pytest.mark.slow
 async def test_find_gives_nothing_for_what_was_trimmed_away(log: EventLog) -> None:
     thread_id = new_id()
     question, answer, events = a_turn(thread_id)

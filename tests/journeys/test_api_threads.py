@@ -156,6 +156,7 @@ async def test_threads_are_listed_archived_or_not_or_both(live: Live) -> None:
     assert await listed(live, path, archived="true") == []
 
 
+@pytest.mark.slow
 async def test_limits_hold_in_a_list_and_in_one_thread(live: Live) -> None:
     thread = await live.scripted_thread()
     for number in range(104):

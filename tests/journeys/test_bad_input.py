@@ -577,6 +577,7 @@ _HEADERS = ["Idempotency-Key", "Prefer", "Accept", "Content-Type", "Last-Event-I
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.slow
 async def test_random_values_everywhere_never_get_a_5xx(world: World, seed: int) -> None:
     chance = random.Random(seed)
 

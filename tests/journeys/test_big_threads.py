@@ -61,6 +61,7 @@ async def test_a_snapshot_has_the_same_messages(big: tuple[Live, str]) -> None:
         assert (await connection.receive())["thread"]["messages"] == stored
 
 
+@pytest.mark.slow
 async def test_a_running_message_is_in_the_snapshot_however_much_came_after_it(big: tuple[Live, str]) -> None:
     live, _ = big
     thread = await live.scripted_thread()
@@ -89,6 +90,7 @@ def lazy(url: httpx.URL) -> socket.socket:
 
 
 @pytest.mark.parametrize("path", ["events", "ws"])
+@pytest.mark.slow
 async def test_readers_that_stop_keep_no_more_than_their_snapshot(big: tuple[Live, str], path: str) -> None:
     live, thread = big
     url = httpx.URL(live.url)

@@ -70,6 +70,7 @@ async def start_answer(port: int) -> None:
         assert posted.status_code == 202
 
 
+@pytest.mark.slow
 async def test_ctrl_c_says_what_it_waits_for_and_a_second_one_stops(tmp_path: Path) -> None:
     port = free_port()
     async with command(module="tests.support.server_main", CHAT_DATA_DIR=str(tmp_path), PORT=str(port)) as process:
@@ -95,6 +96,7 @@ def reached(process: Process, when: str, folder: Path) -> bool:
 
 
 @pytest.mark.parametrize("when", ["importing", "opening"])
+@pytest.mark.slow
 async def test_ctrl_c_before_it_listens_ends_without_a_traceback(tmp_path: Path, when: str) -> None:
     async with command(CHAT_DATA_DIR=str(tmp_path)) as process:
         async with asyncio.timeout(30):
@@ -106,6 +108,7 @@ async def test_ctrl_c_before_it_listens_ends_without_a_traceback(tmp_path: Path,
     assert process.returncode is not None
 
 
+@pytest.mark.slow
 async def test_an_unknown_variable_is_reported_with_the_likely_name(tmp_path: Path) -> None:
     async with command(
         CHAT_DATA_DIR=str(tmp_path), CHAT_DRAIN_SECOND="1", CHAT_XYZZY="2", CHAT_LOG_FORMAT="json"

@@ -8,6 +8,8 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
+
 from agent_chat.stores.events import TERMINAL_TYPES
 from tests.support.client import KEY, Frame, parse
 from tests.support.servers import Live
@@ -52,6 +54,7 @@ async def until(out: asyncio.StreamReader, event: str) -> list[Frame]:
     return seen
 
 
+@pytest.mark.slow
 async def test_curl_shows_each_delta_when_it_is_said_and_no_later(live: Live) -> None:
     thread = await live.scripted_thread(mcp_servers=["demo"])
     async with curl(f"{live.url}{thread}/messages", SCRIPT) as process:

@@ -178,6 +178,7 @@ async def test_a_client_that_is_cut_off_inside_its_own_post_has_posted_nothing(
 
 
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.slow
 async def test_a_stream_cut_at_random_bytes_again_and_again_still_comes_whole(race: Race, seed: int) -> None:
     rng = random.Random(seed)
     thread = await race.live.scripted_thread(mcp_servers=["demo"])
@@ -209,6 +210,7 @@ class SlowClient(Client):
 
 
 @pytest.mark.parametrize("kept", [10_000, 500], ids=["from the log", "by a snapshot once the log is trimmed"])
+@pytest.mark.slow
 async def test_a_reader_that_stops_reading_holds_up_nobody_and_catches_up_exactly(
     race: Race, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +267,7 @@ async def visit(race: Race, thread: str, run: str, rng: random.Random) -> View:
     return view
 
 
+@pytest.mark.slow
 async def test_many_viewers_who_come_and_go_at_random_all_end_with_the_stored_thread(race: Race) -> None:
     thread = await race.live.scripted_thread(mcp_servers=["demo"])
     rng = random.Random(50)

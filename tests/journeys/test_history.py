@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
+
 from agent_chat.agents import AgentError, Part, Run, Text
 from agent_chat.agents.registry import Kind
 from agent_chat.server.runs.runner import HISTORY
@@ -28,6 +30,7 @@ class Recorder:
         yield Text("Here I am.")
 
 
+@pytest.mark.slow
 async def test_a_retry_gets_the_history_of_its_question_however_many_newer_messages_exist(tmp_path: Path) -> None:
     recorder = Recorder()
     async with live_server(tmp_path, kinds={"recorder": Kind(recorder)}) as live:

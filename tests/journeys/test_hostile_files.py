@@ -198,6 +198,7 @@ async def understood(server: Process, thread: str, files: list[File], talk: Talk
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of another process's memory is read from /proc")
+@pytest.mark.slow
 async def test_hostile_files_are_understood_or_not_while_others_hear_every_word_and_memory_is_bounded(
     server: Process,
 ) -> None:

@@ -44,6 +44,7 @@ async def call_keys(live: Live, *words: str) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 async def test_a_key_made_beside_a_running_server_works_until_it_is_revoked(live: Live) -> None:
     told = await run_keys(live, "create", "--organization", "acme", "--user", "bob")
     bob = Client(live.url, told.split()[-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import httpx
+import pytest
 
 from tests.support.client import Client, frames
 from tests.support.servers import Live
@@ -40,6 +41,7 @@ async def _socket_text(live: Live, thread: str, watching: asyncio.Semaphore) -> 
     return str(text)
 
 
+@pytest.mark.slow
 async def test_three_hundred_viewers_of_one_run_each_put_the_same_text_together(live: Live) -> None:
     live.http._transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=None))
     thread = await live.scripted_thread()
@@ -57,6 +59,7 @@ async def test_three_hundred_viewers_of_one_run_each_put_the_same_text_together(
     assert len(texts) == VIEWERS
 
 
+@pytest.mark.slow
 async def test_a_hundred_runs_at_once_all_complete_with_exact_texts(live: Live) -> None:
     live.http._transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=None))
     agent = (await live.agent())["id"]

@@ -72,6 +72,7 @@ async def prefixed(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
         yield client
 
 
+@pytest.mark.slow
 async def test_the_api_and_its_links_are_behind_the_prefix(prefixed: Prefixed) -> None:
     http = prefixed.http
     made = await http.post("/api/v1/agents", json={"name": "Scripted", "kind": "scripted"})
@@ -92,6 +93,7 @@ async def test_the_api_and_its_links_are_behind_the_prefix(prefixed: Prefixed) -
     assert (wrong_method.status_code, wrong_method.headers["Allow"]) == (405, "GET, HEAD, POST")
 
 
+@pytest.mark.slow
 async def test_streams_work_behind_the_prefix(prefixed: Prefixed) -> None:
     thread = await prefixed.scripted_thread()
     async with prefixed.posting(thread, "say hello") as response:
@@ -100,6 +102,7 @@ async def test_streams_work_behind_the_prefix(prefixed: Prefixed) -> None:
         assert (await connection.receive())["type"] == "thread.snapshot"
 
 
+@pytest.mark.slow
 async def test_the_page_the_documents_and_the_probes_are_behind_the_prefix(prefixed: Prefixed) -> None:
     http = prefixed.http
     for path in ("/", "/client.js", "/docs", "/healthz", "/readyz"):

@@ -118,6 +118,7 @@ def samples(live: Live) -> dict[tuple[str, str], float]:
     }
 
 
+@pytest.mark.slow
 async def test_metrics_count_requests_runs_calls_and_connections(live: Live) -> None:
     thread = await live.scripted_thread(mcp_servers=["demo"])
     for content in ("say hi", 'tool current_time {"timezone": "UTC"}', "tool no_such_tool {}", "open it", "fail x"):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import pytest
 
 from agent_chat.stores.events import TERMINAL_TYPES, decode
 from agent_chat.stores.fold import fold
@@ -42,6 +43,7 @@ def folded(stream: list[Frame]) -> Message:
     )
 
 
+@pytest.mark.slow
 async def test_resuming_at_every_event_gives_exactly_the_missing_frames_byte_for_byte(live: Live) -> None:
     thread = await live.scripted_thread(mcp_servers=["demo"])
     whole = await live.streamed(thread, SCRIPT)
@@ -53,6 +55,7 @@ async def test_resuming_at_every_event_gives_exactly_the_missing_frames_byte_for
             assert [rest.raw async for rest in frames(response)] == [rest.raw for rest in whole[index + 1 :]]
 
 
+@pytest.mark.slow
 async def test_a_socket_resumed_at_every_event_gets_exactly_the_missing_frames(live: Live) -> None:
     thread = await live.scripted_thread(mcp_servers=["demo"])
     async with socket(live.url, thread) as connection:
