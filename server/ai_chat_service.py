@@ -37,6 +37,7 @@ from agent_chat.server.lookup import Lookup
 from agent_chat.server.model_policy import ModelPolicy
 from agent_chat.server.posting import Posting
 from agent_chat.server.quota import Quota, size_of
+from agent_chat.server.reading.queries import find_turn
 from agent_chat.server.reading.viewer import SNAPSHOT_MESSAGES, Viewer, resume
 from agent_chat.server.runs.runner import Runner
 from agent_chat.server.timing import Timing
@@ -365,7 +366,7 @@ class AIChatService:
         position = posted.position
         if posted.replayed:
             try:
-                position = await self.log.find(thread_id, posted.message_id, posted.run_id)
+                position = await find_turn(self.log, thread_id, posted.message_id, posted.run_id)
             except LogUnavailable:
                 position = None
         return Viewer(

@@ -1,8 +1,8 @@
-"""One budget of memory for all logs of a process, whatever number of threads they belong to.
+"""One memory budget for all logs of a process, whatever number of threads they belong to (I18).
 
-The logs are a cache for readers who resume: what gives way is a Gap to its reader and then a snapshot, never a loss.
-So the least recently followed log gives way first, and one that is followed only when no other is left. A bound per
-thread alone was refused: a client opens any number of threads.
+The logs in memory are a cache for readers that resume: what is evicted is a Gap to its reader and then a snapshot,
+never a loss. So the log that was followed least recently is evicted first, and one that is followed only if no other is
+left. A bound per thread alone was refused: a client can open any number of threads.
 """
 
 from __future__ import annotations
@@ -13,17 +13,25 @@ LOG_BYTES = 256 * 2**20
 
 
 class BudgetedLog(Protocol):
-    """Entries of one log that are in memory."""
+    """The entries of one log that are in memory."""
 
     def evict(self, *, keep_last: bool) -> bool:
-        """Release a part of the entries, of a single one that and the log, unless `keep_last`; True if it did."""
+        """Release a part of the entries. The last one is released with the log itself, unless `keep_last`.
+
+        Returns False if nothing was released.
+        """
         ...
 
 
 class LogBudget:
-    """Counts what the logs hold, and has some of them give way where that exceeds the limit.
+    """Counts what the logs take, and evicts entries where that exceeds the limit.
 
-    `used`: bytes with the overhead of Python's objects and of cached wire forms. `evictions`: how often a log gave way.
+    Attributes:
+        limit: in bytes.
+        used: bytes, including the overhead of Python's objects and the cached encoded forms.
+        evictions: how often entries of a log were evicted.
+        _idle: the logs without readers, least recently followed or evicted first.
+        _followed: the logs with readers, in the same order.
     """
 
     def __init__(self, limit: int = LOG_BYTES) -> None:
@@ -33,29 +41,29 @@ class LogBudget:
         self._idle: dict[BudgetedLog, None] = {}
         self._followed: dict[BudgetedLog, None] = {}
 
-    def enter(self, log: BudgetedLog) -> None:
-        """Account for a log without readers."""
+    def add(self, log: BudgetedLog) -> None:
+        """Count a new log, which has no readers."""
         self._idle[log] = None
 
-    def leave(self, log: BudgetedLog) -> None:
-        """Remove a log from the budget."""
+    def remove(self, log: BudgetedLog) -> None:
+        """Count the log no more."""
         self._idle.pop(log, None)
         self._followed.pop(log, None)
 
     def follow(self, log: BudgetedLog) -> None:
-        """Its first reader has come."""
+        """Register that the log has a reader now."""
         if log in self._idle:
             del self._idle[log]
             self._followed[log] = None
 
     def unfollow(self, log: BudgetedLog) -> None:
-        """Its last reader has gone."""
+        """Register that the log has no reader any more."""
         if log in self._followed:
             del self._followed[log]
             self._idle[log] = None
 
     def make_room(self, growing: BudgetedLog) -> None:
-        """Have logs give way until the limit is kept; `growing` is the last to, and keeps its newest entry."""
+        """Evict entries until the limit is kept; those of `growing` last, and never its newest entry."""
         while self.used > self.limit:
             log = self._next(growing)
             if log is None:

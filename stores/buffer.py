@@ -1,101 +1,113 @@
 """Readers of a log: encoded entries in one shared buffer per thread, and cursors over it.
 
-A viewer is a number that points into the buffer, not a queue: an event is encoded once per process and kind of
-channel, a viewer that wakes takes all that is new in one write, and a slow one just lags. Per-viewer queues were
-refused: they cost memory per viewer and event, and must choose whom to drop.
+A cursor is an index into the buffer, not a queue: an event is encoded once per process (I20), a reader that wakes takes
+everything new in one batch, and a slow reader lags. Queues per viewer were refused: they cost memory per viewer and
+event, and have to choose whose events to drop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from agent_chat.stores.budget import LogBudget
 from agent_chat.stores.errors import Gap
-from agent_chat.stores.events import (
-    RUN_TYPES,
-    TURN_TYPES,
-    WHOLE_TYPES,
-    Event,
-    MessageCreated,
-    RunStarted,
-    TerminalEvent,
-    decode,
-    message_id_of,
-    type_of,
-)
+from agent_chat.stores.events import type_of
 
 RETAINED_EVENTS = 10_000
 RETAINED_BYTES = 8 * 2**20
 RETAINED_SECONDS = 3600.0
+"""How much of a log is retained, and for how long after its last event (I18)."""
+
 _TRIM_EVERY = 500
-_SHARED = 64
-"""How many of the newest entries store their wire forms, for readers who come soon after each other."""
-_ENTRY_BYTES = 192
-"""What an entry takes beside its data: two objects' headers, the position, its slots."""
+_CACHED_ENTRIES = 64
+"""How many of a buffer's newest entries cache their encoded forms, for readers that follow closely."""
+_ENTRY_BYTES = 208
+"""What an entry takes besides its data: the headers of two objects, the position, its slots."""
+_DICT_BYTES = sys.getsizeof({"": None})
 _BUFFER_BYTES = 1500
-"""What a log without an entry takes."""
+"""What a log without entries takes."""
+
+_Form = TypeVar("_Form", bytes, str)
 
 
 class Entry:
-    """One event in a log: its position, its type, and its bytes for each kind of channel.
+    """One event in a log.
 
-    A wire form is stored for the next reader while the entry is among the newest of a buffer; `budget` counts it there.
+    Attributes:
+        position: its position.
+        data: the event as `encode` returns it.
+        type: the event's type.
+        budget: counts the encoded forms while the entry caches them, that is, while it is among the newest of a
+            buffer; else None.
     """
 
-    __slots__ = ("_sse", "_ws", "budget", "data", "position", "type")
+    __slots__ = ("_encode", "_form", "_forms_size", "_other_forms", "budget", "data", "position", "type")
 
     def __init__(self, position: str, data: bytes) -> None:
         self.position = position
         self.data = data
         self.type = type_of(data)
-        self._sse: bytes | None = None
-        self._ws: str | None = None
         self.budget: LogBudget | None = None
+        self._encode: Callable[[Entry], Any] | None = None
+        self._form: Any = None
+        self._other_forms: dict[Callable[[Entry], Any], Any] | None = None
+        self._forms_size = 0
 
-    @property
-    def sse(self) -> bytes:
-        """A server-sent event with LF line ends, `id` last: a reader cut off inside the frame must not skip it."""
-        frame = self._sse
-        if frame is None:
-            frame = b"event: %b\ndata: %b\nid: %b\n\n" % (self.type.encode(), self.data, self.position.encode())
-            if self.budget is not None:
-                self._sse = frame
-                self.budget.used += sys.getsizeof(frame)
-        return frame
+    def encoded(self, encode: Callable[[Entry], _Form]) -> _Form:
+        """Return `encode(self)`: what a dialect sends for this entry, encoded once for all readers that follow (I20).
 
-    @property
-    def ws(self) -> str:
-        """The same object with `position` inside."""
-        frame = self._ws
-        if frame is None:
-            frame = f'{self.data[:-1].decode()},"position":"{self.position}"}}'
-            if self.budget is not None:
-                self._ws = frame
-                self.budget.used += sys.getsizeof(frame)
-        return frame
-
-    def unshare(self) -> None:
-        """Release the wire forms: a late reader makes its own."""
+        Args:
+            encode: a module-level function; it is also the key in the cache.
+        """
+        if self._encode is encode:  # most entries are encoded for one kind of channel
+            form: _Form = self._form
+            return form
+        if self._other_forms is not None and encode in self._other_forms:
+            form = self._other_forms[encode]
+            return form
+        form = encode(self)
         if self.budget is not None:
-            if self._sse is not None:
-                self.budget.used -= sys.getsizeof(self._sse)
-                self._sse = None
-            if self._ws is not None:
-                self.budget.used -= sys.getsizeof(self._ws)
-                self._ws = None
-            self.budget = None
+            size = sys.getsizeof(form)
+            if self._encode is None:
+                self._encode, self._form = encode, form
+            else:
+                if self._other_forms is None:
+                    self._other_forms = {}
+                    size += _DICT_BYTES
+                self._other_forms[encode] = form
+            self._forms_size += size
+            self.budget.used += size
+        return form
+
+    def drop_forms(self) -> None:
+        """Stop caching encoded forms: late readers encode their own."""
+        if self._encode is not None and self.budget is not None:
+            self.budget.used -= self._forms_size
+            self._encode = self._form = self._other_forms = None
+            self._forms_size = 0
+        self.budget = None
 
 
 class Buffer:
     """The newest entries of one thread's log, in this process.
 
     Args:
-        pages: reads what follows a position that is not in the buffer (any more, or yet); without it that is a Gap. It
-            returns nothing only once the position is in the buffer or the buffer is lost.
-        budget: what the process' logs may take together.
-        evicted: called where the budget takes the last entry; by default the buffer is lost.
+        pages: reads what follows a position that is not in the buffer (any more, or yet); without it, that is a Gap.
+            Returns nothing only if the position has come into the buffer, or the buffer is lost.
+        budget: bounds the memory of all logs of the process.
+        evicted: called when the budget evicts the last entry; by default the buffer is lost.
+
+    Attributes:
+        entries: oldest first.
+        first: the index of `entries[0]`: the number of entries before it that were dropped.
+        bytes: of the entries' data.
+        lost: what follows does not continue these entries; every cursor raises Gap.
+        evicted_end: `end` when entries were last evicted; -1 if never. A run whose entries were evicted has to publish
+            its whole message: they may be newer than its last checkpoint, which late readers begin with.
+        cursors: those that are open.
     """
 
     def __init__(
@@ -108,28 +120,28 @@ class Buffer:
         self.first = 0
         self.bytes = 0
         self.lost = False
-        self.cut_end = -1
+        self.evicted_end = -1
         self.pages = pages
         self.cursors: set[Cursor] = set()
         self._evicted = evicted or self.lose
         self._budget = budget or LogBudget()
         self._budget.used += _BUFFER_BYTES
-        self._budget.enter(self)
+        self._budget.add(self)
 
     @property
     def end(self) -> int:
-        """The index after the last entry."""
+        """The index of the next entry."""
         return self.first + len(self.entries)
 
     def push(self, entry: Entry) -> None:
-        """Add an entry."""
+        """Append an entry, drop what exceeds the bounds, and wake the cursors."""
         entries, budget, size = self.entries, self._budget, len(entry.data)
         entry.budget = budget
         entries.append(entry)
         self.bytes += size
         budget.used += size + _ENTRY_BYTES
-        if len(entries) > _SHARED:
-            entries[-1 - _SHARED].unshare()
+        if len(entries) > _CACHED_ENTRIES:
+            entries[-1 - _CACHED_ENTRIES].drop_forms()
             if len(entries) >= RETAINED_EVENTS + _TRIM_EVERY:
                 self._drop(len(entries) - RETAINED_EVENTS)
         while self.bytes > RETAINED_BYTES and len(entries) > 1:
@@ -140,26 +152,26 @@ class Buffer:
             cursor.notify()
 
     def _drop(self, count: int) -> None:
+        """Remove the oldest entries."""
         size = 0
         for entry in self.entries[:count]:
-            entry.unshare()
+            entry.drop_forms()
             size += len(entry.data)
         self.bytes -= size
         self._budget.used -= size + count * _ENTRY_BYTES
         del self.entries[:count]
         self.first += count
 
-    def shrink(self) -> None:
-        """Release all entries but the last: whoever reads at the end continues, all others get a Gap."""
+    def drop_all_but_last(self) -> None:
+        """Remove all entries but the last: a reader at the end continues, all others get a Gap."""
         self._drop(len(self.entries) - 1)
 
     def evict(self, *, keep_last: bool) -> bool:
-        """Release the older half if anybody follows, else all but the last; the last one on the next call.
+        """Remove the older half if there are cursors, else all entries but the last; on the next call the last one.
 
-        `cut_end` is where the log ended then: what was released may be newer than a run's last checkpoint, so a run
-        that continues behind it must publish its whole message, or late readers would miss a part of the text.
+        As in BudgetedLog.
         """
-        self.cut_end = self.end
+        self.evicted_end = self.end
         if len(self.entries) <= 1 and keep_last:
             return False
         if len(self.entries) <= 1:
@@ -167,33 +179,33 @@ class Buffer:
         elif self.cursors:
             self._drop(len(self.entries) // 2)
         else:
-            self.shrink()
+            self.drop_all_but_last()
         return True
 
     def lose(self) -> None:
-        """Declare that what follows is no continuation: every cursor gets a Gap, and the memory is released."""
+        """Declare that what follows does not continue the entries: every cursor gets a Gap, the memory is freed."""
         if not self.lost:
             self.lost = True
             self._drop(len(self.entries))
             self._budget.used -= _BUFFER_BYTES
-            self._budget.leave(self)
+            self._budget.remove(self)
         for cursor in self.cursors:
             cursor.notify()
 
-    def join(self, cursor: Cursor) -> None:
-        """Add a cursor."""
+    def add_cursor(self, cursor: Cursor) -> None:
+        """Wake this cursor at each new entry."""
         self.cursors.add(cursor)
         if len(self.cursors) == 1:
             self._budget.follow(self)
 
-    def part(self, cursor: Cursor) -> None:
-        """Remove a cursor."""
+    def remove_cursor(self, cursor: Cursor) -> None:
+        """Stop waking this cursor."""
         self.cursors.discard(cursor)
         if not self.cursors:
             self._budget.unfollow(self)
 
     def index_after(self, position: str) -> int | None:
-        """Where the entry behind `position` is or will be; None if the position isn't here."""
+        """Return the index after `position`, where an entry is or will be; None if the position is not here."""
         for back, entry in enumerate(reversed(self.entries)):
             if entry.position == position:
                 return self.end - back
@@ -201,7 +213,15 @@ class Buffer:
 
 
 class Cursor:
-    """One viewer's place in a log. `close` it in the task that opened it."""
+    """A reader of one log. `close` it in the task that opened it.
+
+    Attributes:
+        position: of the last entry that `next` returned; at first, the position after which it reads.
+        _index: the index of the next entry in the buffer; None if it is unknown.
+        _closed: called once when the cursor is closed.
+        _waiting: what `next` waits for; None if no call waits.
+        _woken: `wake` was called, and `next` has not returned since.
+    """
 
     def __init__(self, buffer: Buffer, after: str, closed: Callable[[], None] | None = None) -> None:
         self.position = after
@@ -210,18 +230,18 @@ class Cursor:
         self._closed = closed
         self._waiting: asyncio.Future[None] | None = None
         self._woken = False
-        buffer.join(self)
+        buffer.add_cursor(self)
 
     async def next(self) -> list[Entry]:
-        """Everything new, waiting until there is something; an empty list after `wake` if there is none.
+        """Return everything new, waiting until there is something; an empty list after `wake` if there is nothing.
 
-        Raises: Gap; LogUnavailable if nothing could be read now, and another call may.
+        Raises: Gap (I13); LogUnavailable if nothing could be read now, and another call may succeed.
         """
         while True:
             if self._buffer.lost:
                 raise Gap(self.position)
-            behind = self._behind()
-            entries = await self._page() if behind else self._taken()
+            behind = self._is_behind()
+            entries = await self._read_page() if behind else self._take_new()
             if entries:
                 self.position = entries[-1].position
                 return entries
@@ -236,13 +256,13 @@ class Cursor:
             finally:
                 self._waiting = None
 
-    def _behind(self) -> bool:
-        """True if what follows is not to be found in the buffer, or not yet."""
+    def _is_behind(self) -> bool:
+        """Return True if what follows is not in the buffer, or not yet."""
         if self._index is None:
             self._index = self._buffer.index_after(self.position)
         return self._index is None or self._index < self._buffer.first
 
-    def _taken(self) -> list[Entry]:
+    def _take_new(self) -> list[Entry]:
         buffer = self._buffer
         if self._index is None or self._index >= buffer.end:
             return []
@@ -250,8 +270,8 @@ class Cursor:
         self._index = buffer.end
         return entries
 
-    async def _page(self) -> list[Entry]:
-        """What the log itself has next; nothing if by now the position is in the buffer, or the buffer is lost."""
+    async def _read_page(self) -> list[Entry]:
+        """Read what follows from the log itself; nothing if the position has come into the buffer meanwhile."""
         if self._buffer.pages is None:
             raise Gap(self.position)
         entries = await self._buffer.pages(self.position)
@@ -259,77 +279,18 @@ class Cursor:
         return entries
 
     def notify(self) -> None:
-        """Wake the reader, if it waits."""
+        """Let a waiting `next` look for new entries."""
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
     def wake(self) -> None:
-        """Make `next` return, with an empty list if there is nothing new: the viewer has something else to do."""
+        """Make `next` return, with an empty list if there is nothing new: its caller has something else to do."""
         self._woken = True
         self.notify()
 
     def close(self) -> None:
-        """Stop reading; the buffer may then be released."""
-        self._buffer.part(self)
+        """Stop reading. Closing twice does no harm."""
+        self._buffer.remove_cursor(self)
         if self._closed:
             self._closed()
             self._closed = None
-
-
-def position_before(entries: Iterable[Entry], message_id: str, run_id: str | None) -> str | None:
-    """`EventLog.find` over a log's entries, oldest first."""
-    before: str | None = None
-    found: str | None = None
-    for entry in entries:
-        if entry.type in TURN_TYPES:
-            event = decode(entry.data)
-            if isinstance(event, MessageCreated) and event.message.id == message_id:
-                found = before
-                if run_id is None:
-                    return found
-            elif isinstance(event, RunStarted) and event.message.id == run_id:
-                return found
-        before = entry.position
-    return None
-
-
-def in_run(backwards: Iterable[Entry]) -> bool:
-    """`EventLog.in_run` over the entries up to the position, newest first.
-
-    Judged by ids, not by what came last: a terminal event may be said after the next question, and a paused
-    worker's deltas, or an orphan's question once more, after or just before their own run's end.
-    """
-    ended: set[str] = set()
-    newest: str | None = None
-    for entry in backwards:
-        if entry.type not in TURN_TYPES and (newest is not None or entry.type not in RUN_TYPES):
-            continue
-        match decode(entry.data):
-            case TerminalEvent(message=message):
-                ended |= {message.id, (message.run or {}).get("in_reply_to", message.id)}
-            case RunStarted(message=message):
-                return message.id not in ended
-            case MessageCreated(message=message):
-                if message.role == "user" and message.id not in ended:
-                    return True
-            case event:
-                newest = message_id_of(event)
-    return newest is not None and newest not in ended
-
-
-def run_events(backwards: Iterable[Entry], run_id: str) -> list[Event]:
-    """`EventLog.run_events` over the entries up to the position, newest first."""
-    events: list[Event] = []
-    for entry in backwards:
-        if entry.type in RUN_TYPES:
-            event = decode(entry.data)
-            if message_id_of(event) == run_id:
-                events.append(event)
-                if entry.type in WHOLE_TYPES:
-                    break
-    return events[::-1]
-
-
-def are_whole(events: list[Event]) -> bool:
-    """True if a run's events begin with one that has its whole message, so that they need no checkpoint."""
-    return bool(events) and events[0].whole_message

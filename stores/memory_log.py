@@ -1,26 +1,17 @@
 """The EventLog in memory: the buffer that cursors read is the log itself.
 
-For one process with the embedded store. A restart loses the logs, as Redis may; nothing but resume depends on
-them, and old positions are met with a snapshot.
+For one process with the embedded store. A restart loses the logs, as Redis may; only resuming depends on them, and
+readers with old positions get a snapshot.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 
 from agent_chat.stores.budget import LogBudget
-from agent_chat.stores.buffer import (
-    RETAINED_SECONDS,
-    Buffer,
-    Cursor,
-    Entry,
-    are_whole,
-    in_run,
-    position_before,
-    run_events,
-)
+from agent_chat.stores.buffer import RETAINED_SECONDS, Buffer, Cursor, Entry
 from agent_chat.stores.errors import Gap, LogDeleted
 from agent_chat.stores.events import (
     TERMINAL_TYPES,
@@ -29,42 +20,38 @@ from agent_chat.stores.events import (
     MessageSnapshot,
     decode,
     encode,
-    message_id_of,
+    run_id_of,
 )
 
 _DELETED_SECONDS = 60.0
+"""How long the log of a deleted thread stays, to refuse appends."""
+_DELETED_READ_SECONDS = 5.0
+"""How long the entries before a thread's deletion stay, for slow readers."""
 _TICK_SECONDS = 5.0
 
 
-_DELETED_READ_SECONDS = 5.0
-"""How long the entries before a thread's deletion stay for slow readers; the last one refuses appends for a minute."""
-
-
 class _Log(Buffer):
+    """One thread's log. `deleted`: it has had its last entry. `last_append`: by the clock of the MemoryLog."""
+
     def __init__(self, thread_id: str, budget: LogBudget, evicted: Callable[[], None]) -> None:
         super().__init__(budget=budget, evicted=evicted)
         self.thread_id = thread_id
         self.deleted = False
         self.last_append = 0.0
 
-    def end_at(self, position: str) -> int:
-        """Where the entry behind `position` is or will be. Raises: Gap if the position is not here."""
-        index = self.index_after(position)
-        if index is None:
-            raise Gap(position)
-        return index
-
-    def backwards(self, end: int) -> Iterator[Entry]:
-        """The entries before `end`, newest first."""
-        return reversed(self.entries[: end - self.first])
-
 
 class MemoryLog:
     """Every thread's log of this process.
 
     Args:
-        clock: seconds, monotonic; what "an hour after the last" is measured with.
-        budget: what all logs may take together.
+        clock: monotonic seconds, for the age of logs.
+        budget: bounds the memory of all logs.
+
+    Attributes:
+        _deleted: when the threads were deleted whose earlier entries are still in memory, oldest first.
+        _last_position: milliseconds and sequence number.
+        _timer: the next tick; None while there are no logs.
+        _next_expiry: when old logs are looked for again.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, *, budget: LogBudget | None = None) -> None:
@@ -79,50 +66,55 @@ class MemoryLog:
 
     @property
     def unreachable(self) -> bool:
+        """False: it is in this process."""
         return False
 
     @property
     def failures(self) -> int:
+        """None happen."""
         return 0
 
     def writer(self, thread_id: str, snapshot: Callable[[], MessageSnapshot] | None = None) -> _Writer:
+        """As in EventLog."""
         return _Writer(self, thread_id, snapshot)
 
     async def tail(self, thread_id: str) -> str:
+        """As in EventLog."""
         return self._open(thread_id).entries[-1].position
 
     def cursor(self, thread_id: str, after: str) -> Cursor:
+        """As in EventLog."""
         return Cursor(self._open(thread_id), after)
 
-    async def find(self, thread_id: str, message_id: str, run_id: str | None) -> str | None:
-        return position_before(self._open(thread_id).entries, message_id, run_id)
-
-    async def in_run(self, thread_id: str, position: str) -> bool:
+    async def backwards(self, thread_id: str, position: str | None = None) -> AsyncGenerator[Entry]:
+        """As in EventLog."""
         log = self._open(thread_id)
-        return in_run(log.backwards(log.end_at(position)))
-
-    async def run_events(self, thread_id: str, run_id: str, upto: str) -> list[Event]:
-        log = self._open(thread_id)
-        end = log.end_at(upto)
-        events = run_events(log.backwards(end), run_id)
-        if end < log.cut_end and not are_whole(events):
-            raise Gap(upto)
-        return events
+        end = log.end if position is None else log.index_after(position)
+        if end is None:
+            raise Gap(position or "")
+        for entry in reversed(log.entries[: end - log.first]):
+            yield entry
+        if position is not None and end < log.evicted_end:
+            raise Gap(position)
 
     async def reset(self, thread_id: str) -> None:
+        """As in EventLog."""
         log = self._logs.get(thread_id)
         if log is not None and not log.deleted:
             del self._logs[thread_id]
             log.lose()
 
     async def signal(self, run_id: str) -> None:
+        """As in EventLog."""
         for callback in self._callbacks:
             callback(run_id)
 
     def on_signal(self, callback: Callable[[str], None]) -> None:
+        """As in EventLog."""
         self._callbacks.append(callback)
 
     async def close(self) -> None:
+        """As in EventLog."""
         if self._timer is not None:
             self._timer.cancel()
         for log in self._logs.values():
@@ -130,56 +122,56 @@ class MemoryLog:
         self._logs.clear()
 
     def append(self, thread_id: str, event: Event) -> str:
-        """Append one event and wake the cursors; the new position. Raises: LogDeleted."""
+        """Append one event, wake the cursors, and return the event's position. Raises: LogDeleted."""
         log = self._open(thread_id)
         if log.deleted:
-            raise LogDeleted(thread_id)
+            raise LogDeleted(thread_id)  # I17
         return self._push(log, event)
 
-    def is_newest(self, thread_id: str, position: str) -> bool:
-        """True if the log ends with that entry, and nothing gave way since."""
+    def is_last(self, thread_id: str, position: str) -> bool:
+        """Return True if the log ends with that entry, and nothing was evicted since."""
         log = self._logs.get(thread_id)
-        return log is not None and log.entries[-1].position == position and log.end > log.cut_end
+        return log is not None and log.entries[-1].position == position and log.end > log.evicted_end
 
-    def holds(self, thread_id: str, position: str) -> bool:
-        """True if that entry is still in the log, and nothing gave way since."""
+    def contains(self, thread_id: str, position: str) -> bool:
+        """Return True if that entry is still in the log, and nothing was evicted since."""
         log = self._logs.get(thread_id)
         end = log.index_after(position) if log is not None else None
-        return log is not None and end is not None and end > log.cut_end
+        return log is not None and end is not None and end > log.evicted_end
 
-    def ended(self, thread_id: str, run_id: str | None, since: str) -> bool:
-        """True if the terminal event of that run is behind that entry, evicted or not, and still in the log."""
+    def has_ended(self, thread_id: str, run_id: str | None, since: str) -> bool:
+        """Return True if the run's terminal event follows that entry, evicted or not, and is still in the log."""
         log = self._logs.get(thread_id)
         if run_id is None or log is None or log.entries[-1].position == since:
             return False
         index = log.index_after(since)
         later = log.entries if index is None else log.entries[index - log.first :]
-        return any(entry.type in TERMINAL_TYPES and message_id_of(decode(entry.data)) == run_id for entry in later)
+        return any(entry.type in TERMINAL_TYPES and run_id_of(decode(entry.data)) == run_id for entry in later)
 
     def expire(self) -> None:
-        """Drop the logs whose last entry is an hour old, and those of deleted threads after a minute."""
+        """Remove the logs whose last entry is an hour old, and those of deleted threads after a minute."""
         now = self._clock()
         self._next_expiry = now + _DELETED_SECONDS
-        self._shrink_deleted(now)
+        self._drop_deleted(now)
         for thread_id, log in list(self._logs.items()):
             if now - log.last_append >= (_DELETED_SECONDS if log.deleted else RETAINED_SECONDS):
                 del self._logs[thread_id]
                 log.lose()
 
-    def _shrink_deleted(self, now: float) -> None:
-        """Release what came before a deletion, once its readers had time to read it."""
+    def _drop_deleted(self, now: float) -> None:
+        """Release the entries before a deletion, once their readers had time to read them."""
         for thread_id, since in list(self._deleted.items()):
             if now - since < _DELETED_READ_SECONDS:
                 return
             del self._deleted[thread_id]
             if (log := self._logs.get(thread_id)) is not None:
-                log.shrink()
+                log.drop_all_but_last()
 
     def _tick(self) -> None:
-        """Expire without being asked; the timer runs while there are logs."""
+        """Release what has expired though no log is opened or read."""
         self._timer = None
         try:
-            self._shrink_deleted(self._clock())
+            self._drop_deleted(self._clock())
             if self._clock() >= self._next_expiry:
                 self.expire()
         finally:
@@ -213,14 +205,16 @@ class MemoryLog:
         return position
 
     def _next_position(self) -> str:
-        """As Redis makes stream ids: milliseconds and a sequence number, always greater than the last."""
-        ms, sequence = self._last_position
+        """Return a position of the form of Redis' stream ids, never used before (I12)."""
+        milliseconds, sequence = self._last_position
         now = time.time_ns() // 1_000_000
-        self._last_position = (now, 0) if now > ms else (ms, sequence + 1)
+        self._last_position = (now, 0) if now > milliseconds else (milliseconds, sequence + 1)
         return f"{self._last_position[0]}-{self._last_position[1]}"
 
 
 class _Writer:
+    """A LogWriter of one thread. `_last`: the position of its last entry."""
+
     def __init__(self, log: MemoryLog, thread_id: str, snapshot: Callable[[], MessageSnapshot] | None) -> None:
         self._log = log
         self._thread_id = thread_id
@@ -228,15 +222,16 @@ class _Writer:
         self._last: str | None = None
 
     def write(self, event: Event) -> None:
+        """As in LogWriter."""
         log, thread_id, last = self._log, self._thread_id, self._last
-        if last is not None and not log.is_newest(thread_id, last):
-            if log.ended(thread_id, message_id_of(event), last):
-                return
-            if self._snapshot is not None and not log.holds(thread_id, last):
-                self._last = log.append(thread_id, self._snapshot())
+        if last is not None and not log.is_last(thread_id, last):
+            if log.has_ended(thread_id, run_id_of(event), last):
+                return  # I16
+            if self._snapshot is not None and not log.contains(thread_id, last):
+                self._last = log.append(thread_id, self._snapshot())  # I15
                 if event.superseded_by_snapshot:
                     return
         self._last = log.append(thread_id, event)
 
     async def flush(self) -> None:
-        """Nothing is ever pending here."""
+        """As in LogWriter: nothing is ever pending."""

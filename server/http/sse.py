@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from agent_chat.server.limits import Slot
 from agent_chat.server.loop_share import begin_streaming
+from agent_chat.server.reading.dialects.native import sse_frame
 from agent_chat.server.reading.streams import Stream, Streams
 from agent_chat.server.reading.viewer import Viewer
 from agent_chat.stores.errors import StoreUnavailable
@@ -92,7 +93,7 @@ class EventStream(EventSourceResponse):
                 return
             if entries is None or stream.revoked:
                 return
-            body = b"".join([entry.sse for entry in entries])
+            body = b"".join([entry.encoded(sse_frame) for entry in entries])
             del entries  # a snapshot is megabytes, and its reader may have stopped
             if stream.ping():
                 body += _PING

@@ -27,6 +27,7 @@ from agent_chat.server.inputs import IfBusy, MessageCreate
 from agent_chat.server.limits import RequestRate, Slot
 from agent_chat.server.loop_share import LoopShares, begin_streaming, measured, pause
 from agent_chat.server.principals import Credential
+from agent_chat.server.reading.dialects.native import websocket_frame
 from agent_chat.server.reading.streams import Stream, Streams
 from agent_chat.server.reading.viewer import Viewer
 from agent_chat.server.timing import Timing
@@ -174,7 +175,7 @@ class _Socket:
                 return DELETED
             entries.reverse()
             while entries:  # what is written is not kept: a snapshot is megabytes, and its reader may have stopped
-                await self._write(entries.pop().ws)
+                await self._write(entries.pop().encoded(websocket_frame))
             if self._streams.closing:
                 return RESTART
             if self._beyond_rate >= _TOO_FAST:

@@ -18,6 +18,7 @@ from typing import Literal
 from msgspec.structs import replace
 
 from agent_chat.server.encoding import encode_list
+from agent_chat.server.reading.queries import is_in_run, read_run_events
 from agent_chat.server.timing import Timing
 from agent_chat.stores.buffer import Cursor, Entry
 from agent_chat.stores.contracts import EventLog, ThreadStore
@@ -181,7 +182,7 @@ class Viewer:
                 part = await self._store.read(self.who, self._thread_id, message_limit=SNAPSHOT_MESSAGES)
                 thread = part.thread
                 if running := _running_message(thread):
-                    events = await self._log.run_events(self._thread_id, running.id, position)
+                    events = await read_run_events(self._log, self._thread_id, running.id, position)
                     thread = _with_message(thread, fold(events, onto=running))
             except Gap:
                 cursor.close()
@@ -234,7 +235,7 @@ async def resume(
     The caller has checked that the thread exists.
     """
     try:
-        if _POSITION.fullmatch(position) and not await log.in_run(thread_id, position):
+        if _POSITION.fullmatch(position) and not await is_in_run(log, thread_id, position):
             return None
     except (Gap, LogUnavailable):
         pass

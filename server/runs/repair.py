@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
+from agent_chat.server.reading.queries import read_run_events
 from agent_chat.server.runs.contact import StoreContact
 from agent_chat.server.runs.finisher import Finisher
 from agent_chat.server.runs.live_run import CANCELLED, INTERRUPTED
@@ -173,7 +174,7 @@ class Repairer:
     async def _read_log(self, record: RunRecord) -> list[Event] | None:
         """The run's events in the log; None while the log is unreachable."""
         try:
-            return await self._log.run_events(record.thread_id, record.id, await self._log.tail(record.thread_id))
+            return await read_run_events(self._log, record.thread_id, record.id, await self._log.tail(record.thread_id))
         except Gap:
             return []
         except LogUnavailable:

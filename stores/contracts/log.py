@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
 from agent_chat.stores.budget import LogBudget
-from agent_chat.stores.buffer import Cursor
+from agent_chat.stores.buffer import Cursor, Entry
 from agent_chat.stores.events import Event, MessageSnapshot
 
 
@@ -68,28 +68,13 @@ class EventLog(Protocol):
         """Return a reader of everything after the position (I13)."""
         ...
 
-    async def find(self, thread_id: str, message_id: str, run_id: str | None) -> str | None:
-        """Return the position before the `message.created` that the run.started of `run_id` follows.
+    def backwards(self, thread_id: str, position: str | None = None) -> AsyncGenerator[Entry]:
+        """Yield the entries from `position` back to the oldest, newest first; for None from the last one.
 
-        For None, a message that started no run, the position before its first `message.created`. None if the log does
-        not contain it (yet, or any more).
-        """
-        ...
+        Close the generator if it is not read to its end (`contextlib.aclosing`).
 
-    async def in_run(self, thread_id: str, position: str) -> bool:
-        """Return True if `position` is inside a run: more of it follows, now or later.
-
-        Raises: Gap if the position is not in the log.
-        """
-        ...
-
-    async def run_events(self, thread_id: str, run_id: str, upto: str) -> list[Event]:
-        """Return the run's events up to and including `upto`, from its newest event that contains the whole message.
-
-        That is run.started, message.snapshot or the terminal event; else they begin where the log does.
-
-        Raises: Gap if `upto` is not in the log, or if a reader that continues after it from the last checkpoint would
-            miss events that were evicted.
+        Raises: Gap if the position is not in the log; Gap after the oldest entry if entries were evicted since
+            `position` was the last one: what a reader gets after it may then not connect with these entries.
         """
         ...
 

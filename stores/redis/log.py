@@ -16,13 +16,13 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar, cast
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import cast
 
 from agent_chat.stores.budget import LogBudget
-from agent_chat.stores.buffer import Cursor, Entry, in_run, position_before, run_events
+from agent_chat.stores.buffer import Cursor, Entry
 from agent_chat.stores.errors import Gap, LogUnavailable
-from agent_chat.stores.events import Event, MessageSnapshot
+from agent_chat.stores.events import MessageSnapshot
 from agent_chat.stores.redis.connection import Command, Connector, Pipeline
 from agent_chat.stores.redis.eviction import LogEvictor
 from agent_chat.stores.redis.feed import PAGE, Feed
@@ -38,9 +38,10 @@ _CLOSE_SECONDS = 2.0
 _REFILL_SECONDS = 15.0
 _LINGER_SECONDS = 5.0
 _TICK_SECONDS = 1.0
+_BACKWARDS_FIRST = 50
+"""How many entries the first page of a reading backwards has; each further one has twice as many."""
 
 _POSITION = re.compile(r"(\d{1,20})-(\d{1,20})", re.ASCII)
-_T = TypeVar("_T")
 
 
 def _is_position(position: str) -> bool:
@@ -113,24 +114,20 @@ class RedisLog:
             self._subscription.add(channel)
         return feed.cursor(after)
 
-    async def find(self, thread_id: str, message_id: str, run_id: str | None) -> str | None:
-        """As in EventLog. Raises: LogUnavailable."""
-        entries: list[Entry] = []
-        start = "-"
+    async def backwards(self, thread_id: str, position: str | None = None) -> AsyncGenerator[Entry]:
+        """As in EventLog. Raises: Gap, LogUnavailable."""
+        if position is not None and not _is_position(position):
+            raise Gap(position)
+        start, count = position or "+", _BACKWARDS_FIRST
         while True:
-            page = await self._range("XRANGE", thread_id, start, "+", PAGE)
-            entries += page
-            if len(page) < PAGE:
-                return position_before(entries, message_id, run_id)
-            start = f"({page[-1].position}"
-
-    async def in_run(self, thread_id: str, position: str) -> bool:
-        """As in EventLog. Raises: Gap, LogUnavailable."""
-        return await self._query(thread_id, position, in_run)
-
-    async def run_events(self, thread_id: str, run_id: str, upto: str) -> list[Event]:
-        """As in EventLog. Raises: Gap, LogUnavailable."""
-        return await self._query(thread_id, upto, lambda backwards: run_events(backwards, run_id))
+            page = await self._range("XREVRANGE", thread_id, start, "-", count)
+            if start == position and (not page or page[0].position != position):
+                raise Gap(position)
+            for entry in page:
+                yield entry
+            if len(page) < count:
+                return
+            start, count = f"({page[-1].position}", min(count * 2, PAGE)
 
     async def reset(self, thread_id: str) -> None:
         """As in EventLog. Raises: LogUnavailable."""
@@ -175,22 +172,6 @@ class RedisLog:
         rows = cast(list[tuple[bytes, list[bytes]]], reply)
         return [Entry(position.decode(), fields[1]) for position, fields in rows]
 
-    async def _query(self, thread_id: str, position: str, query: Callable[[Iterable[Entry]], _T]) -> _T:
-        """Apply `query` to the entries from the position backwards, reading no more of them than it consumes."""
-        if not _is_position(position):
-            raise Gap(position)
-        entries: list[Entry] = []
-        start, count = position, 50
-        while True:
-            page = await self._range("XREVRANGE", thread_id, start, "-", count)
-            entries += page
-            if not entries or entries[0].position != position:
-                raise Gap(position)
-            try:
-                return query(_backwards(entries, complete=len(page) < count))
-            except _MoreNeeded:
-                start, count = f"({page[-1].position}", count * 2
-
     def _on_message(self, channel: bytes, payload: bytes) -> None:
         if (feed := self._feeds.get(channel)) is not None:
             position, previous, data = payload.split(b" ", 2)
@@ -226,16 +207,6 @@ class RedisLog:
                 await feed.close()
             elif now - feed.filled_at > _REFILL_SECONDS:
                 feed.refill()
-
-
-class _MoreNeeded(Exception):
-    """A query consumed all entries that have been read."""
-
-
-def _backwards(entries: list[Entry], *, complete: bool) -> Iterator[Entry]:
-    yield from entries
-    if not complete:
-        raise _MoreNeeded
 
 
 def _random_number() -> str:

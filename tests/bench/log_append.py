@@ -11,6 +11,7 @@ import gc
 import time
 from pathlib import Path
 
+from agent_chat.server.reading.dialects.native import sse_frame
 from agent_chat.stores.events import MessageCreated, MessageDelta
 from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.models import Message, new_id
@@ -38,7 +39,7 @@ async def append(*, read: bool) -> float:
             writer.write(delta)
             if read:
                 for entry in await cursor.next():
-                    _ = entry.sse
+                    _ = entry.encoded(sse_frame)
         best = min(best, (time.process_time() - began) / _COUNT * 1e6)
         cursor.close()
         await log.close()
@@ -55,7 +56,7 @@ async def tokens() -> float:
         for n in range(2000):
             writer.write(MessageDelta(message_id, n * 5, f"tok{n % 10} "))
             for entry in await cursor.next():
-                _ = entry.sse
+                _ = entry.encoded(sse_frame)
         cursor.close()
     took = rss() - before
     await log.close()

@@ -13,6 +13,7 @@ import time
 
 import uvloop
 
+from agent_chat.server.reading.dialects.native import sse_frame
 from agent_chat.stores.contracts import LogWriter
 from agent_chat.stores.events import MessageDelta
 from agent_chat.stores.models import new_id
@@ -43,7 +44,7 @@ async def view(log: RedisLog, thread_id: str, start: str, tokens: int) -> int:
     while came < tokens:
         entries = await cursor.next()
         events += len(entries)
-        came += b"".join([entry.sse for entry in entries]).count(_WORD.encode())
+        came += b"".join([entry.encoded(sse_frame) for entry in entries]).count(_WORD.encode())
     cursor.close()
     return events
 

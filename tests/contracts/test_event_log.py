@@ -11,6 +11,8 @@ import weakref
 import pytest
 from msgspec.structs import replace
 
+from agent_chat.server.reading.dialects.native import sse_frame, websocket_frame
+from agent_chat.server.reading.queries import find_turn, is_in_run, read_run_events
 from agent_chat.stores.buffer import Cursor, Entry
 from agent_chat.stores.contracts import EventLog, LogWriter
 from agent_chat.stores.errors import Gap, LogDeleted
@@ -77,7 +79,7 @@ def told(entries: list[Entry]) -> list[Event]:
 
 
 def on_the_wire(entries: list[Entry]) -> list[tuple[bytes, str]]:
-    return [(entry.sse, entry.ws) for entry in entries]
+    return [(entry.encoded(sse_frame), entry.encoded(websocket_frame)) for entry in entries]
 
 
 async def gap(cursor: Cursor) -> bool:
@@ -106,17 +108,20 @@ async def test_an_sse_frame_is_event_data_and_id_with_lf_and_a_blank_line(log: E
     event = MessageDelta("m", 0, "a\r\nb\u2028\u0085 😀")
     _, [entry] = await all_entries(log, new_id(), event)
     data = encode(event)
-    assert entry.sse == b"event: message.delta\ndata: " + data + b"\nid: " + entry.position.encode() + b"\n\n"
-    assert b"\r" not in entry.sse
-    assert entry.sse.count(b"\n") == 4
+    assert (
+        entry.encoded(sse_frame)
+        == b"event: message.delta\ndata: " + data + b"\nid: " + entry.position.encode() + b"\n\n"
+    )
+    assert b"\r" not in entry.encoded(sse_frame)
+    assert entry.encoded(sse_frame).count(b"\n") == 4
 
 
 async def test_a_websocket_frame_is_the_same_object_with_its_position_inside(log: EventLog) -> None:
     _, _, events = a_turn("thread")
     _, entries = await all_entries(log, new_id(), *events)
     for entry, event in zip(entries, events, strict=True):
-        assert json.loads(entry.ws) == {**json.loads(encode(event)), "position": entry.position}
-        assert entry.ws.startswith('{"type":')
+        assert json.loads(entry.encoded(websocket_frame)) == {**json.loads(encode(event)), "position": entry.position}
+        assert entry.encoded(websocket_frame).startswith('{"type":')
 
 
 async def test_a_position_can_stand_in_a_header_and_in_a_url(log: EventLog) -> None:
@@ -210,8 +215,8 @@ async def test_readers_that_come_while_it_is_written_all_read_the_same(log: Even
         if chance.random() < 0.2:
             await asyncio.sleep(0)
     async with asyncio.timeout(20):
-        texts = {b"".join(entry.sse for entry in await task) for task in readers}
-    assert texts == {b"".join(entry.sse for entry in await rest(log, thread_id, start))}
+        texts = {b"".join(entry.encoded(sse_frame) for entry in await task) for task in readers}
+    assert texts == {b"".join(entry.encoded(sse_frame) for entry in await rest(log, thread_id, start))}
 
 
 async def test_several_cursors_share_the_encoded_entries(log: EventLog) -> None:
@@ -222,8 +227,8 @@ async def test_several_cursors_share_the_encoded_entries(log: EventLog) -> None:
     upto = await log.tail(thread_id)
     async with asyncio.timeout(5):
         for a, b in zip(await read(one, upto), await read(two, upto), strict=True):
-            assert a.sse is b.sse
-            assert a.ws is b.ws
+            assert a.encoded(sse_frame) is b.encoded(sse_frame)
+            assert a.encoded(websocket_frame) is b.encoded(websocket_frame)
     one.close()
     two.close()
 
@@ -345,9 +350,9 @@ async def test_a_position_that_is_none_is_a_gap(log: EventLog, position: str) ->
     await say(log, thread_id, MessageDelta("m", 0, "a"))
     assert await gap(log.cursor(thread_id, position))
     with pytest.raises(Gap):
-        await log.in_run(thread_id, position)
+        await is_in_run(log, thread_id, position)
     with pytest.raises(Gap):
-        await log.run_events(thread_id, "m", position)
+        await read_run_events(log, thread_id, "m", position)
 
 
 async def test_a_position_of_another_thread_is_a_gap(log: EventLog) -> None:
@@ -357,9 +362,9 @@ async def test_a_position_of_another_thread_is_a_gap(log: EventLog) -> None:
     elsewhere = await log.tail(two)
     assert await gap(log.cursor(one, elsewhere))
     with pytest.raises(Gap):
-        await log.in_run(one, elsewhere)
+        await is_in_run(log, one, elsewhere)
     with pytest.raises(Gap):
-        await log.run_events(one, "m", elsewhere)
+        await read_run_events(log, one, "m", elsewhere)
 
 
 async def test_a_position_in_a_log_that_was_never_there_is_a_gap(log: EventLog) -> None:
@@ -384,9 +389,9 @@ async def test_ten_thousand_events_are_kept_and_what_is_behind_them_is_a_gap(log
         assert on_the_wire(await rest(log, thread_id, entries[2001].position)) == on_the_wire(entries[2002:])
     following.close()
     with pytest.raises(Gap):
-        await log.in_run(thread_id, start)
+        await is_in_run(log, thread_id, start)
     with pytest.raises(Gap):
-        await log.run_events(thread_id, "m", entries[0].position)
+        await read_run_events(log, thread_id, "m", entries[0].position)
 
 
 @pytest.mark.slow
@@ -427,9 +432,9 @@ async def test_an_expired_log_is_a_gap(log: EventLog, lose: Lose) -> None:
     following.close()
     assert await gap(log.cursor(thread_id, position))
     with pytest.raises(Gap):
-        await log.in_run(thread_id, position)
+        await is_in_run(log, thread_id, position)
     with pytest.raises(Gap):
-        await log.run_events(thread_id, "m", position)
+        await read_run_events(log, thread_id, "m", position)
 
 
 async def test_positions_are_never_repeated(log: EventLog, lose: Lose) -> None:
@@ -481,7 +486,7 @@ async def test_a_writer_whose_log_was_lost_says_its_terminal_event_behind_the_sn
     final = completed(answer, "Hello")
     writer.write(RunCompleted(final))
     await writer.flush()
-    assert await log.run_events(thread_id, answer.id, await log.tail(thread_id)) == [RunCompleted(final)]
+    assert await read_run_events(log, thread_id, answer.id, await log.tail(thread_id)) == [RunCompleted(final)]
     start = await log.tail(thread_id)
     await lose()
     start = await log.tail(thread_id)
@@ -594,7 +599,7 @@ async def test_find_gives_the_position_from_which_a_turn_is_read(log: EventLog) 
     await say(log, thread_id, *said_first, *said_then)
     for question, answer, events in ((first, one, said_first + said_then), (second, two, said_then)):
         for run_id in (answer.id, None):
-            position = await log.find(thread_id, question.id, run_id)
+            position = await find_turn(log, thread_id, question.id, run_id)
             assert position is not None
             assert told(await rest(log, thread_id, position)) == events
 
@@ -604,7 +609,7 @@ async def test_find_gives_the_position_before_a_message_that_started_no_run(log:
     note = MessageCreated(new_message(thread_id, role="system"))
     _, _, events = a_turn(thread_id)
     await say(log, thread_id, *events[:4], note, *events[4:])
-    position = await log.find(thread_id, note.message.id, None)
+    position = await find_turn(log, thread_id, note.message.id, None)
     assert position is not None
     assert told(await rest(log, thread_id, position)) == [note, *events[4:]]
 
@@ -616,13 +621,13 @@ async def test_find_tells_the_runs_of_one_question_apart(log: EventLog) -> None:
     start = await log.tail(thread_id)
     await say(log, thread_id, MessageCreated(question), RunStarted(one), terminal_event(failed(one, retryable=True)))
     between = await log.tail(thread_id)
-    assert await log.find(thread_id, question.id, two.id) is None
+    assert await find_turn(log, thread_id, question.id, two.id) is None
     await say(log, thread_id, MessageCreated(question))
-    assert await log.find(thread_id, question.id, two.id) is None
+    assert await find_turn(log, thread_id, question.id, two.id) is None
     await say(log, thread_id, RunStarted(two), RunCompleted(completed(two)))
-    assert await log.find(thread_id, question.id, one.id) == start
-    assert await log.find(thread_id, question.id, two.id) == between
-    assert await log.find(thread_id, question.id, None) == start
+    assert await find_turn(log, thread_id, question.id, one.id) == start
+    assert await find_turn(log, thread_id, question.id, two.id) == between
+    assert await find_turn(log, thread_id, question.id, None) == start
 
 
 async def test_find_gives_the_first_time_that_a_message_was_said(log: EventLog) -> None:
@@ -630,24 +635,24 @@ async def test_find_gives_the_first_time_that_a_message_was_said(log: EventLog) 
     question, answer, events = a_turn(thread_id)
     start = await log.tail(thread_id)
     await say(log, thread_id, *events[:-1], MessageCreated(question), events[-1])
-    assert await log.find(thread_id, question.id, answer.id) == start
-    assert await log.find(thread_id, question.id, None) == start
+    assert await find_turn(log, thread_id, question.id, answer.id) == start
+    assert await find_turn(log, thread_id, question.id, None) == start
 
 
 async def test_find_gives_nothing_for_what_the_log_does_not_hold(log: EventLog, lose: Lose) -> None:
     thread_id = new_id()
     question, answer, events = a_turn(thread_id)
     for run_id in (answer.id, None):
-        assert await log.find(thread_id, question.id, run_id) is None
+        assert await find_turn(log, thread_id, question.id, run_id) is None
     await say(log, thread_id, *events)
     for run_id in (answer.id, None):
-        assert await log.find(thread_id, new_id(), run_id) is None
-        assert await log.find(new_id(), question.id, run_id) is None
-    assert await log.find(thread_id, answer.id, None) is None
-    assert await log.find(thread_id, question.id, new_id()) is None
+        assert await find_turn(log, thread_id, new_id(), run_id) is None
+        assert await find_turn(log, new_id(), question.id, run_id) is None
+    assert await find_turn(log, thread_id, answer.id, None) is None
+    assert await find_turn(log, thread_id, question.id, new_id()) is None
     await lose()
     for run_id in (answer.id, None):
-        assert await log.find(thread_id, question.id, run_id) is None
+        assert await find_turn(log, thread_id, question.id, run_id) is None
 
 
 @pytest.mark.slow
@@ -657,7 +662,7 @@ async def test_find_gives_nothing_for_what_was_trimmed_away(log: EventLog) -> No
     await say(log, thread_id, *events)
     await say(log, thread_id, *[ToolCallProgress("m", 0, n, None, None) for n in range(12_000)])
     for run_id in (answer.id, None):
-        assert await log.find(thread_id, question.id, run_id) is None
+        assert await find_turn(log, thread_id, question.id, run_id) is None
 
 
 # in_run
@@ -667,7 +672,7 @@ async def in_run_after_each(log: EventLog, *events: Event) -> list[bool]:
     """`in_run` at the log's start and at each event's position, asked when all have been said."""
     thread_id = new_id()
     start, entries = await all_entries(log, thread_id, *events)
-    return [await log.in_run(thread_id, position) for position in [start] + [entry.position for entry in entries]]
+    return [await is_in_run(log, thread_id, position) for position in [start] + [entry.position for entry in entries]]
 
 
 async def test_a_reader_is_in_a_run_from_its_question_until_its_terminal_event(log: EventLog) -> None:
@@ -736,7 +741,7 @@ async def run_events(log: EventLog, run_id: str, *events: Event, upto: int | Non
     """`run_events` of a log of these events, up to and including the one numbered `upto`, or all."""
     thread_id = new_id()
     _, entries = await all_entries(log, thread_id, *events)
-    return await log.run_events(thread_id, run_id, entries[-1 if upto is None else upto].position)
+    return await read_run_events(log, thread_id, run_id, entries[-1 if upto is None else upto].position)
 
 
 async def test_run_events_are_the_runs_own_from_its_start_up_to_the_position(log: EventLog) -> None:
@@ -771,7 +776,7 @@ async def test_run_events_begin_at_the_logs_start_where_it_holds_no_beginning(lo
 
 async def test_run_events_at_the_start_of_a_log_are_none(log: EventLog) -> None:
     thread_id = new_id()
-    assert await log.run_events(thread_id, "run", await log.tail(thread_id)) == []
+    assert await read_run_events(log, thread_id, "run", await log.tail(thread_id)) == []
 
 
 async def test_the_fold_of_run_events_has_the_content_of_the_stored_message(log: EventLog) -> None:
@@ -779,7 +784,7 @@ async def test_the_fold_of_run_events_has_the_content_of_the_stored_message(log:
     _, final, events = a_turn(thread_id, words=50)
     _, entries = await all_entries(log, thread_id, *events[:-1])
     _, bare = turn(thread_id)
-    folded = fold(await log.run_events(thread_id, final.id, entries[-1].position), bare)
+    folded = fold(await read_run_events(log, thread_id, final.id, entries[-1].position), bare)
     assert (folded.content, folded.tool_calls) == (final.content, final.tool_calls)
 
 

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 
+from agent_chat.server.reading.queries import find_turn, is_in_run, read_run_events
 from agent_chat.stores.buffer import Entry
 from agent_chat.stores.errors import Gap, LogDeleted, LogUnavailable
 from agent_chat.stores.events import (
@@ -159,7 +160,7 @@ class Listener:
                     self._fold = Fold(stored)
                     self.told = stored
                     return
-                self._fold = Fold(fold(await self.log.run_events(self._thread_id, stored.id, position), stored))
+                self._fold = Fold(fold(await read_run_events(self.log, self._thread_id, stored.id, position), stored))
                 return
             except (Gap, LogUnavailable):
                 await asyncio.sleep(0.01)
@@ -479,7 +480,12 @@ async def test_nobody_waits_long_for_a_redis_that_is_away(
     server.stop() if how == "stopped" else server.pause()
     began = time.monotonic()
     writer.write(ToolCallProgress("m", 0, 0, None, None))
-    questions = [log.tail(thread_id), log.find(thread_id, "m", None), log.in_run(thread_id, position), other.next()]
+    questions = [
+        log.tail(thread_id),
+        find_turn(log, thread_id, "m", None),
+        is_in_run(log, thread_id, position),
+        other.next(),
+    ]
     answers = await asyncio.gather(*questions, return_exceptions=True)
     assert [type(answer) for answer in answers] == [LogUnavailable] * 4
     await log.signal("run")

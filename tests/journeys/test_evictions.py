@@ -10,6 +10,7 @@ from typing import cast
 
 import pytest
 
+from agent_chat.server.reading.queries import read_run_events
 from agent_chat.stores.contracts import EventLog
 from agent_chat.stores.events import encode, type_of
 from agent_chat.stores.memory_log import MemoryLog
@@ -33,8 +34,8 @@ async def lose_events(race: Race, thread: str, how: str) -> None:
         case "half":
             race.buffer(thread).evict(keep_last=False)
         case "all but one":
-            race.buffer(thread).cut_end = race.buffer(thread).end
-            race.buffer(thread).shrink()
+            race.buffer(thread).evicted_end = race.buffer(thread).end
+            race.buffer(thread).drop_all_but_last()
         case "all":
             await race.log.reset(id_of(thread))
 
@@ -55,7 +56,7 @@ async def published(race: Race, thread: str, run: str, event_type: str, count: i
     log = cast(EventLog, race.log)
     async with asyncio.timeout(10):
         while True:
-            events = await log.run_events(id_of(thread), run, await log.tail(id_of(thread)))
+            events = await read_run_events(log, id_of(thread), run, await log.tail(id_of(thread)))
             if sum(type_of(encode(event)) == event_type for event in events) == count:
                 return
             await asyncio.sleep(0.01)

@@ -9,6 +9,8 @@ import tracemalloc
 import pytest
 from msgspec.structs import replace
 
+from agent_chat.server.reading.dialects.native import sse_frame, websocket_frame
+from agent_chat.server.reading.queries import read_run_events
 from agent_chat.stores import memory_log
 from agent_chat.stores.budget import LogBudget
 from agent_chat.stores.errors import Gap
@@ -45,7 +47,7 @@ async def test_what_is_counted_is_what_the_logs_take() -> None:
             cursor = log.cursor(thread_id, await log.tail(thread_id))
             fill(log, thread_id, 200, 20 + number)
             for entry in await cursor.next():
-                assert len(entry.ws) + len(entry.sse) > 0
+                assert len(entry.encoded(websocket_frame)) + len(entry.encoded(sse_frame)) > 0
             cursor.close()
         gc.collect()
         taken, _ = tracemalloc.get_traced_memory()
@@ -124,7 +126,7 @@ async def test_a_run_whose_log_gave_way_publishes_its_whole_message() -> None:
     fill(log, new_id(), 1, 1)
     assert log.budget.evictions == 1
     position = await log.tail("t")
-    late = fold(await log.run_events("t", answer.id, position), onto=answer)
+    late = fold(await read_run_events(log, "t", answer.id, position), onto=answer)
     assert len(late.content) < folding.length, "the log gave way"
     log.budget.limit *= 2
     late_reader = log.cursor("t", position)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,9 +12,9 @@ import pytest
 
 from agent_chat.server.supervision import Supervisor
 from agent_chat.server.timing import Timing
+from agent_chat.stores.buffer import Entry
 from agent_chat.stores.contracts import EventLog, Store
 from agent_chat.stores.errors import Gap
-from agent_chat.stores.events import Event
 from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.open import Where
 from agent_chat.stores.sqlite.store import open_sqlite
@@ -80,9 +80,10 @@ class Lossy(MemoryLog):
 
     reads = 0
 
-    async def run_events(self, thread_id: str, run_id: str, upto: str) -> list[Event]:
+    async def backwards(self, thread_id: str, position: str | None = None) -> AsyncGenerator[Entry]:
         self.reads += 1
-        raise Gap(upto)
+        raise Gap(position or "")
+        yield
 
 
 async def test_a_viewer_of_a_log_that_loses_everything_does_not_spin(tmp_path: Path) -> None:
