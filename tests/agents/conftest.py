@@ -1,4 +1,4 @@
-"""A stand-in for the model's service, and a live server whose default agent is a quick-tempered `claude` on it."""
+"""A stand-in for the model's service, and a live server whose default agent is a `claude` on it."""
 
 from collections.abc import AsyncIterator
 
@@ -19,7 +19,7 @@ async def started() -> AsyncIterator[StandIn]:
 
 @pytest.fixture
 def service(started: StandIn) -> StandIn:
-    """One for all tests of a module, as if it were new."""
+    """The stand-in, reset: all tests of a module share it."""
     started.reset()
     return started
 
@@ -33,7 +33,7 @@ async def claude(started: StandIn) -> AsyncIterator[Claude]:
 
 @pytest.fixture(scope="module")
 async def live(tmp_path_factory: pytest.TempPathFactory, started: StandIn, claude: Claude) -> AsyncIterator[Live]:
-    """One for all tests of a module: each has threads of its own."""
+    """All tests of a module share one server; each has threads of its own."""
     async with claude_server(tmp_path_factory.mktemp("live"), started, claude, {"raw": raw()}) as live:
         yield live
 

@@ -1,4 +1,4 @@
-"""What is in an uploaded file reaches the model: each format, in the request that the stand-in was sent."""
+"""The content of an uploaded file reaches the model: each format, in the request that the stand-in receives."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DOCUMENTS = {
         "> how many?\n417, at the café.",
     ],
 }
-"""Made by real programs, and what each has to say."""
+"""Files written by real programs, and the text in each."""
 TEXTS = {
     "notes.txt": DANISH,
     "notes.md": "# Herons at Ærøskøbing\n\n* 417 *grey* ones\n    * near the café\n",
@@ -44,11 +44,11 @@ TEXTS = {
     "code.py": CODE,
     "code.rs": '// Fyrmesteren på Ærø tæller hejrer ved caféen.\nfn main() {\n\tprintln!("417");\r\n}\n',
 }
-"""What is text reaches the model as it is."""
+"""Text files, which reach the model unchanged."""
 SECRET = "never shown"
 LARGEST_GAP_MS = 100
 TRIES = 3
-"""The best of them counts: what other processes do on the machine only adds to a gap, the server's own is in each."""
+"""The smallest gap counts: other processes on the machine only add to it, and the server's own share is in each."""
 
 
 def content_of(name: str) -> bytes:
@@ -56,7 +56,7 @@ def content_of(name: str) -> bytes:
 
 
 async def asked_about(live: Live, service: StandIn, name: str, data: bytes) -> str:
-    """Send a file with a message, read the answer as it streams; the file's text in the request that the model got."""
+    """Post a message with a file and stream the answer. Returns the file's text in the request to the model."""
     thread = await claude_thread(live)
     service.will(says(text("I ", "have ", "read ", "it.")))
     async with live.http.stream(
@@ -118,7 +118,7 @@ async def test_a_picture_reaches_the_model_with_the_bytes_that_were_sent(
     assert question["text"] == "What do you see?"
 
 
-async def test_a_file_stays_in_the_context_with_the_message_that_brought_it(live: Live, service: StandIn) -> None:
+async def test_a_file_remains_in_the_context_with_its_message(live: Live, service: StandIn) -> None:
     thread = await claude_thread(live)
     (notes,) = await live.upload(thread, ("notes.md", TEXTS["notes.md"].encode()))
     service.will(says(text("One.")), says(text("Two.")))
@@ -130,7 +130,7 @@ async def test_a_file_stays_in_the_context_with_the_message_that_brought_it(live
 
 
 @pytest.mark.parametrize("name", ["encrypted.pdf", "garbage.bin", "false.png"])
-async def test_what_could_not_be_read_is_told_to_the_model(live: Live, service: StandIn, name: str) -> None:
+async def test_the_model_is_informed_of_a_file_that_could_not_be_read(live: Live, service: StandIn, name: str) -> None:
     data = (FILES / name).read_bytes() if name == "encrypted.pdf" else bytes(range(256)) * 9
     thread = await claude_thread(live)
     (file,) = await live.upload(thread, (name, data))
@@ -142,7 +142,7 @@ async def test_what_could_not_be_read_is_told_to_the_model(live: Live, service: 
     assert file["error"] in document["text"]
 
 
-async def test_a_long_text_is_cut_and_the_model_is_told(live: Live, service: StandIn) -> None:
+async def test_a_long_text_is_cut_and_the_model_is_informed(live: Live, service: StandIn) -> None:
     thread = await claude_thread(live)
     (file,) = await live.upload(thread, ("long.txt", b"word " * 200_000))
     assert (file["truncated"], file["text_chars"]) == (True, 200_000)
@@ -154,34 +154,34 @@ async def test_a_long_text_is_cut_and_the_model_is_told(live: Live, service: Sta
 
 
 class Listener:
-    """When a run said something, by the server's clock, in milliseconds."""
+    """When a run published text, in milliseconds by the server's clock."""
 
     def __init__(self) -> None:
-        self.said: list[int] = []
+        self.published: list[int] = []
         self._news = asyncio.Condition()
 
     async def listen(self, response: httpx.Response) -> None:
         async for frame in frames(response, seconds=60):
             if frame.event == "message.delta":
-                self.said.append(int(frame.id.partition("-")[0]))
+                self.published.append(int(frame.id.partition("-")[0]))
                 async with self._news:
                     self._news.notify_all()
 
     async def hears(self, after: float) -> None:
-        """Wait until something was said after that moment."""
+        """Wait until text was published after that moment."""
         async with asyncio.timeout(10), self._news:
-            await self._news.wait_for(lambda: bool(self.said) and self.said[-1] > after)
+            await self._news.wait_for(lambda: bool(self.published) and self.published[-1] > after)
 
     def largest_gap(self, begun: float, over: float) -> int:
-        """In milliseconds, of those that are at least partly between two moments, with something said in each part."""
-        assert self.said[0] <= begun
-        assert [moment for moment in self.said if begun < moment < over]
-        assert self.said[-1] > over
-        return max(later - earlier for earlier, later in pairwise(self.said) if later > begun and earlier < over)
+        """The gaps in milliseconds that are at least partly between two moments."""
+        assert self.published[0] <= begun
+        assert [moment for moment in self.published if begun < moment < over]
+        assert self.published[-1] > over
+        return max(later - earlier for earlier, later in pairwise(self.published) if later > begun and earlier < over)
 
 
-async def test_another_run_hardly_notices_that_large_files_come_and_are_read(tmp_path: Path) -> None:
-    """It talks from before the upload until after it, and the server is a process of its own."""
+async def test_reading_large_files_hardly_delays_another_run(tmp_path: Path) -> None:
+    """The run streams from before the upload until after it; the server is a process of its own."""
     large = [("big.csv", b"a,b,c,d\n" * (3 * 2**20)), ("pages.pdf", (FILES / "pages.pdf").read_bytes())]
     listener, largest = Listener(), [LARGEST_GAP_MS]
     async with server_process(tmp_path) as server:
@@ -191,9 +191,9 @@ async def test_another_run_hardly_notices_that_large_files_come_and_are_read(tmp
             await listener.hears(0)
             while largest[-1] >= LARGEST_GAP_MS and len(largest) <= TRIES:
                 begun = time.time() * 1000
-                kept = await server.http.post(f"{reading}/attachments", files=[("files", file) for file in large])
+                uploaded = await server.http.post(f"{reading}/attachments", files=[("files", file) for file in large])
                 over = time.time() * 1000
-                assert [file["status"] for file in kept.json()] == ["ready", "ready"]
+                assert [file["status"] for file in uploaded.json()] == ["ready", "ready"]
                 await listener.hears(over)
                 largest.append(listener.largest_gap(begun, over))
             listening.cancel()

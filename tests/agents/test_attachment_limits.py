@@ -1,4 +1,4 @@
-"""What a model is given of attachments: within its budget and its limits, the same bytes every time, lost or not."""
+"""Attachments in the model's requests: within the budget and the limits, the same bytes every time, lost or not."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def message(content: str, *attachments: Attachment) -> Message:
 
 
 class Files:
-    """Files that hold what their attachments say of themselves, and count what is read."""
+    """Files whose contents match their attachments' metadata. They count what is read."""
 
     def __init__(self) -> None:
         self.read: list[str] = []
@@ -53,13 +53,13 @@ async def read(messages: list[Message], budget: int, agent: Agent = AGENT) -> tu
     return found, files.read
 
 
-async def test_the_texts_of_one_message_share_the_budget_and_each_cut_is_told(live: Live, service: StandIn) -> None:
+async def test_the_texts_of_one_message_share_the_budget_and_each_cut_is_marked(live: Live, service: StandIn) -> None:
     service.overlong = 600_000
     thread = await claude_thread(live)
     files = [(f"{number}.txt", b"word " * 40_000) for number in range(5)]
-    kept = await live.upload(thread, ("short.txt", b"short"), *files)
+    uploaded = await live.upload(thread, ("short.txt", b"short"), *files)
     service.will(says(text("Much.")))
-    body = {"content": "read them", "attachments": [{"id": file["id"]} for file in kept]}
+    body = {"content": "read them", "attachments": [{"id": file["id"]} for file in uploaded]}
     answer = await live.http.post(f"{thread}/messages", json=body)
     assert (answer.status_code, answer.json()["content"]) == (201, "Much.")
     short, *long, _ = blocks(service.requests[-1])
@@ -68,7 +68,7 @@ async def test_the_texts_of_one_message_share_the_budget_and_each_cut_is_told(li
     assert len({len(block["text"]) for block in long}) == 1
 
 
-async def test_a_text_is_cut_to_what_a_small_model_reads(live: Live, service: StandIn) -> None:
+async def test_a_text_is_cut_to_the_budget_of_a_small_model(live: Live, service: StandIn) -> None:
     thread = await live.thread((await live.agent(kind="claude", metadata={"context_tokens": 8000}))["id"])
     (file,) = await live.upload(thread, ("long.txt", b"word " * 12_000))
     service.overlong = 24_000
@@ -77,7 +77,7 @@ async def test_a_text_is_cut_to_what_a_small_model_reads(live: Live, service: St
     assert "the first 16000 characters, the rest is cut" in blocks(service.requests[0])[0]["text"]
 
 
-async def test_a_model_that_reads_less_than_was_thought_gets_less_of_the_texts(live: Live, service: StandIn) -> None:
+async def test_a_request_that_is_too_long_is_repeated_with_less_text(live: Live, service: StandIn) -> None:
     thread = await claude_thread(live)
     (file,) = await live.upload(thread, ("long.txt", "鷺".encode() * 190_000))
     service.overlong = 400_000
@@ -86,7 +86,7 @@ async def test_a_model_that_reads_less_than_was_thought_gets_less_of_the_texts(l
     assert "the rest is cut" in blocks(service.requests[-1])[0]["text"][:200]
 
 
-async def test_a_picture_that_was_lost_is_told_and_the_thread_goes_on(live: Live, service: StandIn) -> None:
+async def test_a_lost_picture_is_replaced_by_a_note_and_the_thread_goes_on(live: Live, service: StandIn) -> None:
     thread = await claude_thread(live)
     (picture,) = await live.upload(thread, ("a.png", image("png")))
     next(live.data_dir.rglob(picture["id"])).unlink()
@@ -98,7 +98,7 @@ async def test_a_picture_that_was_lost_is_told_and_the_thread_goes_on(live: Live
 
 
 @pytest.mark.parametrize(("kind", "sent"), [("JPEG", "jpeg"), ("PNG", "jpeg"), ("see-through", "png")])
-async def test_a_large_picture_reaches_the_model_smaller_and_upright_and_comes_back_as_it_was(
+async def test_the_model_gets_a_large_picture_scaled_down_and_upright_and_clients_get_the_original(
     live: Live, service: StandIn, kind: str, sent: str
 ) -> None:
     thread = await claude_thread(live)
@@ -122,7 +122,7 @@ async def test_a_large_picture_reaches_the_model_smaller_and_upright_and_comes_b
     assert not list(live.data_dir.rglob(f"{picture['id']}*"))
 
 
-async def test_only_what_may_fit_is_read() -> None:
+async def test_only_attachments_that_may_fit_are_read() -> None:
     messages = [message("m", *(attachment(length=60_000) for _ in range(5))) for _ in range(100)]
     found, ids = await read(messages, 160_000)
     assert len(ids) == len(found.texts) == 10
@@ -131,7 +131,7 @@ async def test_only_what_may_fit_is_read() -> None:
     assert [each.id for each in messages[-1].attachments] == ids[-5:]
 
 
-async def test_of_too_many_pictures_the_newest_are_shown_and_the_first_of_them_rarely_changes() -> None:
+async def test_of_too_many_pictures_the_newest_are_included_and_the_first_of_them_rarely_changes() -> None:
     messages = [message("m", attachment("image/png", 9)) for _ in range(100)]
     firsts = []
     for end in range(PICTURES + 1, 101):

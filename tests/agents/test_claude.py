@@ -1,4 +1,4 @@
-"""Agents of kind `claude` on a live stand-in: tools, thinking, usage, stop reasons, titles, and what is cached."""
+"""Agents of kind `claude` on a live stand-in: tools, thinking, usage, stop reasons, titles and caching."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support.sockets import socket
 JSON = dict[str, Any]
 TWO = says(text("Let me ", "see. "), use("echo", {"text": "é"}), use("meet", {"guests": 1}))
 SLOW = 0.21
-"""Seconds that a tool takes: a little more than is asserted, for what is told is whole milliseconds."""
+"""Seconds that a tool takes: a little more than is asserted, since times are stored in whole milliseconds."""
 QUICK_AND_SLOW = says(text("Let me ", "see. "), use("echo", {"text": "é"}), use("wait", {"seconds": SLOW}))
 DONE = says(text("All ", "done."))
 
@@ -74,13 +74,13 @@ def _taken(call: JSON) -> float:
 
 
 def _begins_with(later: dict[str, bytes], earlier: dict[str, bytes]) -> None:
-    """What the API has cached of a request is the beginning of the next one, byte for byte."""
+    """Assert that the cached prefix of each request is the beginning of the next one, byte for byte."""
     assert {**later, "messages": b""} == {**earlier, "messages": b""}
     assert later["messages"].startswith(earlier["messages"].removesuffix(b"]") + b",")
 
 
 @pytest.mark.parametrize("door", [by_json, by_sse, by_websocket, by_polling])
-async def test_two_tools_are_called_recorded_and_told_back_through_every_door(
+async def test_two_tools_are_called_stored_and_sent_back_in_every_transport(
     live: Live, service: StandIn, door: Any
 ) -> None:
     agent = await live.agent(kind="claude", mcp_servers=["raw"], instructions="Be brief.")
@@ -173,7 +173,7 @@ async def test_usage_is_summed_over_the_rounds(live: Live, service: StandIn) -> 
     assert (run["model"], run["stop_reason"]) == ("stand-in-1", "end_turn")
 
 
-async def test_a_failed_run_tells_what_was_used_until_then(live: Live, service: StandIn) -> None:
+async def test_a_failed_run_has_its_usage(live: Live, service: StandIn) -> None:
     service.will(TWO, DONE.ends("cut", 5))
     thread = await live.thread()
     assert (await live.post(thread, "Do it.")).status_code == 502
@@ -183,7 +183,7 @@ async def test_a_failed_run_tells_what_was_used_until_then(live: Live, service: 
 
 
 @pytest.mark.parametrize("reason", ["max_tokens", "refusal", "stop_sequence", "model_context_window_exceeded", "new"])
-async def test_a_stop_reason_is_told(live: Live, service: StandIn, reason: str) -> None:
+async def test_the_answer_has_its_stop_reason(live: Live, service: StandIn, reason: str) -> None:
     service.will(says(text("I"), stop=reason))
     thread = await live.thread()
     answer = (await live.post(thread, "Hello?")).json()
@@ -192,13 +192,13 @@ async def test_a_stop_reason_is_told(live: Live, service: StandIn, reason: str) 
     assert (await live.post(thread, "Go on.")).json()["content"] == "Fine."
 
 
-async def test_a_call_that_max_tokens_cut_off_is_not_made(live: Live, service: StandIn) -> None:
+async def test_a_call_that_is_cut_off_by_max_tokens_is_not_made(live: Live, service: StandIn) -> None:
     service.will(says(text("I"), use("echo", '{"text": "hal'), stop="max_tokens"))
     answer = (await live.post(await live.thread(), "Hello?")).json()
     assert (answer["tool_calls"], answer["metadata"]["run"]["stop_reason"]) == ([], "max_tokens")
 
 
-async def test_arguments_that_are_no_object_are_an_error_and_the_call_is_not_made(live: Live, service: StandIn) -> None:
+async def test_a_call_whose_arguments_are_no_object_is_an_error_and_not_made(live: Live, service: StandIn) -> None:
     service.will(says(use("pid", '{"a": '), use("pid", "[1]"), use("pid", "")), DONE)
     answer = (await live.post(await live.thread(), "Hello?")).json()
     assert [call["error"] for call in answer["tool_calls"]] == ["The arguments were no JSON object."] * 2 + [None]
@@ -206,7 +206,7 @@ async def test_arguments_that_are_no_object_are_an_error_and_the_call_is_not_mad
     assert service.refused == []
 
 
-async def test_after_sixteen_rounds_of_tools_the_model_has_to_speak(live: Live, service: StandIn) -> None:
+async def test_after_sixteen_rounds_of_tools_the_model_may_call_none(live: Live, service: StandIn) -> None:
     service.otherwise = lambda request: (
         says(text("Enough.")) if request.get("tool_choice") == {"type": "none"} else says(use("echo", {"text": "."}))
     )
@@ -218,13 +218,13 @@ async def test_after_sixteen_rounds_of_tools_the_model_has_to_speak(live: Live, 
     assert service.refused == []
 
 
-async def test_calls_of_one_round_are_made_side_by_side(live: Live, service: StandIn) -> None:
+async def test_calls_of_one_round_are_made_concurrently(live: Live, service: StandIn) -> None:
     service.will(says(*[use("meet", {"guests": 5})] * 5), DONE)
     answer = (await live.post(await live.thread(), "Meet.")).json()
     assert [call["result"]["content"][0]["text"] for call in answer["tool_calls"]] == ["met"] * 5
 
 
-async def test_thinking_is_shown_not_kept_and_given_back_signed_while_tools_are_called(
+async def test_thinking_is_published_not_stored_and_sent_back_signed_while_tools_are_called(
     live: Live, service: StandIn
 ) -> None:
     agent = await live.agent(
@@ -250,7 +250,7 @@ async def test_thinking_is_shown_not_kept_and_given_back_signed_while_tools_are_
     assert service.refused == []
 
 
-async def test_a_server_that_is_down_costs_only_its_tools_and_the_model_is_told(
+async def test_an_unreachable_server_costs_only_its_tools_and_the_model_is_informed(
     tmp_path: Path, service: StandIn, claude: Claude
 ) -> None:
     servers = {"raw": raw(), "absent": Server(command="/nowhere/at-all")}
@@ -259,13 +259,13 @@ async def test_a_server_that_is_down_costs_only_its_tools_and_the_model_is_told(
         answer = (await live.post(await live.thread(), "Do it.")).json()
         assert [call["error"] for call in answer["tool_calls"]] == [None, None]
     first, last = service.requests[0], service.requests[-1]
-    told = first["system"][-1]["text"]
-    assert told == "[The tools of the server absent are not available now. Its command was not found.]"
+    note = first["system"][-1]["text"]
+    assert note == "[The tools of the server absent are not available now. Its command was not found.]"
     assert [block["text"] for block in first["messages"][0]["content"]] == ["Do it."]
     assert last["system"] == first["system"]
 
 
-async def test_an_agent_that_lost_all_its_tools_still_tells_of_its_calls(live: Live, service: StandIn) -> None:
+async def test_an_agent_without_tools_still_sends_its_earlier_calls(live: Live, service: StandIn) -> None:
     agent = await live.agent(kind="claude", mcp_servers=["raw"])
     thread = await live.thread(agent["id"])
     service.will(TWO, DONE)
@@ -276,7 +276,7 @@ async def test_an_agent_that_lost_all_its_tools_still_tells_of_its_calls(live: L
     assert service.refused == []
 
 
-async def test_a_note_by_the_system_and_answers_of_others_are_told(live: Live, service: StandIn) -> None:
+async def test_system_notes_and_stored_answers_are_sent(live: Live, service: StandIn) -> None:
     thread = await live.thread()
     for role, content in (("assistant", "Welcome."), ("system", "It is late."), ("user", "  ")):
         await live.http.post(f"{thread}/messages", json={"role": role, "content": content})
@@ -290,7 +290,7 @@ async def test_a_note_by_the_system_and_answers_of_others_are_told(live: Live, s
     assert service.refused == []
 
 
-async def test_a_thread_of_more_messages_than_an_agent_is_given_says_what_is_left_out(
+async def test_a_thread_of_more_messages_than_an_agent_is_given_begins_with_a_note(
     live: Live, service: StandIn
 ) -> None:
     thread = await live.thread()
@@ -301,7 +301,7 @@ async def test_a_thread_of_more_messages_than_an_agent_is_given_says_what_is_lef
     assert service.refused == []
 
 
-async def test_one_connection_serves_one_run_after_the_other(tmp_path: Path, service: StandIn) -> None:
+async def test_successive_runs_use_one_connection(tmp_path: Path, service: StandIn) -> None:
     service.otherwise = lambda request: DONE if len(service.requests) % 2 == 0 else TWO
     claude = quick(service)
     async with claude_server(tmp_path, service, claude, {"raw": raw()}) as live:
@@ -316,7 +316,7 @@ async def test_one_connection_serves_one_run_after_the_other(tmp_path: Path, ser
 # --- titles
 
 
-async def test_a_title_is_made_by_the_cheaper_model(live: Live, service: StandIn) -> None:
+async def test_a_title_is_generated_by_the_title_model(live: Live, service: StandIn) -> None:
     thread = await live.thread()
     await live.post(thread, "What is an *event log*?")
     assert (await live.http.post(f"{thread}/generate_title")).json()["title"] == "A Fine Title"
@@ -328,7 +328,7 @@ async def test_a_title_is_made_by_the_cheaper_model(live: Live, service: StandIn
 @pytest.mark.parametrize(
     "reply", [Refusal(529, "overloaded_error"), Refusal(401, "authentication_error"), "", ' "" ', DONE]
 )
-async def test_a_title_that_the_model_does_not_make_is_the_first_words(
+async def test_without_a_title_from_the_model_the_first_words_are_the_title(
     live: Live, service: StandIn, reply: Any
 ) -> None:
     service.title = reply
@@ -341,7 +341,7 @@ async def test_a_title_that_the_model_does_not_make_is_the_first_words(
     ("reply", "title"),
     [("A \ud83e fox", "A \ufffd fox"), ("NUL\0", "NUL"), ("x" * 300, "x" * 99 + "…"), ("A\nB", "A B")],
 )
-async def test_a_title_by_the_model_is_sanitized(live: Live, service: StandIn, reply: str, title: str) -> None:
+async def test_a_title_from_the_model_is_sanitized(live: Live, service: StandIn, reply: str, title: str) -> None:
     service.title = reply
     thread = await live.thread()
     await live.post(thread, "Hello?")

@@ -1,4 +1,4 @@
-"""The failure table: what the model's service does, and what the client sees, what is kept, and what comes after."""
+"""The failure table: what the model's service does, what the client receives, what is stored, and what follows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.shapes import is_message, is_problem
 
 HALF = says(text("Half ", "of it", " is here"))
 BEFORE, AFTER = 3, 5
-"""How many events come before the first delta, and up to the second one."""
+"""The number of events before the first delta, and up to the second one."""
 
 JSON = dict[str, Any]
 Row = tuple[Reply, int, str, bool, str | None]
@@ -61,7 +61,7 @@ HOPELESS: dict[str, Row] = {
     "refused in the stream": (HALF.ends("invalid_request_error", BEFORE), 502, "agent_failed", False, None),
 }
 
-# after the first token: not asked again, the partial answer is kept
+# after the first token: not requested again, the partial answer is stored
 AFTER_THE_FIRST: dict[str, Row] = {
     "error event": (HALF.ends("overloaded_error", AFTER), 503, "agent_overloaded", True, "2"),
     "error event, other": (HALF.ends("api_error", AFTER), 502, "agent_failed", True, None),
@@ -77,7 +77,7 @@ AFTER_THE_FIRST: dict[str, Row] = {
 
 @pytest.fixture(scope="module")
 async def live(tmp_path_factory: pytest.TempPathFactory, started: StandIn, claude: Claude) -> AsyncIterator[Live]:
-    """Beside the default agent's kind there are others.
+    """The default agent's kind, and others beside it.
 
     `hasty`: a third of a second of silence is a stall; for streams that stall on purpose. `nowhere`: its service is
     not there. `pictures`: shows a broken one.
@@ -101,14 +101,14 @@ async def live(tmp_path_factory: pytest.TempPathFactory, started: StandIn, claud
 
 
 async def _thread(live: Live, reply: Reply) -> str:
-    """A thread with an agent that has patience, unless the reply stalls."""
+    """A thread with an agent whose stall limit is long, unless the reply stalls."""
     if isinstance(reply, Stream) and reply.ending == "stall":
         return await live.thread((await live.agent(kind="hasty", mcp_servers=["raw"]))["id"])
     return await live.thread()
 
 
-async def _fails(live: Live, service: StandIn, row: Row, kept: str, attempts: int) -> None:
-    """Post twice, as JSON and as a stream; both are told the same, all is kept, and the thread goes on."""
+async def _fails(live: Live, service: StandIn, row: Row, stored: str, attempts: int) -> None:
+    """Post twice, as JSON and as a stream: both report the same, everything is stored, and the thread goes on."""
     reply, status, code, retryable, retry_after = row
     service.otherwise = lambda request: reply
     thread = await _thread(live, reply)
@@ -127,7 +127,7 @@ async def _fails(live: Live, service: StandIn, row: Row, kept: str, attempts: in
     assert [message["role"] for message in (await live.get(thread))["messages"]] == ["user", "assistant"] * 2
     for message in (await live.get(thread))["messages"][1::2]:
         run = is_message(message)["metadata"]["run"]
-        assert (message["content"], run["status"]) == (kept, "failed")
+        assert (message["content"], run["status"]) == (stored, "failed")
         assert run["error"] == {**error, "detail": problem["detail"]}
     assert stream[-1].data["message"] == (await live.get(thread))["messages"][-1]
 
@@ -137,28 +137,26 @@ async def _fails(live: Live, service: StandIn, row: Row, kept: str, attempts: in
 
 
 @pytest.mark.parametrize("name", BEFORE_THE_FIRST)
-async def test_a_failure_before_the_first_token_is_tried_again_and_then_told(
+async def test_a_failure_before_the_first_token_is_retried_and_then_reported(
     live: Live, service: StandIn, name: str
 ) -> None:
     await _fails(live, service, BEFORE_THE_FIRST[name], "", ATTEMPTS)
 
 
 @pytest.mark.parametrize("name", HOPELESS)
-async def test_what_cannot_be_mended_is_told_at_once(live: Live, service: StandIn, name: str) -> None:
+async def test_a_permanent_failure_is_reported_without_a_retry(live: Live, service: StandIn, name: str) -> None:
     await _fails(live, service, HOPELESS[name], "", 1)
 
 
 @pytest.mark.parametrize("name", AFTER_THE_FIRST)
-async def test_a_failure_after_the_first_token_keeps_what_was_said(live: Live, service: StandIn, name: str) -> None:
+async def test_a_failure_after_the_first_token_leaves_the_text_stored(live: Live, service: StandIn, name: str) -> None:
     row = AFTER_THE_FIRST[name]
-    kept = "Half of it is here" if name.endswith("last event") else "Half of it"
-    await _fails(live, service, row, kept, 1)
+    stored = "Half of it is here" if name.endswith("last event") else "Half of it"
+    await _fails(live, service, row, stored, 1)
 
 
 @pytest.mark.parametrize("name", BEFORE_THE_FIRST)
-async def test_a_failure_before_the_first_token_that_passes_is_not_seen(
-    live: Live, service: StandIn, name: str
-) -> None:
+async def test_a_passing_failure_before_the_first_token_is_not_visible(live: Live, service: StandIn, name: str) -> None:
     reply = BEFORE_THE_FIRST[name][0]
     service.will(reply, reply, says(text("Whole.")))
     stream = await live.streamed(await _thread(live, reply), "Hello?")
@@ -167,23 +165,21 @@ async def test_a_failure_before_the_first_token_that_passes_is_not_seen(
     assert stream[-1].data["message"]["content"] == "Whole."
 
 
-async def test_a_long_wait_is_passed_on_to_the_client_and_not_waited_out(live: Live, service: StandIn) -> None:
+async def test_a_long_retry_after_is_passed_on_to_the_client(live: Live, service: StandIn) -> None:
     service.will(LIMITED)
     stream = await live.streamed(await live.thread(), "Hello?")
     assert stream[-1].data["error"]["retry_after"] == 17
     assert stream[-1].data["message"]["metadata"]["run"]["error"]["retry_after"] == 17
 
 
-async def test_a_tool_call_that_was_cut_off_is_no_token_yet(live: Live, service: StandIn) -> None:
+async def test_a_tool_call_that_is_cut_off_is_retried(live: Live, service: StandIn) -> None:
     call = says(use("echo", {"text": "hello"}))
     service.will(call.ends("cut", len(call.events) - 3), says(text("Never mind.")))
     answer = (await live.post(await live.thread(), "Hello?")).json()
     assert (answer["content"], answer["tool_calls"]) == ("Never mind.", [])
 
 
-async def test_text_and_the_error_behind_it_in_one_piece_of_the_wire_are_both_told(
-    live: Live, service: StandIn
-) -> None:
+async def test_text_and_an_error_in_the_same_chunk_are_both_published(live: Live, service: StandIn) -> None:
     error = {"type": "error", "error": {"type": "overloaded_error", "message": ""}}
     service.will(Stream([*HALF.events[:AFTER], error], joined=True))
     thread = await live.thread()
@@ -191,13 +187,13 @@ async def test_text_and_the_error_behind_it_in_one_piece_of_the_wire_are_both_to
     assert (await live.get(thread))["messages"][-1]["content"] == "Half of it"
 
 
-async def test_a_service_that_is_not_there_is_told(live: Live) -> None:
+async def test_an_unreachable_service_is_reported(live: Live) -> None:
     thread = await live.thread((await live.agent(kind="nowhere"))["id"])
     answer = await live.post(thread, "Hello?")
     assert is_problem(answer, 502, "agent_failed", "thread_id", "message_id", "retryable")["retryable"]
 
 
-async def test_a_wrong_key_and_a_wrong_address_are_told_by_the_real_check(tmp_path: Path, service: StandIn) -> None:
+async def test_a_wrong_key_and_a_wrong_address_are_reported(tmp_path: Path, service: StandIn) -> None:
     no_tools = mcp_file(tmp_path, {})
     where = service.url
     async with live_server(tmp_path, anthropic_api_key="wrong", anthropic_base_url=where, mcp_config=no_tools) as live:
@@ -222,7 +218,7 @@ async def test_a_thread_that_is_too_long_for_the_model_goes_on_with_what_fits(li
     assert len(last["messages"]) > 1
 
 
-async def test_a_question_that_alone_is_too_long_is_told_and_does_not_brick_the_thread(
+async def test_a_message_that_alone_is_too_long_is_reported_and_the_thread_goes_on(
     live: Live, service: StandIn
 ) -> None:
     service.overlong = 20_000
@@ -251,7 +247,7 @@ async def test_cancelling_in_mid_stream_closes_the_connection_to_the_service(liv
     assert service.refused == []
 
 
-async def test_a_client_that_goes_away_does_not_end_the_answer(live: Live, service: StandIn) -> None:
+async def test_a_client_that_disconnects_does_not_end_the_answer(live: Live, service: StandIn) -> None:
     gate = Gate()
     service.will(HALF.waits(AFTER, gate))
     thread = await live.thread()
@@ -273,15 +269,15 @@ CLOSING = says(text("That ", "was it."))
 
 ANSWER = (EVENTFUL, CLOSING)
 EVENTS = [(round_, at) for round_, reply in enumerate(ANSWER) for at in range(len(reply.events))]
-"""Every place where the answer, a round with tools and the closing one, may be interrupted."""
+"""Every place where the answer can be interrupted: in a round with tools, and in the last round."""
 TOGETHER = 3
-"""So many interruptions one thread has to bear; the threads go side by side, for most of the time is waiting."""
+"""How many interruptions one thread has. The threads run concurrently, since they mostly wait."""
 
 Interrupt = Callable[[int, int], Reply]
 
 
 def _interrupted(by: Interrupt) -> Callable[[JSON], Reply]:
-    """What the service says to each request; where it is interrupted is written in the question."""
+    """The service's response to each request; the message names the place of the interruption."""
 
     def reply(request: JSON) -> Reply:
         asked = [turn["content"][-1] for turn in request["messages"] if turn["role"] == "user"]
@@ -346,9 +342,7 @@ async def test_a_run_that_is_cancelled_at_any_event_leaves_a_thread_that_goes_on
     assert service.refused == []
 
 
-async def test_a_picture_that_the_service_cannot_read_is_refused_once_and_then_left_out(
-    live: Live, service: StandIn
-) -> None:
+async def test_a_picture_that_the_service_rejects_is_omitted_from_then_on(live: Live, service: StandIn) -> None:
     thread = await live.thread((await live.agent(kind="pictures"))["id"])
     assert (await live.post(thread, "show")).status_code == 201
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""What the model is told of random threads: always valid, always the same, in the run as afterwards."""
+"""Requests of random threads: always valid, always the same, during the run as afterwards."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def result(dice: random.Random) -> dict[str, Any]:
 
 
 def called(dice: random.Random) -> ToolCall:
-    """A call with a result, an error, a blank error, or none of them: interrupted."""
+    """A call with a result, an error, a blank error, or none of them because it was interrupted."""
     call = ToolCall(dice.choice(NAMES), dice.choice([{}, {"a": [1]}, {"n": 2**70}, {"": None}]))
     match dice.randrange(4):
         case 0:
@@ -75,7 +75,7 @@ def called(dice: random.Random) -> ToolCall:
 
 
 def answer(dice: random.Random) -> Message:
-    """An assistant's message as a store may hold it: by a run or not, whole or repaired."""
+    """An assistant's message as a store may contain it: from a run or not, complete or repaired."""
     content = "".join(dice.choice(TEXTS) for _ in range(dice.randrange(4)))
     calls = [called(dice) for _ in range(dice.choice([0, 0, 1, 2, 5]))]
     known, round_, offset = [], 0, 0
@@ -124,13 +124,13 @@ def test_any_stored_thread_makes_a_valid_request(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_same_thread_is_always_told_in_the_same_bytes(seed: int) -> None:
+def test_the_same_thread_always_makes_the_same_bytes(seed: int) -> None:
     messages = thread(random.Random(seed), 20)
     assert json.dumps(build_history(messages, 3_000)) == json.dumps(build_history(messages, 3_000))
 
 
 @pytest.mark.parametrize("seed", range(40))
-async def test_a_run_tells_of_its_own_message_as_it_is_told_of_afterwards(seed: int) -> None:
+async def test_a_run_sends_its_own_message_as_later_runs_send_it(seed: int) -> None:
     dice = random.Random(seed)
     question = message("user", "What?")
     builder = builder_of([question])
@@ -163,7 +163,7 @@ async def test_a_run_tells_of_its_own_message_as_it_is_told_of_afterwards(seed: 
         assert afterwards[len(before)]["content"][: len(last["content"])] == last["content"]
 
 
-def test_neighbouring_answers_without_words_do_not_change_what_stands_before_them() -> None:
+def test_adjacent_empty_answers_do_not_change_the_turns_before_them() -> None:
     question, empty = message("user", "What?"), message("assistant", "", status="failed", tool_calls=[])
     turns = build_history([question, empty, message("user", "And?")], 1000)
     assert [block["text"] for block in turns[0]["content"]] == ["What?", "And?"]
@@ -173,25 +173,25 @@ def test_neighbouring_answers_without_words_do_not_change_what_stands_before_the
 
 
 def growing(length: int, size: int) -> list[Message]:
-    """A thread of questions and answers of that many characters each."""
+    """A thread of questions and answers with that many characters each."""
     return [
         message("user" if index % 2 == 0 else "assistant", f"{index} " + "z" * size, index) for index in range(length)
     ]
 
 
-def said(turns: Turns) -> list[int]:
-    """The numbers of the messages that are told of."""
+def included(turns: Turns) -> list[int]:
+    """The numbers of the messages that are included."""
     texts = [block["text"] for turn in turns for block in turn["content"]]
     return [int(text.split()[0]) for text in texts if text[0] in string.digits]
 
 
 @pytest.mark.parametrize(("budget", "window"), [(20_000, 10**9), (10**9, 100)])
-def test_what_is_left_out_is_said_and_the_prefix_moves_rarely_as_the_thread_grows(budget: int, window: int) -> None:
+def test_omitted_messages_are_noted_and_the_prefix_moves_rarely_as_the_thread_grows(budget: int, window: int) -> None:
     messages, starts = growing(601, 600), []
     for end in range(1, len(messages), 2):
         given = messages[max(0, end - window) : end]
         turns = build_history(given, budget, earlier=end > window)
-        numbers = said(turns)
+        numbers = included(turns)
         assert numbers == list(range(numbers[0], end)), "the newest, without a hole"
         assert numbers[0] % 2 == 0, "a whole turn begins with its question"
         assert sum(len(block["text"]) for turn in turns for block in turn["content"]) < budget * 3
@@ -203,20 +203,20 @@ def test_what_is_left_out_is_said_and_the_prefix_moves_rarely_as_the_thread_grow
     assert len(cut) > 240
     assert moves < len(cut) / 6, "what is cached is used again and again"
     held = [end - start for start, end in zip(starts, range(1, 601, 2), strict=True) if start]
-    assert min(held) >= 45, "about half of what fits is always told"
+    assert min(held) >= 45, "about half of what fits is always included"
 
 
-def test_the_last_message_is_always_told_however_long_it_is() -> None:
+def test_the_last_message_is_always_included_however_long_it_is() -> None:
     turns = build_history([*growing(4, 10), message("user", "9 " + "z" * 10_000)], 100)
-    assert said(turns) == [9]
+    assert included(turns) == [9]
 
 
-def test_tools_have_valid_names_and_no_two_share_one() -> None:
+def test_tools_have_valid_and_different_names() -> None:
     assert len({model_name(name) for name in NAMES}) == len(NAMES)
     assert model_name("get-time_2") == "get-time_2"
 
 
-def test_calls_of_one_round_stand_together_behind_the_text_before_them() -> None:
+def test_calls_of_one_round_come_together_after_the_text_before_them() -> None:
     calls = [ToolCall("a", {}, {"x": 1}), ToolCall("b", {}, error="No."), ToolCall("c", {})]
     known = [{"round": 0, "offset": 3}, {"round": 0, "offset": 3}, {"round": 1, "offset": 3}]
     turns = message_turns(message("assistant", "OneTwo", status="failed", tool_calls=known, calls=calls))

@@ -1,4 +1,4 @@
-"""What the server adds to the first token, with a warm pool: the model, the server and the client, each a process."""
+"""The server's share of the time to the first token, with a warm pool: model, server and client are processes."""
 
 import statistics
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.support.mcp_pool import raw
 BOUND_MS = 15
 POSTS = 20
 TRIES = 6
-"""The best of so many medians counts: what other processes do on the machine can only add to it."""
+"""The smallest of so many medians counts: other processes on the machine only add to it."""
 
 
 async def test_the_server_adds_less_than_fifteen_milliseconds_to_the_first_token(tmp_path: Path) -> None:

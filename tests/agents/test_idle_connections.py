@@ -1,4 +1,4 @@
-"""Connections to a model's service that it closes when they have been idle for a while."""
+"""Connections to a model's service that closes idle connections."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.claude_runs import AGENT, Tools, message
 from tests.support.claude_server import quick
 
 
-async def test_no_request_goes_out_on_a_connection_that_the_service_is_about_to_close(
+async def test_no_request_is_sent_on_a_connection_that_the_service_is_about_to_close(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(claude, "IDLE_SECONDS", claude.IDLE_SECONDS / 5)

@@ -1,4 +1,4 @@
-"""Real MCP servers that nobody here wrote, behind the pool: over stdio, over HTTP, many runs, deaths."""
+"""Third-party MCP servers behind the pool: over stdio and HTTP, in many runs, killed and restarted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DONE = says(text("Done."))
 
 
 class Http:
-    """The counting server in a process of its own; it keeps its port when it is started again."""
+    """The counting server in a process of its own; a restart keeps its port."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -74,7 +74,7 @@ async def started_http() -> AsyncIterator[Http]:
 
 @pytest.fixture
 async def http(started_http: Http) -> Http:
-    """One for all tests, for its start takes a second or two; whoever ended it is followed by another."""
+    """All tests share one server, since its start takes a second or two; one that was killed is replaced."""
     assert started_http.process is not None
     if started_http.process.returncode is not None:
         await started_http.start()
@@ -91,7 +91,7 @@ async def pool(**servers: Server) -> AsyncIterator[Pool]:
 
 
 async def asked(live: Live, thread: str, words: str) -> dict[str, Any]:
-    """The answer, which must be one."""
+    """The body of a successful answer."""
     answer = await live.post(thread, words)
     assert answer.status_code == 201, answer.text
     return dict(answer.json())
@@ -114,8 +114,8 @@ async def test_two_agents_with_different_servers_work_at_once(
             else says(use("add", {"a": 2, "b": 40}))
         )
         for _ in range(2):
-            told, added = await asyncio.gather(live.post(clock, "What time?"), live.post(adder, "How much?"))
-            assert "21:00" in str(told.json()["tool_calls"][0]["result"])
+            asked, added = await asyncio.gather(live.post(clock, "What time?"), live.post(adder, "How much?"))
+            assert "21:00" in str(asked.json()["tool_calls"][0]["result"])
             assert added.json()["tool_calls"][0]["result"] == {"result": 42}
         asked = [{tool["name"] for tool in request["tools"]} for request in service.requests]
         assert {"convert_time", "get_current_time"} in asked
@@ -142,9 +142,9 @@ async def test_pictures_and_resources_of_a_tool_are_kept_and_shown_to_the_model(
             {"type": "resource", "resource": {"uri": "harbour://chart", "mimeType": "image/png", "blob": PICTURE}},
         ]
     }
-    (told,) = service.requests[-1]["messages"][-1]["content"]
-    assert (told["type"], told.get("is_error", False)) == ("tool_result", False)
-    assert told["content"] == [
+    (block,) = service.requests[-1]["messages"][-1]["content"]
+    assert (block["type"], block.get("is_error", False)) == ("tool_result", False)
+    assert block["content"] == [
         {"type": "text", "text": "This is what I see."},
         picture,
         {"type": "text", "text": "harbour://log\n417 herons at Ærø"},
@@ -159,16 +159,16 @@ async def test_text_and_images_beside_structured_content_reach_the_record_and_th
     async with claude_server(tmp_path, service, claude, {"raw": raw()}) as live:
         thread = await live.thread()
         service.will(says(use("both", {"picture": PICTURE}), use("both", {"picture": PICTURE, "own": True})), DONE)
-        said, own = (await asked(live, thread, "What do you see?"))["tool_calls"]
-        assert (await live.get(thread))["messages"][-1]["tool_calls"] == [said, own]
+        other, own = (await asked(live, thread, "What do you see?"))["tool_calls"]
+        assert (await live.get(thread))["messages"][-1]["tool_calls"] == [other, own]
         service.will(DONE)
         await asked(live, thread, "And now?")
     rows, image = {"rows": [1, 2]}, {"type": "image", "data": PICTURE, "mimeType": "image/png"}
-    assert said["result"] == {"structuredContent": rows, "content": [{"type": "text", "text": "Two rows."}, image]}
+    assert other["result"] == {"structuredContent": rows, "content": [{"type": "text", "text": "Two rows."}, image]}
     assert own["result"] == {"structuredContent": rows, "content": [image]}
     shown = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PICTURE}}
-    told = [block["content"] for block in service.requests[-2]["messages"][-1]["content"]]
-    assert told == [
+    contents = [block["content"] for block in service.requests[-2]["messages"][-1]["content"]]
+    assert contents == [
         [{"type": "text", "text": '{"rows":[1,2]}'}, {"type": "text", "text": "Two rows."}, shown],
         [{"type": "text", "text": '{"rows":[1,2]}'}, shown],
     ]
@@ -249,9 +249,9 @@ async def test_a_server_killed_in_mid_call_costs_that_call_and_comes_back(
             await http.kill()
             rest = b"".join([data async for data in stream])
         assert b"run.completed" in rest
-        waited, told = (await live.get(thread))["messages"][-1]["tool_calls"]
+        waited, after = (await live.get(thread))["messages"][-1]["tool_calls"]
         assert "http" in waited["error"]
-        assert told["error"] is None
+        assert after["error"] is None
 
         service.will(says(use("get_current_time", {"timezone": "UTC"})), DONE)
         assert (await asked(live, thread, "And now?"))["tool_calls"][0]["error"] is None

@@ -1,4 +1,4 @@
-"""Requests to a model's service: how many at once, and where a redirect may lead."""
+"""Requests to a model's service: how many at the same time, and which redirects are followed."""
 
 from __future__ import annotations
 

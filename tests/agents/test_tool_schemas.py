@@ -1,4 +1,4 @@
-"""One tool whose schema a model's service refuses must not cost an agent its answers."""
+"""A tool whose schema the model's service rejects must not fail an agent's answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BAD: dict[str, dict[str, Any]] = {
 
 
 class Two(Tools):
-    """A good tool and a bad one, as an author's own toolbox may offer them."""
+    """A valid tool and an invalid one, as a third-party toolbox may offer them."""
 
     def __init__(self, bad: dict[str, Any]) -> None:
         draft = {"$schema": "http://json-schema.org/draft-04/schema#"}
@@ -34,7 +34,7 @@ class Two(Tools):
 
 
 @pytest.mark.parametrize("why", BAD)
-async def test_a_tool_that_the_service_would_refuse_is_left_out(service: StandIn, claude: Claude, why: str) -> None:
+async def test_a_tool_that_the_service_would_reject_is_skipped(service: StandIn, claude: Claude, why: str) -> None:
     run = Run(new_id(), Principal("o", "u"), AGENT, [message("user", "Hello")], RunTools(Two(BAD[why])))
     parts = [part async for part in claude.reply(run) if not isinstance(part, Ended)]
     assert parts == [Text("Fine.")]

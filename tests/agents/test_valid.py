@@ -1,4 +1,4 @@
-"""The stand-in itself: it refuses what the API refuses."""
+"""The stand-in itself: it rejects what the API rejects."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def picture(data: str, kind: str = "image/png") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("good", [request(HELLO), request(HELLO, USE, RESULT)])
-def test_good_requests_pass(good: Any) -> None:
+def test_valid_requests_are_accepted(good: Any) -> None:
     assert faults(good) == []
 
 
@@ -61,5 +61,5 @@ def test_good_requests_pass(good: Any) -> None:
         request(HELLO, max_tokens=0),
     ],
 )
-def test_wrong_requests_are_refused(wrong: Any) -> None:
+def test_invalid_requests_are_rejected(wrong: Any) -> None:
     assert faults(wrong)

@@ -1,4 +1,4 @@
-"""The bundled MCP server: what its tools answer, and that the process behaves. One process serves this whole file."""
+"""The bundled MCP server: the results of its tools, and its process. One process serves this whole file."""
 
 import json
 import subprocess
@@ -45,14 +45,14 @@ async def test_it_offers_four_tools_with_descriptions(tools: Toolbox) -> None:
 
 
 async def test_the_time_is_that_of_the_zone(tools: Toolbox) -> None:
-    told = await result(tools, "current_time", {"timezone": "Asia/Tokyo"})
-    assert told["timezone"] == "Asia/Tokyo"
-    assert told["utc_offset"] == "+0900"
-    assert told["datetime"].endswith("+09:00")
+    time = await result(tools, "current_time", {"timezone": "Asia/Tokyo"})
+    assert time["timezone"] == "Asia/Tokyo"
+    assert time["utc_offset"] == "+0900"
+    assert time["datetime"].endswith("+09:00")
 
 
 @pytest.mark.parametrize("zone", ["Mars/Base", "America", "../etc/passwd", "/etc/passwd", "", "a\0b"])
-async def test_an_unknown_zone_is_an_error_in_words(tools: Toolbox, zone: str) -> None:
+async def test_an_unknown_zone_is_an_error(tools: Toolbox, zone: str) -> None:
     assert "There is no time zone named" in str((await call(tools, "current_time", {"timezone": zone})).error)
 
 
@@ -78,7 +78,7 @@ async def test_arithmetic_is_computed(tools: Toolbox, expression: str, value: fl
         ("9" * 400, "too large"), ("1\0", "not an arithmetic"), ("", "not an arithmetic"), ("1j", "not an arithmetic"),
     ],
 )  # fmt: skip
-async def test_what_is_not_arithmetic_or_too_large_is_an_error(tools: Toolbox, expression: str, words: str) -> None:
+async def test_an_invalid_or_too_large_expression_is_an_error(tools: Toolbox, expression: str, words: str) -> None:
     completed = await call(tools, "calculate", {"expression": expression})
     assert words in str(completed.error)
     if words:
@@ -104,11 +104,11 @@ async def test_a_slow_task_has_bounds(tools: Toolbox) -> None:
 
 
 def test_the_process_writes_only_protocol_and_ends_with_its_stdin() -> None:
-    said = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping"})
+    request = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping"})
     done = subprocess.run(
         [sys.executable, "-m", "agent_chat.agents.demo_tools"],
         cwd=ROOT,
-        input=f"{said}\nnonsense\n",
+        input=f"{request}\nnonsense\n",
         capture_output=True,
         text=True,
         timeout=10,

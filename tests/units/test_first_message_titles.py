@@ -42,11 +42,11 @@ async def title(*messages: Message) -> str:
         (" \n ", "New thread"),
     ],
 )
-async def test_a_title_is_the_plain_words_of_the_message(content: str, expected: str) -> None:
+async def test_a_title_is_the_plain_text_of_the_message(content: str, expected: str) -> None:
     assert await title(message(content)) == expected
 
 
-async def test_a_long_message_is_cut_between_words_and_says_so() -> None:
+async def test_a_long_message_is_cut_between_words_and_the_cut_is_marked() -> None:
     made = await title(message("seven letters and words, " * 50))
     assert made == "seven letters and words, seven letters and words, seven…"
     assert len(made) <= LENGTH
@@ -57,15 +57,15 @@ async def test_it_is_the_first_message_of_the_user() -> None:
     assert made == "First"
 
 
-async def test_a_file_without_words_gives_its_name() -> None:
+async def test_a_message_without_text_has_the_title_of_its_first_file() -> None:
     assert await title(message("", attachments=[new_file("t", filename="report.pdf").attachment])) == "report.pdf"
 
 
-async def test_nothing_said_is_a_new_thread() -> None:
+async def test_a_thread_without_text_is_a_new_thread() -> None:
     assert await title() == "New thread"
 
 
-async def test_a_megabyte_of_marks_is_no_trouble() -> None:
+async def test_a_megabyte_of_markdown_is_converted_quickly() -> None:
     for marks in ("[", "*", "`", "**a ", "- ", "> ", "\n"):
         assert len(await title(message(marks * (1_000_000 // len(marks))))) <= LENGTH
 
@@ -94,7 +94,7 @@ PIECES = [
 
 
 async def test_no_message_takes_long() -> None:
-    """On an event loop that others share; the best of three, since other processes have the core too."""
+    """The best of three measurements counts, since other processes use the core too."""
     for piece in [*PIECES, *map("".join, itertools.pairwise(PIECES))]:
         given = message(piece * 2_000)
         took = [await _seconds(given) for _ in range(3)]

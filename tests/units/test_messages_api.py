@@ -1,4 +1,4 @@
-"""What a model's stream becomes, whatever a gateway does to it."""
+"""Decoding a model's stream, whatever a gateway does to it."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_block_of_an_unknown_type_may_have_fields_of_any_type(field: str, valu
         b'data: {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "\xff"}}\n\n',
     ],
 )
-def test_what_cannot_be_read_is_a_failure(data: bytes) -> None:
+def test_a_stream_that_cannot_be_decoded_is_a_failure(data: bytes) -> None:
     response = StreamedResponse()
     assert response.feed(data) == []
     assert response.failure is not None
@@ -122,7 +122,7 @@ def test_a_line_may_be_cut_anywhere() -> None:
         assert response.complete
 
 
-def test_a_line_without_an_end_is_refused_in_linear_time() -> None:
+def test_a_line_without_an_end_is_rejected_in_linear_time() -> None:
     response, piece, taken_bytes = StreamedResponse(), b"x" * 4096, 0
     before = time.process_time()
     while response.failure is None:
@@ -132,14 +132,14 @@ def test_a_line_without_an_end_is_refused_in_linear_time() -> None:
     assert RESPONSE_BYTES < taken_bytes <= RESPONSE_BYTES + len(piece)
 
 
-def test_what_is_complete_before_a_line_without_an_end_is_shown() -> None:
+def test_complete_lines_before_a_line_without_an_end_are_decoded() -> None:
     response = StreamedResponse()
     assert response.feed(b"".join(text("Hello.")) + b"x" * (RESPONSE_BYTES + 1)) == [Text("Hello.")]
     assert response.failure is not None
 
 
 @pytest.mark.parametrize("fields", [("input_json_delta", "partial_json"), ("thinking_delta", "thinking")])
-def test_arguments_and_thinking_without_an_end_are_refused(fields: tuple[str, str]) -> None:
+def test_arguments_and_thinking_without_an_end_are_rejected(fields: tuple[str, str]) -> None:
     kind, field = fields
     response, count = StreamedResponse(), 0
     piece = delta(type=kind, **{field: "x" * 2**20})

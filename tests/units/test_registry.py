@@ -1,4 +1,4 @@
-"""Kinds of agents from other packages, by the very example that the README gives."""
+"""Kinds of agents from other packages: the example in the README."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, name, raising=False)
 
 
-async def test_the_readmes_agent_is_found_and_answers(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_agent_of_the_readme_is_found_and_replies(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mcp_toolbox, "READY_SECONDS", 20.0)  # the tool server may start slowly on a busy machine
     pool = Pool(read_servers(None, {}))
     try:
@@ -60,13 +60,13 @@ async def test_a_given_kind_comes_before_an_installed_one(installed: None) -> No
         assert registry["echo"] is own
 
 
-def test_a_kind_that_is_not_there_is_told_in_words() -> None:
+def test_a_missing_kind_is_an_error_for_the_client() -> None:
     with pytest.raises(AgentError, match="no agents of kind 'vanished'"):
         Registry({}).kind("vanished")
     assert AGENT.kind == "demo"
 
 
-async def test_a_broken_entry_point_is_left_out_with_a_warning(
+async def test_a_broken_entry_point_is_skipped_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     package = tmp_path / "broken-1.dist-info"
