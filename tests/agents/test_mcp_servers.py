@@ -114,8 +114,8 @@ async def test_two_agents_with_different_servers_work_at_once(
             else says(use("add", {"a": 2, "b": 40}))
         )
         for _ in range(2):
-            asked, added = await asyncio.gather(live.post(clock, "What time?"), live.post(adder, "How much?"))
-            assert "21:00" in str(asked.json()["tool_calls"][0]["result"])
+            time_response, added = await asyncio.gather(live.post(clock, "What time?"), live.post(adder, "How much?"))
+            assert "21:00" in str(time_response.json()["tool_calls"][0]["result"])
             assert added.json()["tool_calls"][0]["result"] == {"result": 42}
         asked = [{tool["name"] for tool in request["tools"]} for request in service.requests]
         assert {"convert_time", "get_current_time"} in asked
