@@ -25,7 +25,7 @@ from agent_chat.server.http.allowed_hosts import AllowedHosts
 from agent_chat.server.http.auth import Authentication, Authenticator
 from agent_chat.server.http.auth_failures import AuthFailures
 from agent_chat.server.http.connections import Connections
-from agent_chat.server.http.front import Front, Running
+from agent_chat.server.http.front import Front, LifespanState
 from agent_chat.server.http.openapi import APIDescription
 from agent_chat.server.http.problems import EXPECTED, respond
 from agent_chat.server.http.request_log import RequestLog
@@ -128,7 +128,7 @@ def create_app(
     servers = read_servers(settings.mcp_config, environment())
     blobs = open_blobs(settings.blobs_url, settings.data_dir)
     setup = Setup(settings, servers, blobs, {**KINDS, **(kinds or {})}, backends, limits, timing, connect_tools)
-    running = Running()
+    running = LifespanState()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:

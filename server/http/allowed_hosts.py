@@ -1,6 +1,6 @@
-"""The guard against other names in the Host header (CHAT_HOSTS): `hosts.py` says why and which names are allowed.
+"""Middleware that refuses requests for other host names (CHAT_HOSTS); `hosts.py` explains why and matches the names.
 
-Pure ASGI, behind `RequestLog`, so that a refusal has its log line and is counted. It does not wrap `send`.
+Pure ASGI, inside `RequestLog`, so that refusals are logged and counted. It does not wrap `send`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _PROBES = ("/healthz", "/readyz")
 
 
 class AllowedHosts:
-    """Refuses requests whose Host header is none of `hosts`, if there are any.
+    """Refuses requests whose Host header is not in `hosts`; an empty `hosts` allows all.
 
-    Probes are exempt: they come by address.
+    Health checks are exempt, because they use the address instead of a name.
     """
 
     def __init__(self, app: ASGIApp, *, hosts: Sequence[str]) -> None:
@@ -30,16 +30,16 @@ class AllowedHosts:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what is addressed to an allowed host; refuse the rest."""
-        if scope["type"] == "lifespan" or not self._hosts or self._is_addressed(scope):
+        if scope["type"] == "lifespan" or not self._hosts or self._is_allowed(scope):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
-            scope[REFUSED_STATUS] = 403  # what the server makes of a close before the handshake
+            scope[REFUSED_STATUS] = 403  # what uvicorn sends for a close before the handshake
             await WebSocketClose(1008)(scope, receive, send)
         else:
             detail = "The Host header names another server. The setting CHAT_HOSTS lists the names of this one."
             await Problem(400, "unknown_host", detail).response()(scope, receive, send)
 
-    def _is_addressed(self, scope: Scope) -> bool:
+    def _is_allowed(self, scope: Scope) -> bool:
         if get_route_path(scope) in _PROBES:
             return True
         host = next((value for name, value in scope["headers"] if name == b"host"), b"")

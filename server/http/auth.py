@@ -1,4 +1,4 @@
-"""Who is asking: the credential of a request becomes a Principal before any route is called."""
+"""Authentication: the credential of a request is exchanged for a Principal before any route is called."""
 
 from __future__ import annotations
 
@@ -15,23 +15,27 @@ from agent_chat.server.errors import AuthRateLimited, RateLimited, Unauthenticat
 from agent_chat.server.http.auth_failures import AuthFailures
 from agent_chat.server.http.cookies import is_secure, session_token
 from agent_chat.server.http.problems import problem_of
-from agent_chat.server.http.sse import later
+from agent_chat.server.http.sse import retry_later
 from agent_chat.server.limits import RequestRate
 from agent_chat.server.loop_share import LoopShares
 from agent_chat.server.principals import Credential, Principals
 from agent_chat.stores.errors import StoreUnavailable
 from agent_chat.stores.models import Principal
 
-KEYED = "/api/"
-"""How paths begin that need a credential; all others are open."""
+KEYED_PREFIX = "/api/"
+"""Paths with this prefix need a credential; all others are public."""
 
 
 class Authenticator:
-    """Looks credentials up, and counts those that are wrong.
+    """Resolves credentials and counts the invalid ones.
 
     Args:
-        delay_seconds: how late a wrong key is refused, once its address has sent too many. A client that goes on all
-            the same costs one lookup per connection in that time, where it cost as many as the process could do.
+        delay_seconds: how long the refusal of an invalid key is delayed after its address has sent too many. It limits
+            a client that does not stop to one lookup per connection in that time.
+
+    Attributes:
+        principals: the cache of credentials, in front of the store.
+        failures: the failed authentications of each address.
     """
 
     def __init__(self, principals: Principals, failures: AuthFailures, delay_seconds: float) -> None:
@@ -40,9 +44,15 @@ class Authenticator:
         self._delay_seconds = delay_seconds
 
     async def authenticate(self, connection: HTTPConnection, credential: Credential) -> Principal:
-        """The credential's Principal. Raises: Unauthenticated, AuthRateLimited, StoreUnavailable.
+        """Return the credential's Principal.
 
-        Only keys can be guessed, so only wrong keys are refused by rate: the page must learn that its session ended.
+        Only invalid keys are rate limited, because only keys can be guessed: a browser with an expired session gets a
+        401 in any case, so that the page can show that its session has ended.
+
+        Raises:
+            Unauthenticated: the credential is missing or invalid.
+            AuthRateLimited: the key is invalid and its address has sent too many of them.
+            StoreUnavailable: the credential could not be checked.
         """
         principal = await self.principals.find(credential)
         if principal is not None:
@@ -56,9 +66,9 @@ class Authenticator:
 
 
 class Authentication:
-    """Pure ASGI middleware: a path under /api/ needs a valid credential.
+    """Pure ASGI middleware that requires a valid credential for paths under /api/.
 
-    It sets `scope["principal"]`, and `scope["credential"]` for streams, which may outlive its validity.
+    It sets `scope["principal"]`, and `scope["credential"]` for streams, which can outlive the credential's validity.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -66,7 +76,7 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Authenticate requests for paths that need a key, and pass them on."""
-        if scope["type"] == "http" and get_route_path(scope).startswith(KEYED):
+        if scope["type"] == "http" and get_route_path(scope).startswith(KEYED_PREFIX):
             connection = HTTPConnection(scope)
             try:
                 scope["credential"] = credential = credential_of(connection)
@@ -85,10 +95,10 @@ class Authentication:
 
 
 def _refusal(scope: Scope, error: Exception) -> Response:
-    """The problem; but a watcher that may come back is told so: `server.http.sse.later`."""
+    """Return the problem; a watcher that may reconnect gets a retry hint instead, because an error status is final."""
     watching = scope["method"] == "GET" and scope["path"].endswith("/events")
     final = isinstance(error, Unauthenticated | AuthRateLimited)
-    return later() if watching and not final else problem_of(error).response()
+    return retry_later() if watching and not final else problem_of(error).response()
 
 
 def authenticator_of(connection: HTTPConnection) -> Authenticator:
@@ -97,10 +107,10 @@ def authenticator_of(connection: HTTPConnection) -> Authenticator:
 
 
 def credential_of(connection: HTTPConnection) -> Credential:
-    """The key of `Authorization: Bearer <key>`, else the session of the cookie; an empty secret without either.
+    """Return the key of `Authorization: Bearer <key>`, else the cookie's session. Without either the secret is empty.
 
-    The cookie is SameSite=Strict, but another port of the same host counts as the same site: a browser's request
-    that comes from another origin is refused.
+    The cookie is SameSite=Strict, but browsers count another port of the same host as the same site: the cookie of a
+    request from another origin is ignored.
     """
     header = connection.headers.get("authorization")
     if header is None:
@@ -110,7 +120,7 @@ def credential_of(connection: HTTPConnection) -> Credential:
 
 
 def same_origin(connection: HTTPConnection) -> bool:
-    """False if a browser reports that a page of another origin sends this; scheme, host and port count."""
+    """Return False if the browser reports another origin (scheme, host and port) as the source of the request."""
     origin = connection.headers.get("origin")
     if origin is None:
         return connection.headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
@@ -119,11 +129,11 @@ def same_origin(connection: HTTPConnection) -> bool:
 
 
 def client_address(connection: HTTPConnection) -> str:
-    """The client's address; behind a proxy only if the proxy is trusted (CHAT_FORWARDED_ALLOW_IPS)."""
+    """Return the client's address: the proxy's, unless the proxy is trusted (CHAT_FORWARDED_ALLOW_IPS)."""
     return connection.client.host if connection.client else ""
 
 
 def principal_of(connection: HTTPConnection) -> Principal:
-    """The Principal that the middleware found."""
+    """Return the Principal that the middleware has set."""
     principal: Principal = connection.scope["principal"]
     return principal

@@ -1,7 +1,8 @@
 """Failed authentications, counted per address and minute, and logged as security events.
 
-Keys are long and random, so this is no defence of a key: it bounds what a client with wrong keys costs in log lines,
-and tells its owner to stop. A valid key from the same address keeps working: addresses are shared.
+Keys are long and random, so they need no protection against guessing. The count limits the log lines that a client with
+invalid keys causes, and the 429 shows its owner that something is wrong. Valid keys from the same address are not
+affected, because clients share addresses.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Callable
 
 import msgspec
 
-_SECONDS = 60.0
-_ADDRESSES = 10_000
+_WINDOW_SECONDS = 60.0
+_MAX_ADDRESSES = 10_000
 
 logger = logging.getLogger("chat.security")
 
@@ -25,9 +26,10 @@ class _Window(msgspec.Struct):
 
 
 class AuthFailures:
-    """Counters in bounded memory: beyond 10,000 addresses the one that failed first is dropped.
+    """Counters in bounded memory: above 10,000 addresses the one with the oldest failure is dropped.
 
-    `total`: all failures of this process.
+    Attributes:
+        total: the number of failures in this process.
     """
 
     def __init__(self, per_minute: int, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,21 +42,21 @@ class AuthFailures:
         return len(self._windows)
 
     def record(self, address: str, credential: str) -> float:
-        """Count a failure; the seconds until the address is below the limit again, 0 if it is.
+        """Count a failure. Returns the seconds until the address is below the limit again; 0 if it is below.
 
         Args:
-            credential: what was wrong, `key` or `session`; for the log.
+            credential: the kind of the invalid credential, `key` or `session`, for the log.
         """
         self.total += 1
         network, now = _network(address), self._clock()
         window = self._windows.get(network)
-        if window is None or now >= window.started + _SECONDS:
+        if window is None or now >= window.started + _WINDOW_SECONDS:
             self._windows.pop(network, None)
-            if len(self._windows) >= _ADDRESSES:
+            if len(self._windows) >= _MAX_ADDRESSES:
                 del self._windows[next(iter(self._windows))]
             window = self._windows[network] = _Window(now)
         window.count += 1
-        wait = window.started + _SECONDS - now
+        wait = window.started + _WINDOW_SECONDS - now
         if window.count <= self._per_minute:
             logger.warning("authentication failed", extra={"address": address, "credential": credential})
             return 0.0
@@ -65,7 +67,7 @@ class AuthFailures:
 
 
 def _network(address: str) -> str:
-    """What one client has: an IPv4 address, or an IPv6 network of 64 bits."""
+    """Return what one client controls: an IPv4 address or an IPv6 network of 64 bits."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

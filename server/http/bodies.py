@@ -1,7 +1,7 @@
 """Reads the bodies that clients send: JSON and form fields become the types of `server.inputs`.
 
-Every refusal names the field. msgspec does the types; what it can't say (bytes, nesting, NUL, the server's own
-metadata key) is checked here, the sizes first: what is walked afterwards is small.
+Every error names the field. msgspec checks the types. What types cannot express (sizes in bytes, nesting, NUL
+characters, the server's own metadata key) is checked here: sizes first, so that only small values are traversed.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ METADATA_BYTES = 16 * 2**10
 B = TypeVar("B", bound=Struct)
 
 
-def read(data: bytes, type: type[B], *, files: bool = False) -> B:
-    """Decode and check a JSON body; `files`: some came with it.
+def decode_body(data: bytes, type: type[B], *, files: bool = False) -> B:
+    """Decode and check a JSON body.
+
+    Args:
+        files: whether files were sent with the body; then `content` may be empty.
 
     Raises:
-        MalformedBody: it isn't JSON in UTF-8.
-        InvalidRequest: a field is unknown, missing, of the wrong type, nested too deep or holds a NUL.
-        TooLarge: the content or the metadata is.
+        MalformedBody: the body is not JSON in UTF-8.
+        InvalidRequest: a field is unknown, missing, of the wrong type, nested too deep or contains a NUL character.
+        TooLarge: the content or the metadata exceeds its limit.
     """
     try:
-        return checked(msgspec.json.decode(data, type=type), files=files)
+        return check_body(msgspec.json.decode(data, type=type), files=files)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -41,21 +44,27 @@ def read(data: bytes, type: type[B], *, files: bool = False) -> B:
         raise InvalidRequest("body", f"The body is nested deeper than {NESTING} levels.") from error
 
 
-def checked(body: B, path: str = "", *, files: bool = False) -> B:
-    """The checks that types can't express; `path` goes before the fields' names. `files`: some came with the body.
+def check_body(body: B, path: str = "", *, files: bool = False) -> B:
+    """Check what types cannot express, and return the body.
 
-    Raises: InvalidRequest, TooLarge; RecursionError for metadata nested very deep.
+    Args:
+        path: the prefix of the fields' names in errors.
+        files: whether files were sent with the body; then `content` may be empty.
+
+    Raises:
+        InvalidRequest, TooLarge: as for `decode_body`.
+        RecursionError: the metadata is nested deeper than msgspec can encode.
     """
     _check_sizes(body, path)
     for name in body.__struct_fields__:
         value = getattr(body, name)
         if isinstance(value, MessageCreate):
-            checked(value, f"{path}{name}.")
+            check_body(value, f"{path}{name}.")
         elif value is not UNSET:
-            _walk(value, path + name)
+            _check_values(value, path + name)
     if isinstance(body, MessageCreate):
         if body.metadata is not UNSET and "run" in body.metadata:
-            raise InvalidRequest(f"{path}metadata.run", "The metadata key `run` is the server's.")
+            raise InvalidRequest(f"{path}metadata.run", "The metadata key `run` is reserved for the server.")
         if not (body.content or body.attachments or files):
             raise InvalidRequest(f"{path}content", "The content may be empty only with an attachment.")
     return body
@@ -71,16 +80,16 @@ def _check_sizes(body: Struct, path: str) -> None:
         raise TooLarge(f"{path}metadata", METADATA_BYTES)
 
 
-def message_of(fields: dict[str, str], *, files: bool) -> MessageCreate:
-    """A message that came as form fields: `metadata` and `attachments` are JSON. Raises: as `read`."""
+def decode_form(fields: dict[str, str], *, files: bool) -> MessageCreate:
+    """Decode a message sent as form fields; `metadata` and `attachments` are JSON text. Raises: as `decode_body`."""
     members: dict[str, Any] = {"content": ""} if files else {}
     for name, text in fields.items():
-        members[name] = _json_of(name, text) if name in ("metadata", "attachments") else text
-    return read(msgspec.json.encode(members), MessageCreate, files=files)
+        members[name] = _raw_json(name, text) if name in ("metadata", "attachments") else text
+    return decode_body(msgspec.json.encode(members), MessageCreate, files=files)
 
 
-def _json_of(field: str, text: str) -> msgspec.Raw:
-    """One JSON value, and nothing behind it, as it stands. Raises: InvalidRequest."""
+def _raw_json(field: str, text: str) -> msgspec.Raw:
+    """Return the text of exactly one JSON value, undecoded. Raises: InvalidRequest."""
     try:
         return msgspec.json.decode(text, type=msgspec.Raw)
     except msgspec.DecodeError as error:
@@ -90,7 +99,7 @@ def _json_of(field: str, text: str) -> msgspec.Raw:
 
 
 def _invalid(sentence: str) -> InvalidRequest:
-    """msgspec's sentence, and the field in it: `… - at `$.title`` or `… field `name``."""
+    """Make the error from msgspec's sentence, which names the field: `… - at `$.title`` or `… field `name``."""
     sentence, _, path = sentence.partition(" - at ")
     field = path.strip("`").removeprefix("$").lstrip(".")
     if named := re.search(r"(?:unknown|required) field `(.*)`", sentence, re.DOTALL):
@@ -99,7 +108,7 @@ def _invalid(sentence: str) -> InvalidRequest:
 
 
 class _Place(NamedTuple):
-    """Where a value stands: its parent's place and its step from there. A text only once it must be said."""
+    """A value's place in the body: its parent's place and one step. It becomes text only for an error."""
 
     parent: _Place | None
     step: str | int
@@ -113,14 +122,14 @@ class _Place(NamedTuple):
         return "".join(reversed(steps)).removeprefix(".")
 
 
-def _walk(value: Any, field: str) -> None:
-    """Refuse NULs (BSON keys can't hold them) and deep nesting, without recursion."""
+def _check_values(value: Any, field: str) -> None:
+    """Refuse NUL characters (BSON keys cannot contain them) and deep nesting, without recursion."""
     pending: list[tuple[Any, _Place, int]] = [(value, _Place(None, field), 1)]
     while pending:
         value, place, depth = pending.pop()
         if isinstance(value, str):
             if "\0" in value:
-                raise InvalidRequest(str(place), "Text may not hold NUL characters.")
+                raise InvalidRequest(str(place), "Text may not contain NUL characters.")
         elif depth > NESTING:
             raise InvalidRequest(field, f"{field} is nested deeper than {NESTING} levels.")
         elif isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A request's body in pieces, with a time limit: a client that sends nothing holds its request for 60 s at most."""
+"""A request's body in pieces; a client that sends nothing for 60 s loses its request."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from agent_chat.server.errors import BodyStalled
 from agent_chat.server.timing import Timing
 
 
-async def pieces_of(request: Request) -> AsyncIterator[bytes]:
-    """The body as it arrives. Raises: BodyStalled."""
+async def receive_body(request: Request) -> AsyncIterator[bytes]:
+    """Yield the body's pieces as they arrive. Raises: BodyStalled."""
     seconds = cast(Timing, request.state.timing).body_silence
     stream = request.stream()
     while True:

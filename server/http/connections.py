@@ -1,12 +1,12 @@
-"""What all connections of a process together, and each of them alone, may take: heads, seconds, descriptors.
+"""Limits on connections: bytes of request heads, seconds in one state, and their number in this process.
 
-uvicorn with httptools bounds none of it: 200 MB of headers are buffered, a slow head or an idle socket stays for ever.
-`http_protocol` and `websocket_protocol` are uvicorn's protocols with bounds on bytes; the seconds are kept here. Every
-second each connection is asked for its state; one whose state has not changed for too long is closed. A timer per
-connection was refused: it costs each request, and an attack consists of connections.
+uvicorn with httptools has no such limits: it buffers 200 MB of headers and never closes a slow or an idle socket.
+`protocol` and `websocket_protocol` are uvicorn's protocols with limits on bytes; this module has the limits on time.
+Once a second it reads each connection's state, and closes a connection whose state has not changed for too long. A
+timer per connection was refused: every request would pay for it.
 
-When the process is full, the connection that has waited longest without a request makes room. If all are at work,
-further ones get a 503 and are closed, except that health checks are served.
+When the limit on their number is reached, the connection that has been without a request the longest is closed in favor
+of the new one. If every connection has a request, new ones get a 503 and are closed; health checks are still served.
 """
 
 from __future__ import annotations
@@ -22,22 +22,29 @@ import msgspec
 from agent_chat.server.http.websocket_protocol import Slices
 
 State = tuple[str, int]
-"""What a connection does, and a number that changes with its progress."""
+"""What a connection is doing, and a number that changes with its progress."""
 
 DEFAULT_COUNT = 10_000
 SPARE = 100
-"""Connections beyond the limit that are accepted to be answered with 503, or for a health check."""
+"""How many connections above the limit are accepted, to send them a 503 or to serve a health check."""
 _CHECK_SECONDS = 1.0
-_SLICE = 200
-_WAITING = ("idle", "head")
+_CHECKS_PER_TURN = 200
+_EVICTABLE_STATES = ("idle", "head")
 
 
 class ConnectionLimits(msgspec.Struct, frozen=True):
-    """Bytes and seconds that a connection may take, and how many of them there may be.
+    """The limits of connections.
 
-    `idle_seconds` is more than the 60 s for which nginx keeps its own. A body brings `body_bytes` in each
-    `body_seconds`; a client reads something in each `send_seconds`. `linger_seconds`: for the rest of a body that has
-    been answered already. `close_seconds`: for the client's part of closing. `pipelined`: requests sent ahead.
+    Attributes:
+        count: how many there may be in this process.
+        head_bytes: the size of a request's head.
+        head_seconds: the time to receive a request's head.
+        idle_seconds: the time without a request; more than the 60 s after which nginx closes its connections.
+        body_bytes: how much of a body must arrive in each `body_seconds`.
+        send_seconds: the time in which the client must read something of a response.
+        linger_seconds: the time to receive the rest of a body after the response.
+        close_seconds: the time for the client to close its side.
+        pipelined: how many requests a client may send before the response to the first one.
     """
 
     count: int = DEFAULT_COUNT
@@ -53,7 +60,12 @@ class ConnectionLimits(msgspec.Struct, frozen=True):
 
 
 class Connection(Protocol):
-    """What the protocols of this server are to `Connections`."""
+    """What `Connections` uses of a protocol.
+
+    Attributes:
+        state_seen: the state at the last check; only `Connections` sets it.
+        state_since: the time on the event loop's clock since when the state has been the same.
+    """
 
     state_seen: State
     state_since: float
@@ -63,7 +75,7 @@ class Connection(Protocol):
         ...
 
     def expire(self, name: str) -> None:
-        """Close: the state of that name has lasted too long."""
+        """Close the connection, because the state of this name has lasted too long."""
         ...
 
     def abort(self) -> None:
@@ -72,7 +84,15 @@ class Connection(Protocol):
 
 
 class Connections:
-    """The open connections of one server. `refused` and `expired` count since the start."""
+    """The open connections of one server.
+
+    Attributes:
+        limits: see ConnectionLimits.
+        refused: how many connections were refused since the start because there were too many.
+        malformed: how many requests were refused since the start as invalid, too large or too slow.
+        expired: how many connections were closed since the start, by the state that lasted too long.
+        slices: the time slices in which WebSockets parse their input.
+    """
 
     def __init__(self, limits: ConnectionLimits, opened: Collection[Connection]) -> None:
         self.limits = limits
@@ -81,7 +101,7 @@ class Connections:
         self.expired: Counter[str] = Counter()
         self.slices = Slices()
         self._open = opened
-        self._waiting: list[Connection] = []
+        self._evictable: list[Connection] = []
         self._seconds = {
             "idle": limits.idle_seconds,
             "head": limits.head_seconds,
@@ -95,7 +115,7 @@ class Connections:
         return len(self._open)
 
     def admit(self, connection: Connection) -> bool:
-        """Decide about a new connection, which is among the open ones; false if it is one too many."""
+        """Return whether there is room for a new connection, which is among the open ones already."""
         over = len(self._open) - self.limits.count
         if over <= 0 or self._make_room():
             return True
@@ -105,16 +125,16 @@ class Connections:
         return False
 
     def _make_room(self) -> bool:
-        while self._waiting:
-            connection = self._waiting.pop()
-            if connection in self._open and connection.state()[0] in _WAITING:
+        while self._evictable:
+            connection = self._evictable.pop()
+            if connection in self._open and connection.state()[0] in _EVICTABLE_STATES:
                 self.expired["evicted"] += 1
                 connection.abort()
                 return True
         return False
 
     def abort_stalled(self) -> None:
-        """Abort what waits for its client to read, for a server that stops."""
+        """Abort the connections whose clients do not read, when the server stops."""
         for connection in list(self._open):
             if connection.state()[0] in ("sending", "closing"):
                 connection.abort()
@@ -126,11 +146,11 @@ class Connections:
             await self.check()
 
     async def check(self) -> None:
-        """Close what has been in one state for too long."""
+        """Close the connections that have been in one state for too long."""
         now = asyncio.get_running_loop().time()
-        waiting: list[Connection] = []
+        evictable: list[Connection] = []
         for n, connection in enumerate(list(self._open), 1):
-            if n % _SLICE == 0:
+            if n % _CHECKS_PER_TURN == 0:
                 await asyncio.sleep(0)
             state = connection.state()
             if state != connection.state_seen:
@@ -139,14 +159,14 @@ class Connections:
                 self.expired[state[0]] += 1
                 connection.state_since = now
                 connection.expire(state[0])
-            if state[0] in _WAITING:
-                waiting.append(connection)
-        waiting.sort(key=lambda connection: connection.state_since, reverse=True)
-        self._waiting = waiting
+            if state[0] in _EVICTABLE_STATES:
+                evictable.append(connection)
+        evictable.sort(key=lambda connection: connection.state_since, reverse=True)
+        self._evictable = evictable
 
 
 def raise_file_limit() -> int:
-    """Let this process open as many files as the system allows it; how many."""
+    """Raise this process's limit of open files to the maximum that the system allows. Returns the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:
@@ -157,9 +177,13 @@ def raise_file_limit() -> int:
 
 
 def connections_for(files: int, wanted: int | None) -> int:
-    """How many connections a process with so many files may have: a quarter of the files is for all else.
+    """Return the limit of connections for a limit of open files, of which a quarter is reserved for everything else.
 
-    Raises: ValueError if more are wanted.
+    Args:
+        wanted: the configured number of connections; None for the default.
+
+    Raises:
+        ValueError: `wanted` is more than the open files allow.
     """
     most = files * 3 // 4
     if wanted is not None and wanted > most:

@@ -1,8 +1,9 @@
 """The session cookie of browsers.
 
-Cookies ignore ports, so its name has the port: two servers of one machine don't replace each other's. On https the name
-has a prefix with which browsers refuse it from other hosts and from http; `__Host-` demands the path `/`, so it is
-`__Secure-` under a prefix. https://developer.mozilla.org/docs/Web/HTTP/Reference/Headers/Set-Cookie#cookie_prefixes
+Browsers do not separate cookies by port, so the name contains the port: two servers on one machine do not overwrite
+each other's cookie. On https the name begins with `__Host-`, so that browsers reject the cookie from other hosts and
+from http. `__Host-` requires the path `/`, so under a root path it is `__Secure-` instead.
+https://developer.mozilla.org/docs/Web/HTTP/Reference/Headers/Set-Cookie#cookie_prefixes
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def is_secure(connection: HTTPConnection) -> bool:
 
 
 def session_token(connection: HTTPConnection) -> str:
-    """The token of the session cookie; empty without one."""
+    """Return the session cookie's token; empty without the cookie."""
     return connection.cookies.get(_name(connection), "")
 
 

@@ -1,8 +1,8 @@
-"""What every request passes first: the running application, the public path, and headers for responses without them.
+"""The first middleware of every request: lifespan state, root path, and default security headers.
 
-Pure ASGI, outermost but for Starlette's own handler of unexpected errors. It copies the scope, because under a `Mount`
-the scope belongs to the outer application. What is sent passes through one plain function, which looks at the first
-message of a response only: a wrapper coroutine would cost each token of each stream.
+Pure ASGI, inside nothing but Starlette's own error middleware. It copies the scope, because under a `Mount` the scope
+belongs to the outer application. `send` is wrapped in a plain function that inspects only the first message of a
+response: a coroutine would add CPU time to each token of each stream.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from agent_chat.server.http.problems import SAFE_HEADERS
 
 
 class AppNotStarted(RuntimeError):
-    """The application serves without its lifespan, so it has no database."""
+    """The application received a request although its lifespan was not entered, so it has no database."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -28,22 +28,26 @@ class AppNotStarted(RuntimeError):
         )
 
 
-class Running:
-    """The state that the lifespan opens: the application's own, whatever an outer one keeps in `scope["state"]`."""
+class LifespanState:
+    """What the lifespan opens. It is the application's own: an outer application has another `scope["state"]`.
+
+    Attributes:
+        state: None before the lifespan is entered and after it is left.
+    """
 
     def __init__(self) -> None:
         self.state: Mapping[str, Any] | None = None
 
 
 class Front:
-    """Raises AppNotStarted outside of the lifespan.
+    """The middleware. It raises AppNotStarted outside of the lifespan.
 
     Args:
-        root_path: the public prefix (CHAT_ROOT_PATH), whether the proxy strips it or not. Ignored under a `Mount` or
-            a server that sets the scope's own.
+        root_path: the public prefix (CHAT_ROOT_PATH), whether the proxy strips it or not. It is ignored if the scope
+            has a root path already, from a `Mount` or from the server.
     """
 
-    def __init__(self, app: ASGIApp, *, running: Running, root_path: str = "") -> None:
+    def __init__(self, app: ASGIApp, *, running: LifespanState, root_path: str = "") -> None:
         self._app = app
         self._running = running
         self._root_path = root_path
@@ -58,7 +62,7 @@ class Front:
         scope = {**scope, "state": dict(self._running.state)}
         if self._root_path and not scope.get("root_path"):
             if scope["path"] == self._root_path and scope["type"] == "http":
-                await _to_slash(scope)(scope, receive, send)
+                await _redirect_to_slash(scope)(scope, receive, send)
                 return
             if not scope["path"].startswith(f"{self._root_path}/"):
                 scope["path"] = self._root_path + scope["path"]
@@ -66,18 +70,18 @@ class Front:
         await self._app(scope, receive, _with_safe_headers(send) if scope["type"] == "http" else send)
 
 
-def _to_slash(scope: Scope) -> ASGIApp:
-    """From `/prefix` to `/prefix/`, without which the page's relative URLs would miss the prefix."""
+def _redirect_to_slash(scope: Scope) -> ASGIApp:
+    """Redirect `/prefix` to `/prefix/`: relative URLs of the page would not contain the prefix otherwise."""
     query = scope.get("query_string", b"").decode("latin-1")
     return RedirectResponse(f"{quote(scope['path'])}/" + (f"?{query}" if query else ""))
 
 
 def _with_safe_headers(send: Send) -> Send:
-    def sending(message: Message) -> Awaitable[None]:
+    def send_with_headers(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             for name, value in SAFE_HEADERS.items():
                 headers.setdefault(name, value)
         return send(message)
 
-    return sending
+    return send_with_headers

@@ -1,6 +1,6 @@
-"""The names under which a server may be addressed: a guard against DNS rebinding.
+"""The host names under which a server accepts requests: a protection against DNS rebinding.
 
-A page of any site can have its own name resolve to 127.0.0.1; its requests then carry that name as their Host.
+Any site can let its own name resolve to 127.0.0.1; requests of its pages to this server then have that name as Host.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 def is_loopback(host: str) -> bool:
-    """True for `localhost` and loopback addresses."""
+    """Return True for `localhost` and loopback addresses."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -20,7 +20,7 @@ def is_loopback(host: str) -> bool:
 
 
 def default_hosts(listening: str) -> tuple[str, ...]:
-    """The allowed names of a server that listens there: loopback names on loopback, else any (no names)."""
+    """Return the allowed names for a listening address: loopback names for loopback, else none, which allows all."""
     if not is_loopback(listening):
         return ()
     address = f"[{listening}]" if ":" in listening else listening
@@ -28,7 +28,7 @@ def default_hosts(listening: str) -> tuple[str, ...]:
 
 
 def is_allowed(header: str, hosts: Sequence[str]) -> bool:
-    """True if the Host header's name is one of `hosts`; `*.example.com` allows every name below it, `*` any."""
+    """Return True if `hosts` contains the Host header's name; `*.example.com` allows its subdomains, `*` every name."""
     name = header.lower()
     if not name.endswith("]"):
         bare, colon, port = name.rpartition(":")

@@ -1,7 +1,7 @@
-"""What is known of each request: its id, a log line (CHAT_ACCESS_LOG), and numbers for /metrics.
+"""Middleware that gives each request an id, a log line (CHAT_ACCESS_LOG) and its part of /metrics.
 
-Pure ASGI, behind `Front`. Nothing happens per token: the function around `send` looks at the first message of a
-response only. A WebSocket is one request of status 101; who refuses its handshake sets `scope[REFUSED_STATUS]`.
+Pure ASGI, inside `Front`. It adds nothing per token: the function around `send` inspects only the first message of a
+response. A WebSocket is one request of status 101; middleware that refuses its handshake sets `scope[REFUSED_STATUS]`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger("chat.access")
 
 REFUSED_STATUS = "chat.refused_status"
-"""Where a refused WebSocket's status is in its scope: its `send` is not wrapped."""
+"""The scope's key of the status of a refused WebSocket, whose `send` is not wrapped."""
 
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
 _THREAD = re.compile(r"/threads/([0-9a-f-]{36})(?:/|$)", re.ASCII)
-_PATH = 500
+_PATH_CHARACTERS = 500
 
 
 class RequestLog:
-    """Gives every request an id, and returns it as X-Request-Id. `lines`: log each one."""
+    """Gives every request an id and returns it as X-Request-Id.
+
+    Args:
+        lines: whether to log each request.
+    """
 
     def __init__(self, app: ASGIApp, *, lines: bool = False) -> None:
         self._app = app
@@ -45,7 +49,7 @@ class RequestLog:
             return
         request = _Request(scope)
         try:
-            await self._app(scope, receive, request.sending(send) if scope["type"] == "http" else send)
+            await self._app(scope, receive, request.wrap(send) if scope["type"] == "http" else send)
         except Exception:
             request.status = request.status or 500
             raise
@@ -62,34 +66,34 @@ class _Request:
         self.id = given if _WELL_FORMED.fullmatch(given) else new_id()
         self.status = 0 if scope["type"] == "http" else 101
         self._scope = scope
-        self._began = time.perf_counter()
-        self._responded = self._began
+        self._started_at = time.perf_counter()
+        self._response_started_at = self._started_at
         REQUEST_ID.set(self.id)
         thread = _THREAD.search(scope["path"])
         THREAD_ID.set(thread[1] if thread else None)
 
-    def sending(self, send: Send) -> Send:
-        """`send`, noting when the response starts and with which status."""
+    def wrap(self, send: Send) -> Send:
+        """Return a `send` that records when the response starts, and its status."""
 
-        def noting(message: Message) -> Awaitable[None]:
+        def send_recorded(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 self.status = message["status"]
-                self._responded = time.perf_counter()
+                self._response_started_at = time.perf_counter()
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.id.encode())]
             return send(message)
 
-        return noting
+        return send_recorded
 
     def count(self, metrics: Metrics) -> None:
         route = getattr(self._scope.get("route"), "path", "none")
         method = self._scope.get("method", "WEBSOCKET")
-        metrics.count_request(method, route, self.status, self._responded - self._began)
+        metrics.count_request(method, route, self.status, self._response_started_at - self._started_at)
 
     def log(self) -> None:
         scope = self._scope
         method = scope.get("method", "WEBSOCKET")
-        path = (scope.get("raw_path") or scope["path"].encode("utf-8", "replace")).decode("latin-1")[:_PATH]
-        seconds = time.perf_counter() - self._began
+        path = (scope.get("raw_path") or scope["path"].encode("utf-8", "replace")).decode("latin-1")[:_PATH_CHARACTERS]
+        seconds = time.perf_counter() - self._started_at
         who = scope.get("principal")
         facts = {
             "method": method,

@@ -11,8 +11,8 @@ from starlette.responses import Response
 
 from agent_chat.server.ai_chat_service import AIChatService
 from agent_chat.server.errors import InvalidRequest, TooLarge, UnsupportedMediaType
-from agent_chat.server.http.bodies import BODY_BYTES, read
-from agent_chat.server.http.body_stream import pieces_of
+from agent_chat.server.http.bodies import BODY_BYTES, decode_body
+from agent_chat.server.http.body_stream import receive_body
 from agent_chat.server.http.operations import Header
 from agent_chat.server.reading.streams import Streams
 
@@ -49,13 +49,13 @@ def as_json(value: object, status: int = 200, headers: dict[str, str] | None = N
     return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
 
 
-async def body_of(request: Request, type: type[B], *, empty: B | None = None) -> B:
+async def read_body(request: Request, type: type[B], *, empty: B | None = None) -> B:
     """The body as `type`, or `empty` for no body where one is given.
 
     Raises: UnsupportedMediaType, TooLarge, MalformedBody, InvalidRequest.
     """
     data = bytearray()
-    async for part in pieces_of(request):
+    async for part in receive_body(request):
         data += part
         if len(data) > BODY_BYTES:
             raise TooLarge("body", BODY_BYTES)
@@ -64,7 +64,7 @@ async def body_of(request: Request, type: type[B], *, empty: B | None = None) ->
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise UnsupportedMediaType(kind)
-    return read(bytes(data), type)
+    return decode_body(bytes(data), type)
 
 
 def next_link(request: Request, path: str, *, limit: int, offset: int) -> str:

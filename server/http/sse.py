@@ -1,8 +1,8 @@
-"""Server-sent events: a lean EventSourceResponse that is fed with encoded bytes.
+"""Server-sent events: a subclass of EventSourceResponse that writes bytes which are encoded already.
 
-sse-starlette's own `__call__` runs four tasks per stream and encodes each event for each viewer; measured, that is
-most of the CPU and memory of an idle or a busy stream. This subclass keeps its interface and headers, and runs one
-pump and one watcher of `receive()`. https://html.spec.whatwg.org/multipage/server-sent-events.html
+sse-starlette's own `__call__` runs four tasks per stream and encodes each event for each viewer; measured, that is most
+of the CPU time and memory of a stream. This subclass has the same interface and headers, but runs one task that writes
+and one that waits for the disconnect. https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 from __future__ import annotations
@@ -23,42 +23,45 @@ from agent_chat.server.reading.viewer import Viewer
 from agent_chat.stores.errors import StoreUnavailable
 
 RETRY_MS = 1000
-LATER_MS = 10_000
-_PIECE = 256 * 2**10
-"""At most so much is written at once: what the connection can't take it copies and keeps."""
+RETRY_LATER_MS = 10_000
+_PIECE_BYTES = 256 * 2**10
+"""How much is written at once, at most: the transport copies what it cannot send immediately."""
 _PING = b":\n"
-_GOODBYE = b"retry: %d\n\n" % RETRY_MS
+_RETRY_HINT = b"retry: %d\n\n" % RETRY_MS
 
 _HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
 
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 
-def later() -> Response:
-    """What a watcher gets for whom there is no room now, or no database: come back. It tells nothing, so anybody may.
+def retry_later() -> Response:
+    """Return a 200 with only a `retry:` hint, for a watcher that cannot be served now.
 
-    Any status but 200 would close an EventSource for good.
+    After any status but 200 an EventSource does not reconnect. The response contains no data, so it needs no key.
     """
-    return Response(b"retry: %d\n\n" % LATER_MS, headers=_HEADERS, media_type="text/event-stream")
+    return Response(b"retry: %d\n\n" % RETRY_LATER_MS, headers=_HEADERS, media_type="text/event-stream")
 
 
-async def _nothing() -> AsyncIterator[bytes]:
+async def _no_events() -> AsyncIterator[bytes]:
     return
     yield b""
 
 
 class EventStream(EventSourceResponse):
-    """A response that writes a viewer's entries until its reading ends, the client leaves, or the server stops.
+    """A response that writes a viewer's entries until the viewer ends, the client disconnects or the server stops.
 
-    A key that was revoked ends it too: what its client asks next gets the 401. A null viewer is a stream with nothing
-    left to say: 200 and a clean end.
+    It also ends when its key is revoked; the client's next request gets the 401.
+
+    Args:
+        viewer: None for a stream without further events: a 200 that ends immediately.
+        slot: the stream's slot in the organization's limit; the response releases it.
     """
 
     def __init__(
         self, streams: Streams, viewer: Viewer | None, slot: Slot, headers: Mapping[str, str] | None = None
     ) -> None:
-        super().__init__(_nothing(), sep="\n", headers={**_HEADERS, **(headers or {})})
-        del self.headers["Connection"]  # the server's own: uvicorn sends `close` where it is
+        super().__init__(_no_events(), sep="\n", headers={**_HEADERS, **(headers or {})})
+        del self.headers["Connection"]  # uvicorn decides: it sends `close` where it closes
         self._streams = streams
         self._viewer = viewer
         self._slot = slot
@@ -76,7 +79,7 @@ class EventStream(EventSourceResponse):
             self._viewer.close()
         elif self._viewer is not None:
             with self._streams.open(self._viewer, scope["credential"], self._slot) as stream:
-                watcher = asyncio.create_task(_watch(receive, stream))
+                watcher = asyncio.create_task(_await_disconnect(receive, stream))
                 try:
                     await self._pump(stream, send)
                 finally:
@@ -89,25 +92,25 @@ class EventStream(EventSourceResponse):
             try:
                 entries = await stream.viewer.next()
             except StoreUnavailable:
-                await send({"type": "http.response.body", "body": _GOODBYE, "more_body": True})
+                await send({"type": "http.response.body", "body": _RETRY_HINT, "more_body": True})
                 return
             if entries is None or stream.revoked:
                 return
             body = b"".join([entry.encoded(sse_frame) for entry in entries])
-            del entries  # a snapshot is megabytes, and its reader may have stopped
+            del entries  # a snapshot has megabytes, and its client may have stopped reading
             if stream.ping():
                 body += _PING
             if self._streams.closing:
-                body += _GOODBYE
-            for start in range(0, len(body), _PIECE):
+                body += _RETRY_HINT
+            for start in range(0, len(body), _PIECE_BYTES):
                 if not stream.gone:
-                    piece = body[start : start + _PIECE]
+                    piece = body[start : start + _PIECE_BYTES]
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
             if self._streams.closing:
                 return
 
 
-async def _watch(receive: Receive, stream: Stream) -> None:
+async def _await_disconnect(receive: Receive, stream: Stream) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     stream.leave()

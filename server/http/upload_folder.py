@@ -1,7 +1,7 @@
-"""The folder for uploads under way: one per process, in the data folder, so that it is on a disk and private.
+"""The folder for files of requests in progress: one per process, in the data folder, which is private and on a disk.
 
-A process holds a lock in its folder for as long as it lives. A folder without one was left by a process that was
-killed, and is removed at the next start of any. Process ids were refused as a sign of life: they are used again.
+A process holds a lock in its folder while it lives. A folder without a lock belonged to a process that was killed; the
+next process that starts removes it. Process ids were refused as a sign of life, because they are reused.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _LOCK = "lock"
 
 @contextmanager
 def upload_folder(data_dir: Path) -> Iterator[Path]:
-    """Make this process's folder, and remove those of killed processes. Raises: DataFolderUnusable."""
+    """Create this process's folder and remove those of killed processes. Raises: DataFolderUnusable."""
     parent = data_dir / "uploads"
     for folder in (data_dir, parent):
         make_folder(folder)
     with ExitStack() as stack:
         with (parent / _LOCK).open("a") as starting:
-            fcntl.flock(starting, fcntl.LOCK_EX)  # nobody takes a folder that isn't locked yet for a dead process's
+            fcntl.flock(starting, fcntl.LOCK_EX)  # a folder that is not locked yet must not look like a dead process's
             for folder in parent.iterdir():
                 if folder.is_dir() and not _is_alive(folder):
                     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""multipart/form-data, read in a streaming way: files go to disk as they come, memory stays flat whatever the size.
+"""multipart/form-data as a stream: files are written to disk as they arrive, so that memory does not grow with them.
 
 https://www.rfc-editor.org/rfc/rfc7578
 """
@@ -23,7 +23,7 @@ from starlette.requests import Request
 from agent_chat.server.errors import DiskFull, InvalidRequest, MalformedBody, TooLarge
 from agent_chat.server.http.auth import principal_of
 from agent_chat.server.http.bodies import BODY_BYTES
-from agent_chat.server.http.body_stream import pieces_of
+from agent_chat.server.http.body_stream import receive_body
 from agent_chat.server.inputs import FILE_BYTES, FILES, Upload, clean_name
 from agent_chat.server.limits import Limits, Slots
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 _FORM_BYTES = FILES * FILE_BYTES + 2 * BODY_BYTES
-"""What a form may take in all, its boundaries and headers too."""
+"""The limit of a whole form, with its boundaries and headers."""
 _FIELDS = 50
 _BOUNDARY_BYTES = 200
 """RFC 2046 allows 70; the parser raises above 256."""
@@ -50,11 +50,11 @@ def is_multipart(request: Request) -> bool:
 
 
 class Uploads:
-    """The uploads under way in this process.
+    """The uploads in progress in this process.
 
     Attributes:
-        folder: where they lie until their request ends.
-        slots: how many each organization has at once.
+        folder: contains their files until their request ends.
+        slots: how many each organization has at the same time.
     """
 
     def __init__(self, folder: Path, limits: Limits) -> None:
@@ -63,22 +63,23 @@ class Uploads:
 
 
 @asynccontextmanager
-async def form_of(request: Request) -> AsyncIterator[Form]:
-    """Read the form; its files are there until the context is left.
+async def read_form(request: Request) -> AsyncIterator[Form]:
+    """Read the form. Its files exist until the context is left.
 
     Raises:
-        RateLimited: the organization has as many uploads under way as it may have.
-        MalformedBody: it isn't multipart/form-data as the header says.
+        RateLimited: the organization has reached its limit of uploads in progress.
+        MalformedBody: the body is not valid multipart/form-data.
         BodyStalled: nothing arrived for 60 s.
-        DiskFull: there is no room for it.
-        TooLarge: a file is over 25 MB, the fields over 2 MB, or what follows the form.
-        InvalidRequest: more than 10 files, a field twice or not in UTF-8; a part for files not named `files`.
+        DiskFull: the disk is full.
+        TooLarge: a file exceeds 25 MB, the fields together exceed 2 MB, or the whole body is too large.
+        InvalidRequest: there are more than 10 files, a field occurs twice or is not UTF-8, or a file's field is not
+            named `files`.
     """
     uploads = cast(Uploads, request.state.uploads)
     slot = uploads.slots.reserve(principal_of(request).organization_id)
     folder: Path | None = None
     try:
-        with _room():
+        with _disk_full_errors():
             folder = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=uploads.folder))
             form = await _read(request, folder)
         yield form
@@ -91,7 +92,7 @@ async def form_of(request: Request) -> AsyncIterator[Form]:
 async def _read(request: Request, folder: Path) -> Form:
     total = 0
     with closing(_Reader(_boundary(request.headers["content-type"]), folder)) as reader:
-        async for data in pieces_of(request):
+        async for data in receive_body(request):
             total += len(data)
             if total > _FORM_BYTES:
                 raise TooLarge("body", _FORM_BYTES)
@@ -100,8 +101,8 @@ async def _read(request: Request, folder: Path) -> Form:
 
 
 @contextmanager
-def _room() -> Iterator[None]:
-    """Raises: DiskFull for the system's errors that say so."""
+def _disk_full_errors() -> Iterator[None]:
+    """Turn the system's errors about a full disk into DiskFull."""
     try:
         yield
     except OSError as error:
@@ -118,7 +119,7 @@ def _boundary(content_type: str) -> bytes:
 
 
 class _Reader:
-    """Takes the body piece by piece, in a thread: it writes to disk."""
+    """Parses the body piece by piece. Called in a thread, because it writes to disk."""
 
     def __init__(self, boundary: bytes, folder: Path) -> None:
         self._folder = folder
@@ -153,9 +154,9 @@ class _Reader:
             raise MalformedBody("The body is not valid multipart/form-data.") from error
 
     def form(self) -> Form:
-        """What was read. Raises: MalformedBody if the body stopped in the middle."""
+        """Return the form. Raises: MalformedBody if the body is incomplete."""
         if not self._ended:
-            raise MalformedBody("The multipart body ends in the middle.")
+            raise MalformedBody("The multipart body is incomplete.")
         return Form(self._fields, self._files)
 
     def _part_begin(self) -> None:
@@ -178,9 +179,9 @@ class _Reader:
                 raise InvalidRequest(self._name, f"A form may have at most {_FIELDS} fields.")
             return
         if self._name != "files":
-            raise InvalidRequest(self._name or "body", "Files go into the field `files`.")
+            raise InvalidRequest(self._name or "body", "Send files in the field `files`.")
         if len(self._files) >= FILES:
-            raise InvalidRequest("files", f"At most {FILES} files may come at once.")
+            raise InvalidRequest("files", f"A form may have at most {FILES} files.")
         path = self._folder / str(len(self._files))
         kind = self._headers.get(b"content-type", b"").decode("latin-1").strip() or None
         self._files.append(Upload(_filename(options[b"filename"].decode("utf-8", "replace")), kind, path))
@@ -205,7 +206,7 @@ class _Reader:
             self.close()
             return
         if self._name in self._fields:
-            raise InvalidRequest(self._name or "body", f"The field {self._name} came twice.")
+            raise InvalidRequest(self._name or "body", f"The field {self._name} occurs twice.")
         try:
             self._fields[self._name] = self._text.decode()
         except UnicodeDecodeError as error:
@@ -223,7 +224,7 @@ class _Reader:
 
 
 def _filename(written: str) -> str:
-    """The clean name of a file as browsers write it in a form: these three characters are escaped, and no others.
+    """Decode and clean a file name as browsers write it in a form: they escape these three characters and no others.
 
     https://html.spec.whatwg.org/multipage/form-control-infrastructure.html#multipart-form-data
     """

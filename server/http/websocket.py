@@ -1,11 +1,11 @@
-"""The WebSocket: the same events as SSE, and commands.
+"""The WebSocket `…/ws?after=<position>`: the same events as SSE, and commands.
 
-`…/ws?after=<position>`. One task pumps the viewer's entries out; the receiving loop reads commands and does each in a
-task of its own, so that a slow one (an interrupt) holds up neither the stream nor a ping nor a cancel. Messages are
-stored in the order in which they came: one at a time. With 16 commands under way nothing more is read until one is
-done. A bad frame gets an error frame and the socket stays open; so does one beyond the organization's rate, followed
-by a pause, and many of those in a row close the socket with 1013. The socket is accepted before it is refused: closed
-earlier, the close code would be lost behind an HTTP 403.
+One task writes the viewer's entries. Another receives commands and runs each in a task of its own, so that a slow
+command (an interrupt) delays neither events nor pings nor cancellations. Messages are stored one at a time, in the
+order of their commands. While 16 commands are in progress no further frame is read. An invalid frame gets an error
+frame and the socket stays open; so does a frame above the organization's rate, followed by a pause, and many of those
+in a row close the socket with 1013. The socket is accepted before it is refused: without a handshake the client would
+get an HTTP 403 without the close code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from agent_chat.server.ai_chat_service import AIChatService
 from agent_chat.server.errors import AuthRateLimited, InvalidRequest, MalformedBody, RateLimited, Unauthenticated
 from agent_chat.server.http.auth import authenticator_of, credential_of, same_origin
-from agent_chat.server.http.bodies import read
+from agent_chat.server.http.bodies import decode_body
 from agent_chat.server.http.problems import problem_of
 from agent_chat.server.inputs import IfBusy, MessageCreate
 from agent_chat.server.limits import RequestRate, Slot
@@ -44,13 +44,13 @@ TRY_LATER = 1013
 
 _PROTOCOL = "chat"
 _BEARER = "bearer."
-_AT_ONCE = 16
-_FRAMES_AT_ONCE = 8
-"""How many frames are taken before others run: `receive` does not suspend while frames are queued."""
-_TOO_FAST = 20
-"""So many frames in a row beyond the rate, each followed by that pause, close the socket."""
-_WENT = (WebSocketDisconnect, RuntimeError, OSError)
-"""What writing to a client raises who has gone."""
+_MAX_COMMANDS = 16
+_FRAMES_PER_TURN = 8
+"""How many frames are processed before other tasks run: `receive` does not suspend while frames are queued."""
+_MAX_BEYOND_RATE = 20
+"""How many frames in a row above the rate, each followed by a pause, close the socket."""
+_DISCONNECTED = (WebSocketDisconnect, RuntimeError, OSError)
+"""What writing to a disconnected client raises."""
 
 
 class CreateMessage(Struct, tag="message.create", forbid_unknown_fields=True, frozen=True):
@@ -77,9 +77,9 @@ Command = CreateMessage | CancelRun | Ping
 
 
 async def serve_thread(websocket: WebSocket) -> None:
-    """Follow a thread and take commands for it until either side goes."""
+    """Send a thread's events and run commands until either side closes."""
     offered = websocket.scope.get("subprotocols", [])
-    with suppress(*_WENT):
+    with suppress(*_DISCONNECTED):
         await websocket.accept(subprotocol=_PROTOCOL if _PROTOCOL in offered else None)
     bearer = next((name.removeprefix(_BEARER) for name in offered if name.startswith(_BEARER)), None)
     if bearer is None and not same_origin(websocket):
@@ -87,9 +87,9 @@ async def serve_thread(websocket: WebSocket) -> None:
         return
     credential = credential_of(websocket) if bearer is None else Credential("key", bearer)
     try:
-        viewer, slot = await _viewer(websocket, credential)
+        viewer, slot = await _open_viewer(websocket, credential)
     except Exception as error:
-        await _close(websocket, *_refusal(error))
+        await _close(websocket, *_close_code(error))
         return
     with cast(Streams, websocket.state.streams).open(viewer, credential, slot) as stream:
         share = cast(LoopShares, websocket.state.shares).of(viewer.who.organization_id)
@@ -99,12 +99,12 @@ async def serve_thread(websocket: WebSocket) -> None:
 
 
 async def _close(websocket: WebSocket, code: int, reason: str = "") -> None:
-    with suppress(*_WENT):
+    with suppress(*_DISCONNECTED):
         await websocket.close(code, reason)
 
 
-async def _viewer(websocket: WebSocket, credential: Credential) -> tuple[Viewer, Slot]:
-    """The viewer, and the slot of its stream.
+async def _open_viewer(websocket: WebSocket, credential: Credential) -> tuple[Viewer, Slot]:
+    """Open the viewer. Returns it with the slot of its stream.
 
     Raises: Unauthenticated, AuthRateLimited, RateLimited, AgentNotFound, ThreadNotFound, StoreUnavailable.
     """
@@ -116,8 +116,8 @@ async def _viewer(websocket: WebSocket, credential: Credential) -> tuple[Viewer,
         return await service.watch(who, path["agent_id"], path["thread_id"], after), slot
 
 
-def _refusal(error: Exception) -> tuple[int, str]:
-    """The close code, and a word about it."""
+def _close_code(error: Exception) -> tuple[int, str]:
+    """Return the close code and its reason."""
     match error:
         case Unauthenticated() | AuthRateLimited():
             return NO_KEY, "no valid key"
@@ -130,6 +130,8 @@ def _refusal(error: Exception) -> tuple[int, str]:
 
 
 class _Socket:
+    """One accepted socket: writes the stream's entries and runs the client's commands."""
+
     def __init__(self, websocket: WebSocket, stream: Stream) -> None:
         self._websocket = websocket
         self._stream = stream
@@ -142,25 +144,25 @@ class _Socket:
         self._thread_id = websocket.path_params["thread_id"]
         self._commands: set[asyncio.Task[None]] = set()
         self._beyond_rate = 0
-        self._creating = asyncio.Lock()  # whoever waits for it gets it in turn
+        self._creating = asyncio.Lock()  # fair: it is acquired in the order of the frames
 
     async def serve(self) -> int | None:
-        """Until either side goes; the code to close with, None if the client went.
+        """Serve until either side closes. Returns the code to close with; None if the client disconnected.
 
-        What the client sent before it went is done all the same.
+        Commands that the client sent before it disconnected are run nevertheless.
         """
         receiving = asyncio.create_task(measured(self._receive))
         try:
             code = await self._pump()
             if code is None:
-                await asyncio.wait({receiving})  # its frames are queued, and behind them its end
+                await asyncio.wait({receiving})  # its frames are queued, and after them its disconnect
             return code
         finally:
             receiving.cancel()
             await asyncio.wait({receiving, *self._commands})
 
     async def _pump(self) -> int | None:
-        """Write entries; what `serve` answers."""
+        """Write entries until there are no more. Returns as `serve` does."""
         begin_streaming()
         while True:
             try:
@@ -174,35 +176,35 @@ class _Socket:
             if entries is None:
                 return DELETED
             entries.reverse()
-            while entries:  # what is written is not kept: a snapshot is megabytes, and its reader may have stopped
+            while entries:  # release each one: a snapshot has megabytes, and its client may have stopped reading
                 await self._write(entries.pop().encoded(websocket_frame))
             if self._streams.closing:
                 return RESTART
-            if self._beyond_rate >= _TOO_FAST:
+            if self._beyond_rate >= _MAX_BEYOND_RATE:
                 return TRY_LATER
 
     async def _receive(self) -> None:
         try:
-            while self._beyond_rate < _TOO_FAST:
-                for _ in range(_FRAMES_AT_ONCE):
+            while self._beyond_rate < _MAX_BEYOND_RATE:
+                for _ in range(_FRAMES_PER_TURN):
                     frame = await self._websocket.receive()
                     if frame["type"] == "websocket.disconnect":
                         self._stream.leave()
                         return
-                    await self._take(frame.get("text"))
+                    await self._handle_frame(frame.get("text"))
                 await pause()
             self._stream.viewer.wake()
         except BaseException:
             self._stream.leave()
             raise
 
-    async def _take(self, text: str | None) -> None:
+    async def _handle_frame(self, text: str | None) -> None:
         try:
             self._rate.count(self._who.organization_id)
             self._beyond_rate = 0
             if text is None:
                 raise MalformedBody("Send text frames, not binary ones.")
-            command = read(text.encode(), cast(type[Struct], Command))
+            command = decode_body(text.encode(), cast(type[Struct], Command))
         except Exception as error:
             await self._refuse(error, _request_id(text))
             if isinstance(error, RateLimited):
@@ -213,16 +215,16 @@ class _Socket:
             case Ping():
                 await self._send({"type": "pong"})
             case CreateMessage() | CancelRun():
-                await self._start(command)
+                await self._start_command(command)
 
-    async def _start(self, command: CreateMessage | CancelRun) -> None:
-        while len(self._commands) >= _AT_ONCE:
+    async def _start_command(self, command: CreateMessage | CancelRun) -> None:
+        while len(self._commands) >= _MAX_COMMANDS:
             await asyncio.wait(self._commands, return_when=asyncio.FIRST_COMPLETED)
-        task = asyncio.create_task(measured(self._do, command))
+        task = asyncio.create_task(measured(self._run_command, command))
         self._commands.add(task)
         task.add_done_callback(self._commands.discard)
 
-    async def _do(self, command: CreateMessage | CancelRun) -> None:
+    async def _run_command(self, command: CreateMessage | CancelRun) -> None:
         try:
             if isinstance(command, CreateMessage):
                 async with self._creating:
@@ -233,7 +235,12 @@ class _Socket:
             await self._refuse(error, command.request_id)
 
     async def _check_key(self) -> None:
-        """Raises: Unauthenticated, and the socket ends; StoreUnavailable."""
+        """Check that the credential is still valid.
+
+        Raises:
+            Unauthenticated: it is not; the socket is closed.
+            StoreUnavailable: it could not be checked.
+        """
         if await authenticator_of(self._websocket).principals.find(self._stream.credential) != self._who:
             self._stream.revoke()
             raise Unauthenticated
@@ -249,7 +256,7 @@ class _Socket:
                 idempotency_key=command.idempotency_key,
                 if_busy=command.if_busy,
             )
-        except InvalidRequest as error:  # what is a field of a POST's body is one of the frame's message
+        except InvalidRequest as error:  # the POST's body is the member `message` of the frame
             raise InvalidRequest(f"message.{error.field}", str(error)) from error
         if posted.answer is not None:
             await self._acknowledge(command.request_id, posted.answer.id, posted.message.id)
@@ -276,16 +283,16 @@ class _Socket:
         await self._write(msgspec.json.encode(frame).decode())
 
     async def _write(self, text: str) -> None:
-        """Send a frame, if the client is still there to get it."""
+        """Send a frame, unless the client has disconnected."""
         if not self._stream.gone:
             try:
                 await self._websocket.send_text(text)
-            except _WENT:
+            except _DISCONNECTED:
                 self._stream.leave()
 
 
 def _request_id(text: str | None) -> str | None:
-    """The request_id of a frame that could not be taken, if it has one."""
+    """Return the request_id of an invalid frame; None if it has none."""
     try:
         frame = msgspec.json.decode(text or "")
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):

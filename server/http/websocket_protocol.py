@@ -1,9 +1,9 @@
-"""uvicorn's WebSocket protocol with bounds on what a client makes this process parse, queue and keep.
+"""uvicorn's WebSocket protocol with limits on what a client makes this process parse, queue and hold in memory.
 
-uvicorn parses all that a socket has received (256 KB at a time) before anything else runs, queues it frame by frame,
-and writes a pong for each ping whether or not the client reads. Here input is parsed in small pieces, other work runs
-between them, and a piece that consists of tiny frames is followed by a pause. At most `QUEUED` messages are queued;
-until the application takes them the rest stays unparsed and nothing more is read.
+uvicorn parses everything that a socket has received (256 KB at a time) before other tasks run, queues it frame by
+frame, and writes a pong for each ping even if the client does not read. Here input is parsed in small pieces with other
+tasks in between, and a piece of many small frames is followed by a pause. At most `QUEUED` messages are queued; until
+the application receives them, the rest stays unparsed and nothing more is read.
 """
 
 from __future__ import annotations
@@ -20,33 +20,38 @@ if TYPE_CHECKING:
 
 PIECE = 1024
 QUEUED = 64
-_FRAMES = 16
-"""More frames than this in one piece are followed by a pause."""
+_MAX_FRAMES = 16
+"""A piece with more frames than this is followed by a pause."""
 _PAUSE_SECONDS = 0.05
 _SLICE_SECONDS = 0.002
-_EVERY_SECONDS = 0.01
-_FRAGMENTS = 4096
-"""Of one message: its size is bounded already, but fragments may be empty."""
+_INTERVAL_SECONDS = 0.01
+_MAX_FRAGMENTS = 4096
+"""The limit for one message: its size is limited already, but fragments may be empty."""
 _AFTER_CLOSE_BYTES = 64 * 2**10
 
 
 class Slices:
-    """When a socket that has more to parse than fits into two milliseconds goes on: one of all sockets every 10 ms.
+    """Schedules sockets that have more to parse than fits into two milliseconds: one of all sockets every 10 ms.
 
-    So all that is sent over WebSockets together takes a fifth of the event loop at most.
+    So parsing the input of all WebSockets takes at most a fifth of the event loop.
     """
 
     def __init__(self) -> None:
         self._next = 0.0
 
     def delay(self, now: float) -> float:
-        """Reserve a slice; the seconds until it begins."""
-        self._next = max(self._next, now) + _EVERY_SECONDS
+        """Reserve a slice. Returns the seconds until it begins."""
+        self._next = max(self._next, now) + _INTERVAL_SECONDS
         return self._next - now
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """One connection, from the upgrade on. `slices`: the process's."""
+    """One connection, from the upgrade on.
+
+    Attributes:
+        slices: the schedule that all sockets of the process share; the HTTP protocol sets it after the upgrade.
+        state_seen, state_since: see `connections.Connection`.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -80,7 +85,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self.handshake_initiated:  # the request, which the HTTP protocol has bounded
+        if not self.handshake_initiated:  # the upgrade request: the HTTP protocol has checked its size
             super().data_received(data)
             return
         if self.close_sent:
@@ -93,7 +98,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self._parse()
 
     def _parse(self) -> None:
-        """Parse for two milliseconds at most, then leave the event loop to others until the next slice."""
+        """Parse for at most two milliseconds, then wait for the next slice."""
         self._scheduled = None
         until = self.loop.time() + _SLICE_SECONDS
         while self._unparsed and self._has_room() and not self.transport.is_closing():
@@ -102,9 +107,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self._frames = 0
             super().data_received(piece)
             now = self.loop.time()
-            if self._frames > _FRAMES or now > until:
+            if self._frames > _MAX_FRAMES or now > until:
                 delay = self.slices.delay(now)
-                self._schedule(self.loop.call_later, max(delay, _PAUSE_SECONDS) if self._frames > _FRAMES else delay)
+                self._schedule(
+                    self.loop.call_later, max(delay, _PAUSE_SECONDS) if self._frames > _MAX_FRAMES else delay
+                )
                 break
         if self.transport.is_closing():
             self._unparsed.clear()
@@ -112,12 +119,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.read_paused = True
             self.transport.pause_reading()
         else:
-            self._read_on()
+            self._resume_reading()
 
     def _has_room(self) -> bool:
         return self.queue.qsize() < QUEUED or self.close_sent  # then messages are dropped
 
-    def _read_on(self) -> None:
+    def _resume_reading(self) -> None:
         if self.read_paused and (self.queue.empty() or self.close_sent):
             self.read_paused = False
             self.transport.resume_reading()
@@ -132,11 +139,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def handle_ping(self) -> None:
         if self.writable.is_set():
             super().handle_ping()
-        else:  # RFC 6455, 5.5.3: a pong may be left out; this client does not read them
+        else:  # RFC 6455, 5.5.3: a pong may be omitted; this client does not read them
             self.conn.data_to_send()
 
     def handle_cont(self, event: Frame) -> None:
-        if len(self.frames) >= _FRAGMENTS:
+        if len(self.frames) >= _MAX_FRAGMENTS:
             self._fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
             return
         super().handle_cont(event)
@@ -159,13 +166,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     async def send(self, message: Any) -> None:
         await super().send(message)
         if self.close_sent and self._scheduled is None and not self.transport.is_closing():
-            self._parse()  # whatever the application did not take: the client's close stands behind it
+            self._parse()  # the client's close follows what the application did not receive
 
     async def receive(self) -> Any:
-        """The next message. Reading goes on once the queue is empty and all that was read is parsed."""
+        """Return the next message. Reading continues when the queue is empty and all input is parsed."""
         message = await self.queue.get()
         if not self._unparsed:
-            self._read_on()
+            self._resume_reading()
         elif self.queue.empty() and self._scheduled is None:
             self._schedule(self.loop.call_soon)
         return message

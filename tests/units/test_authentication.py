@@ -102,7 +102,7 @@ def test_failures_are_counted_per_address_and_minute_and_logged_up_to_the_limit(
 
 def test_one_ipv6_network_is_one_client_and_addresses_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     logging.getLogger("chat.security").disabled = True
-    monkeypatch.setattr(auth_failures, "_ADDRESSES", 100)
+    monkeypatch.setattr(auth_failures, "_MAX_ADDRESSES", 100)
     try:
         failures = AuthFailures(1)
         assert failures.record("2001:db8::1", "key") == 0.0

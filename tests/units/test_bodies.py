@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from agent_chat.server.errors import InvalidRequest, TooLarge
-from agent_chat.server.http.bodies import message_of, read
+from agent_chat.server.http.bodies import decode_body, decode_form
 from agent_chat.server.http.websocket import CreateMessage
 from agent_chat.server.inputs import AgentCreate, AgentUpdate, MessageCreate, ThreadCreate
 
@@ -42,7 +42,7 @@ def test_no_body_takes_much_more_memory_than_it_has_bytes(name: str) -> None:
     assert len(data) < 2 * 2**20
     tracemalloc.start()
     try:
-        read(data, type)
+        decode_body(data, type)
     except (InvalidRequest, TooLarge):
         pass
     finally:
@@ -54,7 +54,7 @@ def test_no_body_takes_much_more_memory_than_it_has_bytes(name: str) -> None:
 @pytest.mark.parametrize("depth", range(100, 1100, 7))
 def test_nesting_of_any_depth_is_refused(depth: int) -> None:
     with pytest.raises(InvalidRequest):
-        read(b'{"metadata":{"a":' + b"[" * depth + b"]" * depth + b"}}", ThreadCreate)
+        decode_body(b'{"metadata":{"a":' + b"[" * depth + b"]" * depth + b"}}", ThreadCreate)
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,14 @@ def test_nesting_of_any_depth_is_refused(depth: int) -> None:
 )
 def test_lists_of_names_have_an_end(type: type[msgspec.Struct], body: Any, field: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        read(packed(body), type)
+        decode_body(packed(body), type)
     assert refused.value.field.partition("[")[0] == field
 
 
 def test_a_command_s_message_is_checked_under_its_own_name() -> None:
     command = {"type": "message.create", "request_id": "1", "message": {"content": "x", "metadata": {"a": ["\0"]}}}
     with pytest.raises(InvalidRequest) as refused:
-        read(packed(command), CreateMessage)
+        decode_body(packed(command), CreateMessage)
     assert refused.value.field == "message.metadata.a[0]"
 
 
@@ -98,7 +98,7 @@ def test_a_command_s_message_is_checked_under_its_own_name() -> None:
 )
 def test_a_form_field_can_not_set_another_one(field: str, text: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        message_of({"content": "mine", field: text}, files=False)
+        decode_form({"content": "mine", field: text}, files=False)
     assert refused.value.field == field
 
 
@@ -108,15 +108,15 @@ def test_a_form_field_can_not_set_another_one(field: str, text: str) -> None:
 )
 def test_what_is_wrong_inside_a_form_field_is_named_as_in_a_json_body(text: str, field: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        message_of({"content": "mine", "metadata": text}, files=False)
+        decode_form({"content": "mine", "metadata": text}, files=False)
     assert refused.value.field == field
 
 
 def test_a_form_s_fields_are_read_as_json_is() -> None:
     text = '{"$a": [1e300, 1000000000000000000000, "\\u00fc"], "content": "other"}'
     attachments = '[{"id": "1"}]'
-    message = message_of({"content": '","role":"system', "metadata": text, "attachments": attachments}, files=False)
+    message = decode_form({"content": '","role":"system', "metadata": text, "attachments": attachments}, files=False)
     assert (message.content, message.role) == ('","role":"system', "user")
     assert message.metadata == json.loads(text)
     assert [reference.id for reference in message.attachments] == ["1"]
-    assert message_of({}, files=True).content == ""
+    assert decode_form({}, files=True).content == ""

@@ -10,7 +10,7 @@ from agent_chat.server.http.auth import principal_of
 from agent_chat.server.http.large_json import list_response
 from agent_chat.server.http.operations import APIRoute, Operation, Success
 from agent_chat.server.http.query import Offset, PageLimit, read_query
-from agent_chat.server.http.requests import as_json, body_of, next_link, public_path, service_of
+from agent_chat.server.http.requests import as_json, next_link, public_path, read_body, service_of
 from agent_chat.server.inputs import AgentCreate, AgentUpdate
 from agent_chat.stores.models import Agent
 
@@ -24,7 +24,7 @@ class AgentsQuery(msgspec.Struct, frozen=True):
 
 async def create_agent(request: Request) -> Response:
     """Create an agent. An organization's first is its default."""
-    agent = await service_of(request).create_agent(principal_of(request), await body_of(request, AgentCreate))
+    agent = await service_of(request).create_agent(principal_of(request), await read_body(request, AgentCreate))
     return as_json(agent, 201, {"Location": public_path(request, f"/api/v1/agents/{agent.id}")})
 
 
@@ -46,7 +46,7 @@ async def get_agent(request: Request) -> Response:
 
 async def update_agent(request: Request) -> Response:
     """Change what is given; `is_default` true makes it the default."""
-    body = await body_of(request, AgentUpdate)
+    body = await read_body(request, AgentUpdate)
     agent_id = request.path_params["agent_id"]
     return as_json(await service_of(request).update_agent(principal_of(request), agent_id, body))
 

@@ -14,7 +14,7 @@ from agent_chat.server.http.operations import APIRoute, Operation, Success
 from agent_chat.server.http.requests import RANGE, as_json, service_of
 from agent_chat.server.http.routes.threads import THREAD
 from agent_chat.server.http.schemas import Binary, UploadForm
-from agent_chat.server.http.uploads import form_of, is_multipart
+from agent_chat.server.http.uploads import is_multipart, read_form
 from agent_chat.stores.models import Attachment
 
 ATTACHMENTS = THREAD + "/attachments"
@@ -27,7 +27,7 @@ async def upload(request: Request) -> Response:
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
     service = service_of(request)
     await service.find_thread(principal_of(request), agent_id, thread_id)
-    async with form_of(request) as form:
+    async with read_form(request) as form:
         if form.fields:
             raise InvalidRequest(next(iter(form.fields)), "An upload has only `files`.")
         if not form.files:

@@ -16,7 +16,7 @@ from agent_chat.server.http.operations import EVENT_STREAM, APIRoute, Operation,
 from agent_chat.server.http.query import read_query
 from agent_chat.server.http.requests import LAST_EVENT_ID, last_event_id, service_of, streams_of
 from agent_chat.server.http.routes.threads import THREAD
-from agent_chat.server.http.sse import EventStream, later
+from agent_chat.server.http.sse import EventStream, retry_later
 from agent_chat.server.http.websocket import serve_thread
 from agent_chat.stores.errors import StoreUnavailable
 
@@ -36,7 +36,7 @@ async def watch(request: Request) -> Response:
             viewer = await service_of(request).watch(who, path["agent_id"], path["thread_id"], after)
             return EventStream(streams, viewer, slot)
     except (RateLimited, StoreUnavailable):
-        return later()
+        return retry_later()
 
 
 ROUTES: list[BaseRoute] = [

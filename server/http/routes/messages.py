@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from agent_chat.server.errors import AgentDeleted, Draining, RunFailedError, StorageFull
 from agent_chat.server.http.auth import principal_of
-from agent_chat.server.http.bodies import message_of
+from agent_chat.server.http.bodies import decode_form
 from agent_chat.server.http.large_json import list_response
 from agent_chat.server.http.operations import EVENT_STREAM, APIRoute, Operation, Success
 from agent_chat.server.http.problems import problem_of
@@ -23,18 +23,18 @@ from agent_chat.server.http.requests import (
     PREFER,
     accepts_stream,
     as_json,
-    body_of,
     idempotency_key,
     last_event_id,
     preferred_wait,
     public_path,
+    read_body,
     service_of,
     streams_of,
 )
-from agent_chat.server.http.routes.threads import CUT, THREAD
+from agent_chat.server.http.routes.threads import MESSAGES_CUT, THREAD
 from agent_chat.server.http.schemas import MessageForm
 from agent_chat.server.http.sse import EventStream
-from agent_chat.server.http.uploads import form_of, is_multipart
+from agent_chat.server.http.uploads import is_multipart, read_form
 from agent_chat.server.inputs import IfBusy, MessageCreate
 from agent_chat.stores.contracts import Posted
 from agent_chat.stores.errors import IdempotencyMismatch, ThreadArchived, ThreadBusy
@@ -90,12 +90,12 @@ async def _post(request: Request, if_busy: IfBusy, *, stream: bool = False) -> P
         await service.find_thread(who, agent_id, thread_id)
         if key is None:  # what comes again starts no run; a form's role isn't known yet, a user's as a rule
             service.check_capacity(who)
-        async with form_of(request) as form:
-            body = message_of(form.fields, files=bool(form.files))
+        async with read_form(request) as form:
+            body = decode_form(form.fields, files=bool(form.files))
             return await service.post_message(
                 who, agent_id, thread_id, body, idempotency_key=key, if_busy=if_busy, files=form.files, stream=stream
             )
-    body = await body_of(request, MessageCreate)
+    body = await read_body(request, MessageCreate)
     return await service.post_message(
         who, agent_id, thread_id, body, idempotency_key=key, if_busy=if_busy, stream=stream
     )
@@ -130,7 +130,7 @@ async def list_messages(request: Request) -> Response:
         before=query.before,
         limit=query.limit,
     )
-    return await list_response(page.messages, {CUT: "true"} if page.cut else {})
+    return await list_response(page.messages, {MESSAGES_CUT: "true"} if page.cut else {})
 
 
 async def get_message(request: Request) -> Response:

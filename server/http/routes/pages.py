@@ -13,7 +13,7 @@ from starlette.types import Scope
 
 from agent_chat.server.errors import Unauthenticated
 from agent_chat.server.http.problems import problem_of
-from agent_chat.server.http.routes.sessions import confirmation, needs_confirmation, sign_in
+from agent_chat.server.http.routes.sessions import confirmation_page, needs_confirmation, sign_in
 
 DEMO = Path(__file__).parents[3] / "web_demo"
 PAGE_HEADERS = {
@@ -35,7 +35,7 @@ async def index(request: Request) -> Response:
     if request.headers.get("sec-fetch-dest", "document") != "document":
         return problem_of(Unauthenticated()).response()  # an image in a message must not log its reader in
     if needs_confirmation(request):
-        return confirmation(key)
+        return confirmation_page(key)
     try:
         return await sign_in(request, key)
     except Unauthenticated:

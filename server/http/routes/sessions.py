@@ -49,7 +49,7 @@ def needs_confirmation(request: Request) -> bool:
     return request.headers.get("sec-fetch-site") not in ("none", "same-origin")
 
 
-def confirmation(key: str) -> Response:
+def confirmation_page(key: str) -> Response:
     """The page that asks."""
     return HTMLResponse(_PAGE % escape(key), headers=_PAGE_HEADERS)
 

@@ -17,10 +17,10 @@ from agent_chat.server.http.operations import APIRoute, Operation, Success
 from agent_chat.server.http.query import Offset, read_query
 from agent_chat.server.http.requests import (
     IDEMPOTENCY_KEY,
-    body_of,
     idempotency_key,
     next_link,
     public_path,
+    read_body,
     service_of,
 )
 from agent_chat.server.inputs import ThreadCreate, ThreadUpdate
@@ -30,7 +30,7 @@ from agent_chat.stores.models import Thread
 
 THREADS = "/api/v1/chat/{agent_id}/threads"
 THREAD = THREADS + "/{thread_id}"
-CUT = "X-Messages-Cut"
+MESSAGES_CUT = "X-Messages-Cut"
 
 
 class ThreadsQuery(msgspec.Struct, frozen=True):
@@ -52,7 +52,7 @@ class ThreadQuery(msgspec.Struct, frozen=True):
 
 async def create_thread(request: Request) -> Response:
     """Create a thread with an agent."""
-    body = await body_of(request, ThreadCreate, empty=ThreadCreate())
+    body = await read_body(request, ThreadCreate, empty=ThreadCreate())
     made = await service_of(request).create_thread(
         principal_of(request), request.path_params["agent_id"], body, idempotency_key=idempotency_key(request)
     )
@@ -79,7 +79,7 @@ async def list_threads(request: Request) -> Response:
         path = f"/api/v1/chat/{request.path_params['agent_id']}/threads"
         headers["Link"] = next_link(request, path, limit=query.limit, offset=query.offset + query.limit)
     if page.cut:
-        headers[CUT] = "true"
+        headers[MESSAGES_CUT] = "true"
     return await list_response(page.threads, headers)
 
 
@@ -93,7 +93,7 @@ async def get_thread(request: Request) -> Response:
 
 async def update_thread(request: Request) -> Response:
     """Rename, archive or un-archive a thread."""
-    body = await body_of(request, ThreadUpdate)
+    body = await read_body(request, ThreadUpdate)
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
     return await _answer(await service_of(request).update_thread(principal_of(request), agent_id, thread_id, body))
 
@@ -112,7 +112,7 @@ async def generate_title(request: Request) -> Response:
 
 
 async def _answer(part: ThreadPart, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    cut = {CUT: "true"} if part.cut else {}
+    cut = {MESSAGES_CUT: "true"} if part.cut else {}
     return await thread_response(part.thread, status, {**(headers or {}), **cut})
 
 
