@@ -147,34 +147,34 @@ class MongoDirectory(MongoBase):
     async def delete_session(self, token: str) -> None:
         await self.db.sessions.delete_one({"_id": hash_of(token)})
 
-    async def create_agent(self, who: Principal, agent: Agent) -> Agent:
+    async def create_agent(self, principal: Principal, agent: Agent) -> Agent:
         document = {
             "_id": agent.id,
-            "organization_id": who.organization_id,
+            "organization_id": principal.organization_id,
             "body": msgspec.json.encode(agent),
             "deleted": False,
             "order": time.time_ns(),
         }
         if not await self.db.agents.insert(document):
             raise StoreUnavailable(f"agent {agent.id} exists already")
-        default = await self._change_default(who, lambda current: rules.default_after_creation(current, agent))
+        default = await self._change_default(principal, lambda current: rules.default_after_creation(current, agent))
         return replace(agent, is_default=agent.id == default)
 
     async def list_agents(
-        self, who: Principal, *, limit: int = 100, offset: int = 0, max_bytes: int = READ_BYTES
+        self, principal: Principal, *, limit: int = 100, offset: int = 0, max_bytes: int = READ_BYTES
     ) -> AgentPage:
-        query = {"organization_id": who.organization_id, "deleted": False}
+        query = {"organization_id": principal.organization_id, "deleted": False}
         size = {"size": {"$bsonSize": "$$ROOT"}}
         sized = await self.db.agents.find(query, size, sort=_OLDEST_FIRST, skip=offset, limit=limit + 1)
         chosen = select_fitting([each["size"] for each in sized[:limit]], max_bytes)
         ids = [sized[index]["_id"] for index in chosen]
         documents = await self.db.agents.find({**query, "_id": {"$in": ids}}, sort=_OLDEST_FIRST)
-        default = await self._read_default(who)
+        default = await self._read_default(principal)
         return AgentPage([_build_agent(document, default) for document in documents], more=len(chosen) < len(sized))
 
-    async def get_agent(self, who: Principal, agent_id: str | None, *, deleted: bool = False) -> Agent:
+    async def get_agent(self, principal: Principal, agent_id: str | None, *, deleted: bool = False) -> Agent:
         """One command: a post reads its agent before anything is stored."""
-        organization_id = who.organization_id
+        organization_id = principal.organization_id
         if agent_id is None:
             found = await self.db.organizations.find_joined({"_id": organization_id}, "agents", "default_agent_id")
             agents = [agent for organization in found for agent in organization["agents"]]
@@ -187,39 +187,39 @@ class MongoDirectory(MongoBase):
             raise AgentNotFound(agent_id or default or "default")
         return _build_agent(agents[0], default)
 
-    async def update_agent(self, who: Principal, agent: Agent, *, is_default: bool | None = None) -> Agent:
-        query = {"_id": agent.id, "organization_id": who.organization_id, "deleted": False}
+    async def update_agent(self, principal: Principal, agent: Agent, *, is_default: bool | None = None) -> Agent:
+        query = {"_id": agent.id, "organization_id": principal.organization_id, "deleted": False}
         body = msgspec.json.encode(agent)
         if await self.db.agents.update_one(query, {"$set": {"body": body}}, {"_id": 1}) is None:
             raise AgentNotFound(agent.id)
         default = await self._change_default(
-            who, lambda current: rules.default_after_update(current, agent.id, is_default)
+            principal, lambda current: rules.default_after_update(current, agent.id, is_default)
         )
         return replace(agent, is_default=agent.id == default)
 
-    async def delete_agent(self, who: Principal, agent_id: str) -> None:
-        query = {"_id": agent_id, "organization_id": who.organization_id, "deleted": False}
+    async def delete_agent(self, principal: Principal, agent_id: str) -> None:
+        query = {"_id": agent_id, "organization_id": principal.organization_id, "deleted": False}
         if await self.db.agents.update_one(query, {"$set": {"deleted": True}}, {"_id": 1}) is None:
             raise AgentNotFound(agent_id)
-        await self._replace_default(who, agent_id)
+        await self._replace_default(principal, agent_id)
 
     # the default agent
 
-    async def _read_default(self, who: Principal) -> str | None:
-        document = await self.db.organizations.find_one({"_id": who.organization_id}, {"default_agent_id": 1})
+    async def _read_default(self, principal: Principal) -> str | None:
+        document = await self.db.organizations.find_one({"_id": principal.organization_id}, {"default_agent_id": 1})
         return document["default_agent_id"] if document else None
 
-    async def _change_default(self, who: Principal, rule: Callable[[str | None], str | None]) -> str | None:
+    async def _change_default(self, principal: Principal, rule: Callable[[str | None], str | None]) -> str | None:
         """Store what `rule` makes of the current default agent; returns the default that is then in force."""
-        query = {"_id": who.organization_id}
+        query = {"_id": principal.organization_id}
         while document := await self.db.organizations.find_one(query, {"default_agent_id": 1}):
             current: str | None = document["default_agent_id"]
             wanted = rule(current)
-            if wanted == current or await self._move_default(who, current, wanted):
+            if wanted == current or await self._move_default(principal, current, wanted):
                 return wanted
         return None
 
-    async def _replace_default(self, who: Principal, deleted: str) -> None:
+    async def _replace_default(self, principal: Principal, deleted: str) -> None:
         """Replace a deleted default by the oldest remaining agent.
 
         Another process may delete that one in the meantime, having found that it was not the default. So its deletion
@@ -227,18 +227,18 @@ class MongoDirectory(MongoBase):
         found in the same way.
         """
         replaced: str | None = deleted
-        query = {"organization_id": who.organization_id, "deleted": False}
+        query = {"organization_id": principal.organization_id, "deleted": False}
         while True:
             oldest = await self.db.agents.find(query, {"_id": 1}, sort=_OLDEST_FIRST, limit=1)
-            current = await self._read_default(who)
+            current = await self._read_default(principal)
             wanted = rules.default_after_deletion(current, replaced, oldest[0]["_id"] if oldest else None)
             if wanted == current:
                 return
-            if await self._move_default(who, current, wanted):
+            if await self._move_default(principal, current, wanted):
                 replaced = wanted
 
-    async def _move_default(self, who: Principal, current: str | None, wanted: str | None) -> bool:
+    async def _move_default(self, principal: Principal, current: str | None, wanted: str | None) -> bool:
         """Compare and set; False if the default is not `current`."""
-        query = {"_id": who.organization_id, "default_agent_id": current}
+        query = {"_id": principal.organization_id, "default_agent_id": current}
         changes = {"$set": {"default_agent_id": wanted}}
         return await self.db.organizations.update_one(query, changes, {"_id": 1}) is not None

@@ -152,13 +152,13 @@ def build_entry(packed: Packed, n: object, at: object) -> Document:
     return {"id": packed.id, "n": n, "at": at, "size": packed.size, "body": packed.body}
 
 
-def build_thread_document(who: Principal, thread: Thread) -> Document:
+def build_thread_document(principal: Principal, thread: Thread) -> Document:
     """Build the document of a new thread."""
     return {
         "_id": thread.id,
-        "organization_id": who.organization_id,
+        "organization_id": principal.organization_id,
         "agent_id": thread.agent_id,
-        "user_id": who.user_id,
+        "user_id": principal.user_id,
         "title": thread.title,
         "metadata": encode_json(thread.metadata),
         "created_at": to_millis(thread.created_at),

@@ -98,21 +98,21 @@ class MongoOutbox(MongoPages):
         ]
         return [await self._read_outbox(document) for document in documents if document is not None]
 
-    async def mark_published(self, who: Principal, thread_id: str, facts: Sequence[Fact]) -> None:
-        owners = [{"organization_id": who.organization_id}, {"owner": who.organization_id}]
+    async def mark_published(self, principal: Principal, thread_id: str, facts: Sequence[Fact]) -> None:
+        owners = [{"organization_id": principal.organization_id}, {"owner": principal.organization_id}]
         removing = _remove_pipeline([fact_ref(fact) for fact in facts])
         await self.db.threads.update_one({"_id": thread_id, "$or": owners}, removing, {"_id": 1})
 
     async def _read_outbox(self, document: Document) -> Outbox:
         """The facts that the document names, up to OUTBOX_BYTES_READ. Entries whose fact cannot be read are removed."""
         entries = document["outbox"]
-        who = Principal(document["organization_id"] or document["owner"], "")
+        principal = Principal(document["organization_id"] or document["owner"], "")
         facts: list[Fact] = []
         removed: list[str | int] = []
         size = 0
         for entry in entries:
             try:
-                fact = await self._read_fact(who, document, entry)
+                fact = await self._read_fact(principal, document, entry)
             except (NotFound, *_UNDECODABLE) as error:
                 if not isinstance(error, NotFound):
                     logger.error("Fact %s of thread %s is not published: %s", entry["ref"], document["_id"], error)
@@ -124,13 +124,13 @@ class MongoOutbox(MongoPages):
             facts.append(fact)
         if removed:
             await self.db.threads.update_one({"_id": document["_id"]}, _remove_pipeline(removed), {"_id": 1})
-        return Outbox(document["_id"], who.organization_id, facts, cut=bool(entries[0].get("cut")))
+        return Outbox(document["_id"], principal.organization_id, facts, cut=bool(entries[0].get("cut")))
 
-    async def _read_fact(self, who: Principal, document: Document, entry: Document) -> Fact:
+    async def _read_fact(self, principal: Principal, document: Document, entry: Document) -> Fact:
         """Raises: NotFound, or one of _UNDECODABLE."""
         match entry["type"]:
             case "message.created":
-                _, found = await self._find_entry(who, document["_id"], entry["ref"])
+                _, found = await self._find_entry(principal, document["_id"], entry["ref"])
                 return MessageCreated((await unpack([found]))[0])
             case "thread.updated":
                 return ThreadUpdated(build_thread(document))

@@ -32,9 +32,9 @@ TRIES = 10
 _PAGES_PER_WRITE = 2
 
 
-def thread_query(who: Principal, thread_id: str) -> Document:
+def thread_query(principal: Principal, thread_id: str) -> Document:
     """Build the query for a thread of this organization."""
-    return {"_id": thread_id, "organization_id": who.organization_id}
+    return {"_id": thread_id, "organization_id": principal.organization_id}
 
 
 def contention(thread_id: str) -> StoreUnavailable:
@@ -47,19 +47,19 @@ class MongoPages(MongoBase):
 
     """Reading the messages of a thread's document and of its overflow documents."""
 
-    async def _read_thread(self, who: Principal, thread_id: str, fields: Document) -> Document:
-        document = await self.db.threads.find_one(thread_query(who, thread_id), fields)
+    async def _read_thread(self, principal: Principal, thread_id: str, fields: Document) -> Document:
+        document = await self.db.threads.find_one(thread_query(principal, thread_id), fields)
         if document is None:
             raise ThreadNotFound(thread_id)
         return document
 
     async def _read_latest(
-        self, who: Principal, thread_id: str, limit: int, max_bytes: int, *, with_running: bool
+        self, principal: Principal, thread_id: str, limit: int, max_bytes: int, *, with_running: bool
     ) -> tuple[Document, MessagePage]:
         """The thread and its latest messages; `with_running`: also that of a run in progress, whatever its size."""
         fields = {**THREAD_FIELDS, "messages": {"$slice": -limit}} if limit else THREAD_FIELDS
         for attempt in range(TRIES):
-            thread = await self._read_thread(who, thread_id, fields)
+            thread = await self._read_thread(principal, thread_id, fields)
             span = (thread["total"] - limit, thread["total"])
             last = attempt == TRIES - 1
             page = await self._read_span(thread, *span, max_bytes, last=last, with_running=with_running)
@@ -68,11 +68,11 @@ class MongoPages(MongoBase):
         raise contention(thread_id)
 
     async def _read_before(
-        self, who: Principal, thread_id: str, before: str, limit: int, max_bytes: int
+        self, principal: Principal, thread_id: str, before: str, limit: int, max_bytes: int
     ) -> MessagePage:
         """The messages before that one. Raises: MessageNotFound."""
         for attempt in range(TRIES):
-            thread = await self._read_thread(who, thread_id, {**HEAD_FIELDS, "messages.id": 1, "messages.n": 1})
+            thread = await self._read_thread(principal, thread_id, {**HEAD_FIELDS, "messages.id": 1, "messages.n": 1})
             embedded = thread["messages"]
             place = next((entry["n"] for entry in embedded if entry["id"] == before), None)
             if place is None:
@@ -81,7 +81,7 @@ class MongoPages(MongoBase):
             thread["messages"] = []
             if wanted:
                 part = {**HEAD_FIELDS, "messages": {"$slice": [wanted[0], len(wanted)]}}
-                thread = await self._read_thread(who, thread_id, part)
+                thread = await self._read_thread(principal, thread_id, part)
             page = await self._read_span(thread, place - limit, place, max_bytes, last=attempt == TRIES - 1)
             if page is not None:
                 return page
@@ -125,10 +125,10 @@ class MongoPages(MongoBase):
             chosen = [bodies[entry["n"]] if entry["n"] in wanted else entry for entry in chosen]
         return MessagePage(await unpack(chosen[::-1]), cut=len(chosen) < len(entries))
 
-    async def _find_entry(self, who: Principal, thread_id: str, message_id: str) -> tuple[Document, Document]:
+    async def _find_entry(self, principal: Principal, thread_id: str, message_id: str) -> tuple[Document, Document]:
         """The thread's HEAD_FIELDS and one of its entries. Raises: ThreadNotFound, MessageNotFound."""
         thread = await self._read_thread(
-            who, thread_id, {**HEAD_FIELDS, "messages": {"$elemMatch": {"id": message_id}}}
+            principal, thread_id, {**HEAD_FIELDS, "messages": {"$elemMatch": {"id": message_id}}}
         )
         entries = thread.get("messages") or [await self._find_paged_entry(thread_id, message_id)]
         return thread, entries[0]
@@ -166,29 +166,31 @@ class MongoPages(MongoBase):
 
     # moving messages into pages
 
-    async def _move_surplus(self, who: Principal, thread_id: str, count: int, size: int) -> None:
+    async def _move_surplus(self, principal: Principal, thread_id: str, count: int, size: int) -> None:
         """Move what exceeds the limits into pages, at most _PAGES_PER_WRITE. If that fails, the next write does it."""
         if not self.limits.exceeded(count, size):
             return
         try:
             for _ in range(_PAGES_PER_WRITE):
-                if not await self._move(who, thread_id):
+                if not await self._move(principal, thread_id):
                     return
         except StoreUnavailable as error:
             logger.warning("The messages of thread %s were not moved into pages yet: %s", thread_id, error)
 
-    async def _make_room(self, who: Principal, thread_id: str, need: int) -> None:
+    async def _make_room(self, principal: Principal, thread_id: str, need: int) -> None:
         """Move messages into pages until the document has room for that many more bytes.
 
         Raises: ValueError if it never will have.
         """
-        while (await self._read_thread(who, thread_id, HEAD_FIELDS))["bytes"] + need > DOCUMENT_BYTES:
-            if not await self._move(who, thread_id, everything=True):
+        while (await self._read_thread(principal, thread_id, HEAD_FIELDS))["bytes"] + need > DOCUMENT_BYTES:
+            if not await self._move(principal, thread_id, everything=True):
                 raise ValueError(f"thread {thread_id} has no room for {need} bytes")
 
-    async def _move(self, who: Principal, thread_id: str, *, everything: bool = False) -> bool:
+    async def _move(self, principal: Principal, thread_id: str, *, everything: bool = False) -> bool:
         """Write a page, or use one that was left behind, and take its messages out of the thread; False if no need."""
-        thread = await self.db.threads.find_one(thread_query(who, thread_id), {**HEAD_FIELDS, "messages": 1, "keys": 1})
+        thread = await self.db.threads.find_one(
+            thread_query(principal, thread_id), {**HEAD_FIELDS, "messages": 1, "keys": 1}
+        )
         if thread is None:
             return False
         fields = {"first": 1, "last": 1, "keys.ref": 1}
@@ -203,7 +205,10 @@ class MongoPages(MongoBase):
                 page = await self.db.pages.find_one({"_id": page["_id"]}, fields)
         if page is None:
             return False
-        if await self.db.threads.update_one(thread_query(who, thread_id), take_out_pipeline(page), {"_id": 1}) is None:
+        if (
+            await self.db.threads.update_one(thread_query(principal, thread_id), take_out_pipeline(page), {"_id": 1})
+            is None
+        ):
             await self.db.pages.delete_one({"_id": page["_id"]})
             return False
         return True

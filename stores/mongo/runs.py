@@ -60,7 +60,7 @@ class MongoRuns(MongoThreads):
 
     async def claim(
         self,
-        who: Principal,
+        principal: Principal,
         question: Message,
         answer: Message,
         *,
@@ -69,17 +69,17 @@ class MongoRuns(MongoThreads):
     ) -> Posted:
         packed_question = await pack(question)
         for _ in range(TRIES):
-            if posted := await self._try_claim(who, question, packed_question, answer, worker, idempotency):
+            if posted := await self._try_claim(principal, question, packed_question, answer, worker, idempotency):
                 return posted
         raise contention(question.thread_id)
 
-    async def checkpoint(self, who: Principal, run_id: str, *, worker: str, partial: Message | None) -> Lease:
+    async def checkpoint(self, principal: Principal, run_id: str, *, worker: str, partial: Message | None) -> Lease:
         changes: Document = {"lease": self._lease}
         if partial is not None:
             packed = await pack(partial)
             changes |= {"partial": packed.body, "size": packed.size}
         run = await self.db.runs.update_one(
-            {"_id": run_id, "organization_id": who.organization_id, "worker": worker},
+            {"_id": run_id, "organization_id": principal.organization_id, "worker": worker},
             [{"$set": changes}],
             {"cancelled": 1},
         )
@@ -87,12 +87,12 @@ class MongoRuns(MongoThreads):
             return "lost"
         return "cancelled" if run["cancelled"] else "held"
 
-    async def cancel(self, who: Principal, thread_id: str, run_id: str) -> None:
-        if await self.db.threads.find_one({**thread_query(who, thread_id), "running.id": run_id}, {"_id": 1}):
-            run = {"_id": run_id, "thread_id": thread_id, "organization_id": who.organization_id}
+    async def cancel(self, principal: Principal, thread_id: str, run_id: str) -> None:
+        if await self.db.threads.find_one({**thread_query(principal, thread_id), "running.id": run_id}, {"_id": 1}):
+            run = {"_id": run_id, "thread_id": thread_id, "organization_id": principal.organization_id}
             await self.db.runs.update_one(run, {"$set": {"cancelled": True}}, {"_id": 1})
 
-    async def finish(self, who: Principal, message: Message) -> Finished:
+    async def finish(self, principal: Principal, message: Message) -> Finished:
         """The thread decides which run has it; the run's record is not read.
 
         A finish without a response may have been done. So it is remembered in `_unconfirmed`, and when it is repeated
@@ -103,7 +103,7 @@ class MongoRuns(MongoThreads):
         stage = finish_stage(packed, by, frees_key=rules.frees_key(message))
         pipeline = write_pipeline(self.now(), stage)
         guard = {
-            **thread_query(who, message.thread_id),
+            **thread_query(principal, message.thread_id),
             "running.id": message.id,
             "bytes": {"$lte": DOCUMENT_BYTES - len(packed.body)},
         }
@@ -115,15 +115,17 @@ class MongoRuns(MongoThreads):
                 raise
             if thread:
                 self._unconfirmed.discard(by)
-                await self._move_surplus(who, message.thread_id, thread["count"], thread["bytes"] + len(packed.body))
+                await self._move_surplus(
+                    principal, message.thread_id, thread["count"], thread["bytes"] + len(packed.body)
+                )
                 return Finished(replace(message, created_at=to_timestamp(thread["running"]["at"])), won=True)
             try:
-                thread, entry = await self._find_entry(who, message.thread_id, message.id)
+                thread, entry = await self._find_entry(principal, message.thread_id, message.id)
             except NotFound:
                 self._unconfirmed.discard(by)
                 raise
             if (thread["running"] or {}).get("id") == message.id:
-                await self._make_room(who, message.thread_id, len(packed.body))
+                await self._make_room(principal, message.thread_id, len(packed.body))
                 continue
             won = by in self._unconfirmed and entry.get("by") == by
             self._unconfirmed.discard(by)
@@ -139,22 +141,22 @@ class MongoRuns(MongoThreads):
         taken = [await self._take_over_or_log(run["_id"], worker, now) for run in expired]
         return [record for record in taken if record is not None]
 
-    async def take_orphan(self, who: Principal, run_id: str, worker: str) -> RunRecord | None:
-        query = {"_id": run_id, "organization_id": who.organization_id}
+    async def take_orphan(self, principal: Principal, run_id: str, worker: str) -> RunRecord | None:
+        query = {"_id": run_id, "organization_id": principal.organization_id}
         return await self._take_over(query, worker, await self.db.now())
 
-    async def find_record(self, who: Principal, run_id: str) -> RunRecord | None:
-        run = await self.db.runs.find_one({"_id": run_id, "organization_id": who.organization_id})
+    async def find_record(self, principal: Principal, run_id: str) -> RunRecord | None:
+        run = await self.db.runs.find_one({"_id": run_id, "organization_id": principal.organization_id})
         return (await self._build_record(run))[0] if run else None
 
-    async def delete_record(self, who: Principal, run_id: str) -> None:
-        await self.db.runs.delete_one({"_id": run_id, "organization_id": who.organization_id})
+    async def delete_record(self, principal: Principal, run_id: str) -> None:
+        await self.db.runs.delete_one({"_id": run_id, "organization_id": principal.organization_id})
 
     # claiming
 
     async def _try_claim(
         self,
-        who: Principal,
+        principal: Principal,
         question: Message,
         packed_question: Packed,
         answer: Message,
@@ -164,26 +166,26 @@ class MongoRuns(MongoThreads):
         """Try to claim; None if the thread has changed since it was read. No record remains of a claim that failed."""
         thread_id = question.thread_id
         now = self.now()
-        head, key = await self._read_head(who, thread_id, idempotency)
+        head, key = await self._read_head(principal, thread_id, idempotency)
         used = build_used_key(key) if key else None
         running = (head["running"] or {}).get("id")
         decision = rules.decide_post(thread_id, used, archived=head["archived"], running=running, starts_run=True)
         if used is not None and decision == "replay":
-            return await self._replay(who, thread_id, used)
+            return await self._replay(principal, thread_id, used)
         if used is not None:
-            question = await self.get_message(who, thread_id, used.message_id)
+            question = await self.get_message(principal, thread_id, used.message_id)
             answer = answer.with_run(in_reply_to=question.id)
         packed_answer = await pack(answer)
         appended = [packed_answer] if used else [packed_question, packed_answer]
         need = sum(len(packed.body) for packed in appended)
         if head["bytes"] + need > DOCUMENT_BYTES:
-            await self._make_room(who, thread_id, need)
+            await self._make_room(principal, thread_id, need)
             return None
-        await self._write_record(who, thread_id, packed_answer, worker)
-        new_key = self._build_key(who, thread_id, idempotency, question.id, answer.id, now)
+        await self._write_record(principal, thread_id, packed_answer, worker)
+        new_key = self._build_key(principal, thread_id, idempotency, question.id, answer.id, now)
         stored = await self.db.threads.update_one(
             {
-                **append_guard(who, head, need),
+                **append_guard(principal, head, need),
                 **key_guard(head, new_key, key, now),
                 "running": None,
                 "fence": head["fence"],
@@ -194,18 +196,18 @@ class MongoRuns(MongoThreads):
         if stored is None:
             await self.db.runs.delete_one({"_id": answer.id, "worker": worker})
             return None
-        await self._move_surplus(who, thread_id, stored["count"], stored["bytes"])
+        await self._move_surplus(principal, thread_id, stored["count"], stored["bytes"])
         if used is None:
             question = replace(question, created_at=to_timestamp(stored["pushed"][0]))
         answer = replace(answer, created_at=to_timestamp(stored["pushed"][-1]))
         return Posted(question, answer, replayed=False, again=used is not None)
 
-    async def _write_record(self, who: Principal, thread_id: str, packed_answer: Packed, worker: str) -> None:
+    async def _write_record(self, principal: Principal, thread_id: str, packed_answer: Packed, worker: str) -> None:
         """Write the run's record. Raises: StoreUnavailable if a sweeper has taken it over."""
         fields = {
             "thread_id": thread_id,
-            "organization_id": who.organization_id,
-            "user_id": who.user_id,
+            "organization_id": principal.organization_id,
+            "user_id": principal.user_id,
             "cancelled": False,
             "partial": packed_answer.body,
             "size": packed_answer.size,

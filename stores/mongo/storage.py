@@ -78,8 +78,8 @@ class MongoStorage(MongoBase):
     async def _files_bytes(self, thread_id: str) -> int:
         return await self.db.attachments.sum_up({"thread_id": thread_id}, _FILE)
 
-    async def begin_upload(self, who: Principal, thread_id: str, attachment_id: str, size: int) -> None:
-        await self._add_removal(removal_of_attachment(who, thread_id, attachment_id, size), 2 * UPLOAD_SECONDS)
+    async def begin_upload(self, principal: Principal, thread_id: str, attachment_id: str, size: int) -> None:
+        await self._add_removal(removal_of_attachment(principal, thread_id, attachment_id, size), 2 * UPLOAD_SECONDS)
 
     async def _add_removal(self, removal: BlobRemoval, seconds: float | None = None) -> None:
         """Store the removal, due after `seconds`; None: REMOVAL_SECONDS."""

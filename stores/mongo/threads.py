@@ -46,9 +46,9 @@ STRAGGLER_MILLIS = 60_000
 _CLEARED_AT_ONCE = 5000
 
 
-def append_guard(who: Principal, head: Document, need: int) -> Document:
+def append_guard(principal: Principal, head: Document, need: int) -> Document:
     """The query for a thread to which messages may still be appended."""
-    return {**thread_query(who, head["_id"]), "archived": False, "bytes": {"$lte": DOCUMENT_BYTES - need}}
+    return {**thread_query(principal, head["_id"]), "archived": False, "bytes": {"$lte": DOCUMENT_BYTES - need}}
 
 
 def key_guard(head: Document, new_key: Document | None, key: Document | None, now: int) -> Document:
@@ -67,11 +67,11 @@ def key_guard(head: Document, new_key: Document | None, key: Document | None, no
 class MongoThreads(MongoOutbox, MongoStorage):
     """Threads and their messages in MongoDB."""
 
-    async def create(self, who: Principal, thread: Thread, idempotency: Idempotency | None = None) -> Created:
+    async def create(self, principal: Principal, thread: Thread, idempotency: Idempotency | None = None) -> Created:
         now = self.now()
-        document = build_thread_document(who, thread)
+        document = build_thread_document(principal, thread)
         if idempotency:
-            id = key_id("create", who.organization_id, who.user_id, thread.agent_id, idempotency.key)
+            id = key_id("create", principal.organization_id, principal.user_id, thread.agent_id, idempotency.key)
             document |= {"key_id": id, "key_fingerprint": idempotency.fingerprint, "key_at": now}
         for _ in range(TRIES):
             if await self.db.threads.insert(document):
@@ -89,18 +89,18 @@ class MongoThreads(MongoOutbox, MongoStorage):
             await self.db.threads.update_one(outdated, {"$unset": {"key_id": 1}}, {"_id": 1})
         raise contention(thread.id)
 
-    async def get(self, who: Principal, thread_id: str, *, message_limit: int = 50) -> Thread:
-        return (await self.read(who, thread_id, message_limit=message_limit)).thread
+    async def get(self, principal: Principal, thread_id: str, *, message_limit: int = 50) -> Thread:
+        return (await self.read(principal, thread_id, message_limit=message_limit)).thread
 
     async def read(
-        self, who: Principal, thread_id: str, *, message_limit: int, max_bytes: int = READ_BYTES
+        self, principal: Principal, thread_id: str, *, message_limit: int, max_bytes: int = READ_BYTES
     ) -> ThreadPart:
-        thread, page = await self._read_latest(who, thread_id, message_limit, max_bytes, with_running=True)
+        thread, page = await self._read_latest(principal, thread_id, message_limit, max_bytes, with_running=True)
         return ThreadPart(build_thread(thread, page.messages), page.cut)
 
     async def list_threads(
         self,
-        who: Principal,
+        principal: Principal,
         agent_id: str,
         *,
         limit: int,
@@ -112,7 +112,7 @@ class MongoThreads(MongoOutbox, MongoStorage):
         """Reads the sizes of the embedded messages first, then those that fit. Messages in pages are left out."""
         outlines = await self.db.threads.find(
             {
-                "organization_id": who.organization_id,
+                "organization_id": principal.organization_id,
                 "agent_id": agent_id,
                 "archived": {"$in": [False, True]} if archived is None else archived,
             },
@@ -132,7 +132,9 @@ class MongoThreads(MongoOutbox, MongoStorage):
             cut = cut or count < min(message_limit, outline["total"])
             is_whole = count == len(tail) == len(outline["messages"])
             ids_by_count[message_limit if is_whole else count].append(outline["_id"])
-        groups = await asyncio.gather(*[self._read_threads(who, ids, count) for count, ids in ids_by_count.items()])
+        groups = await asyncio.gather(
+            *[self._read_threads(principal, ids, count) for count, ids in ids_by_count.items()]
+        )
         threads = [thread for group in groups for thread in group]
         threads.sort(key=lambda thread: (thread.updated_at, thread.id), reverse=True)
         return ThreadPage(threads, more=more, cut=cut)
@@ -143,10 +145,12 @@ class MongoThreads(MongoOutbox, MongoStorage):
         runs = await self.db.runs.find({"_id": {"$in": running}}, {"size": 1}) if running else []
         return {run["_id"]: run["size"] for run in runs}
 
-    async def _read_threads(self, who: Principal, ids: list[str], limit: int) -> list[Thread]:
+    async def _read_threads(self, principal: Principal, ids: list[str], limit: int) -> list[Thread]:
         """The threads with their latest embedded messages, at most `limit` each."""
         fields = {**THREAD_FIELDS, "messages": {"$slice": -limit}} if limit else THREAD_FIELDS
-        documents = await self.db.threads.find({"_id": {"$in": ids}, "organization_id": who.organization_id}, fields)
+        documents = await self.db.threads.find(
+            {"_id": {"$in": ids}, "organization_id": principal.organization_id}, fields
+        )
         threads = []
         for document in documents:
             messages = await self._unpack_current(document, embedded_tail(document, limit), last=False)
@@ -154,22 +158,22 @@ class MongoThreads(MongoOutbox, MongoStorage):
                 threads.append(build_thread(document, messages))
                 continue
             with contextlib.suppress(ThreadNotFound):
-                threads.append(await self.get(who, document["_id"], message_limit=limit))
+                threads.append(await self.get(principal, document["_id"], message_limit=limit))
         return threads
 
     async def update(
-        self, who: Principal, thread_id: str, *, title: str | None = None, archived: bool | None = None
+        self, principal: Principal, thread_id: str, *, title: str | None = None, archived: bool | None = None
     ) -> Thread:
         fact = add_fact_stage("thread.updated", "$updated_at", self.lease)
         pipeline = write_pipeline(self.now(), set_stage(title, archived), fact=fact)
-        document = await self.db.threads.update_one(thread_query(who, thread_id), pipeline, THREAD_FIELDS)
+        document = await self.db.threads.update_one(thread_query(principal, thread_id), pipeline, THREAD_FIELDS)
         if document is None:
             raise ThreadNotFound(thread_id)
         return build_thread(document)
 
-    async def delete(self, who: Principal, thread_id: str) -> str | None:
+    async def delete(self, principal: Principal, thread_id: str) -> str | None:
         """One write takes the thread from its organization and empties it; the rest is deleted here or by a sweeper."""
-        await self._add_removal(rules.removal_of_thread(who, thread_id))
+        await self._add_removal(rules.removal_of_thread(principal, thread_id))
         emptied: Document = {
             "_id": "$_id",
             "running": "$running",
@@ -181,13 +185,13 @@ class MongoThreads(MongoOutbox, MongoStorage):
             "sweep_at": "$$NOW",
         }
         pipeline = [{"$replaceWith": emptied}, add_fact_stage("thread.deleted", "$_id", self.lease)]
-        document = await self.db.threads.update_one(thread_query(who, thread_id), pipeline)
+        document = await self.db.threads.update_one(thread_query(principal, thread_id), pipeline)
         if document is None:  # the removal stays: another process may be deleting the thread; else it removes nothing
             raise ThreadNotFound(thread_id)
         try:
             files = await self._files_bytes(thread_id)
             await self._clear(document)
-            await self.release_bytes(who.organization_id, int(document["stored"]) + files)
+            await self.release_bytes(principal.organization_id, int(document["stored"]) + files)
         except StoreUnavailable as error:
             logger.warning("The rest of thread %s was not deleted yet: %s", thread_id, error)
         running: str | None = (document["running"] or {}).get("id")
@@ -211,21 +215,21 @@ class MongoThreads(MongoOutbox, MongoStorage):
         else:
             await self.db.threads.delete_one({**deleted, **NO_FACTS})
 
-    async def add_file(self, who: Principal, file: StoredFile) -> None:
-        await self.get(who, file.thread_id, message_limit=0)
+    async def add_file(self, principal: Principal, file: StoredFile) -> None:
+        await self.get(principal, file.thread_id, message_limit=0)
         id = file.attachment.id
         body = msgspec.json.encode(file)
         record = {
             "_id": id,
             "thread_id": file.thread_id,
-            "organization_id": who.organization_id,
+            "organization_id": principal.organization_id,
             "size": file.attachment.size,
             "text_bytes": len(body),
             "body": body,
         }
         try:
             await self.db.attachments.insert(record)
-            await self.get(who, file.thread_id, message_limit=0)
+            await self.get(principal, file.thread_id, message_limit=0)
             if not await self._cancel_removal(id):
                 raise StoreUnavailable(f"storing attachment {id} took too long")
         except BaseException:  # the thread was deleted, or the caller cannot know that the record exists
@@ -233,74 +237,76 @@ class MongoThreads(MongoOutbox, MongoStorage):
                 await self.db.attachments.delete_one({"_id": id})
             raise
 
-    async def get_file(self, who: Principal, thread_id: str, attachment_id: str) -> StoredFile:
-        await self.get(who, thread_id, message_limit=0)
+    async def get_file(self, principal: Principal, thread_id: str, attachment_id: str) -> StoredFile:
+        await self.get(principal, thread_id, message_limit=0)
         found = await self.db.attachments.find_one({"_id": attachment_id, "thread_id": thread_id})
         if found is None:
             raise AttachmentNotFound(attachment_id)
         return msgspec.json.decode(found["body"], type=StoredFile)
 
-    async def remove_file(self, who: Principal, thread_id: str, attachment_id: str) -> None:
-        await self.get(who, thread_id, message_limit=0)
+    async def remove_file(self, principal: Principal, thread_id: str, attachment_id: str) -> None:
+        await self.get(principal, thread_id, message_limit=0)
         attachment = {"_id": attachment_id, "thread_id": thread_id}
         if found := await self.db.attachments.find_one(attachment, {"size": 1}):
-            await self._add_removal(rules.removal_of_attachment(who, thread_id, attachment_id, found["size"]))
+            await self._add_removal(rules.removal_of_attachment(principal, thread_id, attachment_id, found["size"]))
             await self.db.attachments.delete_one(attachment)
 
     async def list_messages(
-        self, who: Principal, thread_id: str, *, before: str | None, limit: int, max_bytes: int = READ_BYTES
+        self, principal: Principal, thread_id: str, *, before: str | None, limit: int, max_bytes: int = READ_BYTES
     ) -> MessagePage:
         if before is not None:
-            return await self._read_before(who, thread_id, before, limit, max_bytes)
-        return (await self._read_latest(who, thread_id, limit, max_bytes, with_running=False))[1]
+            return await self._read_before(principal, thread_id, before, limit, max_bytes)
+        return (await self._read_latest(principal, thread_id, limit, max_bytes, with_running=False))[1]
 
-    async def get_message(self, who: Principal, thread_id: str, message_id: str) -> Message:
+    async def get_message(self, principal: Principal, thread_id: str, message_id: str) -> Message:
         for attempt in range(TRIES):
-            thread, entry = await self._find_entry(who, thread_id, message_id)
+            thread, entry = await self._find_entry(principal, thread_id, message_id)
             messages = await self._unpack_current(thread, [entry], last=attempt == TRIES - 1)
             if messages is not None:
                 return messages[0]
         raise contention(thread_id)
 
-    async def append_message(self, who: Principal, message: Message, idempotency: Idempotency | None = None) -> Posted:
+    async def append_message(
+        self, principal: Principal, message: Message, idempotency: Idempotency | None = None
+    ) -> Posted:
         thread_id = message.thread_id
         packed = await pack(message)
         now = self.now()
         for _ in range(TRIES):
-            head, key = await self._read_head(who, thread_id, idempotency)
+            head, key = await self._read_head(principal, thread_id, idempotency)
             used = build_used_key(key) if key else None
             decision = rules.decide_post(thread_id, used, archived=head["archived"], running=None, starts_run=False)
             if used is not None and decision == "replay":
-                return await self._replay(who, thread_id, used)
+                return await self._replay(principal, thread_id, used)
             if head["bytes"] + len(packed.body) > DOCUMENT_BYTES:
-                await self._make_room(who, thread_id, len(packed.body))
+                await self._make_room(principal, thread_id, len(packed.body))
                 continue
-            new_key = self._build_key(who, thread_id, idempotency, message.id, None, now)
-            guard = {**append_guard(who, head, len(packed.body)), **key_guard(head, new_key, key, now)}
+            new_key = self._build_key(principal, thread_id, idempotency, message.id, None, now)
+            guard = {**append_guard(principal, head, len(packed.body)), **key_guard(head, new_key, key, now)}
             fact = add_fact_stage("message.created", {"$literal": message.id}, self.lease)
             pipeline = write_pipeline(now, *append_stages([packed], new_key, None, now), fact=fact)
             if stored := await self.db.threads.update_one(guard, pipeline, {**HEAD_FIELDS, "pushed": 1}):
-                await self._move_surplus(who, thread_id, stored["count"], stored["bytes"])
+                await self._move_surplus(principal, thread_id, stored["count"], stored["bytes"])
                 return Posted(replace(message, created_at=to_timestamp(stored["pushed"][0])), None, replayed=False)
         raise contention(thread_id)
 
-    async def replay(self, who: Principal, thread_id: str, idempotency: Idempotency) -> Posted | None:
-        _, key = await self._read_head(who, thread_id, idempotency)
-        return await self._replay(who, thread_id, build_used_key(key)) if key and not key["free"] else None
+    async def replay(self, principal: Principal, thread_id: str, idempotency: Idempotency) -> Posted | None:
+        _, key = await self._read_head(principal, thread_id, idempotency)
+        return await self._replay(principal, thread_id, build_used_key(key)) if key and not key["free"] else None
 
     # idempotency keys
 
     async def _read_head(
-        self, who: Principal, thread_id: str, idempotency: Idempotency | None
+        self, principal: Principal, thread_id: str, idempotency: Idempotency | None
     ) -> tuple[Document, Document | None]:
         """The thread's HEAD_FIELDS, and what the key stored before, if it still counts.
 
         Raises: ThreadNotFound, IdempotencyMismatch.
         """
         if idempotency is None:
-            return await self._read_thread(who, thread_id, HEAD_FIELDS), None
-        id = key_id(thread_id, who.user_id, idempotency.key)
-        head = await self._read_thread(who, thread_id, {**HEAD_FIELDS, "keys": {"$elemMatch": {"id": id}}})
+            return await self._read_thread(principal, thread_id, HEAD_FIELDS), None
+        id = key_id(thread_id, principal.user_id, idempotency.key)
+        head = await self._read_thread(principal, thread_id, {**HEAD_FIELDS, "keys": {"$elemMatch": {"id": id}}})
         keys: list[Document] = head.get("keys") or []
         if not keys and head["count"] < head["total"]:
             pages = await self.db.pages.find({"keys.id": id}, {"keys": {"$elemMatch": {"id": id}}})
@@ -314,7 +320,7 @@ class MongoThreads(MongoOutbox, MongoStorage):
 
     def _build_key(
         self,
-        who: Principal,
+        principal: Principal,
         thread_id: str,
         idempotency: Idempotency | None,
         message_id: str,
@@ -323,13 +329,13 @@ class MongoThreads(MongoOutbox, MongoStorage):
     ) -> Document | None:
         if idempotency is None:
             return None
-        id = key_id(thread_id, who.user_id, idempotency.key)
+        id = key_id(thread_id, principal.user_id, idempotency.key)
         return build_key(id, idempotency, message_id, run_id, now)
 
-    async def _replay(self, who: Principal, thread_id: str, key: UsedKey) -> Posted:
+    async def _replay(self, principal: Principal, thread_id: str, key: UsedKey) -> Posted:
         """What the key stored before, as it is stored now."""
-        message = await self.get_message(who, thread_id, key.message_id)
-        answer = await self.get_message(who, thread_id, key.run_id) if key.run_id else None
-        in_outbox = {**thread_query(who, thread_id), "outbox.ref": message.id}
+        message = await self.get_message(principal, thread_id, key.message_id)
+        answer = await self.get_message(principal, thread_id, key.run_id) if key.run_id else None
+        in_outbox = {**thread_query(principal, thread_id), "outbox.ref": message.id}
         unpublished = answer is None and await self.db.threads.find_one(in_outbox, {"_id": 1}) is not None
         return Posted(message, answer, replayed=True, unpublished=unpublished)

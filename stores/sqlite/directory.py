@@ -147,19 +147,19 @@ class SQLiteDirectory(SQLiteBase):
         db.execute("DELETE FROM sessions WHERE hash = ?", (hash_of(token),))
 
     @runs_in_writer
-    def create_agent(self, db: sqlite3.Connection, who: Principal, agent: Agent) -> Agent:
+    def create_agent(self, db: sqlite3.Connection, principal: Principal, agent: Agent) -> Agent:
         db.execute(
             "INSERT INTO agents (id, organization_id, body) VALUES (?, ?, ?)",
-            (agent.id, who.organization_id, msgspec.json.encode(agent)),
+            (agent.id, principal.organization_id, msgspec.json.encode(agent)),
         )
-        self._set_default(db, who, rules.default_after_creation(self._default_id(db, who), agent))
-        return self._read_agent(db, who, agent.id)
+        self._set_default(db, principal, rules.default_after_creation(self._default_id(db, principal), agent))
+        return self._read_agent(db, principal, agent.id)
 
     @runs_in_reader
     def list_agents(
         self,
         db: sqlite3.Connection,
-        who: Principal,
+        principal: Principal,
         *,
         limit: int = 100,
         offset: int = 0,
@@ -168,53 +168,60 @@ class SQLiteDirectory(SQLiteBase):
         sized = db.execute(
             "SELECT id, length(body) AS size FROM agents WHERE organization_id = ? AND NOT deleted"
             " ORDER BY seq LIMIT ? OFFSET ?",
-            (who.organization_id, limit + 1, offset),
+            (principal.organization_id, limit + 1, offset),
         ).fetchall()
         chosen = select_fitting([row["size"] for row in sized[:limit]], max_bytes)
-        agents = [self._read_agent(db, who, sized[index]["id"]) for index in chosen]
+        agents = [self._read_agent(db, principal, sized[index]["id"]) for index in chosen]
         return AgentPage(agents, more=len(chosen) < len(sized))
 
     @runs_in_reader
     def get_agent(
-        self, db: sqlite3.Connection, who: Principal, agent_id: str | None, *, deleted: bool = False
+        self, db: sqlite3.Connection, principal: Principal, agent_id: str | None, *, deleted: bool = False
     ) -> Agent:
-        if agent_id is None and (agent_id := self._default_id(db, who)) is None:
+        if agent_id is None and (agent_id := self._default_id(db, principal)) is None:
             raise AgentNotFound("default")
-        return self._read_agent(db, who, agent_id, deleted=deleted)
+        return self._read_agent(db, principal, agent_id, deleted=deleted)
 
     @runs_in_writer
     def update_agent(
-        self, db: sqlite3.Connection, who: Principal, agent: Agent, *, is_default: bool | None = None
+        self, db: sqlite3.Connection, principal: Principal, agent: Agent, *, is_default: bool | None = None
     ) -> Agent:
-        self._read_agent(db, who, agent.id)
+        self._read_agent(db, principal, agent.id)
         db.execute("UPDATE agents SET body = ? WHERE id = ?", (msgspec.json.encode(agent), agent.id))
-        self._set_default(db, who, rules.default_after_update(self._default_id(db, who), agent.id, is_default))
-        return self._read_agent(db, who, agent.id)
+        self._set_default(
+            db, principal, rules.default_after_update(self._default_id(db, principal), agent.id, is_default)
+        )
+        return self._read_agent(db, principal, agent.id)
 
     @runs_in_writer
-    def delete_agent(self, db: sqlite3.Connection, who: Principal, agent_id: str) -> None:
-        self._read_agent(db, who, agent_id)
+    def delete_agent(self, db: sqlite3.Connection, principal: Principal, agent_id: str) -> None:
+        self._read_agent(db, principal, agent_id)
         db.execute("UPDATE agents SET deleted = 1 WHERE id = ?", (agent_id,))
         row = db.execute(
-            "SELECT id FROM agents WHERE organization_id = ? AND NOT deleted ORDER BY seq", (who.organization_id,)
+            "SELECT id FROM agents WHERE organization_id = ? AND NOT deleted ORDER BY seq", (principal.organization_id,)
         ).fetchone()
         oldest = row[0] if row else None
-        self._set_default(db, who, rules.default_after_deletion(self._default_id(db, who), agent_id, oldest))
+        self._set_default(
+            db, principal, rules.default_after_deletion(self._default_id(db, principal), agent_id, oldest)
+        )
 
-    def _read_agent(self, db: sqlite3.Connection, who: Principal, agent_id: str, *, deleted: bool = False) -> Agent:
+    def _read_agent(
+        self, db: sqlite3.Connection, principal: Principal, agent_id: str, *, deleted: bool = False
+    ) -> Agent:
         """Raises: AgentNotFound."""
         row = db.execute(
-            "SELECT body, deleted FROM agents WHERE id = ? AND organization_id = ?", (agent_id, who.organization_id)
+            "SELECT body, deleted FROM agents WHERE id = ? AND organization_id = ?",
+            (agent_id, principal.organization_id),
         ).fetchone()
         if row is None or (row["deleted"] and not deleted):
             raise AgentNotFound(agent_id)
         agent = msgspec.json.decode(row["body"], type=Agent)
-        return replace(agent, is_default=agent.id == self._default_id(db, who))
+        return replace(agent, is_default=agent.id == self._default_id(db, principal))
 
-    def _default_id(self, db: sqlite3.Connection, who: Principal) -> str | None:
+    def _default_id(self, db: sqlite3.Connection, principal: Principal) -> str | None:
         query = "SELECT default_agent_id FROM organizations WHERE id = ?"
-        row = db.execute(query, (who.organization_id,)).fetchone()
+        row = db.execute(query, (principal.organization_id,)).fetchone()
         return row[0] if row else None
 
-    def _set_default(self, db: sqlite3.Connection, who: Principal, agent_id: str | None) -> None:
-        db.execute("UPDATE organizations SET default_agent_id = ? WHERE id = ?", (agent_id, who.organization_id))
+    def _set_default(self, db: sqlite3.Connection, principal: Principal, agent_id: str | None) -> None:
+        db.execute("UPDATE organizations SET default_agent_id = ? WHERE id = ?", (agent_id, principal.organization_id))

@@ -18,15 +18,15 @@ class SQLiteFiles(SQLiteBase):
     """Attachments in SQLite."""
 
     @runs_in_writer
-    def add_file(self, db: sqlite3.Connection, who: Principal, file: StoredFile) -> None:
-        thread_row(db, who, file.thread_id)
+    def add_file(self, db: sqlite3.Connection, principal: Principal, file: StoredFile) -> None:
+        thread_row(db, principal, file.thread_id)
         if not cancel_removal(db, file.attachment.id):
             raise StoreUnavailable(f"storing attachment {file.attachment.id} took too long")
         db.execute(
             "INSERT INTO attachments (id, organization_id, size, body, thread_id) VALUES (?, ?, ?, ?, ?)",
             (
                 file.attachment.id,
-                who.organization_id,
+                principal.organization_id,
                 file.attachment.size,
                 msgspec.json.encode(file),
                 file.thread_id,
@@ -34,8 +34,8 @@ class SQLiteFiles(SQLiteBase):
         )
 
     @runs_in_reader
-    def get_file(self, db: sqlite3.Connection, who: Principal, thread_id: str, attachment_id: str) -> StoredFile:
-        thread_row(db, who, thread_id)
+    def get_file(self, db: sqlite3.Connection, principal: Principal, thread_id: str, attachment_id: str) -> StoredFile:
+        thread_row(db, principal, thread_id)
         row = db.execute(
             "SELECT body FROM attachments WHERE id = ? AND thread_id = ?", (attachment_id, thread_id)
         ).fetchone()
@@ -44,10 +44,10 @@ class SQLiteFiles(SQLiteBase):
         return msgspec.json.decode(row["body"], type=StoredFile)
 
     @runs_in_writer
-    def remove_file(self, db: sqlite3.Connection, who: Principal, thread_id: str, attachment_id: str) -> None:
-        thread_row(db, who, thread_id)
+    def remove_file(self, db: sqlite3.Connection, principal: Principal, thread_id: str, attachment_id: str) -> None:
+        thread_row(db, principal, thread_id)
         row = db.execute(
             "DELETE FROM attachments WHERE id = ? AND thread_id = ? RETURNING size", (attachment_id, thread_id)
         ).fetchone()
         if row:
-            add_removal(db, removal_of_attachment(who, thread_id, attachment_id, row["size"]))
+            add_removal(db, removal_of_attachment(principal, thread_id, attachment_id, row["size"]))

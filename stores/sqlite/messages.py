@@ -31,30 +31,30 @@ class SQLiteMessages(SQLiteBase):
     def list_messages(
         self,
         db: sqlite3.Connection,
-        who: Principal,
+        principal: Principal,
         thread_id: str,
         *,
         before: str | None,
         limit: int,
         max_bytes: int = READ_BYTES,
     ) -> MessagePage:
-        thread_row(db, who, thread_id)
+        thread_row(db, principal, thread_id)
         rows = message_sizes(db, thread_id, limit, NEWEST if before is None else message_seq(db, thread_id, before))
         chosen = select_fitting([row["size"] for row in rows], max_bytes)
         return MessagePage(read_messages(db, rows[: len(chosen)]), cut=len(chosen) < len(rows))
 
     @runs_in_reader
-    def get_message(self, db: sqlite3.Connection, who: Principal, thread_id: str, message_id: str) -> Message:
-        thread_row(db, who, thread_id)
+    def get_message(self, db: sqlite3.Connection, principal: Principal, thread_id: str, message_id: str) -> Message:
+        thread_row(db, principal, thread_id)
         return read_message(db, thread_id, message_id)
 
     @runs_in_writer
     def append_message(
-        self, db: sqlite3.Connection, who: Principal, message: Message, idempotency: Idempotency | None = None
+        self, db: sqlite3.Connection, principal: Principal, message: Message, idempotency: Idempotency | None = None
     ) -> Posted:
         thread_id = message.thread_id
-        row = thread_row(db, who, thread_id)
-        key = self._used_key(db, who, thread_id, idempotency)
+        row = thread_row(db, principal, thread_id)
+        key = self._used_key(db, principal, thread_id, idempotency)
         decision = rules.decide_post(
             thread_id, key, archived=bool(row["archived"]), running=row["running"], starts_run=False
         )
@@ -62,33 +62,35 @@ class SQLiteMessages(SQLiteBase):
             return replayed(db, thread_id, key)
         stored = insert_message(db, message)
         touch(db, row, self.clock())
-        add_fact(db, who, thread_id, MessageCreated(stored), self.lease)
+        add_fact(db, principal, thread_id, MessageCreated(stored), self.lease)
         posted = Posted(stored, None, replayed=False)
-        self._store_key(db, who, posted, idempotency)
+        self._store_key(db, principal, posted, idempotency)
         return posted
 
     @runs_in_reader
-    def replay(self, db: sqlite3.Connection, who: Principal, thread_id: str, idempotency: Idempotency) -> Posted | None:
-        thread_row(db, who, thread_id)
-        key = self._used_key(db, who, thread_id, idempotency)
+    def replay(
+        self, db: sqlite3.Connection, principal: Principal, thread_id: str, idempotency: Idempotency
+    ) -> Posted | None:
+        thread_row(db, principal, thread_id)
+        key = self._used_key(db, principal, thread_id, idempotency)
         return replayed(db, thread_id, key) if key is not None and not key.free else None
 
     def _used_key(
-        self, db: sqlite3.Connection, who: Principal, thread_id: str, idempotency: Idempotency | None
+        self, db: sqlite3.Connection, principal: Principal, thread_id: str, idempotency: Idempotency | None
     ) -> UsedKey | None:
         """What the key stored in this thread before, if it still counts. Raises: IdempotencyMismatch."""
         if idempotency is None:
             return None
         row = db.execute(
             "SELECT * FROM idempotency WHERE thread_id = ? AND user_id = ? AND key = ?",
-            (thread_id, who.user_id, idempotency.key),
+            (thread_id, principal.user_id, idempotency.key),
         ).fetchone()
         if row is None or not rules.counts(idempotency, row["fingerprint"], row["at"], self.clock().timestamp()):
             return None
         return UsedKey(row["fingerprint"], row["message_id"], row["run_id"], row["at"], free=bool(row["free"]))
 
     def _store_key(
-        self, db: sqlite3.Connection, who: Principal, posted: Posted, idempotency: Idempotency | None
+        self, db: sqlite3.Connection, principal: Principal, posted: Posted, idempotency: Idempotency | None
     ) -> None:
         """Store what the key has stored, and delete the thread's keys that count no more."""
         if idempotency is None:
@@ -98,7 +100,15 @@ class SQLiteMessages(SQLiteBase):
         db.execute("DELETE FROM idempotency WHERE thread_id = ? AND at <= ?", (thread_id, now - KEY_SECONDS))
         db.execute(
             "INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?, ?, ?, ?, 0)",
-            (thread_id, who.user_id, idempotency.key, idempotency.fingerprint, posted.message.id, posted.run_id, now),
+            (
+                thread_id,
+                principal.user_id,
+                idempotency.key,
+                idempotency.fingerprint,
+                posted.message.id,
+                posted.run_id,
+                now,
+            ),
         )
 
 

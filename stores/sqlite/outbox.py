@@ -25,7 +25,7 @@ _THREADS = 50
 """How many threads' outboxes are taken at once."""
 
 
-def add_fact(db: sqlite3.Connection, who: Principal, thread_id: str, fact: Fact, lease: float) -> None:
+def add_fact(db: sqlite3.Connection, principal: Principal, thread_id: str, fact: Fact, lease: float) -> None:
     """Put a fact into its thread's outbox. Other processes may publish it after a part of a `lease` of that length."""
     if isinstance(fact, ThreadDeleted):
         db.execute("DELETE FROM outbox WHERE thread_id = ?", (thread_id,))
@@ -33,7 +33,7 @@ def add_fact(db: sqlite3.Connection, who: Principal, thread_id: str, fact: Fact,
         db.execute("DELETE FROM outbox WHERE thread_id = ? AND type = 'thread.updated' AND cut = 0", (thread_id,))
     db.execute(
         f"INSERT INTO outbox (thread_id, organization_id, id, type, due) VALUES (?, ?, ?, ?, {NOW} + ?)",
-        (thread_id, who.organization_id, fact_id(fact), fact.__struct_config__.tag, lease * OUTBOX_LEASE),
+        (thread_id, principal.organization_id, fact_id(fact), fact.__struct_config__.tag, lease * OUTBOX_LEASE),
     )
     oldest = "SELECT seq FROM outbox WHERE thread_id = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2"
     if db.execute(oldest, (thread_id, OUTBOX_FACTS)).fetchone():
@@ -60,11 +60,13 @@ class SQLiteOutbox(SQLiteBase):
         return [self._take(db, row["thread_id"], row["organization_id"]) for row in rows]
 
     @runs_in_writer
-    def mark_published(self, db: sqlite3.Connection, who: Principal, thread_id: str, facts: Sequence[Fact]) -> None:
+    def mark_published(
+        self, db: sqlite3.Connection, principal: Principal, thread_id: str, facts: Sequence[Fact]
+    ) -> None:
         db.executemany(
             "DELETE FROM outbox WHERE thread_id = ?1 AND organization_id = ?2 AND type = ?3"
             " AND (id = ?4 OR type = 'thread.updated' AND id < ?4)",  # an update replaces the earlier ones
-            [(thread_id, who.organization_id, fact.__struct_config__.tag, fact_id(fact)) for fact in facts],
+            [(thread_id, principal.organization_id, fact.__struct_config__.tag, fact_id(fact)) for fact in facts],
         )
 
     def _take(self, db: sqlite3.Connection, thread_id: str, organization_id: str) -> Outbox:

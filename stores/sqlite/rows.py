@@ -63,10 +63,10 @@ def build_record(row: sqlite3.Row) -> RunRecord:
     )
 
 
-def thread_row(db: sqlite3.Connection, who: Principal, thread_id: str) -> sqlite3.Row:
+def thread_row(db: sqlite3.Connection, principal: Principal, thread_id: str) -> sqlite3.Row:
     """Raises: ThreadNotFound."""
     row: sqlite3.Row | None = db.execute(
-        "SELECT * FROM threads WHERE id = ? AND organization_id = ?", (thread_id, who.organization_id)
+        "SELECT * FROM threads WHERE id = ? AND organization_id = ?", (thread_id, principal.organization_id)
     ).fetchone()
     if row is None:
         raise ThreadNotFound(thread_id)

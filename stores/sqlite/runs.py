@@ -25,7 +25,7 @@ class SQLiteRuns(SQLiteMessages):
     def claim(
         self,
         db: sqlite3.Connection,
-        who: Principal,
+        principal: Principal,
         question: Message,
         answer: Message,
         *,
@@ -33,8 +33,8 @@ class SQLiteRuns(SQLiteMessages):
         idempotency: Idempotency | None = None,
     ) -> Posted:
         thread_id = question.thread_id
-        row = thread_row(db, who, thread_id)
-        key = self._used_key(db, who, thread_id, idempotency)
+        row = thread_row(db, principal, thread_id)
+        key = self._used_key(db, principal, thread_id, idempotency)
         decision = rules.decide_post(
             thread_id, key, archived=bool(row["archived"]), running=row["running"], starts_run=True
         )
@@ -48,20 +48,20 @@ class SQLiteRuns(SQLiteMessages):
         answer = insert_message(db, answer)
         db.execute("UPDATE threads SET running = ? WHERE id = ?", (answer.id, thread_id))
         touch(db, row, self.clock())
-        self._insert_record(db, who, answer, worker)
+        self._insert_record(db, principal, answer, worker)
         posted = Posted(question, answer, replayed=False, again=key is not None)
-        self._store_key(db, who, posted, idempotency)
+        self._store_key(db, principal, posted, idempotency)
         return posted
 
-    def _insert_record(self, db: sqlite3.Connection, who: Principal, answer: Message, worker: str) -> None:
+    def _insert_record(self, db: sqlite3.Connection, principal: Principal, answer: Message, worker: str) -> None:
         db.execute(
             "INSERT INTO runs (id, thread_id, organization_id, user_id, worker, lease, partial)"
             f" VALUES (?, ?, ?, ?, ?, {NOW} + ?, ?)",
             (
                 answer.id,
                 answer.thread_id,
-                who.organization_id,
-                who.user_id,
+                principal.organization_id,
+                principal.user_id,
                 worker,
                 self.lease,
                 msgspec.json.encode(answer),
@@ -70,7 +70,7 @@ class SQLiteRuns(SQLiteMessages):
 
     @runs_in_writer
     def checkpoint(
-        self, db: sqlite3.Connection, who: Principal, run_id: str, *, worker: str, partial: Message | None
+        self, db: sqlite3.Connection, principal: Principal, run_id: str, *, worker: str, partial: Message | None
     ) -> Lease:
         if partial is not None:
             stored = db.execute("SELECT created_at FROM messages WHERE id = ?", (run_id,)).fetchone()
@@ -78,23 +78,23 @@ class SQLiteRuns(SQLiteMessages):
         row = db.execute(
             f"UPDATE runs SET lease = {NOW} + ?, partial = COALESCE(?, partial)"
             " WHERE id = ? AND organization_id = ? AND worker = ? RETURNING cancelled",
-            (self.lease, msgspec.json.encode(partial) if partial else None, run_id, who.organization_id, worker),
+            (self.lease, msgspec.json.encode(partial) if partial else None, run_id, principal.organization_id, worker),
         ).fetchone()
         if row is None:
             return "lost"
         return "cancelled" if row["cancelled"] else "held"
 
     @runs_in_writer
-    def cancel(self, db: sqlite3.Connection, who: Principal, thread_id: str, run_id: str) -> None:
+    def cancel(self, db: sqlite3.Connection, principal: Principal, thread_id: str, run_id: str) -> None:
         db.execute(
             "UPDATE runs SET cancelled = 1 WHERE id = ?1 AND thread_id = ?2 AND organization_id = ?3"
             " AND EXISTS (SELECT 1 FROM threads WHERE id = ?2 AND running = ?1)",
-            (run_id, thread_id, who.organization_id),
+            (run_id, thread_id, principal.organization_id),
         )
 
     @runs_in_writer
-    def finish(self, db: sqlite3.Connection, who: Principal, message: Message) -> Finished:
-        row = thread_row(db, who, message.thread_id)
+    def finish(self, db: sqlite3.Connection, principal: Principal, message: Message) -> Finished:
+        row = thread_row(db, principal, message.thread_id)
         stored = read_message(db, message.thread_id, message.id)
         if row["running"] != message.id:
             return Finished(stored, won=False)
@@ -116,24 +116,24 @@ class SQLiteRuns(SQLiteMessages):
         return [record for row in rows if (record := _build_record_or_log(row))]
 
     @runs_in_writer
-    def take_orphan(self, db: sqlite3.Connection, who: Principal, run_id: str, worker: str) -> RunRecord | None:
+    def take_orphan(self, db: sqlite3.Connection, principal: Principal, run_id: str, worker: str) -> RunRecord | None:
         row = db.execute(
             f"UPDATE runs SET worker = ?, lease = {NOW} + ?"
             f" WHERE id = ? AND organization_id = ? AND lease <= {NOW} RETURNING *",
-            (worker, self.lease, run_id, who.organization_id),
+            (worker, self.lease, run_id, principal.organization_id),
         ).fetchone()
         return build_record(row) if row else None
 
     @runs_in_reader
-    def find_record(self, db: sqlite3.Connection, who: Principal, run_id: str) -> RunRecord | None:
+    def find_record(self, db: sqlite3.Connection, principal: Principal, run_id: str) -> RunRecord | None:
         row = db.execute(
-            "SELECT * FROM runs WHERE id = ? AND organization_id = ?", (run_id, who.organization_id)
+            "SELECT * FROM runs WHERE id = ? AND organization_id = ?", (run_id, principal.organization_id)
         ).fetchone()
         return build_record(row) if row else None
 
     @runs_in_writer
-    def delete_record(self, db: sqlite3.Connection, who: Principal, run_id: str) -> None:
-        db.execute("DELETE FROM runs WHERE id = ? AND organization_id = ?", (run_id, who.organization_id))
+    def delete_record(self, db: sqlite3.Connection, principal: Principal, run_id: str) -> None:
+        db.execute("DELETE FROM runs WHERE id = ? AND organization_id = ?", (run_id, principal.organization_id))
 
 
 def _build_record_or_log(row: sqlite3.Row) -> RunRecord | None:

@@ -111,9 +111,9 @@ class SQLiteStorage(SQLiteBase):
 
     @runs_in_writer
     def begin_upload(
-        self, db: sqlite3.Connection, who: Principal, thread_id: str, attachment_id: str, size: int
+        self, db: sqlite3.Connection, principal: Principal, thread_id: str, attachment_id: str, size: int
     ) -> None:
-        add_removal(db, removal_of_attachment(who, thread_id, attachment_id, size), 2 * UPLOAD_SECONDS)
+        add_removal(db, removal_of_attachment(principal, thread_id, attachment_id, size), 2 * UPLOAD_SECONDS)
 
     @runs_in_writer
     def take_removals(self, db: sqlite3.Connection) -> list[BlobRemoval]:

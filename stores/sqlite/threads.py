@@ -29,13 +29,13 @@ class SQLiteThreads(SQLiteBase):
 
     @runs_in_writer
     def create(
-        self, db: sqlite3.Connection, who: Principal, thread: Thread, idempotency: Idempotency | None = None
+        self, db: sqlite3.Connection, principal: Principal, thread: Thread, idempotency: Idempotency | None = None
     ) -> Created:
         now = self.clock().timestamp()
         if idempotency:
             earlier = db.execute(
                 "SELECT * FROM threads WHERE organization_id = ? AND user_id = ? AND agent_id = ? AND key = ?",
-                (who.organization_id, who.user_id, thread.agent_id, idempotency.key),
+                (principal.organization_id, principal.user_id, thread.agent_id, idempotency.key),
             ).fetchone()
             if earlier and rules.counts(idempotency, earlier["fingerprint"], earlier["key_at"], now):
                 return Created(build_thread(earlier), replayed=True)
@@ -45,9 +45,9 @@ class SQLiteThreads(SQLiteBase):
             "INSERT INTO threads VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, ?)",
             (
                 thread.id,
-                who.organization_id,
+                principal.organization_id,
                 thread.agent_id,
-                who.user_id,
+                principal.user_id,
                 thread.title,
                 msgspec.json.encode(thread.metadata),
                 thread.created_at,
@@ -58,24 +58,24 @@ class SQLiteThreads(SQLiteBase):
                 now,
             ),
         )
-        return Created(build_thread(thread_row(db, who, thread.id)), replayed=False)
+        return Created(build_thread(thread_row(db, principal, thread.id)), replayed=False)
 
     @runs_in_reader
-    def get(self, db: sqlite3.Connection, who: Principal, thread_id: str, *, message_limit: int = 50) -> Thread:
-        row = thread_row(db, who, thread_id)
+    def get(self, db: sqlite3.Connection, principal: Principal, thread_id: str, *, message_limit: int = 50) -> Thread:
+        row = thread_row(db, principal, thread_id)
         return build_thread(row, latest_messages(db, thread_id, message_limit, READ_BYTES)[0])
 
     @runs_in_reader
     def read(
         self,
         db: sqlite3.Connection,
-        who: Principal,
+        principal: Principal,
         thread_id: str,
         *,
         message_limit: int,
         max_bytes: int = READ_BYTES,
     ) -> ThreadPart:
-        row = thread_row(db, who, thread_id)
+        row = thread_row(db, principal, thread_id)
         messages, cut = latest_messages(db, thread_id, message_limit, max_bytes)
         return ThreadPart(build_thread(row, messages), cut)
 
@@ -83,7 +83,7 @@ class SQLiteThreads(SQLiteBase):
     def list_threads(
         self,
         db: sqlite3.Connection,
-        who: Principal,
+        principal: Principal,
         agent_id: str,
         *,
         limit: int,
@@ -95,7 +95,7 @@ class SQLiteThreads(SQLiteBase):
         rows = db.execute(
             "SELECT * FROM threads WHERE organization_id = ? AND agent_id = ? AND (?3 IS NULL OR archived = ?3)"
             " ORDER BY updated_at DESC, id DESC LIMIT ?4 OFFSET ?5",
-            (who.organization_id, agent_id, archived, limit + 1, offset),
+            (principal.organization_id, agent_id, archived, limit + 1, offset),
         ).fetchall()
         shown = rows[:limit]
         sized = [message_sizes(db, row["id"], message_limit) for row in shown]
@@ -113,29 +113,29 @@ class SQLiteThreads(SQLiteBase):
     def update(
         self,
         db: sqlite3.Connection,
-        who: Principal,
+        principal: Principal,
         thread_id: str,
         *,
         title: str | None = None,
         archived: bool | None = None,
     ) -> Thread:
-        row = thread_row(db, who, thread_id)
+        row = thread_row(db, principal, thread_id)
         db.execute(
             "UPDATE threads SET title = COALESCE(?, title), archived = COALESCE(?, archived) WHERE id = ?",
             (title, archived, thread_id),
         )
         touch(db, row, self.clock())
-        thread = build_thread(thread_row(db, who, thread_id))
-        add_fact(db, who, thread_id, ThreadUpdated(thread), self.lease)
+        thread = build_thread(thread_row(db, principal, thread_id))
+        add_fact(db, principal, thread_id, ThreadUpdated(thread), self.lease)
         return thread
 
     @runs_in_writer
-    def delete(self, db: sqlite3.Connection, who: Principal, thread_id: str) -> str | None:
-        row = thread_row(db, who, thread_id)
-        add_bytes(db, who.organization_id, -thread_bytes(db, thread_id))
+    def delete(self, db: sqlite3.Connection, principal: Principal, thread_id: str) -> str | None:
+        row = thread_row(db, principal, thread_id)
+        add_bytes(db, principal.organization_id, -thread_bytes(db, thread_id))
         if db.execute("SELECT 1 FROM attachments WHERE thread_id = ?", (thread_id,)).fetchone():
-            add_removal(db, rules.removal_of_thread(who, thread_id))
+            add_removal(db, rules.removal_of_thread(principal, thread_id))
         db.execute("DELETE FROM threads WHERE id = ?", (thread_id,))
-        add_fact(db, who, thread_id, ThreadDeleted(thread_id), self.lease)
+        add_fact(db, principal, thread_id, ThreadDeleted(thread_id), self.lease)
         running: str | None = row["running"]
         return running
