@@ -1,9 +1,9 @@
-"""What a log line holds: time, level, logger, message, the ids of request, thread and run, and the facts in `extra`.
+"""The format of log lines: time, level, logger, message, the ids of request, thread and run, and the facts in `extra`.
 
-`configure` is called by the command line, never by `create_app`: a program that mounts the application has a
-configuration of its own. Lines never hold content: a traceback shows where an exception was raised and its type, and
-its text only for types whose text is the system's or ours. What an agent or a library puts into an exception's text can
-be a message or a key; CHAT_LOG_LEVEL=debug shows it.
+`configure` is called by the command line, never by `create_app`: a program that mounts the application configures
+logging itself. Lines never contain content. A traceback shows where an exception was raised and its type; its text is
+shown only for types whose text comes from the system or from this package. What an agent or a library writes into an
+exception can be a message or a key; CHAT_LOG_LEVEL=debug shows it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 THREAD_ID: ContextVar[str | None] = ContextVar("thread_id", default=None)
 RUN_ID: ContextVar[str | None] = ContextVar("run_id", default=None)
 
-OURS = ("server", "agents", "stores", "chat")
+OURS = ("agent_chat", "chat")
 """The loggers that CHAT_LOG_LEVEL sets; others log warnings."""
 
 _IDS = {"request_id": REQUEST_ID, "thread_id": THREAD_ID, "run_id": RUN_ID}
@@ -36,7 +36,7 @@ _LONGEST = 2000
 
 
 def configure(format: Literal["text", "json"], level: str) -> None:
-    """Log to stderr in that format, our own loggers from that level on."""
+    """Log to stderr in this format: this package from `level` on, everything else from warnings on."""
     root = logging.getLogger()
     for old in [handler for handler in root.handlers if isinstance(handler, _Stderr)]:
         root.removeHandler(old)
@@ -50,7 +50,7 @@ def configure(format: Literal["text", "json"], level: str) -> None:
 
 
 class _Stderr(logging.Handler):
-    """Writes each record at once to whatever stderr is then."""
+    """Writes each record immediately to the present `sys.stderr`, which tests replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -61,7 +61,7 @@ class _Stderr(logging.Handler):
 
 
 class LineFormatter(logging.Formatter):
-    """One line per record, but for tracebacks in text. `whole`: show the text of every exception."""
+    """Formats a record as one line; in text format a traceback follows it. `whole`: show every exception's text."""
 
     def __init__(self, format: Literal["text", "json"], *, whole: bool = False) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def _text(line: dict[str, object]) -> str:
 
 
 def _traceback(error: BaseException, *, whole: bool, seen: frozenset[int] = frozenset()) -> Iterator[str]:
-    """The traceback of an exception and of what led to it, oldest first."""
+    """The traceback of an exception, behind those of the exceptions that led to it."""
     if id(error) in seen:
         return
     seen |= {id(error)}

@@ -1,6 +1,7 @@
-"""/metrics: what an operator watches. Parts count plain numbers; they are read when Prometheus asks.
+"""The metrics of /metrics. Other modules count plain numbers, which are read when Prometheus requests them.
 
-Labels are bounded: routes by their template, methods and outcomes by fixed sets. Nothing is counted per token.
+The values of labels are bounded: routes by their template, methods and outcomes by fixed sets. Nothing is counted per
+token.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Metrics(Collector):
     """The metrics of this process.
 
     Args:
-        connections: None where another server than ours serves the application.
+        connections: None if another server than `serving.Server` serves the application.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Metrics(Collector):
         self._latencies[route].add(seconds)
 
     def text(self) -> bytes:
-        """The Prometheus text format."""
+        """Return all metrics in the text format of Prometheus."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
@@ -75,7 +76,9 @@ class Metrics(Collector):
         yield from self._collect_queues()
         yield GaugeMetricFamily("chat_streams_open", "Open event streams, SSE and WebSocket.", len(self._streams))
         yield GaugeMetricFamily("chat_log_bytes", "Memory that all event logs hold here.", self._log.budget.used)
-        yield CounterMetricFamily("chat_log_evictions", "Times that a log gave way.", self._log.budget.evictions)
+        yield CounterMetricFamily(
+            "chat_log_evictions", "Times that a log was evicted from memory.", self._log.budget.evictions
+        )
         yield CounterMetricFamily("chat_store_failures", "Database calls that failed.", self._store.failures)
         yield CounterMetricFamily("chat_log_failures", "Attempts to append events that failed.", self._log.failures)
         yield GaugeMetricFamily(
@@ -111,8 +114,8 @@ class Metrics(Collector):
         runner, runs = self._runner, self._runner.statistics
         yield GaugeMetricFamily("chat_runs_in_progress", "Runs of this process.", runner.count)
         yield GaugeMetricFamily("chat_draining", "1 while the server is stopping.", int(runner.draining))
-        yield CounterMetricFamily("chat_runs_started", "Runs begun by this process.", runner.started)
-        yield _counter("chat_runs_ended", "Runs whose end this process stored.", "status", runs.ended)
+        yield CounterMetricFamily("chat_runs_started", "Runs started by this process.", runner.started)
+        yield _counter("chat_runs_ended", "Runs whose finished message this process stored.", "status", runs.ended)
         yield _counter("chat_run_failures", "Failed runs by their error's code.", "code", runs.failures)
         yield _counter("chat_tokens", "Tokens that models reported.", "kind", runs.tokens)
         yield _counter("chat_tool_calls", "Tool calls of ended runs.", "outcome", runs.tool_calls)
@@ -126,7 +129,9 @@ class Metrics(Collector):
     def _collect_queues(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily("chat_worker_waiting", "Texts and files that wait for a worker.", labels=["queue"])
         running = GaugeMetricFamily("chat_worker_running", "Texts and files in a worker.", labels=["queue"])
-        refused = CounterMetricFamily("chat_worker_refused", "Refused because the queue was full.", labels=["queue"])
+        refused = CounterMetricFamily(
+            "chat_worker_refused", "Texts and files refused because the queue was full.", labels=["queue"]
+        )
         for name, turns in self._queues.items():
             waiting.add_metric([name], turns.waiting)
             running.add_metric([name], turns.running)

@@ -1,7 +1,7 @@
-"""What the operator lets agents ask of models: which ones, and how many tokens.
+"""The operator's limits on models: which ones agents may use, and with how many tokens.
 
-Checked where an agent is created or changed, and applied again to each run: an agent may have been stored before the
-operator set a limit.
+They are checked when an agent is created or changed, and applied again to each run, since an agent may have been stored
+before the operator set a limit.
 """
 
 from __future__ import annotations
@@ -17,14 +17,20 @@ from agent_chat.stores.models import Agent, JSONObject
 
 
 class ModelPolicy(msgspec.Struct, frozen=True):
-    """`models`: the names allowed, empty for all. `max_tokens`, `thinking_tokens`: the most that an agent may set."""
+    """The limits.
+
+    Attributes:
+        models: the names of the allowed models; empty for all.
+        max_tokens: the most that an agent may set.
+        thinking_tokens: the largest thinking budget that an agent may set.
+    """
 
     models: tuple[str, ...] = ()
     max_tokens: int = 32_000
     thinking_tokens: int = 16_000
 
     def check(self, agent: Agent, given: Collection[str]) -> None:
-        """Check those fields of an agent that a client has sent. Raises: InvalidRequest."""
+        """Check the fields of an agent that a client has sent. Raises: InvalidRequest."""
         if "model" in given and not self._allows(agent.model):
             names = ", ".join(self.models)
             raise InvalidRequest("model", f"This server does not offer the model {agent.model!r}; it offers {names}.")
@@ -36,7 +42,7 @@ class ModelPolicy(msgspec.Struct, frozen=True):
             raise InvalidRequest("metadata.thinking.budget_tokens", detail)
 
     def permitted(self, agent: Agent) -> Agent:
-        """The agent within the limits, for a run. Raises: AgentError if its model is not allowed."""
+        """Limit the agent for a run. Raises: AgentError if its model is not allowed."""
         if not self._allows(agent.model):
             raise AgentError(f"This server does not offer the agent's model {agent.model!r} any more; set another one.")
         if agent.max_tokens is not None:

@@ -1,4 +1,4 @@
-"""New organizations, and the one that the first start makes: with a user and an agent, so that it works."""
+"""Creates organizations with a user and a default agent, above all the one that every first start needs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _DEMO = "Demo"
 
 
 def new_secret() -> str:
-    """A new key: 256 random bits, recognizable in a leak scan."""
+    """Generate a key: 256 random bits, with a prefix that scanners for leaked secrets recognize."""
     return f"chat_{secrets.token_urlsafe(32)}"
 
 
 async def member(
     store: Store, organization: str, user: str, *, kind: str, model: str | None, servers: Mapping[str, McpServer]
 ) -> tuple[Organization, User]:
-    """Find or make the organization (by id or name), its user and, if it has no agent, its default agent.
+    """Find or create the organization, its user (both by id or name) and, if it has no agent, its default agent.
 
-    The demo agent that was made so, and that nobody has changed, becomes one of `kind` once there is a better kind.
+    A demo agent that was created so and never changed becomes one of `kind` once that is not `demo` any more.
     """
     found = await store.find_organization(organization) or await store.create_organization(organization)
     owner = await store.find_user(found.id, user) or await store.create_user(found.id, user)
@@ -49,9 +49,9 @@ async def member(
             created_at=now,
             updated_at=now,
         )
-        made = await store.create_agent(who, agent)
-        if not made.is_default:  # another process, started at the same moment, made the default just now
-            await store.delete_agent(who, made.id)
+        created = await store.create_agent(who, agent)
+        if not created.is_default:  # another process that started at the same moment was first
+            await store.delete_agent(who, created.id)
     elif kind != "demo" and len(agents) == 1 and _is_untouched_demo(agents[0]):
         await store.update_agent(who, replace(agents[0], name=name, kind=kind, model=model, updated_at=now))
     return found, owner
@@ -62,5 +62,5 @@ def _is_untouched_demo(agent: Agent) -> bool:
 
 
 async def first_member(store: Store, *, kind: str, model: str | None, servers: Mapping[str, McpServer]) -> User:
-    """The user of the organization that every start finds or makes, with its default agent."""
+    """The user of the organization that every start finds or creates, with its default agent."""
     return (await member(store, FIRST, FIRST, kind=kind, model=model, servers=servers))[1]

@@ -1,15 +1,16 @@
-"""The key that a server brings itself: CHAT_API_KEY, or the one of its first start, stored in the data folder.
+"""The server's own key: CHAT_API_KEY, or the one that the first start creates and stores in the data folder.
 
-A new one replaces the earlier ones of its source. On an embedded database this process is the only one, so earlier
+A new key replaces the earlier ones of its source. On an embedded database this process is the only one, so earlier
 keys are revoked at start. On a shared database other processes may still run with the earlier CHAT_API_KEY, and a
 rolling restart must not lock out their clients, nor may a process that restarts with the old setting revoke the new
-key. So each process holds its key (`hold_forever`), and every process revokes the keys of the environment that nobody
-has held for a while. That needs no order among the processes: the old key ends after the last process that has it.
+key. So each process holds its key (`hold_forever`), and every process revokes those keys of the environment that no
+process has held for a while. That needs no order among the processes: the old key is revoked after the last process
+that has it has ended.
 
-A shared database gets no key at the first start: every container with an empty data folder would add one.
+The first start on a shared database creates no key: every container with an empty data folder would add one.
 
-Keys of versions without sources are recognized by their secret, when it is CHAT_API_KEY or in the data folder's file;
-all others stay valid until they are revoked by hand: `keys create` may have made them.
+Keys of versions that stored no source are recognized by their secret, if it is CHAT_API_KEY or in the data folder's
+file. All others stay valid until they are revoked by hand, since `keys create` may have created them.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ logger = logging.getLogger("chat.security")
 
 
 class OwnKey(msgspec.Struct, frozen=True):
-    """`secret` may be shown for `first_start` only: CHAT_API_KEY is known to whoever set it."""
+    """The server's own key.
+
+    Attributes:
+        secret: shown to the operator for the source `first_start` only; CHAT_API_KEY is never printed.
+    """
 
     id: str
     source: KeySource
@@ -46,10 +51,10 @@ class OwnKey(msgspec.Struct, frozen=True):
 async def open_own_key(
     store: Store, owner: User, data_dir: Path, api_key: str | None, *, shared: bool
 ) -> OwnKey | None:
-    """Make the server's own key valid; None on a shared database without CHAT_API_KEY.
+    """Create the server's own key, or make it valid again; None on a shared database without CHAT_API_KEY.
 
-    CHAT_API_KEY is valid from each start on, even if it was revoked before. The data folder's key stays revoked once
-    it was: a new one takes its place.
+    CHAT_API_KEY is valid after each start, even if it was revoked before. A key of the data folder that was revoked
+    stays revoked and is replaced by a new one.
     """
     path = data_dir / KEY_FILE
     await _recognize_stored_secret(store, owner, path)
@@ -65,15 +70,17 @@ async def open_own_key(
     unknown = [key.id for key in await store.list_keys() if key.source is None and key.revoked_at is None]
     if unknown:
         logger.warning(
-            "%d valid keys have no recorded source; revoke those that nobody needs (`keys list`)", len(unknown)
+            "%d valid keys have no recorded source; revoke those that are not needed (`keys list`)", len(unknown)
         )
     return own
 
 
 async def refuse_lost_database(store: Store, data_dir: Path) -> None:
-    """Raises: DataFolderUnusable if the database is empty beside a key and blobs: the old one was lost or moved.
+    """Refuse to start on an empty database if the data folder has a key and blobs: the database was lost or moved.
 
-    A start on an empty one would hide the loss, and its key would open nothing.
+    A start would hide the loss, and the stored key would give access to nothing.
+
+    Raises: DataFolderUnusable.
     """
     if not (data_dir / KEY_FILE).is_file() or await store.find_organization(FIRST):
         return
@@ -84,10 +91,10 @@ async def refuse_lost_database(store: Store, data_dir: Path) -> None:
 
 
 async def hold_forever(store: Store, own: OwnKey | None, seconds: float) -> None:
-    """On a shared database: hold the own key, and revoke CHAT_API_KEYs that nobody has held for `seconds`.
+    """On a shared database: hold the own key, and revoke CHAT_API_KEYs that no process has held for `seconds`.
 
-    While the database is unreachable nobody can hold a key, so nothing is revoked before it has been reachable for
-    longer than the other processes need for their next round.
+    While the database is unreachable no process can hold its key, so nothing is revoked until it has been reachable
+    for longer than the other processes need for their next round.
     """
     reachable = 0
     valid = True
@@ -110,7 +117,7 @@ async def _store(store: Store, owner: User, secret: str, source: KeySource) -> O
 
 
 async def _recognize_stored_secret(store: Store, owner: User, path: Path) -> None:
-    """Record the source of the data folder's key, if it is valid and a version without sources made it."""
+    """Record the source of the data folder's key, if it is valid and a version that stored no source created it."""
     secret = _read(path)
     if secret and await store.find_principal(secret) is not None:
         await store.create_key(owner, secret, "first_start")
@@ -123,7 +130,7 @@ async def _revoke_replaced(store: Store, own: OwnKey | None, source: KeySource, 
 
 def _log_revoked(key: Key) -> None:
     facts = {"key_id": key.id, "organization_id": key.organization_id, "source": key.source}
-    logger.warning("key revoked: another one replaces it, or its setting was removed", extra=facts)
+    logger.warning("key revoked: replaced by another one, or its setting was removed", extra=facts)
 
 
 async def _revoked(store: Store) -> set[str]:
@@ -140,9 +147,9 @@ def _read(path: Path) -> str:
 
 
 def _stored_secret(path: Path, revoked: Collection[str]) -> str:
-    """The first key, from the data folder or made now; readable by the owner only.
+    """The key in the data folder's file, which is created if it is missing, empty or has a revoked key.
 
-    An empty file counts as none, and a revoked key is replaced.
+    Only the owner can read the file.
     """
     try:
         stored = path.read_text().strip()
@@ -154,7 +161,7 @@ def _stored_secret(path: Path, revoked: Collection[str]) -> str:
 
 
 def _write(path: Path, secret: str, *, replace: bool) -> str:
-    """Write the file whole or not at all; returns the secret in it, which another process may have written first."""
+    """Write the file atomically, and return the secret in it, which another process may have written first."""
     descriptor, written = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w") as file:

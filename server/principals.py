@@ -1,7 +1,7 @@
-"""What proves who is asking, and the lookups of it, cached for a few seconds.
+"""Credentials, and the lookup of their Principals, cached for a few seconds (`Timing.key_lookup`).
 
-A revoked key or an ended session works that much longer at most: `SECONDS`. Lookups that found nothing are not cached,
-so an unknown secret costs no memory.
+A revoked key or an ended session works so much longer at most. Lookups that found nothing are not cached, so unknown
+secrets take no memory.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Credential(msgspec.Struct, frozen=True):
 
 
 class Principals:
-    """The Principals of credentials.
+    """Looks up the Principals of credentials.
 
     Args:
-        seconds: how long a lookup is used; 0 caches nothing.
+        seconds: how long a lookup is cached; 0 caches nothing.
         clock: monotonic seconds.
     """
 
@@ -46,7 +46,10 @@ class Principals:
         return len(self._found)
 
     async def find(self, credential: Credential) -> Principal | None:
-        """The credential's Principal, as of a few seconds ago at most. Raises: StoreUnavailable."""
+        """Return the credential's Principal, from the cache or the database; None if it is not valid.
+
+        Raises: StoreUnavailable.
+        """
         if not credential.secret:
             return None
         cached = self._found.get(_name(credential))
@@ -55,8 +58,8 @@ class Principals:
         return await self.check(credential)
 
     async def check(self, credential: Credential) -> Principal | None:
-        """The credential's Principal as the database has it now. Raises: StoreUnavailable."""
-        until = self._clock() + self._seconds  # from before the read: what changes meanwhile counts as seen later
+        """Return the credential's Principal from the database, and cache it. Raises: StoreUnavailable."""
+        until = self._clock() + self._seconds  # measured from before the read, so that a change during the read counts
         if credential.kind == "key":
             principal = await self._directory.find_principal(credential.secret)
         else:

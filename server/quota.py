@@ -1,8 +1,8 @@
-"""How many bytes organizations may store: everything counts, and no message costs a write for it.
+"""How many bytes organizations may store. Everything counts, and no message costs a write for it.
 
-A process reserves a piece of the organization's quota in the database and spends it here. What a run has said is
-stored in any case, though it exceeds the quota: the next to store something pays for it first. The sweeper's correction
-does not know of pieces that are not spent yet, so an organization can exceed its quota by one piece per process.
+A process reserves a piece of the organization's quota in the database and spends it locally. A run's answer is stored
+even if it exceeds the quota; the next request that stores something pays for it first. The sweeper's correction does
+not know of pieces that are not spent yet, so an organization can exceed its quota by one piece per process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PIECE_BYTES = 16 * 2**20
 
 
 class Quota:
-    """The pieces that this process holds.
+    """The organizations' quotas, and the pieces of them that this process has reserved.
 
     Args:
         limit: how many bytes one organization may store in all.
@@ -48,7 +48,9 @@ class Quota:
 
     @asynccontextmanager
     async def spending(self, organization_id: str, count: int) -> AsyncIterator[Spent]:
-        """Spend bytes for what the block stores; given back if it raises, unless it may be stored all the same.
+        """Spend bytes for what the block stores.
+
+        They are returned if the block raises, except StoreUnavailable: then it may be stored all the same.
 
         Raises: StorageFull, StoreUnavailable.
         """
@@ -63,11 +65,11 @@ class Quota:
             raise
 
     def charge(self, organization_id: str, count: int) -> None:
-        """Take bytes for something that is stored in any case; a negative count gives bytes back."""
+        """Spend bytes for what is stored already, beyond the quota if necessary; a negative count returns bytes."""
         self._unspent[organization_id] -= count
 
     async def reserve(self, organization_id: str, count: int) -> None:
-        """Count exactly so many bytes in the database; what this process holds unspent makes room if need be.
+        """Reserve exactly so many bytes in the database. If they exceed the quota, unspent pieces are returned first.
 
         Raises: StorageFull, StoreUnavailable.
         """
@@ -83,14 +85,14 @@ class Quota:
             await self._store.release_bytes(organization_id, unspent)
 
     async def close(self) -> None:
-        """Give back what is not spent."""
-        with suppress(StoreUnavailable):  # then the sweeper corrects it
+        """Return the unspent pieces."""
+        with suppress(StoreUnavailable):  # the sweeper corrects the number later
             for organization_id in list(self._unspent):
                 await self._return_unspent(organization_id)
 
 
 class Spent:
-    """Bytes that were spent on one thing."""
+    """Bytes that were spent for one write."""
 
     def __init__(self, quota: Quota, organization_id: str, count: int) -> None:
         self._quota = quota
@@ -98,11 +100,11 @@ class Spent:
         self._count = count
 
     def give_back(self) -> None:
-        """Nothing was stored."""
+        """Return the bytes: nothing was stored."""
         self._quota.charge(self._organization_id, -self._count)
         self._count = 0
 
 
 def size_of(value: msgspec.Struct) -> int:
-    """What storing it takes, about."""
+    """Roughly how many bytes storing it takes."""
     return len(msgspec.json.encode(value))

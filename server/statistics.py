@@ -1,4 +1,4 @@
-"""Plain numbers that parts of the server count, and /metrics reads when it is asked."""
+"""Numbers that parts of the server count, and /metrics reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ _TOKENS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cach
 
 
 class Durations:
-    """How many durations fell into each bucket, and their sum in seconds."""
+    """A histogram of durations.
+
+    Attributes:
+        counts: how many durations fell into each bucket, not cumulated; the last one is above all bounds.
+        seconds: the sum of all durations.
+    """
 
     def __init__(self) -> None:
         self.counts = [0] * (len(BOUNDS) + 1)
@@ -26,7 +31,7 @@ class Durations:
         self.seconds += seconds
 
     def cumulated(self) -> list[tuple[str, float]]:
-        """The buckets as Prometheus wants them: each includes the smaller ones."""
+        """The buckets in the form of Prometheus: each count includes those of the smaller buckets."""
         total, buckets = 0, []
         for bound, count in zip([*map(str, BOUNDS), "+Inf"], self.counts, strict=True):
             total += count
@@ -35,7 +40,15 @@ class Durations:
 
 
 class RunStatistics:
-    """What the runs of this process came to. Only runs whose end this process stored are counted as ended."""
+    """How the runs ended whose finished message this process stored.
+
+    Attributes:
+        ended: runs by status.
+        failures: failed runs by their error's code.
+        tokens: tokens that models reported, by kind.
+        tool_calls: tool calls by outcome.
+        first_text: the time from a run's start to its first text.
+    """
 
     def __init__(self) -> None:
         self.ended: Counter[str] = Counter()
@@ -45,7 +58,7 @@ class RunStatistics:
         self.first_text = Durations()
 
     def count(self, message: Message, interrupted_calls: int) -> None:
-        """Count a finished message. `interrupted_calls`: how many of its calls were open when it ended."""
+        """Count a finished message, of whose tool calls `interrupted_calls` were open when the run ended."""
         run = message.run or {}
         self.ended[message.status or "failed"] += 1
         if error := run.get("error"):

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-from agent_chat.server.log_lines import REQUEST_ID, RUN_ID, LineFormatter
+from agent_chat.agents import registry
+from agent_chat.server import facts
+from agent_chat.server.log_lines import OURS, REQUEST_ID, RUN_ID, LineFormatter
 from agent_chat.stores.errors import StoreUnavailable
 
 WORDS, KEY = "what the user wrote", "chat_a-secret-key"
@@ -79,3 +81,7 @@ def test_a_traceback_shows_where_and_what_but_no_text_of_strangers(format: str) 
 
 def test_debug_shows_the_text_of_exceptions() -> None:
     assert "why" in LineFormatter("text", whole=True).format(failure(ValueError("why")))
+
+
+def test_the_log_level_applies_to_every_logger_of_the_package() -> None:
+    assert {logger.split(".")[0] for logger in ("chat.security", facts.logger.name, registry.logger.name)} <= set(OURS)
