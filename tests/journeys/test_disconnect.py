@@ -177,7 +177,7 @@ async def test_a_client_that_is_cut_off_inside_its_own_post_has_posted_nothing(
     await all_left(race, thread)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.slow
 async def test_a_stream_cut_at_random_bytes_again_and_again_still_comes_whole(race: Race, seed: int) -> None:
     rng = random.Random(seed)
@@ -273,7 +273,7 @@ async def test_many_viewers_who_come_and_go_at_random_all_end_with_the_stored_th
     rng = random.Random(50)
     run = await race.live.start_run(thread, 'count 120 2\ntool calculate {"expression": "6*7"}\ncount 120 2\nsay 🎈')
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
-        visits = [group.create_task(visit(race, thread, run, random.Random(rng.random()))) for _ in range(50)]
+        visits = [group.create_task(visit(race, thread, run, random.Random(rng.random()))) for _ in range(25)]
     stored = await race.live.get(thread)
     for each in visits:
         assert each.result().shows(stored)
