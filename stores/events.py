@@ -123,7 +123,7 @@ class ToolCallCompleted(PartEvent, frozen=True, tag="tool_call.completed"):
 
 
 class MessageSnapshot(MessageEvent, frozen=True, tag="message.snapshot"):
-    """A run's whole message, published in place of parts that a lost log did not get."""
+    """A run's whole message: in place of parts that a lost log did not get, and when the answer gets a file."""
 
     about_run = True
     whole_message = True
