@@ -67,7 +67,7 @@ def _remove_pipeline(removed: Sequence[str | int]) -> Pipeline:
 
 
 def fact_ref(fact: Fact) -> str | int:
-    """Return what names a fact in the outbox: an id of a message or thread, or the milliseconds of an update."""
+    """Return what names a fact in the outbox: a message's or thread's id, or the time of an update in milliseconds."""
     match fact:
         case MessageCreated(message=message):
             return message.id

@@ -45,7 +45,7 @@ def contention(thread_id: str) -> StoreUnavailable:
 class MongoPages(MongoBase):
     # reading
 
-    """Reading the messages of a thread's document and of its overflow documents."""
+    """Reading the messages of a thread, and moving them into pages."""
 
     async def _read_thread(self, principal: Principal, thread_id: str, fields: Document) -> Document:
         document = await self.db.threads.find_one(thread_query(principal, thread_id), fields)

@@ -28,7 +28,7 @@ def _after(seconds: float) -> Document:
 
 
 class MongoStorage(MongoBase):
-    """Quotas, files and blobs to remove, in MongoDB."""
+    """Counted bytes and blobs to remove, in MongoDB."""
 
     async def reserve_bytes(self, organization_id: str, need: int, want: int, limit: int) -> int:
         """The update repeats `rules.granted_bytes`."""

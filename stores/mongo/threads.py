@@ -65,7 +65,7 @@ def key_guard(head: Document, new_key: Document | None, key: Document | None, no
 
 
 class MongoThreads(MongoOutbox, MongoStorage):
-    """Threads and their messages in MongoDB."""
+    """Threads, messages, files and idempotency keys in MongoDB."""
 
     async def create(self, principal: Principal, thread: Thread, idempotency: Idempotency | None = None) -> Created:
         now = self.now()

@@ -25,7 +25,7 @@ from agent_chat.stores.sqlite.rows import (
 
 
 class SQLiteMessages(SQLiteBase):
-    """Reading messages in SQLite."""
+    """Messages and idempotency keys in SQLite."""
 
     @runs_in_reader
     def list_messages(

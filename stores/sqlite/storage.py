@@ -63,7 +63,7 @@ def cancel_removal(db: sqlite3.Connection, removal_id: str) -> bool:
 
 
 class SQLiteStorage(SQLiteBase):
-    """Quotas and blobs to remove, in SQLite."""
+    """Counted bytes and blobs to remove, in SQLite."""
 
     @runs_in_writer
     def reserve_bytes(self, db: sqlite3.Connection, organization_id: str, need: int, want: int, limit: int) -> int:
