@@ -1,4 +1,4 @@
-"""What is kept: the nouns, the events, the contracts, and one module per backend.
+"""What is stored: the data types, the events, the contracts, and one folder per backend.
 
-Nothing here knows about agents or HTTP; `agents` and `server` stand above it.
+Nothing here depends on agents or HTTP; `agents` and `server` are the layers above.
 """

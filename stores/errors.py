@@ -1,14 +1,14 @@
-"""What the stores and the log raise. Each takes the facts and writes its own sentence."""
+"""The exceptions of the stores and the log. Each constructor takes the facts and writes the sentence."""
 
 from __future__ import annotations
 
 
 class StoreError(Exception):
-    """Anything that a store refuses."""
+    """A call that a store refused or could not complete."""
 
 
 class NotFound(StoreError):
-    """The object isn't there, or belongs to another organization: the two are told apart by nobody."""
+    """The object does not exist, or belongs to another organization: callers cannot distinguish the two (I1)."""
 
     noun = "object"
 
@@ -48,7 +48,7 @@ class KeyNotFound(NotFound):
 
 
 class ThreadBusy(StoreError):
-    """Another run has the thread."""
+    """Another run has the thread (I2)."""
 
     def __init__(self, message_id: str) -> None:
         super().__init__(f"The thread is busy with run {message_id}.")
@@ -63,32 +63,32 @@ class ThreadArchived(StoreError):
 
 
 class IdempotencyMismatch(StoreError):
-    """The Idempotency-Key was used before, with another body."""
+    """The Idempotency-Key was used before with another body (I6)."""
 
     def __init__(self, key: str) -> None:
         super().__init__(f"Idempotency-Key {key!r} was used before with another body.")
 
 
 class StoreUnavailable(StoreError):
-    """The database did not answer."""
+    """The database did not respond, or failed."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"The database did not answer: {reason}.")
 
 
 class StoreFull(StoreUnavailable):
-    """The database has no room on its disk."""
+    """The disk of the database is full."""
 
 
 class StoreDamaged(StoreUnavailable):
-    """The database's file is damaged. To try again does not help: it has to be restored."""
+    """The database's file is damaged and has to be restored; retrying does not help."""
 
     def __init__(self, reason: str) -> None:
         StoreError.__init__(self, f"The database is damaged ({reason}): restore it from a backup.")
 
 
 class BlobNotFound(StoreError):
-    """No blob has this key. No NotFound: the thread that names the blob is there, and so is its run."""
+    """No blob has this key. Not a NotFound, which callers take for a deleted thread: the thread exists."""
 
     def __init__(self, key: str) -> None:
         super().__init__(f"No blob {key} here.")
@@ -96,7 +96,7 @@ class BlobNotFound(StoreError):
 
 
 class BlobUnavailable(StoreError):
-    """The blob store did not answer, or refused."""
+    """The blob store did not respond, or refused the request."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"The blob store did not answer: {reason}.")
@@ -107,7 +107,7 @@ class BlobStorageFull(BlobUnavailable):
 
 
 class BadBlobsURL(StoreError):
-    """CHAT_BLOBS_URL can't be used; the text is what follows its name."""
+    """CHAT_BLOBS_URL is invalid. The text continues a sentence that begins with its name."""
 
 
 class DataFolderInUse(StoreError):
@@ -118,21 +118,21 @@ class DataFolderInUse(StoreError):
 
 
 class DataFolderUnusable(StoreError):
-    """CHAT_DATA_DIR names no folder that can be made or written to."""
+    """The folder in CHAT_DATA_DIR cannot be created or written to."""
 
     def __init__(self, folder: str, reason: str) -> None:
-        super().__init__(f"CHAT_DATA_DIR: can't keep anything in {folder}: {reason}")
+        super().__init__(f"CHAT_DATA_DIR: cannot store anything in {folder}: {reason}")
 
 
 class Gap(Exception):
-    """What follows this position can't be proven complete: trimmed, expired, lost, or not a position of this log."""
+    """What follows this position cannot be proven complete: the log was trimmed or lost, or never had it (I13)."""
 
     def __init__(self, position: str) -> None:
         super().__init__(f"The log does not hold everything after {position}.")
 
 
 class LogDeleted(Exception):
-    """The log has had its last entry; nothing is appended to it any more."""
+    """The log has had its last entry; nothing more is appended (I17)."""
 
     def __init__(self, thread_id: str) -> None:
         super().__init__(f"The log of thread {thread_id} is closed: the thread was deleted.")

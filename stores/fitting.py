@@ -1,17 +1,17 @@
-"""Which messages a read has room for: every read has a bound in bytes, decided before a message is loaded."""
+"""Which messages a read returns: every read has a bound in bytes, decided before a message is loaded (I9)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 READ_BYTES = 8 * 2**20
-"""How many bytes of messages, as JSON, one read returns unless its caller says otherwise."""
+"""How many bytes of messages, as JSON, one read returns by default."""
 
 
 def count_fitting(sizes: Sequence[Sequence[int]], max_bytes: int) -> list[int]:
-    """How many of each thread's latest messages to read; `sizes` has, per thread, their bytes, latest first.
+    """Return how many of each thread's latest messages to read; `sizes` has, per thread, their bytes, latest first.
 
-    Every thread's latest comes before any thread's second; a thread ends at its first message that doesn't fit.
+    Every thread's latest message comes before any thread's second; each thread ends at its first that does not fit.
     """
     counts = [0] * len(sizes)
     for depth in range(max(map(len, sizes), default=0)):
@@ -23,10 +23,10 @@ def count_fitting(sizes: Sequence[Sequence[int]], max_bytes: int) -> list[int]:
 
 
 def select_fitting(sizes: Sequence[int], max_bytes: int, running: int | None = None) -> list[int]:
-    """The indexes of the messages to read of one thread; `sizes` has their bytes, latest first.
+    """Return the indexes of the messages to read of one thread; `sizes` has their bytes, latest first.
 
-    The very latest is read in any case, so that a client can page on; so is the one at `running`, which a reader of
-    the log needs to apply deltas to. All others end at the first that doesn't fit.
+    The latest is always read, so that a client can continue paging; so is the one at `running`, which a reader of the
+    log applies deltas to. The others end at the first that does not fit.
     """
     count = 0
     for size in sizes:

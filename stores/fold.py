@@ -1,8 +1,8 @@
-"""The reducer: a running message from its events.
+"""The reducer: builds a running message from its events.
 
-The theorem this project stands on: `fold` of a run's deltas and tool events, its terminal event not looked into,
-has the content and the tool calls of the message that was stored. The runner builds the message with the same
-class, a late viewer's snapshot and crash repair use it too, and `web_demo/client.js` is the same reducer again.
+The whole server relies on one law (I22): `fold` of a run's deltas and tool events, without its terminal event, has the
+content and the tool calls of the stored message. A run builds its message with this class, snapshots for late viewers
+and the repair of orphaned runs use it too, and `web_demo/client.js` implements the same reducer.
 """
 
 from __future__ import annotations
@@ -23,15 +23,24 @@ from agent_chat.stores.models import ACTIVITY, JSONObject, Message, ToolCall
 
 
 class Fold:
-    """A message in progress, as text parts and tool calls that events are added to."""
+    """A message in progress.
+
+    Attributes:
+        length: of the text so far, in characters (Unicode code points).
+        tool_calls: by index.
+        places: the entries of `metadata["run"]["tool_calls"]`: id, round and offset in the text of each call.
+        _run: what is known of `metadata["run"]`.
+        _base: the message that it began with.
+        _parts: the text, in parts to be joined.
+    """
 
     def __init__(self, message: Message) -> None:
         self._run: JSONObject = {}
         self._start(message)
 
     def _start(self, message: Message) -> None:
-        """Begin anew with that message; what was known of its run already, by a checkpoint, stays known."""
-        self._run = _known(self._run, message.run or {})
+        """Begin with that message. What is already known of its run, from a checkpoint, stays known."""
+        self._run = _merge_runs(self._run, message.run or {})
         self._base = message
         self._parts = [message.content]
         self.length = len(message.content)
@@ -39,7 +48,7 @@ class Fold:
         self.places = list(self._run.get("tool_calls", []))
 
     def apply(self, event: Event) -> None:
-        """Add one event. Applying one twice does no harm; a delta behind a hole is not applied."""
+        """Apply one event. Applying it again changes nothing (I23); a delta after a missing one is ignored."""
         match event:
             case MessageDelta(offset=offset, text=text):
                 if offset == self.length:
@@ -62,7 +71,7 @@ class Fold:
                 pass
 
     def message(self) -> Message:
-        """The message as far as it has come; where its calls stand in the text is in `metadata["run"]`."""
+        """Return the message so far. `metadata["run"]` contains the places of its tool calls in the text."""
         if len(self._parts) > 1:
             self._parts = ["".join(self._parts)]
         message = replace(self._base, content=self._parts[0], tool_calls=list(self.tool_calls))
@@ -71,16 +80,16 @@ class Fold:
         return message.with_run(**{**self._run, "tool_calls": self.places[: len(self.tool_calls)]})
 
 
-def _known(before: JSONObject, told: JSONObject) -> JSONObject:
-    """What two tellings know of a run: the ids and rounds of its calls, its model and usage are in no other event."""
-    calls = max(before.get("tool_calls", []), told.get("tool_calls", []), key=len)
+def _merge_runs(before: JSONObject, after: JSONObject) -> JSONObject:
+    """Merge two states of `metadata["run"]`: the ids and rounds of calls, model and usage are in no other event."""
+    calls = max(before.get("tool_calls", []), after.get("tool_calls", []), key=len)
     lasting = {name: value for name, value in before.items() if value is not None and name != ACTIVITY}
-    known = {**told, **lasting}
-    return {**known, "tool_calls": calls} if known else {}
+    merged = {**after, **lasting}
+    return {**merged, "tool_calls": calls} if merged else {}
 
 
 def fold(events: Iterable[Event], onto: Message) -> Message:
-    """Apply one message's events to it, oldest first. A delta that it already holds is passed over."""
+    """Apply the events of one message to it, oldest first. What it already contains is skipped."""
     folding = Fold(onto)
     for event in events:
         folding.apply(event)

@@ -1,4 +1,4 @@
-"""The data folder: everything embedded lies in it, so it is private to its owner. Its first user creates it."""
+"""The data folder: it contains everything embedded, so it is private to its owner. It is created on first use."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from agent_chat.stores.errors import DataFolderUnusable
 
 
 def make_folder(folder: Path) -> None:
-    """Create it with mode 0700, or make an existing one so.
+    """Create the folder with mode 0700, or set the mode of an existing one.
 
-    One that belongs to another user is refused, for its owner could read what is stored in it; so is one that all
-    users share (as /tmp), which must not be closed to them.
+    A folder of another user is refused, because its owner could read what is stored in it; so is a folder that all
+    users share (such as /tmp), which must stay open to them.
 
     Raises: DataFolderUnusable.
     """
@@ -34,7 +34,7 @@ def make_folder(folder: Path) -> None:
 
 
 def make_private_file(path: Path, *, create: bool = True) -> None:
-    """Create it with mode 0600, or make an existing one so. Raises: DataFolderUnusable."""
+    """Create the file with mode 0600, or set the mode of an existing one. Raises: DataFolderUnusable."""
     try:
         file = os.open(path, os.O_RDONLY | (os.O_CREAT if create else 0), 0o600)
     except FileNotFoundError as error:

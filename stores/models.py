@@ -1,10 +1,10 @@
-"""The nouns: frozen msgspec structs, each with exactly the keys that clients see.
+"""The data types: frozen msgspec structs, each with exactly the keys that clients see.
 
-A struct is at once the type in Python, the JSON on the wire and the JSON in the database. Keeping three shapes
-and mapping between them was refused: every mapping is a place to forget a field.
+A struct is at the same time the type in Python, the JSON on the wire and the JSON in the database. Three types with
+mappings between them were refused: every mapping can miss a field.
 
-Times are RFC 3339 UTC strings in whole milliseconds (`2026-01-31T12:00:00.000Z`): fixed width, so that they
-sort as text, and identical in every store.
+Times are RFC 3339 UTC strings in whole milliseconds (`2026-01-31T12:00:00.000Z`): of fixed width, so that they sort as
+text, and identical in every store.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Timestamp = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"
 """A time as `timestamp` writes it. The format is for readers of the API's schemas; decoding does not check it."""
 
 NESTING = 64
-"""How deep JSON from outside may be nested: in a body, in a tool's arguments and results."""
+"""How deep JSON from clients and tools may be nested: bodies, and arguments and results of tools."""
 ACTIVITY = "activity"
-"""The key of `metadata["run"]` that is there only while a running message waits for something, and says for what."""
+"""The key of `metadata["run"]` that exists only while a run waits for something, and names it."""
 MESSAGE_BYTES = 8 * 2**20
-"""What one message may take in all, its tool calls included."""
+"""The largest size of one message, including its tool calls."""
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -45,7 +45,7 @@ def utcnow() -> datetime:
 
 
 def timestamp(moment: datetime) -> str:
-    """Write an aware datetime as RFC 3339 UTC in whole milliseconds."""
+    """Format an aware datetime as RFC 3339 UTC in whole milliseconds."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -55,14 +55,14 @@ def new_id() -> str:
 
 
 def is_id(text: str) -> bool:
-    """True if `text` is a UUID as this server writes them: lower case, with hyphens."""
+    """Return True if `text` is a UUID as this server writes them: lower case, with hyphens."""
     return _UUID.fullmatch(text) is not None
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """Who is asking. The first argument of every store call, so that no query can forget the organization.
+    """The user on whose behalf a call is made: the first argument of every store call, so that no query omits it (I1).
 
-    `scopes`: what they may do there. Keys leave it empty and may do everything; it is for JWTs, which come later.
+    `scopes`: what the user may do. It is empty for API keys, which may do everything.
     """
 
     organization_id: str
@@ -89,9 +89,9 @@ class User(msgspec.Struct, frozen=True):
 
 
 class Key(msgspec.Struct, frozen=True):
-    """An API key as it is stored: the secret itself is shown once, only its SHA-256 is stored.
+    """An API key as it is stored: only the SHA-256 of the secret, which is shown once (I11).
 
-    `source`: where the key came from; None for keys of versions that did not record it.
+    `source`: where the key was created; None for keys of versions that did not record it.
     """
 
     id: str
@@ -105,12 +105,12 @@ class Key(msgspec.Struct, frozen=True):
 
 
 def hash_of(secret: str) -> str:
-    """SHA-256 in hex. Keys are long and random, so a slow password hash would add nothing."""
+    """Return the SHA-256 in hex. Keys are long and random, so that a slow password hash would add nothing."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Agent(msgspec.Struct, frozen=True):
-    """A configured answerer. `mcp_servers` are names from the operator's file; `tools` null means all of theirs."""
+    """A configured answerer. `mcp_servers` are names from the operator's file; without `tools` it has all theirs."""
 
     id: Id
     organization_id: Id
@@ -128,12 +128,12 @@ class Agent(msgspec.Struct, frozen=True):
 
 
 class ToolCall(msgspec.Struct, frozen=True):
-    """One call of a tool. While it is open, result, error and end_time are null.
+    """One call of a tool. While it is open, it has no result, error and end_time.
 
-    The result of an MCP tool is its structured content; `{"content": [blocks]}` with MCP's content blocks where it has
-    none; `{"structuredContent": …, "content": [blocks]}` where it has both and the blocks are more than the same as
-    text. An image is a block `{"type": "image", "mimeType": "image/png", "data": base64}`. A result above 64 KB is
-    `{"truncated": true, "full_bytes": …, "text": the beginning}`.
+    The result of an MCP tool is its structured content; without structured content it is `{"content": [blocks]}`, with
+    MCP's content blocks; `{"structuredContent": …, "content": [blocks]}` if the blocks contain more than the structured
+    content as text. An image is a block `{"type": "image", "mimeType": "image/png", "data": base64}`. A result above
+    64 KB is `{"truncated": true, "full_bytes": …, "text": the beginning}`.
     """
 
     tool_name: str
@@ -147,8 +147,8 @@ class ToolCall(msgspec.Struct, frozen=True):
 class Attachment(msgspec.Struct, frozen=True):
     """An uploaded file, as clients see it. Its bytes are in the blob store, its text in a StoredFile.
 
-    `status`: `ready` (its text, or the picture itself, is what agents get), `unsupported` or `failed` (stored all the
-    same; `error` says why). `text_chars`: how much text was extracted; `truncated`: that was not all.
+    `status`: `ready` (agents get its text, or the image), `unsupported` or `failed` (it is stored, and `error` gives
+    the reason). `text_chars`: the length of the extracted text; `truncated`: the file contains more text.
     """
 
     id: Id
@@ -169,7 +169,7 @@ class Attachment(msgspec.Struct, frozen=True):
 
 
 class StoredFile(msgspec.Struct, frozen=True):
-    """An attachment with its thread and its extracted text. `small`: a picture that has a smaller copy, for models."""
+    """An attachment with its thread and its extracted text. `small`: the image has a smaller copy, for models."""
 
     attachment: Attachment
     thread_id: str
@@ -178,7 +178,7 @@ class StoredFile(msgspec.Struct, frozen=True):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One message of a thread. What the server knows about the run that made it is in `metadata["run"]`."""
+    """One message of a thread. What the server knows of the run that generated it is in `metadata["run"]`."""
 
     id: Id
     thread_id: Id
@@ -192,15 +192,15 @@ class Message(msgspec.Struct, frozen=True):
 
     @property
     def run(self) -> JSONObject | None:
-        """status, in_reply_to, model, usage, stop_reason, error and tool_calls of the run; null if none made it.
+        """status, in_reply_to, model, usage, stop_reason, error and tool_calls of the run; None if no run generated it.
 
-        While it waits for tool servers it has `activity` too: `connecting_to_tools`.
+        While the run waits for tool servers, also `activity`: `connecting_to_tools`.
         """
         return self.metadata.get("run")
 
     @property
     def status(self) -> Status | None:
-        """The run's status; null for a message that no run made."""
+        """The run's status; None for a message that no run generated."""
         return self.run["status"] if self.run else None
 
     @property
@@ -209,12 +209,12 @@ class Message(msgspec.Struct, frozen=True):
         return self.status == "in_progress"
 
     def with_run(self, **changes: object) -> Message:
-        """The same message with these keys of `metadata["run"]` set."""
+        """Return the same message with these keys of `metadata["run"]` set."""
         return replace(self, metadata={**self.metadata, "run": {**(self.run or {}), **changes}})
 
 
 def new_answer(thread_id: str, in_reply_to: str, model: str | None, created_at: str) -> Message:
-    """The empty assistant message that a run begins with; the run's id is this message's id."""
+    """Build the empty assistant message that a run begins with; the run's id is this message's id."""
     run: JSONObject = {
         "status": "in_progress",
         "in_reply_to": in_reply_to,
@@ -228,7 +228,7 @@ def new_answer(thread_id: str, in_reply_to: str, model: str | None, created_at: 
 
 
 class Thread(msgspec.Struct, frozen=True):
-    """One line of messages with one agent. `messages` holds the latest ones, oldest first."""
+    """A thread of messages with one agent. `messages` contains the latest ones, oldest first."""
 
     id: Id
     agent_id: Id
@@ -250,7 +250,7 @@ class Idempotency(msgspec.Struct, frozen=True):
 
 
 class RunRecord(msgspec.Struct, frozen=True):
-    """The small record of a run in progress, kept beside its thread until its terminal event is in the log."""
+    """The record of a run in progress, stored beside its thread until its terminal event is in the log (I3)."""
 
     id: str
     thread_id: str
@@ -267,7 +267,7 @@ class RunRecord(msgspec.Struct, frozen=True):
 
 
 def depth(value: object) -> int:
-    """How deep JSON is nested: a number or a text is 0 deep, a list of them 1. Without recursion."""
+    """Return how deep JSON is nested: 0 for a number or a string, 1 for a list of them. Uses no recursion."""
     deepest, pending = 0, [(value, 0)]
     while pending:
         inner, level = pending.pop()

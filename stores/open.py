@@ -1,4 +1,4 @@
-"""Which backends are in use: the only place that knows. A driver is imported where it is used and not before."""
+"""Opens the configured backends: the only module that knows which are in use. Drivers are imported when needed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from agent_chat.stores.sqlite.store import open_sqlite
 
 
 class Where(msgspec.Struct, frozen=True):
-    """Where things are kept.
+    """The configured backends.
 
     Args:
-        data_dir: what is embedded lies here.
-        database_url: `mongodb://…`; null for SQLite in the data folder.
-        events_url: `redis://…`; null for memory.
-        events_bytes: what this process may hold of all logs together.
+        data_dir: contains everything embedded.
+        database_url: `mongodb://…`; None for SQLite in the data folder.
+        events_url: `redis://…`; None for memory.
+        events_bytes: how much memory all logs of this process may take.
         lease: how many seconds a run's lease lasts.
     """
 
@@ -35,26 +35,26 @@ class Where(msgspec.Struct, frozen=True):
 
 
 async def open_store(where: Where, *, serving: bool = True) -> Store:
-    """Open the database; `serving` false beside a running server.
+    """Open the database. `serving`: False for a process beside a running server.
 
     Raises:
         DataFolderInUse: another server serves from the data folder.
-        DataFolderUnusable: it can't be made, or written to.
-        StoreUnavailable: the database does not answer.
-        ValueError: its URL is wrong; the text names the setting.
+        DataFolderUnusable: the folder cannot be created or written to.
+        StoreUnavailable: the database does not respond.
+        ValueError: its URL is invalid; the text names the setting.
     """
     await asyncio.to_thread(make_folder, where.data_dir)
     if where.database_url is not None:
         from agent_chat.stores.mongo.store import open_mongo
 
-        with _named("CHAT_DATABASE_URL"):
+        with _naming("CHAT_DATABASE_URL"):
             return await open_mongo(where.database_url, lease=where.lease)
     return await open_sqlite(where.data_dir / "chat.db", lease=where.lease, serving=serving)
 
 
 @asynccontextmanager
 async def open_backends(where: Where) -> AsyncIterator[tuple[Store, EventLog]]:
-    """The store and the log of a serving process, closed at the end. Raises as `open_store`."""
+    """Open the store and the log of a serving process, and close them after the block. Raises as `open_store`."""
     store = await open_store(where)
     try:
         log = await _open_log(where)
@@ -72,13 +72,13 @@ async def _open_log(where: Where) -> EventLog:
         return MemoryLog(budget=budget)
     from agent_chat.stores.redis.log import open_redis_log
 
-    with _named("CHAT_EVENTS_URL"):
+    with _naming("CHAT_EVENTS_URL"):
         return await open_redis_log(where.events_url, budget=budget)
 
 
 @contextmanager
-def _named(setting: str) -> Iterator[None]:
-    """Say which setting has the URL that can't be used."""
+def _naming(setting: str) -> Iterator[None]:
+    """Name the setting in the error of an invalid URL."""
     try:
         yield
     except ValueError as error:

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 
 def without_surrogates(text: str) -> str:
-    """The same text with surrogate pairs as one character each, and U+FFFD in place of a lone surrogate."""
+    """Return the text with each surrogate pair as one character, and U+FFFD in place of each lone surrogate."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

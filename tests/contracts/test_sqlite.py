@@ -53,7 +53,7 @@ async def test_opening_a_file_that_is_not_a_database_fails_and_releases_the_fold
 @pytest.mark.parametrize("name", ["file", "file/folder", "/proc/no such folder"])
 async def test_the_error_for_an_unusable_data_folder_names_the_setting(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataFolderUnusable, match=r"^CHAT_DATA_DIR: can't keep anything in .*: [A-Z].*[a-z]$"):
+    with pytest.raises(DataFolderUnusable, match=r"^CHAT_DATA_DIR: cannot store anything in .*: [A-Z].*[a-z]$"):
         await open_store(Where(tmp_path / name))
 
 

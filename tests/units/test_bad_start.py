@@ -30,7 +30,7 @@ def test_a_data_folder_that_is_a_file_is_named(tmp_path: Path, arguments: list[s
     path = tmp_path / "file"
     path.touch()
     line = refused(tmp_path, arguments, CHAT_DATA_DIR=str(path), CHAT_BLOBS_URL=blobs)
-    assert line == f"CHAT_DATA_DIR: can't keep anything in {path}: File exists"
+    assert line == f"CHAT_DATA_DIR: cannot store anything in {path}: File exists"
 
 
 @pytest.mark.parametrize("arguments", [[], ["keys", "list"]], ids=["serve", "keys"])
@@ -58,7 +58,7 @@ def test_an_empty_database_beside_a_key_and_attachments_is_refused(tmp_path: Pat
     (tmp_path / "data" / "key").write_text("chat_a-key-of-a-database-that-was-lost\n")
     for _ in range(2):
         line = refused(tmp_path, [])
-        assert line.startswith(f"CHAT_DATA_DIR: can't keep anything in {tmp_path / 'data'}: the database is empty")
+        assert line.startswith(f"CHAT_DATA_DIR: cannot store anything in {tmp_path / 'data'}: the database is empty")
 
 
 def unreachable_mongo() -> dict[str, str]:
