@@ -150,8 +150,8 @@ def open_blobs(url: str | None, data_dir: Path) -> Blobs:
     if url.partition("://")[0] not in _SCHEMES:
         raise BadBlobsURL("must be a URL that begins with " + " or ".join(f"{scheme}://" for scheme in _SCHEMES))
     try:
-        # allow_http: AWS_ENDPOINT_URL may name a server in the same network. A whole request has practically no timeout,
-        # because a download takes as long as its client; a storage that sends nothing for 30 s is unreachable.
+        # allow_http: AWS_ENDPOINT_URL may name a server in the same network. A whole request has practically no
+        # timeout, because a download takes as long as its client; a storage that sends nothing for 30 s is unreachable.
         store = from_url(
             url,
             client_options={"allow_http": True, "timeout": "7days", "read_timeout": "30s", "connect_timeout": "5s"},
