@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +15,8 @@ from agent_chat.server.runs.repair import _longer
 from agent_chat.stores.events import RunStarted, decode
 from agent_chat.stores.fold import fold
 from agent_chat.stores.models import Attachment, ToolCall, new_answer
-from tests.support.servers import Live, live_server
+from tests.support.client import frames
+from tests.support.servers import Live, live_server, server_process
 
 REPORT = "name,count\nä,1\n".encode()
 
@@ -38,13 +40,13 @@ def kinds(reply: Reply) -> dict[str, Kind]:
 async def test_a_file_is_an_attachment_of_the_answer_and_can_be_downloaded(tmp_path: Path) -> None:
     async with live_server(tmp_path, kinds=kinds(report)) as live:
         thread = await thread_of(live)
-        frames = await live.streamed(thread, "Report!")
-        answer = frames[-1].data["message"]
+        events = await live.streamed(thread, "Report!")
+        answer = events[-1].data["message"]
     (attachment,) = answer["attachments"]
     assert attachment["filename"] == "july.csv"
     assert (attachment["status"], attachment["text_chars"]) == ("ready", len(REPORT.decode()))
     assert attachment["sha256"] == hashlib.sha256(REPORT).hexdigest()
-    (snapshot,) = [frame.data["message"] for frame in frames if frame.event == "message.snapshot"]
+    (snapshot,) = [frame.data["message"] for frame in events if frame.event == "message.snapshot"]
     assert (snapshot["content"], snapshot["attachments"]) == ("Here is ", [attachment])
     async with live_server(tmp_path, kinds=kinds(report)) as live:
         assert (await live.get(thread))["messages"][-1] == answer
@@ -54,12 +56,12 @@ async def test_a_file_is_an_attachment_of_the_answer_and_can_be_downloaded(tmp_p
 
 async def test_the_folded_events_have_the_file(tmp_path: Path) -> None:
     async with live_server(tmp_path, kinds=kinds(report)) as live:
-        frames = await live.streamed(await thread_of(live), "Report!")
-    started, *events = [decode(frame.raw.split(b"\n")[1].removeprefix(b"data: ")) for frame in frames[1:-1]]
+        events = await live.streamed(await thread_of(live), "Report!")
+    started, *happened = [decode(frame.raw.split(b"\n")[1].removeprefix(b"data: ")) for frame in events[1:-1]]
     assert isinstance(started, RunStarted)
-    folded = msgspec.to_builtins(fold(events, onto=started.message))
+    folded = msgspec.to_builtins(fold(happened, onto=started.message))
     for field in ("content", "tool_calls", "attachments"):
-        assert folded[field] == frames[-1].data["message"][field], field
+        assert folded[field] == events[-1].data["message"][field], field
 
 
 async def test_a_run_whose_file_finds_no_room_fails_and_its_text_is_stored(tmp_path: Path) -> None:
@@ -97,3 +99,23 @@ def test_a_repaired_answer_has_the_files_of_its_checkpoint_and_of_its_log() -> N
     for checkpoint, logged in ((with_file, longer), (longer, with_file)):
         repaired = _longer(checkpoint, logged)
         assert (repaired.content, repaired.attachments) == ("text", [file])
+
+
+async def test_after_a_kill_the_interrupted_answer_has_its_file(tmp_path: Path) -> None:
+    async with server_process(tmp_path) as server:
+        thread = await server.scripted_thread()
+        async with server.posting(thread, "say Here is\nfile a.txt herons\nhold for ever") as posting:
+            stream = frames(posting)
+            while (frame := await anext(stream)).event != "message.snapshot":
+                pass
+            message = f"{thread}/messages/{frame.data['message']['id']}"
+            async with asyncio.timeout(10):
+                while not (await server.get(message))["attachments"]:  # noqa: ASYNC110 (only the store can tell)
+                    await asyncio.sleep(0.01)
+        await server.stop()
+        await server.start()
+        answer = (await server.get(thread))["messages"][-1]
+        (attachment,) = answer["attachments"]
+        downloaded = await server.http.get(f"{thread}/attachments/{attachment['id']}")
+    assert (answer["content"], answer["metadata"]["run"]["status"]) == ("Here is", "failed")
+    assert downloaded.content == b"herons"

@@ -7,6 +7,7 @@ count N [MS]        N deltas ("0 ", "1 ", …), MS milliseconds apart
 tool NAME JSON      call a tool of the agent's MCP servers and wait for it
 open NAME           start a tool call that is never completed; `lookup NAME` one that is repeatable
 result NAME JSON    a tool call with this result, without a tool
+file NAME TEXT      a text file of the answer
 hold NAME           say so (`Gates.reached`), and wait for the test (`Gates.release`)
 until NAME          AgentError that may be retried, until the test has released NAME
 fail DETAIL         AgentError; `overload DETAIL` one that may be retried; `crash` an exception of another kind
@@ -20,7 +21,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from agent_chat.agents import AgentError, Part, Reasoning, Run, Text, ToolCompleted, ToolStarted, ToolUse
+from agent_chat.agents import AgentError, File, Part, Reasoning, Run, Text, ToolCompleted, ToolStarted, ToolUse
 
 INTERNAL_TEXT = "secret internal text"
 
@@ -102,6 +103,9 @@ class Scripted:
                     name, _, result = rest.partition(" ")
                     yield ToolStarted(f"call_{number}", name, {})
                     yield ToolCompleted(f"call_{number}", json.loads(result))
+                case "file":
+                    name, _, content = rest.partition(" ")
+                    yield File(name, "text/plain", content.encode())
                 case "until":
                     if not self.gates.released(rest):
                         raise AgentError(f"waiting for {rest}", code="agent_overloaded", retryable=True)
