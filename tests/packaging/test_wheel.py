@@ -14,10 +14,10 @@ import httpx
 import msgspec
 import pytest
 
-from tests.support.installed import post, report, started, tools_ready, write_probe
+from tests.support.installed import post_question_with_tool, report, started, write_probe
 from tests.support.services import missing
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("server", "agents", "stores", "web_demo")
@@ -124,8 +124,7 @@ async def test_it_runs_next_to_openai_agents_from_an_empty_folder(
         found = await report(client)
         assert environment.has(found.agents)
         assert found.loaded_twice == []
-        await tools_ready(client)
-        answer = await post(client, "What time is it in Tokyo?")
+        answer = await post_question_with_tool(client)
         assert answer["tool_calls"][0]["tool_name"] == "current_time"
         assert answer["metadata"]["run"]["status"] == "completed"
         spoken = await _websocket(environment, client)
@@ -170,7 +169,7 @@ async def test_the_installed_page_sends_a_message_and_shows_the_answer(
         async_api.async_playwright() as playwright,
         await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]) as browser,
     ):
-        await tools_ready(client)
+        await post_question_with_tool(client)
         page = await browser.new_page()
         key = client.headers["Authorization"].removeprefix("Bearer ")
         await page.goto(f"{client.base_url}?key={key}")

@@ -101,13 +101,6 @@ async def _address(process: asyncio.subprocess.Process) -> tuple[str, str]:
     raise AssertionError(f"the server ended before it listened:\n{output}")
 
 
-async def tools_ready(client: httpx.AsyncClient) -> None:
-    """Wait until the server has connected to its tool servers."""
-    async with asyncio.timeout(START_SECONDS):
-        while (await client.get("/readyz")).json()["tools"]["ready"] < 1:  # noqa: ASYNC110 - in another process
-            await asyncio.sleep(0.1)
-
-
 async def post(client: httpx.AsyncClient, content: str, kind: str | None = None) -> dict[str, Any]:
     """Post a message on a new thread, with the default agent or a new one of this kind; the answer."""
     agent = "default"
@@ -123,3 +116,11 @@ async def post(client: httpx.AsyncClient, content: str, kind: str | None = None)
 async def report(client: httpx.AsyncClient) -> Report:
     """Ask the probe."""
     return msgspec.json.decode((await post(client, "Report.", "probe"))["content"], type=Report)
+
+
+async def post_question_with_tool(client: httpx.AsyncClient) -> dict[str, Any]:
+    """Ask the demo agent for the time until it has called its tool: the tool server may start slowly; the answer."""
+    async with asyncio.timeout(START_SECONDS):
+        while not (answer := await post(client, "What time is it in Tokyo?"))["tool_calls"]:
+            pass
+    return answer
