@@ -1,4 +1,4 @@
-"""The application: its routes, its middleware, and what lives as long as it does. The table of contents."""
+"""The application: its routes, its middleware, and what lives as long as it does. Begin to read here."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ ROUTES = [
 
 
 def default_kind(settings: Settings) -> str:
-    """The kind of agents that don't say one."""
+    """The kind of agents for which the client names none."""
     return "claude" if _has_claude(settings) else "demo"
 
 
@@ -75,7 +75,7 @@ def _has_claude(settings: Settings) -> bool:
 
 
 class State(TypedDict):
-    """What requests find in `request.state`."""
+    """The contents of `request.state`."""
 
     service: AIChatService
     streams: Streams
@@ -92,7 +92,7 @@ class State(TypedDict):
 
 
 class Setup(NamedTuple):
-    """What the application is made of: `create_app` has the words."""
+    """The arguments of `create_app`, which documents them, and what it opens of them."""
 
     settings: Settings
     servers: Mapping[str, McpServer]
@@ -113,14 +113,15 @@ def create_app(
     timing: Timing = Timing(),
     connect_tools: bool = True,
 ) -> Starlette:
-    """Make the ASGI application.
+    """Create the ASGI application.
 
     Args:
         kinds: further kinds of agents, beside `demo` and those of installed packages.
         backends: opens the store and the log.
-        connect_tools: connect to the MCP servers at start, and not only when they are needed first.
+        timing: the time constants; tests pass shorter ones.
+        connect_tools: connect to the MCP servers at start instead of when they are first needed.
 
-    Raises: BadServers, BadBlobsURL for settings that can't be used.
+    Raises: BadServers, BadBlobsURL for settings that cannot be used.
 
     While it runs, `app.state.own_key` is the server's own key, if it has one, and `app.state.drain` ends it gently,
     waiting for `app.state.running()` runs; `app.state.failure` is why it could not start.
@@ -205,7 +206,7 @@ async def _start(app: Starlette, stack: AsyncExitStack, setup: Setup) -> State:
 
 
 async def _first_key(setup: Setup, store: Store) -> OwnKey | None:
-    """Make the first organization and the server's own key if they are missing. Raises: DataFolderUnusable."""
+    """Create the first organization and the server's own key if they are missing. Raises: DataFolderUnusable."""
     settings = setup.settings
     await refuse_lost_database(store, settings.data_dir)
     kind, model = default_kind(settings), settings.default_model
@@ -247,7 +248,7 @@ def _service(
     pool: mcp.Pool,
     uploads: Path,
 ) -> AIChatService:
-    """Put the service together; what must be closed is closed by the stack, the runs first."""
+    """Assemble the service. The stack closes what must be closed, the runs first."""
     settings, limits = setup.settings, setup.limits
     renderer = Renderer()
     stack.push_async_callback(renderer.close)

@@ -108,14 +108,14 @@ def _greeting(url: str, settings: Settings, own: OwnKey | None) -> str:
 
 @main.group()
 def keys() -> None:
-    """API keys. These commands work beside a running server."""
+    """Create, list and revoke API keys. These commands also work while a server is running."""
 
 
 @keys.command("create")
-@click.option("--organization", required=True, help="A name or an id; a new name makes an organization.")
-@click.option("--user", required=True, help="A name or an id; a new name makes a user.")
+@click.option("--organization", required=True, help="A name or an id; a new name creates an organization.")
+@click.option("--user", required=True, help="A name or an id; a new name creates a user.")
 def create_key(organization: str, user: str) -> None:
-    """Make a key and print it, once, as the last word."""
+    """Create a key and print it, once, as the last word."""
 
     async def create(store: Store) -> str:
         settings = load()
@@ -188,7 +188,7 @@ def _loaded() -> Settings:
 
 
 def _line(error: Exception, settings: Settings | None = None) -> str:
-    """One line that names the setting, where the error does not name one itself."""
+    """The error as one line, which names the setting even if the error does not."""
     line = " ".join(str(error).split())
     if isinstance(error, BadServers):
         return line if line.startswith("CHAT_MCP_CONFIG") else f"CHAT_MCP_CONFIG: {line}"

@@ -1,4 +1,4 @@
-"""uvicorn, with a drain: on SIGTERM or Ctrl-C it still listens while runs end and streams are closed."""
+"""A uvicorn server that drains: after SIGTERM or Ctrl-C it still listens while runs end and streams are closed."""
 
 from __future__ import annotations
 
@@ -36,9 +36,8 @@ class Server(uvicorn.Server):
     Args:
         announce: called once it listens.
         announce_stop: called with the number of running answers when it begins to wait for them.
-        limits: what connections may take.
-        forwarded_allow_ips: the proxies whose X-Forwarded-For and -Proto are believed, separated by commas; None for
-            loopback.
+        limits: the limits on connections.
+        forwarded_allow_ips: the proxies whose X-Forwarded headers are trusted, separated by commas; None for loopback.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             log_config=None,
-            log_level="critical",  # a start that fails is told by the command line, in one line
+            log_level="critical",  # the command line reports a start that fails, in one line
             access_log=False,
             server_header=False,
             forwarded_allow_ips=forwarded_allow_ips,
@@ -84,16 +83,16 @@ class Server(uvicorn.Server):
             self.listening.set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain at the first signal; stop at once at the second."""
+        """Begin to drain at the first signal; stop immediately at the second."""
         if self._loop is None:
             super().handle_exit(sig, frame)
             return
         if not self.started:
-            signal.signal(sig, signal.SIG_DFL)  # a start that hangs is ended by the next one
+            signal.signal(sig, signal.SIG_DFL)  # the next signal ends a start that hangs
         self._loop.call_soon_threadsafe(self.drain)
 
     def drain(self) -> None:
-        """Stop gently: the runs first, then the streams, then the server. The second time: now."""
+        """Stop the runs, then the streams, then the server. A second call stops immediately."""
         if self._draining is not None:
             self.force_exit = True
             self._draining.cancel()
@@ -114,14 +113,14 @@ class Server(uvicorn.Server):
         stalled = asyncio.get_running_loop().call_later(_FORCED_SECONDS, self.connections.abort_stalled)
         await super().shutdown(sockets)
         stalled.cancel()
-        if self.force_exit:  # uvicorn leaves it out then; runs are stored as interrupted by it, or at the next start
+        if self.force_exit:  # uvicorn skips the lifespan then, which stores runs as interrupted
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FORCED_SECONDS):
                     await self.lifespan.shutdown()
 
 
 def freeze_startup_objects() -> None:
-    """Exclude what is alive now from garbage collection, and collect less often.
+    """Exclude the present objects from garbage collection, and collect less often.
 
     For a process that only serves, once it listens. A full collection over the 220,000 objects of the imported modules
     takes 0.2 s, during which no stream gets a token.
@@ -141,12 +140,14 @@ def share_interpreter() -> None:
 
 
 def listening_socket(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
-    """A listening socket whose connections keep little in the kernel: a reader that has stopped is noticed early.
+    """Open a listening socket whose connections buffer little in the kernel: a stopped reader is noticed early.
 
     With default buffers about 4 MB are taken before a write blocks; with these, 0.1 to 0.3 MB.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio's TCP_NODELAY asks for the protocol
+    sock = socket.socket(
+        family, socket.SOCK_STREAM, socket.IPPROTO_TCP
+    )  # asyncio sets TCP_NODELAY only where the protocol is given
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)

@@ -1,7 +1,7 @@
-"""The environment, read once: the only module that looks at it.
+"""The settings: read once from the environment, by this module only.
 
-A bad setting stops the start with one line that names it. Config files and layers of precedence were refused:
-everything that runs servers sets environment variables.
+An invalid setting stops the start with one line that names it. Configuration files and layers of precedence were
+refused: everything that runs servers sets environment variables.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class BadSetting(Exception):
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """Everything that can be set; the README's table explains each.
+    """All settings; the README's table explains each of them.
 
-    `port` 0 lets the system choose. `max_connections` None is as many as files may be open, up to 10,000.
-    `mcp_config` null means the bundled demo tools, `database_url`,
-    `events_url` and `blobs_url` null SQLite in the data folder, memory, and a folder there. Times are in seconds.
+    Times are in seconds. `port` 0 lets the system choose one. What None means: `max_connections`, as many as files may
+    be open, up to 10,000; `mcp_config`, the bundled demo tools; `database_url`, SQLite in the data folder;
+    `events_url`, memory; `blobs_url`, a folder in the data folder.
     """
 
     host: str = "127.0.0.1"
@@ -73,17 +73,17 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def model_policy(self) -> ModelPolicy:
-        """What agents may ask of models."""
+        """The operator's limits on models."""
         return ModelPolicy(self.models, self.max_tokens, self.thinking_tokens)
 
     @property
     def where(self) -> Where:
-        """Where things are kept."""
+        """Where the stores are opened."""
         return Where(self.data_dir, self.database_url, self.events_url, self.events_megabytes * 2**20)
 
 
 def environment() -> Mapping[str, str]:
-    """All of it: what `${NAME}` in the operator's MCP file may refer to."""
+    """The whole environment, to which `${NAME}` in the operator's MCP file may refer."""
     return os.environ
 
 
@@ -128,7 +128,7 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
 
 
 def unknown(environment: Mapping[str, str] | None = None) -> list[str]:
-    """A sentence about each variable that looks like one of ours and is not, with the likely name."""
+    """A sentence about each CHAT_ variable that is not a setting, with the likely name."""
     known = _Names()
     load(known)
     env = os.environ if environment is None else environment
@@ -141,7 +141,7 @@ def unknown(environment: Mapping[str, str] | None = None) -> list[str]:
 
 
 class _Names(Mapping[str, str]):
-    """An empty environment that records which names are read from it: every setting's."""
+    """An empty environment that records which names are read from it: those of all settings."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
@@ -158,10 +158,10 @@ class _Names(Mapping[str, str]):
 
 
 def _choice(env: Mapping[str, str], name: str, default: str, *others: str) -> str:
-    """One of a few words, in either case; the first one if there is none."""
+    """One of a few words, in upper or lower case; `default` if the variable is not set."""
     text = env.get(name) or default
     if text.lower() not in (default, *others):
-        raise BadSetting(name, f"{text!r} is none of {', '.join((default, *others))}")
+        raise BadSetting(name, f"{text!r} is not one of {', '.join((default, *others))}")
     return text.lower()
 
 

@@ -13,6 +13,7 @@ import pytest
 from agent_chat.server.limits import Limits
 from agent_chat.server.timing import Timing
 from tests.support.client import KEY
+from tests.support.gates import critical
 from tests.support.servers import Live, live_server, server_process
 from tests.support.shapes import is_problem
 
@@ -94,3 +95,25 @@ async def test_what_follows_a_form_is_bounded(tmp_path: Path, monkeypatch: pytes
         headers = {"Content-Type": "multipart/form-data; boundary=x"}
         answer = await live.http.post(f"{thread}/attachments", content=body + b"z" * 2_000_000, headers=headers)
         is_problem(answer, 413, "too_large", "field")
+
+
+async def test_a_form_for_a_busy_thread_is_refused_before_its_files_are_stored(tmp_path: Path) -> None:
+    async with critical(tmp_path) as race, asyncio.timeout(10):
+        thread = await race.live.scripted_thread()
+        run = await race.live.start_run(thread, "hold it")
+        race.store.hold("begin_upload", "before")
+        files = [("files", ("a.txt", b"a"))]
+        refused = await race.live.http.post(f"{thread}/messages", data={"content": "say x"}, files=files)
+        assert is_problem(refused, 409, "thread_busy", "message_id")["message_id"] == run
+
+
+async def test_the_files_of_an_upload_are_stored_concurrently_and_listed_in_their_order(tmp_path: Path) -> None:
+    async with critical(tmp_path) as race, asyncio.timeout(10):
+        thread = await race.live.scripted_thread()
+        first, second = race.store.hold("begin_upload", "before"), race.store.hold("begin_upload", "before")
+        files = [("files", (name, b"x")) for name in ("a.txt", "b.txt", "c.txt")]
+        uploading = asyncio.create_task(race.live.http.post(f"{thread}/attachments", files=files))
+        await first.reached()
+        await second.passed()
+        first.release()
+        assert [file["filename"] for file in (await uploading).json()] == ["a.txt", "b.txt", "c.txt"]

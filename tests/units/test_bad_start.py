@@ -79,8 +79,8 @@ def test_an_unreachable_database_is_named_by_its_setting_without_a_dump(tmp_path
     [
         ("CHAT_MCP_CONFIG", __file__, "The MCP file "),
         ("CHAT_MAX_CONNECTIONS", "1000000", "1000000 is more than "),
-        ("CHAT_LOG_LEVEL", "loud", "'loud' is none of info, debug, warning, error"),
-        ("CHAT_LOG_FORMAT", "xml", "'xml' is none of text, json"),
+        ("CHAT_LOG_LEVEL", "loud", "'loud' is not one of info, debug, warning, error"),
+        ("CHAT_LOG_FORMAT", "xml", "'xml' is not one of text, json"),
     ],
 )
 def test_a_bad_setting_is_named(tmp_path: Path, name: str, value: str, reason: str) -> None:
