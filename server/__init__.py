@@ -1,1 +1,1 @@
-"""The server: HTTP, WebSocket, runs. It stands on `agents` and `stores`; nothing stands on it."""
+"""The server: HTTP, WebSocket, runs. It imports `agents` and `stores`; neither imports it."""

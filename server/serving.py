@@ -145,9 +145,8 @@ def listening_socket(host: str, port: int, *, reuse_port: bool = False) -> socke
     With default buffers about 4 MB are taken before a write blocks; with these, 0.1 to 0.3 MB.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(
-        family, socket.SOCK_STREAM, socket.IPPROTO_TCP
-    )  # asyncio sets TCP_NODELAY only where the protocol is given
+    # the protocol is given because asyncio sets TCP_NODELAY on connections only where it is
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
