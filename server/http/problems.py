@@ -54,7 +54,13 @@ SAFE_HEADERS = {
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """What a client is told: status, stable code, a sentence, further members, headers."""
+    """The response to a failed request.
+
+    Attributes:
+        code: the stable name of the problem.
+        detail: a sentence for people.
+        more: further members of the body.
+    """
 
     status: int
     code: str
@@ -123,11 +129,11 @@ _RUN_STATUS = {
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 EXPECTED: tuple[type[Exception], ...] = (ChatError, stores.StoreError, AgentError, HTTPException, ClientDisconnect)
-"""What a request may raise without there being a bug. Starlette logs all else as one, even where it is answered."""
+"""What requests raise without a bug. Starlette logs every other exception with a traceback, even if it is handled."""
 
 
 def problem_of(error: Exception) -> Problem:
-    """The problem that this exception is to a client."""
+    """Return the problem for an exception; an unexpected one is logged and becomes 500 `internal`."""
     match error:
         case RunFailedError(message=message):
             more = {"thread_id": message.thread_id, "message_id": message.id, "retryable": error.retryable}
@@ -143,7 +149,7 @@ def problem_of(error: Exception) -> Problem:
             return Problem(error.status_code, code, error.detail, {}, dict(error.headers or {}))
     if type(error) not in _TABLE:
         logger.error("unexpected %s", type(error).__name__, exc_info=error)
-        return Problem(500, "internal", "Something went wrong on our side.")
+        return Problem(500, "internal", "The server failed unexpectedly.")
     status, code = _TABLE[type(error)]
     return Problem(status, code, _sentence(error), _facts(error), _headers(error, status))
 
@@ -170,7 +176,7 @@ def _headers(error: Exception, status: int) -> dict[str, str]:
 
 
 def _retry_after(status: int, seconds: float | None) -> dict[str, str]:
-    """The header, in the whole seconds that RFC 9110 wants; a 503 always has one."""
+    """Return the Retry-After header in whole seconds, as RFC 9110 requires; a 503 always has one."""
     if seconds is None:
         return {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
     return {"Retry-After": str(math.ceil(seconds))}
@@ -217,7 +223,7 @@ async def respond(request: Request, error: Exception) -> Response:
 
 
 def _methods(request: Request) -> set[str]:
-    """All that the path answers to; Starlette's own 405 knows only the first route."""
+    """Return all methods of the path; Starlette's own 405 names those of its first route only."""
     routes = [route for route in request.app.routes if isinstance(route, Route)]
     return {
         method

@@ -1,4 +1,4 @@
-"""What a route reads from a request and writes to a response, in one place each."""
+"""What several routes read from requests and write to responses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def streams_of(connection: HTTPConnection) -> Streams:
 
 
 def public_path(connection: HTTPConnection, path: str) -> str:
-    """The path, encoded, as clients see it: behind the prefix under which the application is mounted."""
+    """Return the path as clients see it: percent-encoded and with the root path."""
     return quote(connection.scope.get("root_path", "") + path, safe="/:@")
 
 
@@ -50,9 +50,12 @@ def as_json(value: object, status: int = 200, headers: dict[str, str] | None = N
 
 
 async def read_body(request: Request, type: type[B], *, empty: B | None = None) -> B:
-    """The body as `type`, or `empty` for no body where one is given.
+    """Read a JSON body.
 
-    Raises: UnsupportedMediaType, TooLarge, MalformedBody, InvalidRequest.
+    Args:
+        empty: what to return for an empty body; without it an empty body is malformed.
+
+    Raises: UnsupportedMediaType, TooLarge, BodyStalled, MalformedBody, InvalidRequest.
     """
     data = bytearray()
     async for part in receive_body(request):
@@ -68,13 +71,13 @@ async def read_body(request: Request, type: type[B], *, empty: B | None = None) 
 
 
 def next_link(request: Request, path: str, *, limit: int, offset: int) -> str:
-    """The Link header that names the next page of a list. https://www.rfc-editor.org/rfc/rfc8288"""
+    """Return the Link header of a list's next page. https://www.rfc-editor.org/rfc/rfc8288"""
     query = urlencode({**request.query_params, "limit": limit, "offset": offset})
     return f'<{public_path(request, path)}?{query}>; rel="next"'
 
 
 def idempotency_key(request: Request) -> str | None:
-    """The Idempotency-Key header: 1 to 255 visible characters. Raises: InvalidRequest."""
+    """Return the Idempotency-Key header, 1 to 255 visible characters; None without it. Raises: InvalidRequest."""
     key = request.headers.get("idempotency-key")
     if key is not None and not (0 < len(key) <= _KEY_CHARACTERS and key.isprintable()):
         raise InvalidRequest("Idempotency-Key", f"An Idempotency-Key has 1 to {_KEY_CHARACTERS} visible characters.")
@@ -82,13 +85,13 @@ def idempotency_key(request: Request) -> str | None:
 
 
 def accepts_stream(request: Request) -> bool:
-    """True if the Accept header names text/event-stream and not application/json."""
+    """Return True if the Accept header names text/event-stream and not application/json."""
     accept = request.headers.get("accept", "").lower()
     return "text/event-stream" in accept and "application/json" not in accept
 
 
 def preferred_wait(request: Request) -> float | None:
-    """Seconds to wait for an answer by `Prefer: respond-async` (0) or `wait=N`; null: as long as it takes.
+    """Return how many seconds to wait for the run, by `Prefer: wait=N` or `respond-async` (0); None: until it ends.
 
     https://www.rfc-editor.org/rfc/rfc7240
     """
@@ -106,5 +109,5 @@ def preferred_wait(request: Request) -> float | None:
 
 
 def last_event_id(request: Request) -> str | None:
-    """The Last-Event-ID header; None if it is empty."""
+    """Return the Last-Event-ID header; None if it is missing or empty."""
     return request.headers.get("last-event-id") or None

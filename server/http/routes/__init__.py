@@ -1,1 +1,1 @@
-"""The routes, one module per noun: each reads the request, calls the service once, and writes the answer."""
+"""The routes, one module per resource: an endpoint reads the request, calls the service and writes the response."""

@@ -23,13 +23,16 @@ class AgentsQuery(msgspec.Struct, frozen=True):
 
 
 async def create_agent(request: Request) -> Response:
-    """Create an agent. An organization's first is its default."""
+    """Create an agent. The first agent of an organization is its default."""
     agent = await service_of(request).create_agent(principal_of(request), await read_body(request, AgentCreate))
     return as_json(agent, 201, {"Location": public_path(request, f"/api/v1/agents/{agent.id}")})
 
 
 async def list_agents(request: Request) -> Response:
-    """List the organization's agents, oldest first. At most 8 MB: `Link` names the next page."""
+    """List the organization's agents, oldest first.
+
+    The response has at most 8 MB; the `Link` header names the next page.
+    """
     query = read_query(request, AgentsQuery)
     page = await service_of(request).list_agents(principal_of(request), limit=query.limit, offset=query.offset)
     headers = {}
@@ -45,7 +48,7 @@ async def get_agent(request: Request) -> Response:
 
 
 async def update_agent(request: Request) -> Response:
-    """Change what is given; `is_default` true makes it the default."""
+    """Change the given fields; `is_default: true` makes it the default agent."""
     body = await read_body(request, AgentUpdate)
     agent_id = request.path_params["agent_id"]
     return as_json(await service_of(request).update_agent(principal_of(request), agent_id, body))

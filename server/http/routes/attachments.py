@@ -1,4 +1,4 @@
-"""…/attachments: uploading files to a thread, and downloading them."""
+"""…/attachments: uploading files to a thread and downloading them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ATTACHMENTS = THREAD + "/attachments"
 
 
 async def upload(request: Request) -> Response:
-    """Upload one or several files (multipart/form-data, field `files`) for later messages of the thread."""
+    """Upload files to a thread, for messages that are posted later."""
     if not is_multipart(request):
         raise UnsupportedMediaType(request.headers.get("content-type", ""), "multipart/form-data")
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
@@ -29,21 +29,21 @@ async def upload(request: Request) -> Response:
     await service.find_thread(principal_of(request), agent_id, thread_id)
     async with read_form(request) as form:
         if form.fields:
-            raise InvalidRequest(next(iter(form.fields)), "An upload has only `files`.")
+            raise InvalidRequest(next(iter(form.fields)), "An upload has no other field than `files`.")
         if not form.files:
             raise InvalidRequest("files", "An upload needs at least one file in the field `files`.")
         return as_json(await service.add_files(principal_of(request), agent_id, thread_id, form.files), 201)
 
 
 async def download(request: Request) -> Response:
-    """Download a file as it was uploaded; one `Range` of bytes is served."""
+    """Download a file as it was uploaded, or one range of its bytes."""
     path = request.path_params
     who, service = principal_of(request), service_of(request)
     attachment = await service.get_attachment(who, path["agent_id"], path["thread_id"], path["attachment_id"])
-    start, end = byte_range(request.headers.get("range"), attachment.size)
+    start, end = parse_range(request.headers.get("range"), attachment.size)
     headers = {
         "Content-Type": _media_type(attachment),
-        "Content-Disposition": disposition(attachment.filename),
+        "Content-Disposition": content_disposition(attachment.filename),
         "Content-Length": str(end - start),
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "sandbox; default-src 'none'",
@@ -61,12 +61,12 @@ async def download(request: Request) -> Response:
 
 
 def _media_type(attachment: Attachment) -> str:
-    """The type as decided at upload; text in whatever charset it was, so none is claimed."""
+    """Return the media type that was detected at the upload, without a charset: it was not stored."""
     return attachment.content_type if attachment.content_type.isascii() else "application/octet-stream"
 
 
-def byte_range(header: str | None, size: int) -> tuple[int, int]:
-    """The first byte and the one behind the last that are asked for; all where the header asks for more than one range.
+def parse_range(header: str | None, size: int) -> tuple[int, int]:
+    """Parse the Range header into the first byte and the one after the last; the whole file for several ranges.
 
     https://www.rfc-editor.org/rfc/rfc9110#section-14
 
@@ -87,8 +87,8 @@ def byte_range(header: str | None, size: int) -> tuple[int, int]:
     return start, end
 
 
-def disposition(filename: str) -> str:
-    """Content-Disposition for any file name: plain ASCII for old clients, UTF-8 for the rest.
+def content_disposition(filename: str) -> str:
+    """Return the Content-Disposition of a download: the name in ASCII for old clients, and in UTF-8.
 
     https://www.rfc-editor.org/rfc/rfc6266
     """

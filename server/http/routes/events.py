@@ -28,7 +28,10 @@ class WatchQuery(msgspec.Struct, frozen=True):
 
 
 async def watch(request: Request) -> Response:
-    """Watch a thread as server-sent events; `Last-Event-ID` or `?after=` resumes."""
+    """Watch a thread as server-sent events.
+
+    Without a position the first event is a `thread.snapshot`; with one the stream resumes after it.
+    """
     who, streams, path = principal_of(request), streams_of(request), request.path_params
     try:
         with streams.starting(who) as slot:

@@ -23,15 +23,15 @@ from agent_chat.server.supervision import Supervisor
 
 
 async def healthz(request: Request) -> Response:
-    """The process is alive."""
+    """Report that the process is alive."""
     return as_json(Liveness("ok"))
 
 
 async def readyz(request: Request) -> Response:
-    """Ready for traffic: the database answers, no background loop fails, and the server isn't stopping.
+    """Report whether the server is ready: the database is reachable, no background loop fails, no drain is in progress.
 
-    An unreachable Redis is reported, and how many tool servers are in which state (without their names: no key is
-    needed here); the server is ready all the same.
+    An unreachable Redis and the states of tool servers are reported too, but do not change readiness. Names of tool
+    servers are not: this endpoint needs no key.
     """
     service = service_of(request)
     draining = service.runner.draining
@@ -51,7 +51,7 @@ async def readyz(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """Prometheus metrics of this process, with CHAT_METRICS_TOKEN as the bearer token."""
+    """Return this process's Prometheus metrics. CHAT_METRICS_TOKEN is the bearer token."""
     wanted: str | None = request.state.metrics_token
     if wanted is None:
         raise HTTPException(404)

@@ -1,4 +1,4 @@
-"""…/messages: posting with its three endings, older pages, one message, cancel."""
+"""…/messages: posting with its three forms of response, older pages, one message, cancelling."""
 
 from __future__ import annotations
 
@@ -61,7 +61,10 @@ class MessagesQuery(msgspec.Struct, frozen=True):
 
 
 async def post_message(request: Request) -> Response:
-    """Post a message; a user's is answered: as JSON when complete, at once by `Prefer`, or as an event stream."""
+    """Post a message. A user's message starts a run of the agent.
+
+    The response is the agent's finished message, the message in progress (`Prefer`), or the run's events (`stream`).
+    """
     who, service = principal_of(request), service_of(request)
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
     if position := last_event_id(request):
@@ -70,14 +73,14 @@ async def post_message(request: Request) -> Response:
     query = read_query(request, PostQuery)
     if not (accepts_stream(request) if query.stream is None else query.stream):
         posted = await _post(request, query.if_busy)
-        return await _answer(request, posted, _replayed(posted))
+        return await _respond(request, posted, _replay_headers(posted))
     with streams_of(request).starting(who) as slot:
         posted = await _post(request, query.if_busy, stream=True)
         viewer = await service.stream(who, thread_id, posted)
-        return EventStream(streams_of(request), viewer, slot, _replayed(posted))
+        return EventStream(streams_of(request), viewer, slot, _replay_headers(posted))
 
 
-def _replayed(posted: Posted) -> dict[str, str]:
+def _replay_headers(posted: Posted) -> dict[str, str]:
     return {"Idempotency-Replayed": "true"} if posted.replayed else {}
 
 
@@ -88,7 +91,7 @@ async def _post(request: Request, if_busy: IfBusy, *, stream: bool = False) -> P
     key = idempotency_key(request)
     if is_multipart(request):
         await service.find_thread(who, agent_id, thread_id)
-        if key is None:  # what comes again starts no run; a form's role isn't known yet, a user's as a rule
+        if key is None:  # a repeated key starts no run. The role is not known yet: assume a user's message
             service.check_capacity(who)
         async with read_form(request) as form:
             body = decode_form(form.fields, files=bool(form.files))
@@ -101,8 +104,8 @@ async def _post(request: Request, if_busy: IfBusy, *, stream: bool = False) -> P
     )
 
 
-async def _answer(request: Request, posted: Posted, headers: dict[str, str]) -> Response:
-    """The JSON ending: 201 with the finished message, 202 with one in progress, or the failure's problem."""
+async def _respond(request: Request, posted: Posted, headers: dict[str, str]) -> Response:
+    """Build the JSON response: 201 with the finished message, 202 with one in progress, or the failed run's problem."""
     message = posted.answer or posted.message
     seconds = preferred_wait(request)
     path = MESSAGES.format(**request.path_params)
@@ -118,9 +121,9 @@ async def _answer(request: Request, posted: Posted, headers: dict[str, str]) -> 
 
 
 async def list_messages(request: Request) -> Response:
-    """Older messages: the latest `limit` before message `before`, oldest first.
+    """List the latest `limit` messages before `before`, oldest first.
 
-    At most 8 MB, but one message in any case: `X-Messages-Cut: true` where there are fewer for their size.
+    The response has at most 8 MB, but at least one message; `X-Messages-Cut: true` if its size leaves some out.
     """
     query = read_query(request, MessagesQuery)
     page = await service_of(request).list_messages(
@@ -134,7 +137,7 @@ async def list_messages(request: Request) -> Response:
 
 
 async def get_message(request: Request) -> Response:
-    """Read one message: how a client that doesn't stream polls a run."""
+    """Read one message. Clients that do not stream poll a run with it."""
     path = request.path_params
     return as_json(
         await service_of(request).get_message(
@@ -144,7 +147,7 @@ async def get_message(request: Request) -> Response:
 
 
 async def cancel(request: Request) -> Response:
-    """Stop the run that makes this message; the message as kept."""
+    """Cancel the run of this message. The response is the stored message; a finished one does not change."""
     path = request.path_params
     return as_json(
         await service_of(request).cancel(principal_of(request), path["agent_id"], path["thread_id"], path["message_id"])

@@ -1,4 +1,4 @@
-"""The web demo at `/`, and the login URL: `/?key=…` starts a session and goes on to `/`, as Jupyter does."""
+"""The web demo at `/`, and the login URL: `/?key=…` starts a session and redirects to `/`, as Jupyter does."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ PAGE_HEADERS = {
 
 
 async def index(request: Request) -> Response:
-    """The demo page; with `?key=`, the login."""
+    """Return the demo page; with `?key=`, sign in."""
     key = request.query_params.get("key")
     if key is None or request.method == "HEAD":
         return FileResponse(DEMO / "index.html", headers=PAGE_HEADERS)
     if request.headers.get("sec-fetch-dest", "document") != "document":
-        return problem_of(Unauthenticated()).response()  # an image in a message must not log its reader in
+        return problem_of(Unauthenticated()).response()  # an image in a message must not sign its reader in
     if needs_confirmation(request):
         return confirmation_page(key)
     try:
         return await sign_in(request, key)
     except Unauthenticated:
-        return FileResponse(DEMO / "index.html", 401, PAGE_HEADERS)  # the page says how to sign in
+        return FileResponse(DEMO / "index.html", 401, PAGE_HEADERS)  # the page explains how to sign in
 
 
 class _Files(StaticFiles):
-    """The demo's files; whatever else no route answers is not found, by any method."""
+    """The demo's files. Every other path is not found, with any method."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         if scope["method"] not in ("GET", "HEAD"):
@@ -56,8 +56,8 @@ class _Files(StaticFiles):
         return response
 
 
-class _Rest(Mount):
-    """Whatever no other route knows; a path that one knows, with another method, stays that route's to refuse (405)."""
+class _Fallback(Mount):
+    """Serves the paths of no other route. It matches partially, so that a known path with a wrong method is a 405."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child = super().matches(scope)
@@ -66,5 +66,5 @@ class _Rest(Mount):
 
 ROUTES: list[BaseRoute] = [
     Route("/", index, methods=["GET"]),
-    _Rest("/", _Files(directory=DEMO, check_dir=False)),
+    _Fallback("/", _Files(directory=DEMO, check_dir=False)),
 ]

@@ -1,8 +1,8 @@
-"""Signing in and out: a valid key starts a session, whose token is the browser's cookie.
+"""Signing in and out: a valid key starts a session, whose token is stored in the browser's cookie.
 
-A link that another site opens must not replace the session of the person who follows it: what they write would belong
-to the link's account. Such a link, and one of which the browser does not report where it came from, gets a page that
-asks; its form is accepted from this origin only.
+A link on another site must not replace the session of the user who follows it: what they write would belong to the
+link's account. Such a link, and one whose origin the browser does not report, gets a page that asks for confirmation;
+its form is accepted from this origin only.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ logger = logging.getLogger("chat.security")
 
 
 def needs_confirmation(request: Request) -> bool:
-    """True unless the browser reports that its user, or this origin's page, opened the link."""
+    """Return False if the browser reports that its user or a page of this origin opened the link."""
     return request.headers.get("sec-fetch-site") not in ("none", "same-origin")
 
 
 def confirmation_page(key: str) -> Response:
-    """The page that asks."""
+    """Return the page that asks for confirmation."""
     return HTMLResponse(_PAGE % escape(key), headers=_PAGE_HEADERS)
 
 
 async def sign_in(request: Request, key: str) -> Response:
-    """Start a session in place of the browser's earlier one, and go to the page.
+    """End the browser's earlier session, start a new one and redirect to the page.
 
     Raises: Unauthenticated, AuthRateLimited, RateLimited, StoreUnavailable.
     """
@@ -64,7 +64,7 @@ async def sign_in(request: Request, key: str) -> Response:
     store = service_of(request).store
     token = secrets.token_urlsafe(32)
     principal = await store.create_session(key, token, seconds=SESSION_SECONDS)
-    if principal is None:  # revoked a moment ago
+    if principal is None:  # the key was revoked after it was checked
         raise Unauthenticated
     await _end_session(request)
     facts = {"organization_id": principal.organization_id, "user_id": principal.user_id}
@@ -75,7 +75,7 @@ async def sign_in(request: Request, key: str) -> Response:
 
 
 async def login(request: Request) -> Response:
-    """Sign in by the form of the page that asks."""
+    """Sign in with the form of the confirmation page."""
     if not same_origin(request):
         raise Forbidden
     body = bytearray()

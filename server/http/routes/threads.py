@@ -1,4 +1,4 @@
-"""/api/v1/chat/{agent_id}/threads: threads with one agent, and the old paths that are gone."""
+"""/api/v1/chat/{agent_id}/threads: threads with one agent, and the removed paths of the former service."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ class ThreadQuery(msgspec.Struct, frozen=True):
 async def create_thread(request: Request) -> Response:
     """Create a thread with an agent."""
     body = await read_body(request, ThreadCreate, empty=ThreadCreate())
-    made = await service_of(request).create_thread(
+    created = await service_of(request).create_thread(
         principal_of(request), request.path_params["agent_id"], body, idempotency_key=idempotency_key(request)
     )
-    path = f"/api/v1/chat/{made.thread.agent_id}/threads/{made.thread.id}"
+    path = f"/api/v1/chat/{created.thread.agent_id}/threads/{created.thread.id}"
     headers = {"Location": public_path(request, path)}
-    if made.replayed:
+    if created.replayed:
         headers["Idempotency-Replayed"] = "true"
-    return await _answer(ThreadPart(made.thread, made.cut), 201, headers)
+    return await _respond(ThreadPart(created.thread, created.cut), 201, headers)
 
 
 async def list_threads(request: Request) -> Response:
-    """List the organization's threads with an agent, newest updated first."""
+    """List the organization's threads with an agent, the latest activity first."""
     query = read_query(request, ThreadsQuery)
     page = await service_of(request).list_threads(
         principal_of(request),
@@ -88,14 +88,14 @@ async def get_thread(request: Request) -> Response:
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
     limit = read_query(request, ThreadQuery).message_limit
     service = service_of(request)
-    return await _answer(await service.get_thread(principal_of(request), agent_id, thread_id, message_limit=limit))
+    return await _respond(await service.get_thread(principal_of(request), agent_id, thread_id, message_limit=limit))
 
 
 async def update_thread(request: Request) -> Response:
     """Rename, archive or un-archive a thread."""
     body = await read_body(request, ThreadUpdate)
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
-    return await _answer(await service_of(request).update_thread(principal_of(request), agent_id, thread_id, body))
+    return await _respond(await service_of(request).update_thread(principal_of(request), agent_id, thread_id, body))
 
 
 async def delete_thread(request: Request) -> Response:
@@ -106,18 +106,18 @@ async def delete_thread(request: Request) -> Response:
 
 
 async def generate_title(request: Request) -> Response:
-    """Have the agent's model make a title from the messages, and keep it."""
+    """Generate a title from the messages with the agent's model, and store it."""
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
-    return await _answer(await service_of(request).generate_title(principal_of(request), agent_id, thread_id))
+    return await _respond(await service_of(request).generate_title(principal_of(request), agent_id, thread_id))
 
 
-async def _answer(part: ThreadPart, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+async def _respond(part: ThreadPart, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     cut = {MESSAGES_CUT: "true"} if part.cut else {}
     return await thread_response(part.thread, status, {**(headers or {}), **cut})
 
 
 async def gone(request: Request) -> Response:
-    """The paths of the service that this one replaces."""
+    """Refuse the paths of the service that this one replaces."""
     raise Gone("/api/v1/chat/{agent_id}/threads")
 
 
