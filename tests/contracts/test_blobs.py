@@ -116,7 +116,7 @@ async def test_a_range_that_is_none_is_refused(blobs: Blobs, start: int, end: in
 async def test_a_missing_blob_is_told_before_the_first_piece(blobs: Blobs, start: int) -> None:
     with pytest.raises(BlobNotFound, match="No blob a/b here") as told:
         await blobs.read("a/b", start)
-    assert not isinstance(told.value, NotFound), "who catches that takes the thread for deleted"
+    assert not isinstance(told.value, NotFound), "principal catches that takes the thread for deleted"
 
 
 async def test_a_put_takes_the_place_of_what_was_there(blobs: Blobs, file: Callable[[bytes], Path]) -> None:

@@ -44,8 +44,8 @@ from tests.support.samples import (
     completed,
     failed,
     new_message,
+    new_principal,
     new_thread,
-    principal,
     read,
     rest,
     say,
@@ -523,7 +523,7 @@ async def test_a_writer_that_has_not_written_yet_misses_nothing_when_the_log_is_
 
 async def test_a_writer_without_a_snapshot_just_goes_on(log: EventLog, lose: Lose) -> None:
     thread_id = new_id()
-    updated = ThreadUpdated(new_thread(principal()))
+    updated = ThreadUpdated(new_thread(new_principal()))
     writer = log.writer(thread_id)
     writer.write(updated)
     await writer.flush()
@@ -693,7 +693,7 @@ async def test_every_terminal_event_ends_the_run(log: EventLog, ending: str) -> 
 async def test_facts_about_the_thread_and_stored_messages_neither_begin_nor_end_a_run(log: EventLog) -> None:
     _, _, events = a_turn("thread")
     facts: list[Event] = [
-        ThreadUpdated(new_thread(principal())),
+        ThreadUpdated(new_thread(new_principal())),
         MessageCreated(new_message("thread", "note", "assistant")),
         MessageCreated(new_message("thread", "note", "system")),
     ]
@@ -747,7 +747,7 @@ async def run_events(log: EventLog, run_id: str, *events: Event, upto: int | Non
 async def test_run_events_are_the_runs_own_from_its_start_up_to_the_position(log: EventLog) -> None:
     _, one, before = a_turn("thread")
     _, two, events = a_turn("thread")
-    fact = ThreadUpdated(new_thread(principal()))
+    fact = ThreadUpdated(new_thread(new_principal()))
     thread = [*before, *events[:3], fact, *events[3:]]
     running = len(before) + 5
     assert await run_events(log, two.id, *thread, upto=running) == events[1:5]
@@ -795,8 +795,8 @@ async def test_a_signal_calls_everyone_who_listens(log: EventLog) -> None:
     heard: list[tuple[int, str]] = []
     both = asyncio.Event()
 
-    def listen(who: int, run_id: str) -> None:
-        heard.append((who, run_id))
+    def listen(principal: int, run_id: str) -> None:
+        heard.append((principal, run_id))
         if len(heard) == 2:
             both.set()
 

@@ -25,7 +25,7 @@ from tests.support.samples import (
     idempotent,
     ids,
     new_message,
-    principal,
+    new_principal,
     started_run,
     started_thread,
     turn,
@@ -36,8 +36,8 @@ SMALL = EmbeddingLimits(messages=4, slack=2, bytes=4 * 2**20)
 
 
 @pytest.fixture
-def who() -> Principal:
-    return principal()
+def principal() -> Principal:
+    return new_principal()
 
 
 def noise(size: int) -> str:
@@ -45,13 +45,13 @@ def noise(size: int) -> str:
     return base64.b64encode(os.urandom(size * 3 // 4)).decode()
 
 
-async def note(store: MongoStore, who: Principal, thread_id: str, content: str = "note") -> Message:
-    return (await store.append_message(who, new_message(thread_id, content, "system"))).message
+async def note(store: MongoStore, principal: Principal, thread_id: str, content: str = "note") -> Message:
+    return (await store.append_message(principal, new_message(thread_id, content, "system"))).message
 
 
-async def whole(store: MongoStore, who: Principal, thread_id: str) -> list[Message]:
+async def whole(store: MongoStore, principal: Principal, thread_id: str) -> list[Message]:
     """Return all messages; check that the documents have each of them once, in order and without gaps."""
-    messages = await every_message(store, who, thread_id)
+    messages = await every_message(store, principal, thread_id)
     thread, pages = await stored(store, thread_id)
     entries = [entry for page in pages for entry in page["messages"]] + thread["messages"]
     assert sorted(entry["n"] for entry in entries) == list(range(thread["total"]))
@@ -72,26 +72,26 @@ class Cost(NamedTuple):
     bytes: int
 
 
-async def latest(store: MongoStore, who: Principal, thread_id: str) -> None:
+async def latest(store: MongoStore, principal: Principal, thread_id: str) -> None:
     """Read a thread's latest messages by every method that returns them."""
-    messages = (await store.get(who, thread_id)).messages
+    messages = (await store.get(principal, thread_id)).messages
     assert len(messages) == 50
-    assert (await store.list_messages(who, thread_id, before=None, limit=50)).messages == messages
+    assert (await store.list_messages(principal, thread_id, before=None, limit=50)).messages == messages
     page = await store.list_threads(
-        who, "agent", limit=9, offset=0, archived=None, message_limit=50, max_bytes=8 * 2**20
+        principal, "agent", limit=9, offset=0, archived=None, message_limit=50, max_bytes=8 * 2**20
     )
     assert [thread.messages for thread in page.threads] == [messages]
     assert page.cut is False
 
 
-async def use_every_operation(store: MongoStore, who: Principal, thread_id: str) -> None:
+async def use_every_operation(store: MongoStore, principal: Principal, thread_id: str) -> None:
     """Read the latest messages, and write by every method that writes to a thread."""
-    await latest(store, who, thread_id)
-    await store.append_message(who, new_message(thread_id, role="system"))
+    await latest(store, principal, thread_id)
+    await store.append_message(principal, new_message(thread_id, role="system"))
     question, answer = turn(thread_id)
-    await store.claim(who, question, answer, worker=WORKER)
-    await store.finish(who, completed(answer))
-    assert (await store.update(who, thread_id, title="x")).title == "x"
+    await store.claim(principal, question, answer, worker=WORKER)
+    await store.finish(principal, completed(answer))
+    assert (await store.update(principal, thread_id, title="x")).title == "x"
 
 
 async def cost(read: Read, doing: Awaitable[None]) -> Cost:
@@ -107,40 +107,42 @@ def costs_the_same(large: Cost, small: Cost) -> None:
 
 @pytest.mark.timeout(180)
 async def test_the_latest_of_100_000_messages_cost_as_much_as_those_of_a_small_thread(
-    mongo_url: str, who: Principal
+    mongo_url: str, principal: Principal
 ) -> None:
     """The messages are written by `loaded`, since 100,000 appends would take too long."""
-    read, other = Read(), principal()
+    read, other = Read(), new_principal()
     async with opened(mongo_url, read=read) as store:
         small, _ = await loaded(store, other, [f"message {n:06}" for n in range(142)])
-        large, appended = await loaded(store, who, [f"message {n:06}" for n in range(100_000)])
+        large, appended = await loaded(store, principal, [f"message {n:06}" for n in range(100_000)])
         document, pages = await stored(store, large.id)
         assert (len(document["messages"]), len(pages)) == (142, 1958)
         of_small = await cost(read, use_every_operation(store, other, small.id))
-        costs_the_same(await cost(read, use_every_operation(store, who, large.id)), of_small)
+        costs_the_same(await cost(read, use_every_operation(store, principal, large.id)), of_small)
         for n in (0, 1, 50, 51, 777, 50_000, 99_857, 99_858, 99_999):
             read.clear()
-            assert (await store.get_message(who, large.id, appended[n].id)).content == appended[n].content
-            older = (await store.list_messages(who, large.id, before=appended[n].id, limit=50)).messages
+            assert (await store.get_message(principal, large.id, appended[n].id)).content == appended[n].content
+            older = (await store.list_messages(principal, large.id, before=appended[n].id, limit=50)).messages
             assert ids(older) == ids(appended[max(0, n - 50) : n])
             assert len(read.commands) <= 6
             assert read.documents <= 9
         with pytest.raises(MessageNotFound):
-            await store.get_message(who, large.id, new_id())
-        await store.delete(who, large.id)
+            await store.get_message(principal, large.id, new_id())
+        await store.delete(principal, large.id)
         with pytest.raises(ThreadNotFound):
-            await store.get(who, large.id)
+            await store.get(principal, large.id)
         assert await store.db.pages.find({"thread_id": large.id}, {"_id": 1}) == []
         assert len((await store.get(other, small.id)).messages) == 50
 
 
-async def test_appending_messages_writes_the_same_documents_as_loading_them(mongo_url: str, who: Principal) -> None:
+async def test_appending_messages_writes_the_same_documents_as_loading_them(
+    mongo_url: str, principal: Principal
+) -> None:
     contents = [f"message {n:03}" for n in range(160)]
     async with opened(mongo_url) as store:
-        thread, _ = await loaded(store, who, contents)
-        appended = await started_thread(store, who)
+        thread, _ = await loaded(store, principal, contents)
+        appended = await started_thread(store, principal)
         for content in contents:
-            await note(store, who, appended.id, content)
+            await note(store, principal, appended.id, content)
         document, pages = await stored(store, appended.id)
         assert (len(document["messages"]), len(pages)) == (109, 1)
         left = [anonymous(each, appended.id) for each in (document, *pages)]
@@ -165,122 +167,126 @@ def anonymous(document: Document, thread_id: str) -> Document:
 
 
 @pytest.mark.timeout(120)
-async def test_a_thread_of_40_mb_is_written_read_and_deleted(mongo_url: str, who: Principal) -> None:
-    read, other = Read(), principal()
+async def test_a_thread_of_40_mb_is_written_read_and_deleted(mongo_url: str, principal: Principal) -> None:
+    read, other = Read(), new_principal()
     async with opened(mongo_url, read=read) as store:
-        thread = await started_thread(store, who)
+        thread = await started_thread(store, principal)
         for n in range(20):
-            await note(store, who, thread.id, f"{n} {noise(2 * 2**20)}")
+            await note(store, principal, thread.id, f"{n} {noise(2 * 2**20)}")
         document, pages = await stored(store, thread.id)
         assert document["bytes"] <= 4 * 2**20
         assert len(pages) > 8
-        answer = await finished_run(store, who, thread.id)
-        assert (await store.update(who, thread.id, title="x")).title == "x"
-        messages = await every_message(store, who, thread.id, 7)
+        answer = await finished_run(store, principal, thread.id)
+        assert (await store.update(principal, thread.id, title="x")).title == "x"
+        messages = await every_message(store, principal, thread.id, 7)
         assert [message.content.split()[0] for message in messages[:20]] == [str(n) for n in range(20)]
         assert messages[-1] == answer
         read.clear()
-        part = await store.read(who, thread.id, message_limit=50)
+        part = await store.read(principal, thread.id, message_limit=50)
         assert (ids(part.thread.messages), part.cut) == (ids(messages)[-5:], True)
         assert read.bytes < 14 * 2**20  # of 40 MB: the thread's document, and the pages with messages that fit
         page = await store.list_threads(
-            who, "agent", limit=9, offset=0, archived=None, message_limit=50, max_bytes=2**23
+            principal, "agent", limit=9, offset=0, archived=None, message_limit=50, max_bytes=2**23
         )
         assert page.cut is True
         assert ids(page.threads[0].messages)[-1] == answer.id
-        await loaded(store, who, ["small"] * 50, onto=thread)
+        await loaded(store, principal, ["small"] * 50, onto=thread)
         small, _ = await loaded(store, other, ["small"] * (50 + len(document["messages"]) + 2))
         assert (await store.update(other, small.id, title="x")).title == "x"
         of_small = await cost(read, latest(store, other, small.id))
-        costs_the_same(await cost(read, latest(store, who, thread.id)), of_small)
-        await store.delete(who, thread.id)
+        costs_the_same(await cost(read, latest(store, principal, thread.id)), of_small)
+        await store.delete(principal, thread.id)
         assert await store.db.pages.find({"thread_id": thread.id}, {"_id": 1}) == []
 
 
-async def test_the_largest_answer_is_stored_in_a_document_that_is_nearly_full(mongo_url: str, who: Principal) -> None:
+async def test_the_largest_answer_is_stored_in_a_document_that_is_nearly_full(
+    mongo_url: str, principal: Principal
+) -> None:
     """Nothing was moved for long (here: by other limits): the write that needs the room moves messages first."""
     async with (
         opened(mongo_url, limits=EmbeddingLimits(messages=1000, bytes=2**30)) as hoarding,
         opened(mongo_url) as store,
     ):
-        thread, _ = await loaded(hoarding, who, [noise(3 * 2**20) for _ in range(4)])
-        running = await started_run(hoarding, who, thread.id)
-        await note(hoarding, who, thread.id, noise(2**21))
+        thread, _ = await loaded(hoarding, principal, [noise(3 * 2**20) for _ in range(4)])
+        running = await started_run(hoarding, principal, thread.id)
+        await note(hoarding, principal, thread.id, noise(2**21))
         document, _ = await stored(store, thread.id)
         assert DOCUMENT_BYTES - document["bytes"] < 8 * 2**20
         content = noise(8 * 2**20)
-        await store.checkpoint(who, running.id, worker=WORKER, partial=completed(running, content))
-        assert (await hoarding.finish(who, completed(running, content))).won is True
-        assert (await store.get_message(who, thread.id, running.id)).content == content
-        await note(store, who, thread.id)
-        assert len(await whole(store, who, thread.id)) == 8
+        await store.checkpoint(principal, running.id, worker=WORKER, partial=completed(running, content))
+        assert (await hoarding.finish(principal, completed(running, content))).won is True
+        assert (await store.get_message(principal, thread.id, running.id)).content == content
+        await note(store, principal, thread.id)
+        assert len(await whole(store, principal, thread.id)) == 8
         document, _ = await stored(store, thread.id)
         assert document["bytes"] < 4 * 2**20
 
 
-async def test_a_message_that_compresses_may_be_larger_than_a_document(mongo_url: str, who: Principal) -> None:
+async def test_a_message_that_compresses_may_be_larger_than_a_document(mongo_url: str, principal: Principal) -> None:
     async with opened(mongo_url) as store:
-        running = await started_run(store, who, (await started_thread(store, who)).id)
+        running = await started_run(store, principal, (await started_thread(store, principal)).id)
         final = completed(running, "\x00" * 8 * 2**20)
-        assert (await store.finish(who, final)).message.content == final.content
-        assert (await store.get_message(who, running.thread_id, running.id)).content == final.content
+        assert (await store.finish(principal, final)).message.content == final.content
+        assert (await store.get_message(principal, running.thread_id, running.id)).content == final.content
 
 
 # moving
 
 
-async def test_the_newest_messages_stay_in_the_thread_and_the_others_move(mongo_url: str, who: Principal) -> None:
+async def test_the_newest_messages_stay_in_the_thread_and_the_others_move(mongo_url: str, principal: Principal) -> None:
     read = Read()
     async with opened(mongo_url, limits=SMALL, read=read) as store:
-        thread = await started_thread(store, who)
-        appended = [await note(store, who, thread.id, str(n)) for n in range(23)]
-        assert await whole(store, who, thread.id) == appended
+        thread = await started_thread(store, principal)
+        appended = [await note(store, principal, thread.id, str(n)) for n in range(23)]
+        assert await whole(store, principal, thread.id) == appended
         document, pages = await stored(store, thread.id)
         assert 4 <= len(document["messages"]) <= 6
         assert len(pages) == 6
         read.clear()
-        assert (await store.get(who, thread.id, message_limit=4)).messages == appended[-4:]
+        assert (await store.get(principal, thread.id, message_limit=4)).messages == appended[-4:]
         assert (read.commands, read.documents) == (["find"], 1)
-        assert (await store.get(who, thread.id)).messages == appended
+        assert (await store.get(principal, thread.id)).messages == appended
         page = await store.list_threads(
-            who, "agent", limit=1, offset=0, archived=None, message_limit=50, max_bytes=10**6
+            principal, "agent", limit=1, offset=0, archived=None, message_limit=50, max_bytes=10**6
         )
         assert (page.cut, page.threads[0].messages) == (True, appended[-len(document["messages"]) :])
 
 
-async def test_the_message_of_a_run_in_progress_stays_while_later_messages_move(mongo_url: str, who: Principal) -> None:
+async def test_the_message_of_a_run_in_progress_stays_while_later_messages_move(
+    mongo_url: str, principal: Principal
+) -> None:
     async with opened(mongo_url, limits=SMALL) as store:
-        thread = await started_thread(store, who)
-        appended = [await note(store, who, thread.id) for _ in range(3)]
+        thread = await started_thread(store, principal)
+        appended = [await note(store, principal, thread.id) for _ in range(3)]
         question, answer = turn(thread.id)
-        posted = await store.claim(who, question, answer, worker=WORKER, idempotency=idempotent())
+        posted = await store.claim(principal, question, answer, worker=WORKER, idempotency=idempotent())
         running = posted.answer or answer
         appended += [posted.message, running]
-        appended += [await note(store, who, thread.id) for _ in range(20)]
+        appended += [await note(store, principal, thread.id) for _ in range(20)]
         document, _ = await stored(store, thread.id)
         assert document["messages"][0]["id"] == answer.id
         assert document["messages"][1]["n"] > 15
-        assert await store.checkpoint(who, answer.id, worker=WORKER, partial=running) == "held"
-        assert await whole(store, who, thread.id) == appended
+        assert await store.checkpoint(principal, answer.id, worker=WORKER, partial=running) == "held"
+        assert await whole(store, principal, thread.id) == appended
         page = await store.list_threads(
-            who, "agent", limit=1, offset=0, archived=None, message_limit=50, max_bytes=10**6
+            principal, "agent", limit=1, offset=0, archived=None, message_limit=50, max_bytes=10**6
         )
         assert page.threads[0].messages == appended[-len(page.threads[0].messages) :]
-        appended[4] = (await store.finish(who, failed(running, retryable=True))).message
-        assert await whole(store, who, thread.id) == appended
-        again = await store.claim(who, *turn(thread.id), worker=WORKER, idempotency=idempotent())
+        appended[4] = (await store.finish(principal, failed(running, retryable=True))).message
+        assert await whole(store, principal, thread.id) == appended
+        again = await store.claim(principal, *turn(thread.id), worker=WORKER, idempotency=idempotent())
         assert (again.again, again.message) == (True, posted.message)
-        assert len(await whole(store, who, thread.id)) == 26
+        assert len(await whole(store, principal, thread.id)) == 26
 
 
-async def test_keys_still_count_after_their_messages_were_moved(mongo_url: str, who: Principal) -> None:
+async def test_keys_still_count_after_their_messages_were_moved(mongo_url: str, principal: Principal) -> None:
     async with opened(mongo_url, limits=SMALL) as store:
-        thread = await started_thread(store, who)
+        thread = await started_thread(store, principal)
         question, answer = turn(thread.id)
-        await store.claim(who, question, answer, worker=WORKER, idempotency=idempotent("run"))
-        await store.finish(who, failed(answer, retryable=True))
+        await store.claim(principal, question, answer, worker=WORKER, idempotency=idempotent("run"))
+        await store.finish(principal, failed(answer, retryable=True))
         appended = [
-            (await store.append_message(who, new_message(thread.id, role="system"), idempotent(f"{n}"))).message
+            (await store.append_message(principal, new_message(thread.id, role="system"), idempotent(f"{n}"))).message
             for n in range(30)
         ]
         document, pages = await stored(store, thread.id)
@@ -288,33 +294,33 @@ async def test_keys_still_count_after_their_messages_were_moved(mongo_url: str, 
         assert sum(len(page["keys"]) for page in pages) + len(document["keys"]) == 31
         for n in (0, 13, 29):
             for posted in (
-                await store.replay(who, thread.id, idempotent(f"{n}")),
-                await store.append_message(who, new_message(thread.id), idempotent(f"{n}")),
+                await store.replay(principal, thread.id, idempotent(f"{n}")),
+                await store.append_message(principal, new_message(thread.id), idempotent(f"{n}")),
             ):
                 assert posted is not None
                 assert (posted.message, posted.replayed) == (appended[n], True)
         turns = [turn(thread.id) for _ in range(5)]
         posts = await asyncio.gather(
-            *[store.claim(who, *each, worker=WORKER, idempotency=idempotent("run")) for each in turns]
+            *[store.claim(principal, *each, worker=WORKER, idempotency=idempotent("run")) for each in turns]
         )
         assert sorted(posted.again for posted in posts) == [False] * 4 + [True]
         assert {posted.message_id for posted in posts} == {question.id}
-        await store.finish(who, completed(posts[0].answer or answer))
+        await store.finish(principal, completed(posts[0].answer or answer))
         for n in range(30):
-            await store.append_message(who, new_message(thread.id, role="system"), idempotent(f"later {n}"))
-        replayed = await store.replay(who, thread.id, idempotent("run"))
+            await store.append_message(principal, new_message(thread.id, role="system"), idempotent(f"later {n}"))
+        replayed = await store.replay(principal, thread.id, idempotent("run"))
         assert replayed is not None
         assert replayed.run_id == posts[0].run_id
-        assert len(await whole(store, who, thread.id)) == 63
+        assert len(await whole(store, principal, thread.id)) == 63
 
 
-async def test_two_processes_that_move_the_same_messages_lose_none(mongo_url: str, who: Principal) -> None:
+async def test_two_processes_that_move_the_same_messages_lose_none(mongo_url: str, principal: Principal) -> None:
     async with opened(mongo_url, limits=SMALL) as one, opened(mongo_url, limits=SMALL) as two:
-        thread = await started_thread(one, who)
-        appended = await asyncio.gather(*[note(store, who, thread.id) for _ in range(30) for store in (one, two)])
+        thread = await started_thread(one, principal)
+        appended = await asyncio.gather(*[note(store, principal, thread.id) for _ in range(30) for store in (one, two)])
         for store in (one, two):
-            appended.append(await note(store, who, thread.id))
-        messages = await every_message(one, who, thread.id)
+            appended.append(await note(store, principal, thread.id))
+        messages = await every_message(one, principal, thread.id)
         assert len(messages) == len({message.id for message in messages}) == len(appended) == 62
         document, _ = await stored(one, thread.id)
         assert len(document["messages"]) <= 6
@@ -325,23 +331,23 @@ async def test_two_processes_that_move_the_same_messages_lose_none(mongo_url: st
 Operation = Callable[[MongoStore, Principal, Message], Awaitable[object]]
 
 
-async def append(store: MongoStore, who: Principal, running: Message) -> object:
-    return await store.append_message(who, new_message(running.thread_id, role="system"), idempotent("the verb"))
+async def append(store: MongoStore, principal: Principal, running: Message) -> object:
+    return await store.append_message(principal, new_message(running.thread_id, role="system"), idempotent("the verb"))
 
 
-async def claim(store: MongoStore, who: Principal, running: Message) -> object:
-    await store.finish(who, completed(running))
-    return await store.claim(who, *turn(running.thread_id), worker=WORKER, idempotency=idempotent("the verb"))
+async def claim(store: MongoStore, principal: Principal, running: Message) -> object:
+    await store.finish(principal, completed(running))
+    return await store.claim(principal, *turn(running.thread_id), worker=WORKER, idempotency=idempotent("the verb"))
 
 
-async def finish(store: MongoStore, who: Principal, running: Message) -> object:
-    return await store.finish(who, completed(running))
+async def finish(store: MongoStore, principal: Principal, running: Message) -> object:
+    return await store.finish(principal, completed(running))
 
 
 @pytest.mark.parametrize("response_lost", [False, True], ids=["before it is done", "after it is done"])
 @pytest.mark.parametrize("operation", [append, claim, finish])
 async def test_a_process_that_dies_at_any_command_loses_and_doubles_nothing(
-    mongo_url: str, who: Principal, operation: Operation, response_lost: bool
+    mongo_url: str, principal: Principal, operation: Operation, response_lost: bool
 ) -> None:
     """It dies at each command in turn, also while it moves messages; the next write of another process continues."""
     commands = Commands()
@@ -352,21 +358,21 @@ async def test_a_process_that_dies_at_any_command_loses_and_doubles_nothing(
     ):
         died_at: list[str] = []
         while True:
-            thread, _ = await loaded(other, who, ["content"] * 5)
-            running = await started_run(hoarding, who, thread.id)
-            before = (await other.get(who, thread.id)).messages
+            thread, _ = await loaded(other, principal, ["content"] * 5)
+            running = await started_run(hoarding, principal, thread.id)
+            before = (await other.get(principal, thread.id)).messages
             commands.names, commands.dies_at, commands.response_lost = [], len(died_at), response_lost
             acknowledged = True
             try:
-                await operation(dying, who, running)
+                await operation(dying, principal, running)
             except StoreUnavailable:
                 acknowledged = False
-            seen = await every_message(other, who, thread.id)
+            seen = await every_message(other, principal, thread.id)
             assert ids(seen)[: len(before)] == ids(before)
             if acknowledged and operation is not finish:
                 assert len(seen) > len(before)
-            later = await note(other, who, thread.id, "later")
-            after = await whole(other, who, thread.id)
+            later = await note(other, principal, thread.id, "later")
+            after = await whole(other, principal, thread.id)
             assert ids(after) == [*ids(seen), later.id]
             document, _ = await stored(other, thread.id)
             assert len(document["messages"]) <= SMALL.messages + SMALL.slack + 1
@@ -377,25 +383,25 @@ async def test_a_process_that_dies_at_any_command_loses_and_doubles_nothing(
 
 
 async def test_a_page_that_was_left_behind_is_used_even_if_the_next_would_begin_elsewhere(
-    mongo_url: str, who: Principal
+    mongo_url: str, principal: Principal
 ) -> None:
     """The page began after the message of a run in progress. After that run, a new page would begin with it."""
     commands = Commands()
     async with opened(mongo_url, limits=SMALL, commands=commands) as dying, opened(mongo_url) as hoarding:
-        thread = await started_thread(hoarding, who)
+        thread = await started_thread(hoarding, principal)
         question, answer = turn(thread.id)
-        await hoarding.claim(who, question, answer, worker=WORKER)
+        await hoarding.claim(principal, question, answer, worker=WORKER)
         for _ in range(9):
-            await note(hoarding, who, thread.id)
-        await dying._move(who, thread.id)
+            await note(hoarding, principal, thread.id)
+        await dying._move(principal, thread.id)
         assert commands.names == ["threads.find_one", "pages.find_one", "pages.insert", "threads.update_one"]
         document, _ = await stored(hoarding, thread.id)
         assert document["messages"][0]["id"] == answer.id
         commands.dies_at = len(commands.names) + 3
         with pytest.raises(StoreUnavailable):
-            await dying._move(who, thread.id)
+            await dying._move(principal, thread.id)
         assert len((await stored(hoarding, thread.id))[1]) == 2
-        await hoarding.finish(who, completed(answer))
+        await hoarding.finish(principal, completed(answer))
         async with opened(mongo_url, limits=SMALL) as other:
-            await note(other, who, thread.id)
-            assert len(await whole(other, who, thread.id)) == 12
+            await note(other, principal, thread.id)
+            assert len(await whole(other, principal, thread.id)) == 12

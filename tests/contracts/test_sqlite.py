@@ -20,7 +20,7 @@ from agent_chat.stores.sqlite import database as sqlite_database
 from agent_chat.stores.sqlite import storage as sqlite_storage
 from agent_chat.stores.sqlite.database import READERS
 from agent_chat.stores.sqlite.store import open_sqlite
-from tests.support.samples import new_message, principal, started_thread
+from tests.support.samples import new_message, new_principal, started_thread
 
 
 async def test_a_database_of_a_version_without_key_sources_opens(tmp_path: Path) -> None:
@@ -81,10 +81,10 @@ async def test_a_thread_that_fails_opens_the_database_again_and_every_call_retur
 async def damaged(path: Path) -> None:
     """Write a database with messages, then overwrite pages in its middle."""
     store = await open_sqlite(path)
-    who = principal()
-    thread = await started_thread(store, who)
+    principal = new_principal()
+    thread = await started_thread(store, principal)
     for n in range(50):
-        await store.append_message(who, new_message(thread.id, f"{n}" * 2000))
+        await store.append_message(principal, new_message(thread.id, f"{n}" * 2000))
     await store.close()
     with path.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)

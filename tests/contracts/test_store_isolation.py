@@ -35,7 +35,7 @@ from tests.support.samples import (
 class World(msgspec.Struct, frozen=True):
     """What an organization has: a finished and a running turn, an agent, a user, idempotency keys of every kind."""
 
-    who: Principal
+    principal: Principal
     user: User
     agent: Agent
     thread: Thread
@@ -46,34 +46,34 @@ class World(msgspec.Struct, frozen=True):
 
 async def populate(store: Store) -> World:
     user = await store.create_user((await store.create_organization("Acme")).id, "Ada")
-    who = Principal(user.organization_id, user.id)
-    agent = await store.create_agent(who, new_agent(who))
-    thread = (await store.create(who, new_thread(who, agent.id, metadata=AWKWARD), idempotent())).thread
-    finished = await finished_run(store, who, thread.id)
-    await store.append_message(who, new_message(thread.id, role="system"), idempotent())
+    principal = Principal(user.organization_id, user.id)
+    agent = await store.create_agent(principal, new_agent(principal))
+    thread = (await store.create(principal, new_thread(principal, agent.id, metadata=AWKWARD), idempotent())).thread
+    finished = await finished_run(store, principal, thread.id)
+    await store.append_message(principal, new_message(thread.id, role="system"), idempotent())
     file = new_file(thread.id)
-    await store.add_file(who, file)
-    return World(who, user, agent, thread, finished, await started_run(store, who, thread.id), file)
+    await store.add_file(principal, file)
+    return World(principal, user, agent, thread, finished, await started_run(store, principal, thread.id), file)
 
 
 async def everything(store: Store, world: World) -> str:
     """All that the organization's own principal sees, as text."""
-    who = world.who
+    principal = world.principal
     return exactly(
         [
-            await store.get(who, world.thread.id),
+            await store.get(principal, world.thread.id),
             await store.list_threads(
-                who, world.agent.id, limit=50, offset=0, archived=None, message_limit=50, max_bytes=2**23
+                principal, world.agent.id, limit=50, offset=0, archived=None, message_limit=50, max_bytes=2**23
             ),
-            await store.find_record(who, world.running.id),
-            await store.get_file(who, world.thread.id, world.file.attachment.id),
-            await store.stored_bytes(who.organization_id),
-            await store.replay(who, world.thread.id, idempotent()),
-            await store.list_agents(who),
-            await store.get_agent(who, None),
-            await store.find_organization(who.organization_id),
-            await store.find_user(who.organization_id, "Ada"),
-            await store.find_user(who.organization_id, "Mallory"),
+            await store.find_record(principal, world.running.id),
+            await store.get_file(principal, world.thread.id, world.file.attachment.id),
+            await store.stored_bytes(principal.organization_id),
+            await store.replay(principal, world.thread.id, idempotent()),
+            await store.list_agents(principal),
+            await store.get_agent(principal, None),
+            await store.find_organization(principal.organization_id),
+            await store.find_user(principal.organization_id, "Ada"),
+            await store.find_user(principal.organization_id, "Mallory"),
         ]
     )
 
@@ -87,88 +87,109 @@ class Other:
     """Any result: what the stranger creates belongs to the stranger."""
 
 
-async def page_threads(store: Store, who: Principal, world: World) -> list[Thread]:
+async def page_threads(store: Store, principal: Principal, world: World) -> list[Thread]:
     return (
         await store.list_threads(
-            who, world.agent.id, limit=50, offset=0, archived=None, message_limit=50, max_bytes=2**23
+            principal, world.agent.id, limit=50, offset=0, archived=None, message_limit=50, max_bytes=2**23
         )
     ).threads
 
 
-async def claim(store: Store, who: Principal, world: World) -> object:
+async def claim(store: Store, principal: Principal, world: World) -> object:
     question, answer = turn(world.thread.id)
     try:
-        return await store.claim(who, question, answer, worker=WORKER, idempotency=idempotent())
+        return await store.claim(principal, question, answer, worker=WORKER, idempotency=idempotent())
     finally:
-        assert await store.find_record(world.who, answer.id) is None
+        assert await store.find_record(world.principal, answer.id) is None
 
 
 CASES: dict[str, tuple[Case, Outcome]] = {
-    "create_user": (lambda store, who, world: store.create_user(who.organization_id, "Mallory"), Other),
-    "find_user": (lambda store, who, world: store.find_user(who.organization_id, world.user.name), None),
-    "find_user by id": (lambda store, who, world: store.find_user(who.organization_id, world.user.id), None),
-    "create_agent": (lambda store, who, world: store.create_agent(who, new_agent(who, is_default=True)), Other),
-    "list_agents": (lambda store, who, world: store.list_agents(who), AgentPage([], more=False)),
-    "get_agent": (lambda store, who, world: store.get_agent(who, world.agent.id), AgentNotFound),
-    "get_agent deleted": (lambda store, who, world: store.get_agent(who, world.agent.id, deleted=True), AgentNotFound),
-    "get_agent default": (lambda store, who, world: store.get_agent(who, None), AgentNotFound),
+    "create_user": (lambda store, principal, world: store.create_user(principal.organization_id, "Mallory"), Other),
+    "find_user": (lambda store, principal, world: store.find_user(principal.organization_id, world.user.name), None),
+    "find_user by id": (
+        lambda store, principal, world: store.find_user(principal.organization_id, world.user.id),
+        None,
+    ),
+    "create_agent": (
+        lambda store, principal, world: store.create_agent(principal, new_agent(principal, is_default=True)),
+        Other,
+    ),
+    "list_agents": (lambda store, principal, world: store.list_agents(principal), AgentPage([], more=False)),
+    "get_agent": (lambda store, principal, world: store.get_agent(principal, world.agent.id), AgentNotFound),
+    "get_agent deleted": (
+        lambda store, principal, world: store.get_agent(principal, world.agent.id, deleted=True),
+        AgentNotFound,
+    ),
+    "get_agent default": (lambda store, principal, world: store.get_agent(principal, None), AgentNotFound),
     "update_agent": (
-        lambda store, who, world: store.update_agent(who, replace(world.agent, name="Mallory"), is_default=False),
+        lambda store, principal, world: store.update_agent(
+            principal, replace(world.agent, name="Mallory"), is_default=False
+        ),
         AgentNotFound,
     ),
     "update_agent of theirs": (
-        lambda store, who, world: store.update_agent(who, replace(world.agent, organization_id=who.organization_id)),
+        lambda store, principal, world: store.update_agent(
+            principal, replace(world.agent, organization_id=principal.organization_id)
+        ),
         AgentNotFound,
     ),
-    "delete_agent": (lambda store, who, world: store.delete_agent(who, world.agent.id), AgentNotFound),
-    "create": (lambda store, who, world: store.create(who, new_thread(who, world.agent.id), idempotent()), Other),
-    "get": (lambda store, who, world: store.get(who, world.thread.id), ThreadNotFound),
-    "read": (lambda store, who, world: store.read(who, world.thread.id, message_limit=5), ThreadNotFound),
+    "delete_agent": (lambda store, principal, world: store.delete_agent(principal, world.agent.id), AgentNotFound),
+    "create": (
+        lambda store, principal, world: store.create(principal, new_thread(principal, world.agent.id), idempotent()),
+        Other,
+    ),
+    "get": (lambda store, principal, world: store.get(principal, world.thread.id), ThreadNotFound),
+    "read": (lambda store, principal, world: store.read(principal, world.thread.id, message_limit=5), ThreadNotFound),
     "list_threads": (page_threads, []),
-    "update": (lambda store, who, world: store.update(who, world.thread.id, title="x", archived=True), ThreadNotFound),
-    "delete": (lambda store, who, world: store.delete(who, world.thread.id), ThreadNotFound),
+    "update": (
+        lambda store, principal, world: store.update(principal, world.thread.id, title="x", archived=True),
+        ThreadNotFound,
+    ),
+    "delete": (lambda store, principal, world: store.delete(principal, world.thread.id), ThreadNotFound),
     "list_messages": (
-        lambda store, who, world: store.list_messages(who, world.thread.id, before=None, limit=5),
+        lambda store, principal, world: store.list_messages(principal, world.thread.id, before=None, limit=5),
         ThreadNotFound,
     ),
     "list_messages before": (
-        lambda store, who, world: store.list_messages(who, world.thread.id, before=world.running.id, limit=5),
+        lambda store, principal, world: store.list_messages(
+            principal, world.thread.id, before=world.running.id, limit=5
+        ),
         ThreadNotFound,
     ),
     "get_message": (
-        lambda store, who, world: store.get_message(who, world.thread.id, world.finished.id),
+        lambda store, principal, world: store.get_message(principal, world.thread.id, world.finished.id),
         ThreadNotFound,
     ),
     "append_message": (
-        lambda store, who, world: store.append_message(who, new_message(world.thread.id), idempotent()),
+        lambda store, principal, world: store.append_message(principal, new_message(world.thread.id), idempotent()),
         ThreadNotFound,
     ),
-    "add_file": (lambda store, who, world: store.add_file(who, new_file(world.thread.id)), ThreadNotFound),
+    "add_file": (lambda store, principal, world: store.add_file(principal, new_file(world.thread.id)), ThreadNotFound),
     "get_file": (
-        lambda store, who, world: store.get_file(who, world.thread.id, world.file.attachment.id),
+        lambda store, principal, world: store.get_file(principal, world.thread.id, world.file.attachment.id),
         ThreadNotFound,
     ),
     "remove_file": (
-        lambda store, who, world: store.remove_file(who, world.thread.id, world.file.attachment.id),
+        lambda store, principal, world: store.remove_file(principal, world.thread.id, world.file.attachment.id),
         ThreadNotFound,
     ),
-    "replay": (lambda store, who, world: store.replay(who, world.thread.id, idempotent()), ThreadNotFound),
+    "replay": (lambda store, principal, world: store.replay(principal, world.thread.id, idempotent()), ThreadNotFound),
     "claim": (claim, ThreadNotFound),
     "checkpoint": (
-        lambda store, who, world: store.checkpoint(
-            who, world.running.id, worker=WORKER, partial=replace(world.running, content="x")
+        lambda store, principal, world: store.checkpoint(
+            principal, world.running.id, worker=WORKER, partial=replace(world.running, content="x")
         ),
         "lost",
     ),
-    "cancel": (lambda store, who, world: store.cancel(who, world.thread.id, world.running.id), None),
-    "finish": (lambda store, who, world: store.finish(who, completed(world.running)), ThreadNotFound),
-    "take_orphan": (lambda store, who, world: store.take_orphan(who, world.running.id, "worker-2"), None),
-    "find_record": (lambda store, who, world: store.find_record(who, world.running.id), None),
+    "cancel": (lambda store, principal, world: store.cancel(principal, world.thread.id, world.running.id), None),
+    "finish": (lambda store, principal, world: store.finish(principal, completed(world.running)), ThreadNotFound),
+    "take_orphan": (lambda store, principal, world: store.take_orphan(principal, world.running.id, "worker-2"), None),
+    "find_record": (lambda store, principal, world: store.find_record(principal, world.running.id), None),
     "mark_published": (
-        lambda store, who, world: store.mark_published(who, world.thread.id, [ThreadUpdated(world.thread)]),
+        lambda store, principal, world: store.mark_published(principal, world.thread.id, [ThreadUpdated(world.thread)]),
         None,
     ),
-    "delete_record": (lambda store, who, world: store.delete_record(who, world.running.id), None),
+    "delete_record": (lambda store, principal, world: store.delete_record(principal, world.running.id), None),
 }
 
 OPERATORS = {
@@ -206,14 +227,14 @@ async def test_a_stranger_finds_nothing_and_changes_nothing(open_store: OpenStor
     async with open_store(lease=0.0) as store:
         world = await populate(store)
         elsewhere = await store.create_organization("Elsewhere")
-        who = Principal(elsewhere.id, world.user.id if stranger == "namesake" else new_id())
+        principal = Principal(elsewhere.id, world.user.id if stranger == "namesake" else new_id())
         before = await everything(store, world)
         case, outcome = CASES[name]
         if isinstance(outcome, type) and issubclass(outcome, NotFound):
             with pytest.raises(outcome):
-                await case(store, who, world)
+                await case(store, principal, world)
         else:
-            answer = await case(store, who, world)
+            answer = await case(store, principal, world)
             assert outcome is Other or answer == outcome
         assert await everything(store, world) == before
 
@@ -221,17 +242,17 @@ async def test_a_stranger_finds_nothing_and_changes_nothing(open_store: OpenStor
 async def test_what_a_stranger_creates_belongs_to_the_stranger(open_store: OpenStore) -> None:
     async with open_store() as store:
         world = await populate(store)
-        who = Principal((await store.create_organization("Elsewhere")).id, new_id())
-        created = await store.create(who, new_thread(who, world.agent.id), idempotent())
+        principal = Principal((await store.create_organization("Elsewhere")).id, new_id())
+        created = await store.create(principal, new_thread(principal, world.agent.id), idempotent())
         assert created.replayed is False
-        assert [thread.id for thread in await page_threads(store, who, world)] == [created.thread.id]
-        assert [thread.id for thread in await page_threads(store, world.who, world)] == [world.thread.id]
+        assert [thread.id for thread in await page_threads(store, principal, world)] == [created.thread.id]
+        assert [thread.id for thread in await page_threads(store, world.principal, world)] == [world.thread.id]
         with pytest.raises(ThreadNotFound):
-            await store.get(world.who, created.thread.id)
-        agent = await store.create_agent(who, new_agent(who))
+            await store.get(world.principal, created.thread.id)
+        agent = await store.create_agent(principal, new_agent(principal))
         assert agent.is_default is True
-        assert (await store.list_agents(who)).agents == [agent]
-        assert (await store.get_agent(world.who, None)).id == world.agent.id
+        assert (await store.list_agents(principal)).agents == [agent]
+        assert (await store.get_agent(world.principal, None)).id == world.agent.id
 
 
 @pytest.mark.parametrize("target", ["another thread's run", "another thread's message"])
@@ -241,16 +262,16 @@ async def test_an_own_thread_gives_no_access_to_another_organizations_message(
     """The stranger names an own thread together with another organization's message or run."""
     async with open_store(lease=0.0) as store:
         world = await populate(store)
-        who = Principal((await store.create_organization("Elsewhere")).id, new_id())
-        own = (await store.create(who, new_thread(who))).thread
+        principal = Principal((await store.create_organization("Elsewhere")).id, new_id())
+        own = (await store.create(principal, new_thread(principal))).thread
         before = await everything(store, world)
         if target == "another thread's run":
-            await store.cancel(who, own.id, world.running.id)
+            await store.cancel(principal, own.id, world.running.id)
             with pytest.raises(NotFound):
-                await store.finish(who, replace(completed(world.running), thread_id=own.id))
+                await store.finish(principal, replace(completed(world.running), thread_id=own.id))
         else:
             with pytest.raises(NotFound):
-                await store.get_message(who, own.id, world.finished.id)
+                await store.get_message(principal, own.id, world.finished.id)
             with pytest.raises(NotFound):
-                await store.list_messages(who, own.id, before=world.finished.id, limit=5)
+                await store.list_messages(principal, own.id, before=world.finished.id, limit=5)
         assert await everything(store, world) == before

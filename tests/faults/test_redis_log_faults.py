@@ -37,7 +37,7 @@ from agent_chat.stores.models import Message, new_id
 from agent_chat.stores.redis.log import RedisLog, open_redis_log
 from tests.support.flaky_log import FlakyLog
 from tests.support.proxy import LossyProxy
-from tests.support.samples import new_thread, principal, rest, say, turn
+from tests.support.samples import new_principal, new_thread, rest, say, turn
 from tests.support.services import RedisServer, redis_process
 
 SEEDS = range(int(os.environ.get("CHAT_TEST_FAULT_SEEDS", "1")))
@@ -441,7 +441,7 @@ async def test_what_is_written_while_redis_is_away_stays_small_and_every_fact_ar
     writer.write(RunStarted(answer))
     await writer.flush()
     server.stop()
-    updated = ThreadUpdated(new_thread(principal()))
+    updated = ThreadUpdated(new_thread(new_principal()))
     writer.write(MessageDelta(answer.id, 0, ""))
     async with asyncio.timeout(5):
         while not log.unreachable:  # noqa: ASYNC110

@@ -16,7 +16,7 @@ from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.models import Principal
 from agent_chat.stores.sqlite.store import open_sqlite
 from tests.support.gates import critical, no_runs
-from tests.support.samples import WORKER, principal, started_thread, turn
+from tests.support.samples import WORKER, new_principal, started_thread, turn
 from tests.support.thread_view import status
 
 
@@ -63,7 +63,7 @@ def _no_tools(*of: object) -> Any:
 async def test_an_organization_whose_answers_wait_to_be_rendered_delays_no_other_ones_repair(
     tmp_path: Path,
 ) -> None:
-    slow, fast, rendered = principal(), principal(), asyncio.Event()
+    slow, fast, rendered = new_principal(), new_principal(), asyncio.Event()
 
     async def render(organization_id: str, content: str) -> str:
         if organization_id == slow.organization_id:

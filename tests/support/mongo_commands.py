@@ -128,14 +128,14 @@ async def stored(store: MongoStore, thread_id: str) -> tuple[Document, list[Docu
 
 
 async def loaded(
-    store: MongoStore, who: Principal, contents: list[str], *, onto: Thread | None = None
+    store: MongoStore, principal: Principal, contents: list[str], *, onto: Thread | None = None
 ) -> tuple[Thread, list[Message]]:
     """A new thread with a message of each content, written directly as the documents that as many appends leave.
 
     100,000 appends would take a quarter of an hour on SecantusDB. `onto`: put them behind what that thread has; all of
     them stay in its document.
     """
-    thread = onto or await started_thread(store, who)
+    thread = onto or await started_thread(store, principal)
     first = new_message(thread.id, "", "system")
     messages = [replace(first, id=new_id(), content=content) for content in contents]
     document = (await store.db.threads.find_one({"_id": thread.id}, {"total": 1, "pushed": 1})) or {}
@@ -175,11 +175,11 @@ async def _put_pages(store: MongoStore, thread_id: str, pages: list[list[Documen
         await database["pages"].insert_many(documents[start : start + 100], ordered=False)
 
 
-async def every_message(store: MongoStore, who: Principal, thread_id: str, limit: int = 3) -> list[Message]:
+async def every_message(store: MongoStore, principal: Principal, thread_id: str, limit: int = 3) -> list[Message]:
     """All of a thread's messages, paged back to the beginning."""
     found: list[Message] = []
     while older := (
-        await store.list_messages(who, thread_id, before=found[0].id if found else None, limit=limit)
+        await store.list_messages(principal, thread_id, before=found[0].id if found else None, limit=limit)
     ).messages:
         found = older + found
     return found

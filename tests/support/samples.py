@@ -60,14 +60,14 @@ class HandClock:
         self.now += timedelta(**by)
 
 
-def principal(organization_id: str | None = None) -> Principal:
+def new_principal(organization_id: str | None = None) -> Principal:
     """A new user, of a new organization if none is given."""
     return Principal(organization_id or new_id(), new_id())
 
 
-def new_thread(who: Principal, agent_id: str = "agent", *, metadata: JSONObject | None = None) -> Thread:
+def new_thread(principal: Principal, agent_id: str = "agent", *, metadata: JSONObject | None = None) -> Thread:
     now = timestamp(utcnow())
-    return Thread(new_id(), agent_id, who.user_id, who.organization_id, "", metadata or {}, now, now, False)
+    return Thread(new_id(), agent_id, principal.user_id, principal.organization_id, "", metadata or {}, now, now, False)
 
 
 def new_message(thread_id: str, content: str = "Hello?", role: Role = "user", at: datetime | None = None) -> Message:
@@ -93,10 +93,22 @@ def failed(message: Message, *, retryable: bool) -> Message:
     return message.with_run(status="failed", error=error)
 
 
-def new_agent(who: Principal, name: str = "Ada", *, is_default: bool = False) -> Agent:
+def new_agent(principal: Principal, name: str = "Ada", *, is_default: bool = False) -> Agent:
     now = timestamp(utcnow())
     return Agent(
-        new_id(), who.organization_id, name, "demo", None, "Be kind.", ["time"], None, 100, is_default, {}, now, now
+        new_id(),
+        principal.organization_id,
+        name,
+        "demo",
+        None,
+        "Be kind.",
+        ["time"],
+        None,
+        100,
+        is_default,
+        {},
+        now,
+        now,
     )
 
 
@@ -117,24 +129,24 @@ def ids(messages: list[Message]) -> list[str]:
     return [message.id for message in messages]
 
 
-async def started_thread(store: Store, who: Principal, agent_id: str = "agent") -> Thread:
+async def started_thread(store: Store, principal: Principal, agent_id: str = "agent") -> Thread:
     """A new thread, stored."""
-    return (await store.create(who, new_thread(who, agent_id))).thread
+    return (await store.create(principal, new_thread(principal, agent_id))).thread
 
 
-async def started_run(store: Store, who: Principal, thread_id: str, content: str = "Hello?") -> Message:
+async def started_run(store: Store, principal: Principal, thread_id: str, content: str = "Hello?") -> Message:
     """A run that has the thread; its message."""
     question, answer = turn(thread_id, content)
-    posted = await store.claim(who, question, answer, worker=WORKER)
+    posted = await store.claim(principal, question, answer, worker=WORKER)
     assert posted.answer is not None
     return posted.answer
 
 
-async def finished_run(store: Store, who: Principal, thread_id: str, content: str = "Hello?") -> Message:
+async def finished_run(store: Store, principal: Principal, thread_id: str, content: str = "Hello?") -> Message:
     """A whole turn, asked and answered; the answer."""
-    answer = await started_run(store, who, thread_id, content)
-    finished = await store.finish(who, completed(answer))
-    await store.delete_record(who, answer.id)
+    answer = await started_run(store, principal, thread_id, content)
+    finished = await store.finish(principal, completed(answer))
+    await store.delete_record(principal, answer.id)
     return finished.message
 
 

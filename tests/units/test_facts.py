@@ -26,7 +26,7 @@ from agent_chat.stores.models import Principal, Thread
 from agent_chat.stores.redis import flusher as redis_flusher
 from agent_chat.stores.redis.log import open_redis_log
 from agent_chat.stores.sqlite.store import open_sqlite
-from tests.support.samples import new_message, principal, rest, started_thread, turn
+from tests.support.samples import new_message, new_principal, rest, started_thread, turn
 from tests.support.services import RedisServer, running_redis
 
 
@@ -77,7 +77,7 @@ async def test_facts_that_are_too_many_while_redis_is_down_are_dropped_and_come_
 ) -> None:
     monkeypatch.setattr(redis_flusher, "PENDING_BYTES", 2_000_000)
     log = await open_redis_log(redis.url)
-    facts, who = FactPublisher(store, log), principal()
+    facts, who = FactPublisher(store, log), new_principal()
     try:
         threads = [await started_thread(store, who) for _ in range(3)]
         starts = [await log.tail(thread.id) for thread in threads]
@@ -104,7 +104,7 @@ async def test_facts_that_are_too_many_while_redis_is_down_are_dropped_and_come_
 async def test_a_fact_waits_for_one_that_stayed_in_the_outbox_until_that_is_published(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log, who = MemoryLog(), principal()
+    log, who = MemoryLog(), new_principal()
     facts = FactPublisher(store, log)
     thread = await started_thread(store, who)
     start = await log.tail(thread.id)
@@ -135,7 +135,7 @@ async def test_a_fact_waits_for_one_that_stayed_in_the_outbox_until_that_is_publ
 async def test_a_thread_whose_facts_cannot_be_published_delays_no_other_one(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log, who = MemoryLog(), principal()
+    log, who = MemoryLog(), new_principal()
     facts = FactPublisher(store, log)
     failing, other = [await started_thread(store, who) for _ in range(2)]
     start = await log.tail(other.id)
@@ -181,7 +181,7 @@ async def test_a_run_keeps_a_snapshot_of_what_it_cannot_send(
 
 async def test_watchers_get_a_snapshot_where_the_outbox_was_cut(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent_chat.stores.sqlite.outbox.OUTBOX_FACTS", 3)
-    log, who = MemoryLog(), principal()
+    log, who = MemoryLog(), new_principal()
     facts = FactPublisher(store, log)
     thread = await started_thread(store, who)
     viewer = Viewer(store, log, who, thread.id, after=await log.tail(thread.id))

@@ -23,7 +23,7 @@ from agent_chat.stores.rules import (
     new_key,
     next_timestamp,
 )
-from tests.support.samples import cancelled, completed, failed, new_agent, principal
+from tests.support.samples import cancelled, completed, failed, new_agent, new_principal
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 KEY = UsedKey("body", "message", "run", 0.0, free=False)
@@ -96,7 +96,7 @@ def test_only_a_failure_that_may_be_retried_frees_its_key() -> None:
 
 
 def test_a_new_agent_is_the_default_if_it_says_so_or_is_the_first() -> None:
-    agent = new_agent(principal())
+    agent = new_agent(new_principal())
     assert default_after_creation(None, agent) == agent.id
     assert default_after_creation("another", agent) == "another"
     assert default_after_creation("another", replace(agent, is_default=True)) == agent.id

@@ -15,7 +15,7 @@ from tests.support.samples import WORKER, turn
 
 async def read_page(
     store: Store,
-    who: Principal,
+    principal: Principal,
     agent_id: str = "agent",
     *,
     limit: int = 10,
@@ -25,7 +25,7 @@ async def read_page(
     max_bytes: int = READ_BYTES,
 ) -> ThreadPage:
     return await store.list_threads(
-        who,
+        principal,
         agent_id,
         limit=limit,
         offset=offset,
@@ -57,8 +57,8 @@ def with_content(answer: Message, content: str) -> Message:
 
 
 async def claim(
-    store: Store, who: Principal, thread_id: str, key: Idempotency | None = None
+    store: Store, principal: Principal, thread_id: str, key: Idempotency | None = None
 ) -> tuple[Message, Message, Posted]:
     """Claim the thread with new messages; returns the question, the answer and the result of the claim."""
     question, answer = turn(thread_id)
-    return question, answer, await store.claim(who, question, answer, worker=WORKER, idempotency=key)
+    return question, answer, await store.claim(principal, question, answer, worker=WORKER, idempotency=key)

@@ -6,14 +6,14 @@ import pytest
 
 from agent_chat.stores.contracts import Store
 from agent_chat.stores.models import Principal, Thread
-from tests.support.samples import principal, started_thread
+from tests.support.samples import new_principal, started_thread
 
 
 @pytest.fixture
-def who() -> Principal:
-    return principal()
+def principal() -> Principal:
+    return new_principal()
 
 
 @pytest.fixture
-async def thread(store: Store, who: Principal) -> Thread:
-    return await started_thread(store, who)
+async def thread(store: Store, principal: Principal) -> Thread:
+    return await started_thread(store, principal)

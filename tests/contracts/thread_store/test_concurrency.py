@@ -15,7 +15,7 @@ from tests.support.samples import WORKER, completed, ids, new_message, started_r
 
 
 async def test_concurrent_writes_and_reads_of_one_thread_are_consistent(
-    store: Store, who: Principal, thread: Thread
+    store: Store, principal: Principal, thread: Thread
 ) -> None:
     """Runs, checkpoints, notes, new titles and readers on one thread: times increase and no message is lost."""
     notes = [new_message(thread.id, f"note {n}", "system") for n in range(20)]
@@ -23,22 +23,22 @@ async def test_concurrent_writes_and_reads_of_one_thread_are_consistent(
 
     async def turns() -> None:
         for n in range(10):
-            answer = await started_run(store, who, thread.id, f"question {n}")
-            await store.checkpoint(who, answer.id, worker=WORKER, partial=with_content(answer, "Hal"))
-            await store.finish(who, completed(answer))
-            await store.delete_record(who, answer.id)
+            answer = await started_run(store, principal, thread.id, f"question {n}")
+            await store.checkpoint(principal, answer.id, worker=WORKER, partial=with_content(answer, "Hal"))
+            await store.finish(principal, completed(answer))
+            await store.delete_record(principal, answer.id)
 
     async def readers() -> None:
         for _ in range(20):
-            seen.append((await store.get(who, thread.id)).messages)
+            seen.append((await store.get(principal, thread.id)).messages)
 
     async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         group.create_task(turns())
         group.create_task(readers())
         for note in notes:
-            group.create_task(store.append_message(who, note))
-            group.create_task(store.update(who, thread.id, title=note.content))
-    messages = (await store.get(who, thread.id)).messages
+            group.create_task(store.append_message(principal, note))
+            group.create_task(store.update(principal, thread.id, title=note.content))
+    messages = (await store.get(principal, thread.id)).messages
     assert len(messages) == 40
     assert set(ids(notes)) <= set(ids(messages))
     assert increases([message.created_at for message in messages])
@@ -48,28 +48,28 @@ async def test_concurrent_writes_and_reads_of_one_thread_are_consistent(
 
 
 async def test_a_message_that_cannot_be_encoded_affects_no_other_call(
-    store: Store, who: Principal, thread: Thread
+    store: Store, principal: Principal, thread: Thread
 ) -> None:
     deep: JSONObject = {}
     for _ in range(5_000):
         deep = {"": deep}
     question, answer = turn(thread.id)
-    running = await started_run(store, who, (await started_thread(store, who)).id)
+    running = await started_run(store, principal, (await started_thread(store, principal)).id)
     for call in (
-        store.append_message(who, replace(new_message(thread.id), metadata=deep)),
-        store.claim(who, replace(question, metadata=deep), answer, worker=WORKER),
-        store.checkpoint(who, running.id, worker=WORKER, partial=replace(running, metadata=deep)),
+        store.append_message(principal, replace(new_message(thread.id), metadata=deep)),
+        store.claim(principal, replace(question, metadata=deep), answer, worker=WORKER),
+        store.checkpoint(principal, running.id, worker=WORKER, partial=replace(running, metadata=deep)),
     ):
         with pytest.raises((RecursionError, ValueError, StoreError)):
             async with asyncio.timeout(5):
                 await call
     async with asyncio.timeout(5):
-        await store.append_message(who, new_message(thread.id))
-        assert len((await store.get(who, thread.id)).messages) == 1
-        assert await store.find_record(who, answer.id) is None
+        await store.append_message(principal, new_message(thread.id))
+        assert len((await store.get(principal, thread.id)).messages) == 1
+        assert await store.find_record(principal, answer.id) is None
 
 
-async def test_a_refused_finish_is_a_store_error(store: Store, who: Principal, thread: Thread) -> None:
+async def test_a_refused_finish_is_a_store_error(store: Store, principal: Principal, thread: Thread) -> None:
     answer = new_answer(thread.id, new_id(), None, thread.created_at)
     with pytest.raises(StoreError):
-        await store.finish(who, answer)
+        await store.finish(principal, answer)

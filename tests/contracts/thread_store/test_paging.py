@@ -17,79 +17,81 @@ from tests.support.samples import (
     completed,
     finished_run,
     new_message,
+    new_principal,
     new_thread,
-    principal,
     started_run,
     started_thread,
 )
 
 
-async def test_threads_are_listed_latest_updated_first(open_store: OpenStore, who: Principal) -> None:
+async def test_threads_are_listed_latest_updated_first(open_store: OpenStore, principal: Principal) -> None:
     clock = HandClock()
     async with open_store(clock=clock) as store:
         at = timestamp(clock.now)
-        threads = [replace(new_thread(who), created_at=at, updated_at=at) for _ in range(5)]
+        threads = [replace(new_thread(principal), created_at=at, updated_at=at) for _ in range(5)]
         for thread in threads:
-            await store.create(who, thread)
+            await store.create(principal, thread)
 
         async def newest(thread: Thread) -> None:
-            found = (await read_page(store, who)).threads
+            found = (await read_page(store, principal)).threads
             assert found[0].id == thread.id
             assert increases([found[1].updated_at, found[0].updated_at])
             clock.move(seconds=1)
 
         clock.move(seconds=1)
-        await store.append_message(who, new_message(threads[1].id))
+        await store.append_message(principal, new_message(threads[1].id))
         await newest(threads[1])
-        await store.update(who, threads[0].id, title="x")
+        await store.update(principal, threads[0].id, title="x")
         await newest(threads[0])
-        answer = await started_run(store, who, threads[2].id)
+        answer = await started_run(store, principal, threads[2].id)
         await newest(threads[2])
-        await store.update(who, threads[3].id, archived=True)
+        await store.update(principal, threads[3].id, archived=True)
         await newest(threads[3])
-        await store.finish(who, completed(answer))
+        await store.finish(principal, completed(answer))
         await newest(threads[2])
-        assert [thread.id for thread in (await read_page(store, who)).threads] == [
+        assert [thread.id for thread in (await read_page(store, principal)).threads] == [
             threads[n].id for n in (2, 3, 0, 1, 4)
         ]
 
 
-async def test_limit_and_offset_page_through_all_threads(open_store: OpenStore, who: Principal) -> None:
+async def test_limit_and_offset_page_through_all_threads(open_store: OpenStore, principal: Principal) -> None:
     clock = HandClock()
     async with open_store(clock=clock) as store:
         created = []
         for _ in range(5):
             clock.move(seconds=1)
             at = timestamp(clock.now)
-            thread = replace(new_thread(who), created_at=at, updated_at=at)
-            created.append((await store.create(who, thread)).thread.id)
+            thread = replace(new_thread(principal), created_at=at, updated_at=at)
+            created.append((await store.create(principal, thread)).thread.id)
         newest = created[::-1]
         for offset, limit, more in ((0, 2, True), (2, 2, True), (4, 2, False), (3, 2, False), (0, 5, False)):
-            found = await read_page(store, who, limit=limit, offset=offset)
+            found = await read_page(store, principal, limit=limit, offset=offset)
             assert [thread.id for thread in found.threads] == newest[offset : offset + limit]
             assert found.more is more
             assert found.cut is False
-        assert await read_page(store, who, limit=2, offset=5) == ThreadPage([], more=False, cut=False)
-        assert await read_page(store, who, limit=2, offset=10**6) == ThreadPage([], more=False, cut=False)
+        assert await read_page(store, principal, limit=2, offset=5) == ThreadPage([], more=False, cut=False)
+        assert await read_page(store, principal, limit=2, offset=10**6) == ThreadPage([], more=False, cut=False)
 
 
-async def test_the_threads_of_all_users_with_that_agent_are_listed(store: Store, who: Principal) -> None:
-    colleague = principal(who.organization_id)
-    mine, theirs = await started_thread(store, who), await started_thread(store, colleague)
-    await started_thread(store, who, "another agent")
-    assert {thread.id for thread in (await read_page(store, who)).threads} == {mine.id, theirs.id}
+async def test_the_threads_of_all_users_with_that_agent_are_listed(store: Store, principal: Principal) -> None:
+    colleague = new_principal(principal.organization_id)
+    mine, theirs = await started_thread(store, principal), await started_thread(store, colleague)
+    await started_thread(store, principal, "another agent")
+    assert {thread.id for thread in (await read_page(store, principal)).threads} == {mine.id, theirs.id}
     assert {thread.user_id for thread in (await read_page(store, colleague)).threads} == {
-        who.user_id,
+        principal.user_id,
         colleague.user_id,
     }
 
 
-async def test_archived_threads_are_listed_alone_not_at_all_or_with_the_others(store: Store, who: Principal) -> None:
-    open_one, put_away = await started_thread(store, who), await started_thread(store, who)
-    await store.update(who, put_away.id, archived=True)
+async def test_archived_threads_are_listed_alone_not_at_all_or_with_the_others(
+    store: Store, principal: Principal
+) -> None:
+    open_one, put_away = await started_thread(store, principal), await started_thread(store, principal)
+    await store.update(principal, put_away.id, archived=True)
 
     async def shown(archived: bool | None) -> set[str]:
-        found = await read_page(store, who, archived=archived)
+        found = await read_page(store, principal, archived=archived)
         assert found.more is False
         return {thread.id for thread in found.threads}
 
@@ -99,52 +101,54 @@ async def test_archived_threads_are_listed_alone_not_at_all_or_with_the_others(s
 
 
 @pytest.mark.parametrize("message_limit", [0, 1, 3, 6, 50])
-async def test_a_page_has_the_latest_messages_of_each_thread(store: Store, who: Principal, message_limit: int) -> None:
-    threads = [await started_thread(store, who) for _ in range(2)]
+async def test_a_page_has_the_latest_messages_of_each_thread(
+    store: Store, principal: Principal, message_limit: int
+) -> None:
+    threads = [await started_thread(store, principal) for _ in range(2)]
     for thread in threads:
         for n in range(3):
-            await finished_run(store, who, thread.id, str(n))
-    found = await read_page(store, who, message_limit=message_limit)
+            await finished_run(store, principal, thread.id, str(n))
+    found = await read_page(store, principal, message_limit=message_limit)
     assert found.cut is False
     for thread in found.threads:
-        whole = await store.get(who, thread.id)
+        whole = await store.get(principal, thread.id)
         assert thread == replace(whole, messages=whole.messages[-message_limit:] if message_limit else [])
 
 
-async def test_a_page_that_exceeds_its_bytes_has_fewer_messages_and_is_cut(store: Store, who: Principal) -> None:
+async def test_a_page_that_exceeds_its_bytes_has_fewer_messages_and_is_cut(store: Store, principal: Principal) -> None:
     """I9."""
     for _ in range(3):
-        thread = await started_thread(store, who)
+        thread = await started_thread(store, principal)
         for n in range(6):
-            await store.append_message(who, new_message(thread.id, f"{n}" + "é" * 5000, "system"))
-    found = await read_page(store, who, max_bytes=100_000)
+            await store.append_message(principal, new_message(thread.id, f"{n}" + "é" * 5000, "system"))
+    found = await read_page(store, principal, max_bytes=100_000)
     assert found.cut is True
     assert len(found.threads) == 3
     assert len(msgspec.json.encode([thread.messages for thread in found.threads])) <= 100_000 + 100
     for thread in found.threads:
-        whole = (await store.get(who, thread.id)).messages
+        whole = (await store.get(principal, thread.id)).messages
         assert 0 < len(thread.messages) < 6
         assert thread.messages == whole[-len(thread.messages) :]
-    found = await read_page(store, who, max_bytes=READ_BYTES)
+    found = await read_page(store, principal, max_bytes=READ_BYTES)
     assert found.cut is False
     assert [len(thread.messages) for thread in found.threads] == [6, 6, 6]
 
 
 async def test_a_page_is_not_cut_if_only_the_message_limit_leaves_messages_out(
-    store: Store, who: Principal, thread: Thread
+    store: Store, principal: Principal, thread: Thread
 ) -> None:
     for _ in range(4):
-        await store.append_message(who, new_message(thread.id, "x" * 10_000, "system"))
-    found = await read_page(store, who, message_limit=1, max_bytes=20_000)
+        await store.append_message(principal, new_message(thread.id, "x" * 10_000, "system"))
+    found = await read_page(store, principal, message_limit=1, max_bytes=20_000)
     assert (found.cut, len(found.threads[0].messages)) == (False, 1)
 
 
 async def test_the_checkpoint_of_a_message_in_progress_counts_toward_the_bytes_of_a_page(
-    store: Store, who: Principal, thread: Thread
+    store: Store, principal: Principal, thread: Thread
 ) -> None:
-    await store.append_message(who, new_message(thread.id, "x" * 10_000, "system"))
-    answer = await started_run(store, who, thread.id)
-    await store.checkpoint(who, answer.id, worker=WORKER, partial=with_content(answer, "y" * 50_000))
-    found = await read_page(store, who, max_bytes=55_000)
+    await store.append_message(principal, new_message(thread.id, "x" * 10_000, "system"))
+    answer = await started_run(store, principal, thread.id)
+    await store.checkpoint(principal, answer.id, worker=WORKER, partial=with_content(answer, "y" * 50_000))
+    found = await read_page(store, principal, max_bytes=55_000)
     assert len(msgspec.json.encode(found.threads[0].messages)) <= 55_000
     assert found.cut is True

@@ -24,43 +24,45 @@ from tests.support.samples import (
 
 @pytest.mark.usefixtures("embedded")
 async def test_every_run_is_an_orphan_after_an_embedded_store_was_reopened(
-    open_store: OpenStore, who: Principal
+    open_store: OpenStore, principal: Principal
 ) -> None:
     async with open_store() as store:
-        answers = [await started_run(store, who, (await started_thread(store, who)).id) for _ in range(3)]
+        answers = [await started_run(store, principal, (await started_thread(store, principal)).id) for _ in range(3)]
     async with open_store() as store:
         records = await store.take_orphans("anew")
         assert {record.id for record in records} == {answer.id for answer in answers}
         assert {record.worker for record in records} == {"anew"}
         assert await store.take_orphans("another") == []
-        assert await store.checkpoint(who, answers[0].id, worker=WORKER, partial=None) == "lost"
+        assert await store.checkpoint(principal, answers[0].id, worker=WORKER, partial=None) == "lost"
 
 
-async def test_a_reopened_store_has_everything_that_was_acknowledged(open_store: OpenStore, who: Principal) -> None:
+async def test_a_reopened_store_has_everything_that_was_acknowledged(
+    open_store: OpenStore, principal: Principal
+) -> None:
     async with open_store() as store:
-        thread = (await store.create(who, new_thread(who, metadata=AWKWARD), idempotent())).thread
-        question, answer, _ = await claim(store, who, thread.id, idempotent())
-        await store.finish(who, failed(answer, retryable=True))
-        await store.delete_record(who, answer.id)
+        thread = (await store.create(principal, new_thread(principal, metadata=AWKWARD), idempotent())).thread
+        question, answer, _ = await claim(store, principal, thread.id, idempotent())
+        await store.finish(principal, failed(answer, retryable=True))
+        await store.delete_record(principal, answer.id)
         note = new_message(thread.id, role="system")
-        await store.append_message(who, note, idempotent("note"))
-        running = await started_run(store, who, thread.id)
-        await store.checkpoint(who, running.id, worker=WORKER, partial=with_content(running, "Hal"))
-        await store.cancel(who, thread.id, running.id)
-        before, listed = await store.get(who, thread.id), await read_page(store, who)
+        await store.append_message(principal, note, idempotent("note"))
+        running = await started_run(store, principal, thread.id)
+        await store.checkpoint(principal, running.id, worker=WORKER, partial=with_content(running, "Hal"))
+        await store.cancel(principal, thread.id, running.id)
+        before, listed = await store.get(principal, thread.id), await read_page(store, principal)
     async with open_store() as store:
-        assert exactly(await store.get(who, thread.id)) == exactly(before)
-        assert exactly(await read_page(store, who)) == exactly(listed)
-        assert (await store.create(who, new_thread(who), idempotent())).thread.id == thread.id
-        assert posted_ids(await store.replay(who, thread.id, idempotent("note"))) == PostedIds(
+        assert exactly(await store.get(principal, thread.id)) == exactly(before)
+        assert exactly(await read_page(store, principal)) == exactly(listed)
+        assert (await store.create(principal, new_thread(principal), idempotent())).thread.id == thread.id
+        assert posted_ids(await store.replay(principal, thread.id, idempotent("note"))) == PostedIds(
             note.id, None, replayed=True
         )
-        assert await store.find_record(who, answer.id) is None
-        record = await store.find_record(who, running.id)
+        assert await store.find_record(principal, answer.id) is None
+        record = await store.find_record(principal, running.id)
         assert record is not None
         assert (record.cancelled, record.partial.content) == (True, "Hal")
         with pytest.raises(ThreadBusy):
-            await claim(store, who, thread.id)
-        assert (await store.finish(who, cancelled(running))).won is True
-        _, second, posted = await claim(store, who, thread.id, idempotent())
+            await claim(store, principal, thread.id)
+        assert (await store.finish(principal, cancelled(running))).won is True
+        _, second, posted = await claim(store, principal, thread.id, idempotent())
         assert posted_ids(posted) == PostedIds(question.id, second.id, replayed=False, again=True)
