@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.support.client import KEY
-from tests.support.node import required
 from tests.support.servers import Live
+from tests.support.services import missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120, func_only=True)]  # installing has a limit of its own
 
@@ -83,7 +83,8 @@ async def test_a_python_client_uploads_posts_and_reads(
 @pytest.fixture
 async def npm_folder(tmp_path: Path) -> Path:
     """A folder with the generator and our script, and its npm packages installed."""
-    required(shutil.which("npm"), "npm")
+    if not shutil.which("npm"):
+        missing("npm is not installed")
     shutil.copytree(SOURCES, tmp_path, dirs_exist_ok=True)
     command = ("npm", "install", "--prefer-offline", "--no-package-lock", "--no-audit", "--no-fund", "--silent")
     await run(*command, folder=tmp_path, seconds=INSTALL_SECONDS)

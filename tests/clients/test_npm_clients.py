@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import shutil
 from collections.abc import AsyncIterator, Callable
@@ -25,6 +24,7 @@ from websockets.exceptions import WebSocketException
 from tests.support.client import KEY
 from tests.support.proxy import HTTPProxy
 from tests.support.servers import Live, live_server
+from tests.support.services import missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60, func_only=True)]  # installing has a limit of its own
 
@@ -46,9 +46,7 @@ async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
 async def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the npm packages installed beside our scripts."""
     if shutil.which("npm") is None:
-        if os.environ.get("CI"):
-            pytest.fail("npm is missing")
-        pytest.skip("npm is missing")
+        missing("npm is not installed")
     folder = tmp_path_factory.mktemp("foreign")
     for name in ("package.json", "eventsource.mjs", "fetch_event_source.mjs"):
         shutil.copy(HERE / name, folder)

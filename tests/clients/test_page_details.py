@@ -14,8 +14,8 @@ import pytest
 
 from tests.support.browser import Visit, reads
 from tests.support.client import KEY
-from tests.support.node import required
 from tests.support.servers import Live
+from tests.support.services import missing
 
 if TYPE_CHECKING:
     from playwright.async_api import Page, Route
@@ -106,7 +106,8 @@ process.on("exit", () => console.log(asked));
 async def with_client(script: str) -> list[str]:
     """Run a script with web_demo/client.js in Node; its lines."""
     node = shutil.which("node")
-    required(node, "node")
+    if not node:
+        missing("node is not installed")
     given = f"import {{ ChatClient }} from {json.dumps(CLIENT.as_uri())};\n{script}"
     process = await asyncio.create_subprocess_exec(
         str(node), "--input-type=module", "-e", given, stdout=asyncio.subprocess.PIPE

@@ -1,10 +1,11 @@
-"""Deltas arrive one by one: seen by `curl -N`, which shows whatever has arrived and nothing that hasn't."""
+"""Deltas arrive one by one, as `curl -N` shows them: it prints what has arrived, and nothing that has not."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import shutil
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,7 +14,6 @@ import pytest
 from agent_chat.stores.events import TERMINAL_TYPES
 from tests.support.client import KEY, Frame, parse
 from tests.support.servers import Live
-from tests.support.services import missing
 
 SCRIPT = """say first
 hold there
@@ -21,17 +21,30 @@ say second
 tool calculate {"expression": "6*7"}
 hold here
 say 🎈"""
+WITHOUT_CURL = """
+import sys, urllib.request
+url, key, body = sys.argv[1:]
+headers = {"Authorization": f"Bearer {key}", "Accept": "text/event-stream", "Content-Type": "application/json"}
+response = urllib.request.urlopen(urllib.request.Request(url, body.encode(), headers))
+out = sys.stdout.buffer
+out.write(b"HTTP/1.1 %d\\r\\n" % response.status)
+out.write(b"".join(f"{name}: {value}\\r\\n".encode() for name, value in response.headers.items()) + b"\\r\\n")
+while data := response.read1(65536):
+    out.flush()
+    out.write(data)
+    out.flush()
+"""
 
 
 @asynccontextmanager
 async def curl(url: str, content: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Post a message as a reader of the README would."""
-    binary = shutil.which("curl") or missing("no curl on PATH")
-    process = await asyncio.create_subprocess_exec(
-        *(binary, "-N", "-sS", "-i", url, "-H", f"Authorization: Bearer {KEY}", "-H", "Accept: text/event-stream"),
-        *("-H", "Content-Type: application/json", "-d", json.dumps({"content": content})),
-        stdout=asyncio.subprocess.PIPE,
-    )
+    """Post a message as a reader of the README would; without curl, by a script that prints the same."""
+    body = json.dumps({"content": content})
+    command = [sys.executable, "-c", WITHOUT_CURL, url, KEY, body]
+    if binary := shutil.which("curl"):
+        headers = [f"Authorization: Bearer {KEY}", "Accept: text/event-stream", "Content-Type: application/json"]
+        command = [binary, "-N", "-sS", "-i", url, "-d", body, *(word for each in headers for word in ("-H", each))]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:
         yield process
     finally:

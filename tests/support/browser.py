@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from tests.support.client import KEY, Client
-from tests.support.node import required
+from tests.support.services import missing
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Locator, Page
@@ -137,9 +137,9 @@ class Desk:
 
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Desk]:
-    path = shutil.which("chromium")
-    required(path, "chromium")
-    required(find_spec("playwright"), "playwright")
+    path = shutil.which("chromium") or missing("chromium is not installed")
+    if not find_spec("playwright"):
+        missing("playwright is not installed")
     from playwright.async_api import async_playwright
 
     async with async_playwright() as playwright:

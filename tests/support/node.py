@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -11,24 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
 
 from agent_chat.stores.events import Event
+from tests.support.services import missing
 
 SCRIPTS = Path(__file__).parents[1] / "clients"
 
 
-def required(found: object, what: str) -> None:
-    """Skip where something isn't installed, saying so; in CI, fail."""
-    if not found:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{what} is missing")
-        pytest.skip(f"{what} is missing")
-
-
 async def node(script: str, *arguments: str, stdin: bytes = b"", seconds: float = 30) -> Any:
     """Run a script of tests/clients; what it printed."""
-    required(shutil.which("node"), "node")
+    if not shutil.which("node"):
+        missing("node is not installed")
     process = await asyncio.create_subprocess_exec(
         "node", str(SCRIPTS / script), *arguments, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
