@@ -1,4 +1,4 @@
-"""The layout: imports run one way, each driver is met in one file, and nothing else lies at the top."""
+"""The layout: one direction of imports, no cycle, each driver imported in one file, short files and functions."""
 
 from __future__ import annotations
 
@@ -130,6 +130,13 @@ def test_only_stores_open_and_the_tests_know_which_backend_is_in_use() -> None:
     outside = [module for module in MODULES if not re.match(r"stores/(open|sqlite|mongo|memory|redis)", str(module))]
     knowing = {str(module) for module in outside if any(backend.fullmatch(name) for name in imports(module))}
     assert knowing == set()
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_files_and_functions_are_short(module: Path) -> None:
+    assert len((ROOT / module).read_text(encoding="utf-8").splitlines()) <= 400
+    functions = [node for node in ast.walk(tree(module)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    assert [node.name for node in functions if (node.end_lineno or 0) - node.lineno >= 60] == []
 
 
 def test_the_visible_top_level_is_what_the_design_allows() -> None:
