@@ -153,7 +153,7 @@ async def test_an_unknown_message_and_an_unknown_event_change_nothing() -> None:
     assert (await reduced_all([unknown]))[0] == before
 
 
-async def test_no_character_is_lost_or_doubled_over_a_network_that_keeps_breaking(server: Live) -> None:
+async def test_no_character_is_lost_or_doubled_over_a_network_that_breaks_repeatedly(server: Live) -> None:
     thread = await server.scripted_thread(mcp_servers=["demo"])
     script = 'say # 🎈😀\ncount 150 5\ntool calculate {"expression": "6*7"}\ncount 150 5'
     async with BreakingProxy(server.port, random.Random(1)) as proxy:
@@ -183,7 +183,7 @@ async def test_no_key_and_no_thread_are_final(server: Live) -> None:
     assert (lost["error"], lost["statuses"]) == ("thread_not_found", ["ended"])
 
 
-async def test_a_break_is_resumed_at_its_position_and_a_hole_asks_for_a_snapshot() -> None:
+async def test_a_broken_stream_resumes_at_its_position_and_a_gap_requests_a_snapshot() -> None:
     told = replace(EMPTY, content="Hello, wor")
     connections: list[list[tuple[str, Event]]] = [
         [("1", ThreadSnapshot(THREAD)), ("2", delta(0, "Hello"))],

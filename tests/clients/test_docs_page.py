@@ -11,7 +11,7 @@ from tests.support.browser import Visit, reads
 pytestmark = pytest.mark.browser
 
 
-async def test_the_docs_page_shows_every_operation_and_asks_no_other_host(visit: Visit) -> None:
+async def test_the_docs_page_shows_every_operation_and_requests_no_other_host(visit: Visit) -> None:
     requested: list[str] = []
     visit.page.on("request", lambda request: requested.append(request.url))
     await visit.page.goto(f"{visit.server.url}/docs")

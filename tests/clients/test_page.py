@@ -67,7 +67,7 @@ async def test_a_slow_tool_shows_its_progress_and_escape_stops_the_run(visit: Vi
     assert (await visit.stored())["metadata"]["run"]["status"] == "cancelled"
 
 
-async def test_the_stop_button_keeps_what_was_said(visit: Visit) -> None:
+async def test_the_stop_button_leaves_the_partial_answer(visit: Visit) -> None:
     await visit.choose()
     await visit.say("count 5000 5")
     await reads(visit.answer("in_progress"), "20 21")
@@ -110,7 +110,7 @@ async def test_a_cut_network_in_mid_answer_heals_without_a_lost_or_doubled_chara
         assert all(resumed), "with its position: not so perhaps after the first cut, which may have left it none"
 
 
-async def test_a_browser_that_says_it_is_offline_and_back_heals_at_once(visit: Visit, server: Live) -> None:
+async def test_a_browser_that_was_offline_reconnects_immediately(visit: Visit, server: Live) -> None:
     visit.expected = [CUT.pattern]
     await visit.choose()
     await visit.say(held("offline"))
@@ -202,7 +202,7 @@ async def test_a_thread_is_renamed_archived_brought_back_and_deleted(visit: Visi
     assert await page.locator("#threads li").count() == 0
 
 
-async def test_an_agent_is_made_edited_and_deleted(visit: Visit) -> None:
+async def test_an_agent_is_created_edited_and_deleted(visit: Visit) -> None:
     page, dialog = await visit.enter(), visit.page.locator("#agent-dialog")
     visit.expected = ["status of 422"]
     await page.locator("#new-agent").click()
@@ -263,7 +263,7 @@ async def test_the_text_is_followed_unless_the_reader_goes_up(visit: Visit, serv
     await comes_to(scroll, at_end)
 
 
-async def test_without_a_key_the_page_says_where_to_get_in(desk: Desk, server: Live) -> None:
+async def test_without_a_key_the_page_explains_how_to_sign_in(desk: Desk, server: Live) -> None:
     async with desk.visit(server) as visit:
         visit.expected = ["status of 401"]
         await visit.page.goto("/")

@@ -207,7 +207,7 @@ async def test_trying_again_answers_the_same_question(visit: Visit, server: Live
     assert [message["role"] for message in messages] == ["user", "assistant", "assistant"]
 
 
-async def test_a_question_from_elsewhere_can_only_be_asked_again_which_the_button_says(
+async def test_a_question_of_another_client_can_only_be_sent_again_as_the_button_states(
     visit: Visit, server: Live
 ) -> None:
     agent = await visit.choose()
@@ -219,7 +219,7 @@ async def test_a_question_from_elsewhere_can_only_be_asked_again_which_the_butto
     await visit.page.get_by_role("button", name="Try again").wait_for()  # this one was sent from here
 
 
-async def test_a_failure_that_must_not_be_repeated_can_only_be_asked_again(visit: Visit) -> None:
+async def test_after_a_failure_that_is_not_retryable_the_question_can_only_be_sent_again(visit: Visit) -> None:
     await visit.choose()
     await visit.say("fail For good.")
     await visit.answer("failed").get_by_role("button", name="Ask again").click()

@@ -56,7 +56,7 @@ async def download(visit: Visit, name: str, folder: Path) -> bytes:
     return (folder / "downloaded").read_bytes()
 
 
-async def test_files_are_uploaded_at_once_understood_sent_and_downloaded(visit: Visit, tmp_path: Path) -> None:
+async def test_files_are_uploaded_immediately_extracted_sent_and_downloaded(visit: Visit, tmp_path: Path) -> None:
     page, chips = visit.page, visit.page.locator("#drafts .file")
     await choose_demo(visit)
     picture, table = tmp_path / "picture ü.png", tmp_path / "berths.csv"
@@ -104,7 +104,7 @@ async def test_files_are_dropped_pasted_and_removed_and_need_no_text(visit: Visi
     assert await page.locator("#threads li").count() == 1
 
 
-async def test_a_refused_file_says_why_and_can_be_tried_again_where_that_may_help(visit: Visit, tmp_path: Path) -> None:
+async def test_a_refused_file_shows_the_reason_and_can_be_retried(visit: Visit, tmp_path: Path) -> None:
     page, refused = visit.page, visit.page.locator("#drafts .file[data-status=refused]")
     visit.expected = ["status of 413", "status of 429"]
     await choose_demo(visit)

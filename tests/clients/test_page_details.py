@@ -147,7 +147,7 @@ async def test_markdown_is_rendered_while_it_is_written(visit: Visit, server: Li
     await visit.answer("completed").wait_for()
 
 
-async def test_markdown_that_grows_letter_by_letter_becomes_what_it_is_at_once(visit: Visit) -> None:
+async def test_markdown_that_arrives_letter_by_letter_renders_as_the_whole_does(visit: Visit) -> None:
     found = await (await visit.enter()).evaluate(GROWN, MARKDOWN)
     assert found["same"]
     assert found["kept"]
@@ -165,7 +165,7 @@ async def test_markdown_that_grows_letter_by_letter_becomes_what_it_is_at_once(v
     assert all(after.startswith(before) for before, after in pairwise(seen) if len(before) <= len(after))
 
 
-async def test_agents_that_cannot_be_loaded_at_first_are_asked_for_again(visit: Visit) -> None:
+async def test_agents_that_cannot_be_loaded_at_first_are_requested_again(visit: Visit) -> None:
     page = visit.page
     visit.expected = ["status of 503"]
     await page.route("**/api/v1/agents?*", lambda route: route.fulfill(status=503, body="{}"))
@@ -297,7 +297,7 @@ async def test_a_deleted_agents_thread_can_be_read_but_not_written_in(visit: Vis
     await page.locator("#attach:enabled").wait_for()
 
 
-async def test_nothing_is_said_to_be_empty_before_an_answer_came(visit: Visit) -> None:
+async def test_nothing_is_shown_as_empty_before_the_response_arrives(visit: Visit) -> None:
     page = visit.page
     await visit.choose()
     await visit.say("say hello")
@@ -336,10 +336,10 @@ async def test_the_clients_own_example_runs(server: Live) -> None:
     assert any(line.startswith("I am the **demo agent**") for line in await with_client(script))
 
 
-async def test_a_callers_errors_are_reported_and_the_watching_goes_on(server: Live) -> None:
+async def test_errors_in_callbacks_are_reported_and_watching_continues(server: Live) -> None:
     script = HURT.replace("BASE", json.dumps(server.url)).replace("KEY", json.dumps(KEY))
     assert await with_client(script) == ["true"]
 
 
-async def test_the_client_waits_as_long_as_it_is_asked_to_and_close_ends_that() -> None:
+async def test_the_client_waits_as_long_as_the_server_requests_and_close_ends_the_wait() -> None:
     assert await with_client(BUSY) == ["reconnecting", "1"]

@@ -17,7 +17,7 @@ from tests.support.client import KEY
 from tests.support.servers import Live
 
 
-async def test_a_link_on_another_site_signs_in_only_after_asking_and_signing_out_ends_it(
+async def test_a_cross_site_link_asks_before_it_signs_in_and_signing_out_ends_the_session(
     desk: Desk, server: Live
 ) -> None:
     """Another port of the same host is another origin, and the same site."""

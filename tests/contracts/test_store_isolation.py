@@ -222,7 +222,7 @@ def test_every_method_of_the_contracts_has_a_case() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("stranger", ["stranger", "namesake"])
-async def test_a_stranger_finds_nothing_and_changes_nothing(open_store: OpenStore, name: str, stranger: str) -> None:
+async def test_another_organization_finds_and_changes_nothing(open_store: OpenStore, name: str, stranger: str) -> None:
     """The namesake has the same user id in another organization. Every lease has expired, so any run may be taken."""
     async with open_store(lease=0.0) as store:
         world = await populate(store)

@@ -50,7 +50,9 @@ async def begun(server: Process, thread: str, script: str, key: str) -> tuple[st
     return run, seen
 
 
-async def test_after_a_kill_the_partial_answer_is_kept_as_interrupted_and_the_thread_goes_on(tmp_path: Path) -> None:
+async def test_after_a_kill_the_partial_answer_is_interrupted_and_the_thread_usable(
+    tmp_path: Path,
+) -> None:
     async with server_process(tmp_path) as server:
         thread = await server.scripted_thread()
         run, seen = await begun(server, thread, SCRIPT, "k")

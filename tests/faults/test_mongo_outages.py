@@ -70,7 +70,7 @@ async def next_act(scenes: list[Scene]) -> None:
 
 
 @pytest.mark.parametrize("outage", OUTAGES)
-async def test_through_an_outage_that_outlasts_the_leases_only_the_dead_are_ended_and_what_is_said_is_stored(
+async def test_in_an_outage_longer_than_the_leases_only_runs_of_dead_processes_end_and_all_published_text_is_stored(
     site: Site, mongo: MongoServer, outage: Outage
 ) -> None:
     servers = [await site.server(start=False, **of) for of in ({}, {"TEST_PATIENCE": "30"}, {})]

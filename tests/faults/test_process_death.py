@@ -35,7 +35,9 @@ async def end(viewers: list[Viewer], how: str, since: float) -> list[dict[str, A
     return ends
 
 
-async def test_after_a_kill_the_other_keeps_the_partials_and_ends_every_viewer(hasty_site: Site) -> None:
+async def test_after_a_kill_the_other_process_stores_the_partial_answers_and_ends_the_runs(
+    hasty_site: Site,
+) -> None:
     """Of a run that speaks, of one with an open call, and of one whose tool is at work."""
     site = hasty_site
     a, b = await site.pair()
@@ -87,7 +89,7 @@ DEATHS = [
 ]
 
 
-async def test_a_death_between_two_steps_of_the_store_leaves_one_end_that_is_told_once(hasty_site: Site) -> None:
+async def test_a_death_between_two_steps_of_the_store_leaves_one_terminal_event(hasty_site: Site) -> None:
     site = hasty_site
     dying = [await site.server(start=False, TEST_DIES=death.at) for death in DEATHS]
     b = await site.server(start=False)
@@ -125,7 +127,7 @@ async def _die(site: Site, death: Death, a: Process, thread: str, viewers: list[
     assert (retried.status_code, retried.json()["content"]) == (201, "whole")
 
 
-async def test_a_process_that_was_paused_past_its_lease_says_and_changes_nothing(hasty_site: Site) -> None:
+async def test_a_process_that_was_paused_beyond_its_lease_publishes_and_changes_nothing(hasty_site: Site) -> None:
     """Of a run that was silent, nor of one that was talking."""
     site = hasty_site
     a, b = await site.pair()
@@ -155,7 +157,9 @@ async def test_a_process_that_was_paused_past_its_lease_says_and_changes_nothing
             assert (await site.over(thread, *some))[-1] == stored[thread]
 
 
-async def test_a_gentle_stop_under_fifty_runs_keeps_all_and_viewers_get_the_rest_elsewhere(site: Site) -> None:
+async def test_a_graceful_stop_of_fifty_runs_loses_nothing_and_viewers_continue_elsewhere(
+    site: Site,
+) -> None:
     a, b = await site.pair(CHAT_DRAIN_SECONDS="3")
     agent = (await b.agent())["id"]
     threads = await asyncio.gather(*[b.thread(agent) for _ in range(50)])

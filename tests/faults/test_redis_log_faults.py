@@ -431,7 +431,7 @@ async def test_a_snapshot_stands_behind_the_beginning_that_was_never_sent(server
 # Redis away
 
 
-async def test_what_is_written_while_redis_is_away_stays_small_and_every_fact_arrives(server: RedisServer) -> None:
+async def test_writes_during_an_outage_of_redis_take_little_memory_and_every_fact_arrives(server: RedisServer) -> None:
     log = await open_redis_log(server.url)
     thread_id = new_id()
     question, answer = turn(thread_id)
@@ -466,7 +466,7 @@ async def test_what_is_written_while_redis_is_away_stays_small_and_every_fact_ar
 
 
 @pytest.mark.parametrize("how", ["stopped", "hanging"])
-async def test_nobody_waits_long_for_a_redis_that_is_away(
+async def test_no_call_waits_long_for_an_unreachable_redis(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     for name in ("reads.READ_SECONDS", "log._CLOSE_SECONDS", "feed._PAGE_SECONDS"):
@@ -537,7 +537,7 @@ async def test_a_signal_reaches_the_other_process_and_each_once(server: RedisSer
     await two.close()
 
 
-async def test_channels_that_nobody_reads_are_given_back(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_channels_without_readers_are_unsubscribed(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent_chat.stores.redis.log._LINGER_SECONDS", 0.0)
     monkeypatch.setattr("agent_chat.stores.redis.log._TICK_SECONDS", 0.05)
     log = await open_redis_log(server.url)

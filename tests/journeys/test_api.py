@@ -47,7 +47,7 @@ async def test_health_and_readiness_need_no_key(live: Live) -> None:
 
 @pytest.mark.parametrize("path", ["", "/", "/x", "/x/messages", f"/{NOBODY}/threads/{NOBODY}"])
 @pytest.mark.parametrize("method", METHODS)
-async def test_the_old_paths_are_gone_and_name_the_new_one(live: Live, method: str, path: str) -> None:
+async def test_the_old_paths_return_410_and_name_the_new_one(live: Live, method: str, path: str) -> None:
     answer = await live.http.request(method, f"/api/v1/chat/conversations{path}")
     problem = is_problem(answer, 410, "gone", "use")
     assert problem["use"] == "/api/v1/chat/{agent_id}/threads"
@@ -71,7 +71,7 @@ async def test_a_wrong_method_is_a_problem_that_names_the_right_ones(live: Live,
         assert set(answer.headers["allow"].split(", ")) == right
 
 
-async def test_a_stopping_server_says_so_and_starts_no_runs(tmp_path: Path) -> None:
+async def test_a_draining_server_reports_it_and_starts_no_runs(tmp_path: Path) -> None:
     async with live_server(tmp_path) as live:
         thread = await live.scripted_thread()
         await live.app.state.drain()

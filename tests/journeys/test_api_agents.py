@@ -68,7 +68,7 @@ async def test_a_patch_changes_what_is_given_and_nothing_else(live: Live) -> Non
     assert await live.get(f"{AGENTS}/{agent['id']}") == changed
 
 
-async def test_the_first_agent_is_the_default_until_another_says_so(live: Live) -> None:
+async def test_the_first_agent_is_the_default_until_another_becomes_it(live: Live) -> None:
     await without_agents(live)
     first = await live.agent(name="first")
     second = await live.agent(name="second")
@@ -83,7 +83,7 @@ async def test_the_first_agent_is_the_default_until_another_says_so(live: Live) 
     assert not renamed.json()["is_default"]
 
 
-async def test_an_organization_without_agents_is_told_to_create_one(live: Live) -> None:
+async def test_without_agents_the_error_explains_how_to_create_one(live: Live) -> None:
     await without_agents(live)
     assert await live.get(AGENTS) == []
     for answer in (
@@ -106,7 +106,7 @@ async def test_after_the_default_is_deleted_the_oldest_remaining_agent_is_the_de
     assert (await live.agent())["is_default"]
 
 
-async def test_a_deleted_agent_is_gone_but_its_threads_stay_readable(live: Live) -> None:
+async def test_a_deleted_agent_is_not_found_and_its_threads_stay_readable(live: Live) -> None:
     thread = await live.scripted_thread()
     agent_id = thread.split("/")[4]
     await live.post(thread, "say hello")

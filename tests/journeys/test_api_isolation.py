@@ -176,7 +176,7 @@ def test_every_route_has_a_case() -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), routes())
-async def test_a_stranger_finds_nothing_and_changes_nothing(world: World, method: str, path: str) -> None:
+async def test_another_organization_finds_and_changes_nothing(world: World, method: str, path: str) -> None:
     case = CASES[method, path]
     before = await world.everything()
     for url in world.paths(path):
@@ -214,14 +214,14 @@ async def test_default_is_each_organizations_own(world: World) -> None:
     assert await world.everything() == before
 
 
-async def test_an_agent_of_another_organization_can_not_be_made_the_default_or_deleted(world: World) -> None:
+async def test_an_agent_of_another_organization_cannot_become_the_default_or_be_deleted(world: World) -> None:
     path = f"{AGENTS}/{world.ids['agent_id']}"
     is_problem(await world.stranger.http.patch(path, json={"is_default": True}), 404, "agent_not_found")
     is_problem(await world.stranger.http.delete(path), 404, "agent_not_found")
     assert (await world.live.get(path))["name"] == "Scripted"
 
 
-async def test_a_strangers_message_id_is_no_place_to_page_from(world: World) -> None:
+async def test_another_organizations_message_id_is_not_accepted_for_paging(world: World) -> None:
     thread = await world.stranger.thread()
     answer = await world.stranger.http.get(f"{thread}/messages", params={"before": world.ids["message_id"]})
     assert is_problem(answer, 422, "invalid_request", "field")["field"] == "before"
@@ -263,7 +263,7 @@ async def test_an_attachment_is_of_one_thread_and_no_message_elsewhere_takes_it(
     assert (await client.http.delete(thread)).status_code == 204
 
 
-async def test_a_position_of_another_log_tells_nothing(world: World) -> None:
+async def test_a_position_of_another_log_reveals_nothing(world: World) -> None:
     thread = await world.stranger.thread()
     async with world.stranger.watching(thread, await world.log.tail(world.ids["thread_id"])) as watcher:
         frame = await anext(watcher)
@@ -286,7 +286,7 @@ async def test_an_idempotency_key_is_one_users_own(world: World) -> None:
         assert (await live.http.delete(url)).status_code == 204
 
 
-async def test_colleagues_share_threads_and_user_id_says_who_made_one(world: World) -> None:
+async def test_threads_are_shared_in_an_organization_and_user_id_names_the_creator(world: World) -> None:
     ours = await world.live.get(world.thread)
     assert await world.colleague.get(world.thread) == ours
     made = await world.colleague.thread(world.ids["agent_id"])

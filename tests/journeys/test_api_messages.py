@@ -95,7 +95,7 @@ async def test_a_message_of_another_role_is_only_stored(live: Live, role: str) -
         ("text/event-stream", "?stream=false", False),
     ],
 )
-async def test_the_answer_is_a_stream_where_only_that_is_accepted_or_asked_for(
+async def test_the_response_is_a_stream_if_only_that_is_accepted_or_requested(
     live: Live, accept: str, query: str, streams: bool
 ) -> None:
     thread = await live.scripted_thread()
@@ -129,7 +129,9 @@ async def test_respond_async_answers_202_with_a_message_to_poll(live: Live, gate
 
 
 @pytest.mark.parametrize("prefer", ["wait=1", 'foo, wait="1"; x=y'])
-async def test_a_wait_that_is_over_answers_202_and_the_run_goes_on(live: Live, gate: str, prefer: str) -> None:
+async def test_after_the_preferred_wait_the_response_is_202_and_the_run_continues(
+    live: Live, gate: str, prefer: str
+) -> None:
     thread = await live.scripted_thread()
     answer = await live.post(thread, f"hold {gate}\nsay b", Prefer=prefer)
     assert (answer.status_code, answer.headers["preference-applied"]) == (202, "wait=1")
@@ -158,7 +160,7 @@ async def test_a_wait_answers_201_as_soon_as_the_run_is_over(live: Live) -> None
         ("tool 1 nonsense", 502, "agent_failed", False, "The agent failed."),
     ],
 )
-async def test_a_failed_run_is_a_problem_and_what_was_said_is_kept(
+async def test_a_failed_run_is_a_problem_and_its_partial_answer_is_stored(
     live: Live, script: str, status: int, code: str, retryable: bool, detail: str
 ) -> None:
     thread = await live.scripted_thread()
@@ -207,9 +209,7 @@ async def ask(live: Live, thread: str, form: str, content: str, key: str) -> tup
 
 @pytest.mark.parametrize("second", FORMS)
 @pytest.mark.parametrize("first", FORMS)
-async def test_a_retry_is_answered_from_the_finished_run_in_the_form_it_asks_for(
-    live: Live, first: str, second: str
-) -> None:
+async def test_a_retry_returns_the_finished_run_in_the_requested_form(live: Live, first: str, second: str) -> None:
     thread = await live.scripted_thread()
     async with live.watching(thread) as watcher:
         await anext(watcher)
@@ -226,7 +226,7 @@ async def test_a_retry_is_answered_from_the_finished_run_in_the_form_it_asks_for
 
 @pytest.mark.parametrize("second", FORMS)
 @pytest.mark.parametrize("first", FORMS)
-async def test_a_retry_joins_the_run_that_still_goes_on(live: Live, gate: str, first: str, second: str) -> None:
+async def test_a_retry_joins_the_run_in_progress(live: Live, gate: str, first: str, second: str) -> None:
     thread = await live.scripted_thread()
     script = f"say a\nhold {gate}\nsay b"
     posting = asyncio.create_task(ask(live, thread, first, script, "k"))
@@ -342,7 +342,7 @@ async def test_a_busy_thread_refuses_or_is_interrupted(live: Live, gate: str) ->
     assert [message["role"] for message in (await live.get(thread))["messages"]] == ["user", "assistant"] * 2
 
 
-async def test_a_cancelled_run_keeps_what_it_has_said_and_answers_who_waits(live: Live, gate: str) -> None:
+async def test_a_cancelled_run_stores_its_text_and_is_returned_to_the_waiting_client(live: Live, gate: str) -> None:
     thread = await live.scripted_thread()
     waiting = asyncio.create_task(live.post(thread, f"say half\nopen x\nhold {gate}"))
     await live.gates.reached(gate)
@@ -452,7 +452,7 @@ async def test_head_answers_as_get_would_without_a_body(live: Live) -> None:
         assert (answer.status_code, answer.content) == (200, b"")
 
 
-async def test_a_watcher_is_told_of_titles_and_of_the_end(live: Live) -> None:
+async def test_a_watcher_receives_title_changes_and_the_deletion(live: Live) -> None:
     thread = await live.scripted_thread()
     async with live.watching(thread) as watcher:
         await anext(watcher)

@@ -132,7 +132,7 @@ async def test_pages_of_ten_are_followed_by_their_links(live: Live) -> None:
     assert found == [thread.rpartition("/")[2] for thread in threads[::-1]]
 
 
-async def test_a_link_keeps_the_other_parameters_and_ends_with_the_last_page(live: Live) -> None:
+async def test_a_link_repeats_the_other_parameters_and_the_last_page_has_none(live: Live) -> None:
     threads = await several(live, 4)
     for thread in threads[:3]:
         await patched(live, thread, archived=True)
@@ -157,7 +157,7 @@ async def test_threads_are_listed_archived_or_not_or_both(live: Live) -> None:
 
 
 @pytest.mark.slow
-async def test_limits_hold_in_a_list_and_in_one_thread(live: Live) -> None:
+async def test_message_limits_apply_to_lists_and_to_single_threads(live: Live) -> None:
     thread = await live.scripted_thread()
     for number in range(104):
         body = {"content": str(number), "role": "system"}
@@ -201,7 +201,7 @@ async def test_a_lists_parameters_have_their_ranges(
         is_invalid(await live.http.get(path, params={query: str(number)}), query)
 
 
-async def test_a_list_of_more_than_8_mb_has_fewer_messages_per_thread_and_says_so(live: Live) -> None:
+async def test_a_list_of_more_than_8_mb_has_fewer_messages_per_thread_and_a_header(live: Live) -> None:
     thread = await live.scripted_thread()
     for number in range(9):
         body = {"content": str(number) * MEGABYTE, "content_html": "", "role": "system"}
@@ -258,7 +258,7 @@ async def test_an_archived_thread_is_readable_and_answers_a_post_with_409(live: 
     assert (await live.post(thread, "say more")).status_code == 201
 
 
-async def test_a_deleted_thread_is_gone_with_its_messages(live: Live) -> None:
+async def test_a_deleted_thread_and_its_messages_are_not_found(live: Live) -> None:
     thread = await live.scripted_thread()
     message = (await live.post(thread, "say hello")).headers["location"]
     answer = await live.http.delete(thread)
@@ -270,7 +270,7 @@ async def test_a_deleted_thread_is_gone_with_its_messages(live: Live) -> None:
     assert await live.get(threads_of(thread)) == []
 
 
-async def test_a_title_is_made_from_the_messages_and_kept(live: Live) -> None:
+async def test_a_title_is_generated_from_the_messages_and_stored(live: Live) -> None:
     thread = await live.scripted_thread()
     is_problem(await live.http.post(f"{thread}/generate_title"), 409, "thread_empty")
     await live.post(thread, "say **hello** there")
@@ -288,7 +288,7 @@ async def test_a_thread_in_which_only_the_assistant_spoke_gets_a_title_too(live:
     assert (await live.http.post(f"{thread}/generate_title")).json()["title"] == "Welcome aboard"
 
 
-async def test_nobody_else_changes_a_title(live: Live) -> None:
+async def test_only_title_requests_change_a_title(live: Live) -> None:
     thread = await live.thread((await live.agent())["id"], title="Mine")
     await live.post(thread, "say hello")
     assert (await live.get(thread))["title"] == "Mine"
@@ -313,7 +313,7 @@ async def test_a_key_makes_one_thread_per_agent_and_another_body_is_refused(live
     assert len(await live.get(path)) == 1
 
 
-async def test_a_key_makes_one_thread_however_many_ask_at_once(live: Live) -> None:
+async def test_concurrent_requests_with_one_key_create_one_thread(live: Live) -> None:
     path = f"/api/v1/chat/{(await live.agent())['id']}/threads"
     answers = await asyncio.gather(*(live.http.post(path, headers={"Idempotency-Key": "k"}) for _ in range(8)))
     assert {answer.status_code for answer in answers} == {201}

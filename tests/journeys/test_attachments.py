@@ -43,7 +43,7 @@ async def demo_thread(live: Live) -> str:
     return await live.thread(agent["id"])
 
 
-async def test_an_upload_tells_what_was_understood(live: Live) -> None:
+async def test_an_upload_reports_what_was_extracted(live: Live) -> None:
     thread = await demo_thread(live)
     notes, picture, garbage = await live.upload(
         thread, ("notes.md", NOTES), ("dot.png", PNG), ("data.bin", bytes(range(256)) * 4)
@@ -62,7 +62,7 @@ async def test_an_upload_tells_what_was_understood(live: Live) -> None:
     assert garbage["error"]
 
 
-async def test_a_file_comes_back_as_it_was_with_headers_that_keep_it_harmless(live: Live) -> None:
+async def test_a_download_is_unchanged_and_has_headers_that_make_it_harmless(live: Live) -> None:
     thread = await demo_thread(live)
     (page,) = await live.upload(thread, ('pa"ge.html', b"<script>alert(1)</script>"))
     answer = await live.http.get(f"{thread}/attachments/{page['id']}")

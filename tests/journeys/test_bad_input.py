@@ -254,7 +254,7 @@ async def test_deep_nesting_is_refused(world: World, name: str, opening: str) ->
 
 
 @pytest.mark.parametrize("name", [AGENTS, AGENT, THREADS, MESSAGES])
-async def test_what_metadata_may_hold_comes_back_as_it_was(world: World, name: str) -> None:
+async def test_metadata_is_returned_unchanged(world: World, name: str) -> None:
     metadata: dict[str, Any] = {"": [0, -1, 10**30, 1.5, 1e300, True, None, "ü🎈\u2028", {}, []], "$a.b": {"c": [[]]}}
     answer = await world.send_fields(name, metadata=metadata)
     assert answer.is_success, answer.text
@@ -262,7 +262,7 @@ async def test_what_metadata_may_hold_comes_back_as_it_was(world: World, name: s
 
 
 @pytest.mark.parametrize("number", ["1" + "0" * 5_000, "1e999", "-1e999"])
-async def test_numbers_that_no_double_holds_are_refused(world: World, number: str) -> None:
+async def test_numbers_outside_the_range_of_a_double_are_refused(world: World, number: str) -> None:
     answer = await world.send(THREADS, f'{{"metadata": {{"a": {number}}}}}'.encode())
     assert is_problem(answer, 422, "invalid_request", "field")["field"].startswith("metadata")
 
@@ -427,7 +427,7 @@ async def test_a_form_that_is_torn_anywhere_is_malformed_and_stores_nothing(worl
         ("threads/{thread_id}/messages", "limit"),
     ],
 )
-async def test_a_number_out_of_range_or_none_at_all_is_refused(world: World, path: str, query: str) -> None:
+async def test_invalid_and_out_of_range_numbers_are_refused(world: World, path: str, query: str) -> None:
     path = f"/api/v1/chat/{world.ids['agent_id']}/{path.format(**world.ids)}"
     bad = ["", "-1", "x", "1.0", "1e3", "٣", "0x1", "+1", " 1", "1 ", "1_0", "9" * 30, "9" * 5_000, "null", "\0", "1,2"]
     if query != "offset":
@@ -471,7 +471,7 @@ async def test_a_bad_idempotency_key_is_refused(world: World, name: str, key: st
 
 
 @pytest.mark.parametrize("position", [b"nonsense", b"\xff\xfe", b"-", b"9" * 5_000, b"1-1", b"0-0", b"$", b"*", b"%00"])
-async def test_a_position_that_is_none_gets_a_snapshot_and_never_an_error(world: World, position: bytes) -> None:
+async def test_an_invalid_position_gets_a_snapshot_and_no_error(world: World, position: bytes) -> None:
     path = world.path(MESSAGES).removesuffix("/messages") + "/events"
     headers = [(b"Last-Event-ID", position)]
     async with world.live.http.stream("GET", path, headers=headers) as answer:

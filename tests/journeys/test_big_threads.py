@@ -91,7 +91,7 @@ def lazy(url: httpx.URL) -> socket.socket:
 
 @pytest.mark.parametrize("path", ["events", "ws"])
 @pytest.mark.slow
-async def test_readers_that_stop_keep_no_more_than_their_snapshot(big: tuple[Live, str], path: str) -> None:
+async def test_readers_that_stop_take_no_more_memory_than_their_snapshot(big: tuple[Live, str], path: str) -> None:
     live, thread = big
     url = httpx.URL(live.url)
     upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"

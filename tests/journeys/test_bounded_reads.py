@@ -9,7 +9,7 @@ from tests.support.servers import live_server
 MEGABYTE = 2**20
 
 
-async def test_message_pages_hold_8_mb_and_lead_to_the_first_message(tmp_path: Path) -> None:
+async def test_message_pages_are_limited_to_8_mb_and_lead_to_the_first_message(tmp_path: Path) -> None:
     async with live_server(tmp_path) as live:
         thread = await live.scripted_thread()
         for number in range(12):

@@ -71,7 +71,7 @@ async def start_answer(port: int) -> None:
 
 
 @pytest.mark.slow
-async def test_ctrl_c_says_what_it_waits_for_and_a_second_one_stops(tmp_path: Path) -> None:
+async def test_ctrl_c_prints_what_it_waits_for_and_a_second_one_stops(tmp_path: Path) -> None:
     port = free_port()
     async with command(module="tests.support.server_main", CHAT_DATA_DIR=str(tmp_path), PORT=str(port)) as process:
         await line(process, "Listening")

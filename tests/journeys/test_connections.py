@@ -114,7 +114,7 @@ async def test_what_is_no_request_gets_a_problem_and_no_log_line(live: Live, cap
     assert not caplog.records
 
 
-async def test_many_requests_sent_ahead_are_not_kept(live: Live, caplog: pytest.LogCaptureFixture) -> None:
+async def test_many_pipelined_requests_are_not_buffered(live: Live, caplog: pytest.LogCaptureFixture) -> None:
     few = await connect(live, (GET + b"\r\n") * 10)
     async with asyncio.timeout(10):
         for _ in range(10):
@@ -302,7 +302,7 @@ async def test_a_websocket_far_beyond_its_rate_is_closed(tmp_path: Path) -> None
             assert connection.connection.close_code == 1013
 
 
-async def test_pings_whose_pongs_are_not_read_are_not_kept(live: Live) -> None:
+async def test_pings_whose_pongs_are_not_read_are_not_buffered(live: Live) -> None:
     reader, writer = await opened(live)
     reader._transport.pause_reading()  # type: ignore[attr-defined]
     (protocol,) = [one for one in live.server.server_state.connections if isinstance(one, WebSocketProtocol)]

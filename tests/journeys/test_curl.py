@@ -68,7 +68,7 @@ async def until(out: asyncio.StreamReader, event: str) -> list[Frame]:
 
 
 @pytest.mark.slow
-async def test_curl_shows_each_delta_when_it_is_said_and_no_later(live: Live) -> None:
+async def test_each_delta_arrives_when_it_is_published(live: Live) -> None:
     thread = await live.scripted_thread(mcp_servers=["demo"])
     async with curl(f"{live.url}{thread}/messages", SCRIPT) as process:
         out = process.stdout

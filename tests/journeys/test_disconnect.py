@@ -85,7 +85,7 @@ def of_run(seen: list[Frame]) -> list[bytes]:
 
 @pytest.mark.parametrize("back", ["during", "after"])
 @pytest.mark.parametrize("by", ["post", "watch"])
-async def test_a_poster_who_was_cut_off_comes_back_and_has_every_character_once(
+async def test_a_client_whose_post_was_cut_off_resumes_and_has_every_character_once(
     race: Race, by: Door, back: str
 ) -> None:
     thread = await race.live.scripted_thread()
@@ -141,7 +141,7 @@ def abort(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
-async def test_a_poster_who_waited_for_json_and_was_cut_off_finds_the_answer_stored(race: Race) -> None:
+async def test_a_client_that_was_cut_off_while_it_waited_for_json_finds_the_answer_stored(race: Race) -> None:
     thread = await race.live.scripted_thread()
     script = "say all\nhold here\nsay of it"
     writer = await connected(race)
@@ -211,7 +211,7 @@ class SlowClient(Client):
 
 @pytest.mark.parametrize("kept", [10_000, 500], ids=["from the log", "by a snapshot once the log is trimmed"])
 @pytest.mark.slow
-async def test_a_reader_that_stops_reading_holds_up_nobody_and_catches_up_exactly(
+async def test_a_reader_that_stops_delays_no_one_and_catches_up_exactly(
     race: Race, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed, "RETAINED_EVENTS", kept)
@@ -268,7 +268,7 @@ async def visit(race: Race, thread: str, run: str, rng: random.Random) -> View:
 
 
 @pytest.mark.slow
-async def test_many_viewers_who_come_and_go_at_random_all_end_with_the_stored_thread(race: Race) -> None:
+async def test_viewers_that_reconnect_at_random_all_end_with_the_stored_thread(race: Race) -> None:
     thread = await race.live.scripted_thread(mcp_servers=["demo"])
     rng = random.Random(50)
     run = await race.live.start_run(thread, 'count 120 2\ntool calculate {"expression": "6*7"}\ncount 120 2\nsay 🎈')

@@ -91,7 +91,7 @@ async def test_readers_see_open_calls_closed_though_events_are_lost_between_the_
 
 
 @pytest.mark.parametrize("log", ["memory", "redis"])
-async def test_readers_who_come_after_the_log_was_lost_see_open_calls_closed(
+async def test_readers_that_connect_after_the_log_was_lost_see_open_calls_closed(
     tmp_path: Path, log: str, request: pytest.FixtureRequest
 ) -> None:
     redis_url = request.getfixturevalue("redis_url") if log == "redis" else None
@@ -164,7 +164,7 @@ async def test_a_repair_shows_what_it_stores_though_the_owner_publishes_more_mea
         assert watching.view.shows(await race.live.get(thread))
 
 
-async def test_with_a_tiny_budget_every_viewer_of_random_traffic_holds_what_is_stored(tmp_path: Path) -> None:
+async def test_with_a_tiny_budget_every_viewer_of_random_traffic_ends_with_the_stored_thread(tmp_path: Path) -> None:
     rng = random.Random(1)
     async with critical(tmp_path, events_bytes=20_000) as race, asyncio.timeout(15):
         until = asyncio.get_running_loop().time() + 0.8

@@ -199,7 +199,7 @@ async def understood(server: Process, thread: str, files: list[File], talk: Talk
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of another process's memory is read from /proc")
 @pytest.mark.slow
-async def test_hostile_files_are_understood_or_not_while_others_hear_every_word_and_memory_is_bounded(
+async def test_hostile_files_neither_delay_other_streams_nor_exceed_the_memory_limit(
     server: Process,
 ) -> None:
     thread = await server.scripted_thread()
@@ -256,7 +256,7 @@ def named(answer: httpx.Response) -> str:
     return unquote(found[2], errors="strict")
 
 
-async def test_a_file_name_to_the_byte_is_kept_as_a_harmless_label_or_refused(server: Process) -> None:
+async def test_any_file_name_is_stored_as_a_harmless_label_or_refused(server: Process) -> None:
     thread = await server.scripted_thread()
     form = {"Content-Type": "multipart/form-data; boundary=b"}
     for filename, kept in NAMES:

@@ -45,7 +45,7 @@ async def call_keys(live: Live, *words: str) -> str:
 
 
 @pytest.mark.slow
-async def test_a_key_made_beside_a_running_server_works_until_it_is_revoked(live: Live) -> None:
+async def test_a_key_created_beside_a_running_server_works_until_it_is_revoked(live: Live) -> None:
     told = await run_keys(live, "create", "--organization", "acme", "--user", "bob")
     bob = Client(live.url, told.split()[-1])
     try:

@@ -11,7 +11,7 @@ from tests.support.shapes import is_problem
 from tests.support.sockets import socket
 
 
-async def test_too_many_requests_a_minute_are_told_when_to_come_back(tmp_path: Path) -> None:
+async def test_too_many_requests_a_minute_get_429_with_retry_after(tmp_path: Path) -> None:
     async with live_server(tmp_path, limits=Limits(requests=3)) as live:
         answers = [await live.http.get("/api/v1/agents") for _ in range(5)]
         refused = [answer for answer in answers if answer.status_code == 429]
@@ -36,7 +36,7 @@ async def test_a_run_too_many_is_refused_and_a_replay_is_not(tmp_path: Path) -> 
         assert (await live.post(second, "say hi")).status_code == 201
 
 
-async def test_posts_at_once_start_no_more_runs_than_the_limit(tmp_path: Path) -> None:
+async def test_concurrent_posts_start_no_more_runs_than_the_limit(tmp_path: Path) -> None:
     async with live_server(tmp_path, limits=Limits(runs=2)) as live:
         agent = (await live.agent())["id"]
         threads = [await live.thread(agent) for _ in range(12)]
@@ -57,7 +57,7 @@ async def test_a_refused_claim_releases_its_slot(tmp_path: Path) -> None:
         live.gates.release("it")
 
 
-async def test_streams_opened_at_once_are_no_more_than_the_limit(tmp_path: Path) -> None:
+async def test_concurrent_streams_are_no_more_than_the_limit(tmp_path: Path) -> None:
     async with live_server(tmp_path, limits=Limits(streams=2)) as live:
         agent = (await live.agent())["id"]
         threads = [await live.thread(agent) for _ in range(12)]
@@ -127,7 +127,7 @@ async def test_messages_count_and_are_refused_beyond_the_limit(tmp_path: Path) -
         assert (await live.http.post(f"{await live.thread()}/messages", json=body)).status_code == 201
 
 
-async def test_uploads_at_once_pass_the_storage_limit_together_never(tmp_path: Path) -> None:
+async def test_concurrent_uploads_never_exceed_the_storage_limit_together(tmp_path: Path) -> None:
     async with live_server(tmp_path, limits=Limits(stored_bytes=100_000)) as live:
         thread = await live.scripted_thread()
         file = [("files", ("a.bin", b"\0" * 30_000))]

@@ -121,7 +121,7 @@ async def test_a_proxy_may_leave_the_prefix_in_the_path(tmp_path: Path) -> None:
         assert (await live.http.get(f"{PREFIX}x/api/v1/agents")).status_code == 404
 
 
-async def test_an_app_mounted_without_its_lifespan_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_app_mounted_without_its_lifespan_reports_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with mounted(tmp_path, lifespan=False) as client:
         assert (await client.http.get("/api/v1/agents")).status_code == 500
     assert "mounted without its lifespan: enter `app.router.lifespan_context(app)`" in caplog.text

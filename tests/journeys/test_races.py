@@ -111,7 +111,7 @@ async def test_a_cancel_between_the_last_word_and_the_storing_finds_the_run_comp
         assert (await cancelling).json() == stored
 
 
-async def test_a_cancel_between_storing_and_saying_finds_the_run_completed(race: Race) -> None:
+async def test_a_cancel_between_storing_and_publishing_finds_the_run_completed(race: Race) -> None:
     finishing = race.store.hold("finish", "after")
     async with parties(race) as run:
         race.live.gates.release("end")
@@ -122,7 +122,7 @@ async def test_a_cancel_between_storing_and_saying_finds_the_run_completed(race:
         assert answer.json() == await run.agree("completed", "somemore")
 
 
-async def test_a_cancel_between_saying_and_forgetting_finds_the_run_completed(race: Race) -> None:
+async def test_a_cancel_between_publishing_and_deleting_the_record_finds_the_run_completed(race: Race) -> None:
     forgetting = race.store.hold("delete_record", "before")
     async with parties(race) as run:
         race.live.gates.release("end")
@@ -165,7 +165,7 @@ async def test_of_a_learnt_cancel_and_the_agents_last_word_the_first_counts(race
         assert (await cancelling).json() == stored
 
 
-async def test_two_cancels_at_once_both_get_the_message_as_kept(race: Race) -> None:
+async def test_two_concurrent_cancels_both_return_the_stored_message(race: Race) -> None:
     gates = [race.store.hold("cancel", "before"), race.store.hold("cancel", "before")]
     async with parties(race) as run:
         cancelling = [run.cancel(), run.cancel()]
@@ -179,7 +179,7 @@ async def test_two_cancels_at_once_both_get_the_message_as_kept(race: Race) -> N
             assert (answer.status_code, answer.json()) == (200, stored)
 
 
-async def test_cancelling_a_finished_run_answers_with_it_and_says_nothing(race: Race) -> None:
+async def test_cancelling_a_finished_run_returns_it_and_publishes_nothing(race: Race) -> None:
     async with parties(race, "say all") as run:
         stored = await run.agree("completed", "all")
         answer = await run.cancel()
@@ -214,7 +214,7 @@ def stubborn(monkeypatch: pytest.MonkeyPatch) -> Stubborn:
 
 
 @pytest.mark.parametrize("who", ["owner", "canceller"])
-async def test_an_agent_that_ignores_cancellation_is_ended_and_says_nothing_more(
+async def test_an_agent_that_ignores_cancellation_is_ended_and_publishes_nothing_more(
     who: str, tmp_path: Path, stubborn: Stubborn
 ) -> None:
     timing = Timing(agent_stop=0.2) if who == "owner" else Timing(agent_stop=1.0, cancel=0.2)
@@ -240,7 +240,7 @@ def _message_id(frame: Frame) -> object:
     return message["id"] if isinstance(message, dict) else None
 
 
-async def test_a_run_that_takes_too_long_fails_with_a_timeout_and_keeps_what_it_said(tmp_path: Path) -> None:
+async def test_a_run_that_takes_too_long_fails_with_a_timeout_and_stores_its_text(tmp_path: Path) -> None:
     async with live_server(tmp_path, run_seconds=0.3) as live:
         thread = await live.scripted_thread()
         answer = await live.post(thread, "say slow\nlookup tool\nhold for ever")
@@ -279,7 +279,7 @@ async def test_an_interrupting_post_cancels_the_run_and_is_answered(race: Race) 
 
 
 @pytest.mark.parametrize("winner", ["interrupter", "third"])
-async def test_of_an_interrupter_and_a_third_poster_one_wins_and_the_other_hears_who(race: Race, winner: str) -> None:
+async def test_of_an_interrupting_and_a_third_post_one_wins_and_the_other_gets_its_run(race: Race, winner: str) -> None:
     async with parties(race) as run:
         second = race.store.hold("claim", "before", skip=1)
         interrupting = asyncio.create_task(race.live.post(run.thread, "say A\nhold won", query="?if_busy=interrupt"))
@@ -305,7 +305,7 @@ async def test_of_an_interrupter_and_a_third_poster_one_wins_and_the_other_hears
         assert run.watching.view.shows(thread)
 
 
-async def test_of_two_interrupters_one_wins_and_the_other_hears_who(race: Race) -> None:
+async def test_of_two_interrupting_posts_one_wins_and_the_other_gets_its_run(race: Race) -> None:
     async with parties(race) as run:
         gates = [race.store.hold("claim", "before", skip=2), race.store.hold("claim", "before")]
         interrupting = [
@@ -410,7 +410,7 @@ DELETIONS: dict[str, tuple[str, When, str]] = {
 
 @pytest.mark.parametrize("point", DELETIONS)
 @pytest.mark.parametrize("form", ["json", "sse"])
-async def test_deleting_in_mid_run_stops_it_tells_the_watchers_and_leaves_nothing(
+async def test_deleting_a_thread_stops_its_run_notifies_watchers_and_leaves_nothing(
     race: Race, tmp_path: Path, point: str, form: Form
 ) -> None:
     verb, when, script = DELETIONS[point]
@@ -440,7 +440,7 @@ async def test_deleting_in_mid_run_stops_it_tells_the_watchers_and_leaves_nothin
         assert "event: run.completed" not in answer.text
 
 
-async def test_a_watcher_whose_thread_goes_while_it_takes_its_snapshot_hears_of_it(race: Race) -> None:
+async def test_a_watcher_whose_thread_is_deleted_during_its_snapshot_is_notified(race: Race) -> None:
     thread = await race.live.scripted_thread()
     reading = race.store.hold("read", "before", skip=1)
     watching = Watcher()
@@ -458,7 +458,7 @@ async def test_a_watcher_whose_thread_goes_while_it_takes_its_snapshot_hears_of_
 
 
 @pytest.mark.parametrize("point", [("finish", "after"), ("delete_record", "before")], ids=["unsaid", "unforgotten"])
-async def test_the_sweeper_says_what_a_dead_writer_stored_exactly_once_and_forgets_it(
+async def test_the_sweeper_publishes_once_what_a_dead_writer_stored_and_deletes_the_record(
     tmp_path: Path, point: tuple[str, When]
 ) -> None:
     async with critical(tmp_path, lease=0.5, timing=Timing(sweep=0.1)) as race:
@@ -474,7 +474,9 @@ async def test_the_sweeper_says_what_a_dead_writer_stored_exactly_once_and_forge
             await run.agree("completed", "somemore")
 
 
-async def test_a_restarted_server_says_what_a_dead_writer_stored_exactly_once_and_forgets_it(tmp_path: Path) -> None:
+async def test_a_restarted_server_publishes_once_what_a_dead_writer_stored_and_deletes_the_record(
+    tmp_path: Path,
+) -> None:
     async with critical(tmp_path) as race:
         death = race.store.hold("finish", "after")
         thread = await race.live.scripted_thread()
@@ -497,7 +499,7 @@ async def test_a_restarted_server_says_what_a_dead_writer_stored_exactly_once_an
 
 
 @pytest.mark.parametrize("key", ["k", "another"], ids=["its own retry", "another post"])
-async def test_whoever_posts_next_ends_the_run_of_a_dead_writer_and_goes_on(tmp_path: Path, key: str) -> None:
+async def test_the_next_post_ends_the_run_of_a_dead_writer_and_continues(tmp_path: Path, key: str) -> None:
     async with critical(tmp_path, lease=0.0) as race:
         thread = await race.live.scripted_thread()
         death = race.store.hold("finish", "before")
@@ -516,7 +518,7 @@ async def test_whoever_posts_next_ends_the_run_of_a_dead_writer_and_goes_on(tmp_
 # Two finishers: the owner, and another process that repairs
 
 
-async def test_a_repairer_that_is_first_ends_the_run_and_its_owner_says_nothing(race: Race) -> None:
+async def test_a_repair_that_is_first_ends_the_run_and_its_owner_publishes_nothing(race: Race) -> None:
     owner = race.store.hold("finish", "before")
     async with parties(race) as run:
         race.live.gates.release("end")
@@ -529,7 +531,7 @@ async def test_a_repairer_that_is_first_ends_the_run_and_its_owner_says_nothing(
         assert stored["metadata"]["run"]["error"]["code"] == "interrupted"
 
 
-async def test_a_repairer_that_is_overtaken_by_the_owner_says_nothing(race: Race) -> None:
+async def test_a_repair_that_is_overtaken_by_the_owner_publishes_nothing(race: Race) -> None:
     repairer = race.store.hold("finish", "before")
     async with parties(race) as run:
         record = await race.record(run.run)
@@ -544,7 +546,7 @@ async def test_a_repairer_that_is_overtaken_by_the_owner_says_nothing(race: Race
         await run.agree("completed", "somemore")
 
 
-async def test_a_repairer_between_the_owners_storing_and_saying_leaves_the_saying_to_the_owner(race: Race) -> None:
+async def test_a_repair_between_the_owners_storing_and_publishing_publishes_nothing(race: Race) -> None:
     owner = race.store.hold("finish", "after")
     async with parties(race) as run:
         record = await race.record(run.run)
@@ -556,7 +558,7 @@ async def test_a_repairer_between_the_owners_storing_and_saying_leaves_the_sayin
         await run.agree("completed", "somemore")
 
 
-async def test_of_two_repairers_one_says_the_end(race: Race) -> None:
+async def test_of_two_repairs_one_publishes_the_terminal_event(race: Race) -> None:
     async with parties(race) as run:
         record = await race.record(run.run)
         assert record
@@ -576,7 +578,7 @@ async def test_of_two_repairers_one_says_the_end(race: Race) -> None:
 # A server that stops
 
 
-async def test_a_claim_in_flight_when_the_server_stops_is_answered_and_kept_as_interrupted(race: Race) -> None:
+async def test_a_claim_in_progress_when_the_server_stops_is_stored_as_interrupted(race: Race) -> None:
     thread = await race.live.scripted_thread()
     claim = race.store.hold("claim", "after")
     posting = asyncio.create_task(race.live.post(thread, "hold for ever"))
@@ -589,7 +591,7 @@ async def test_a_claim_in_flight_when_the_server_stops_is_answered_and_kept_as_i
     await no_runs()
 
 
-async def test_a_stream_that_opens_while_the_server_stops_says_goodbye_at_once(race: Race) -> None:
+async def test_a_stream_that_opens_while_the_server_stops_is_closed_immediately(race: Race) -> None:
     thread = await race.live.scripted_thread()
     position = race.buffer(thread).entries[-1].position
     await race.live.app.state.drain()

@@ -51,7 +51,7 @@ def unhandled(lines: Lines) -> Any:
     logging.getLogger().removeHandler(lines)
 
 
-async def test_a_request_keeps_a_well_formed_id_and_gets_one_for_any_other(live: Live) -> None:
+async def test_a_well_formed_request_id_is_returned_and_any_other_replaced(live: Live) -> None:
     for path in ("/healthz", "/api/v1/agents", "/no/such/path"):
         response = await live.http.get(path, headers={"X-Request-Id": "trace-1:a/b"})
         assert response.headers["X-Request-Id"] == "trace-1:a/b"

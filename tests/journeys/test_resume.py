@@ -136,7 +136,7 @@ async def joined_everywhere(live: Live, thread: str, first: Watcher) -> dict[str
     return joined
 
 
-async def test_whoever_joins_at_any_event_of_a_run_gets_the_rest_byte_for_byte_and_sees_the_stored_thread(
+async def test_a_viewer_that_joins_at_any_event_gets_the_rest_byte_for_byte_and_the_stored_thread(
     live: Live,
 ) -> None:
     thread = await live.scripted_thread(mcp_servers=["demo"])

@@ -52,7 +52,7 @@ async def test_mcp_tools_are_repeatable_if_they_declare_themselves_read_only_or_
     assert all(retryable == free for retryable, free in found.values())
 
 
-async def test_no_call_is_made_before_the_store_knows_of_it(tmp_path: Path) -> None:
+async def test_no_tool_is_called_before_the_call_is_stored(tmp_path: Path) -> None:
     async with critical(tmp_path) as race:
         thread = await race.live.scripted_thread()
         checkpoint = race.store.hold("checkpoint", "before")

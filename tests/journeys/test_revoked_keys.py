@@ -107,7 +107,7 @@ async def test_idle_readers_with_a_revoked_key_are_ended_and_others_are_not(tmp_
         assert (await anext(staying)).event == "message.created"
 
 
-async def test_a_key_that_is_somebody_else_s_by_now_is_revoked_too(tmp_path: Path) -> None:
+async def test_a_key_that_now_belongs_to_another_user_is_revoked_too(tmp_path: Path) -> None:
     async with world(tmp_path, SOON) as there, socket(there.live.url, there.thread, key=SECRET) as connection:
         await there.revoke()
         other = await there.store.create_organization("Other")
@@ -115,7 +115,7 @@ async def test_a_key_that_is_somebody_else_s_by_now_is_revoked_too(tmp_path: Pat
         assert await closed(connection) == 4401
 
 
-async def test_a_database_that_is_away_ends_no_stream(tmp_path: Path) -> None:
+async def test_an_unreachable_database_ends_no_stream(tmp_path: Path) -> None:
     async with (
         world(tmp_path, SOON) as there,
         there.leaver.watching(there.thread) as watching,
@@ -150,7 +150,7 @@ async def test_frames_too_many_a_minute_are_refused_and_the_socket_lives(tmp_pat
         assert (await connection.receive())["type"] in ("pong", "error")
 
 
-async def test_a_socket_too_many_a_minute_is_told_to_come_back(tmp_path: Path) -> None:
+async def test_too_many_sockets_a_minute_are_closed_with_a_retryable_code(tmp_path: Path) -> None:
     async with world(tmp_path, limits=Limits(requests=5)) as there:
         codes = []
         for _ in range(12):

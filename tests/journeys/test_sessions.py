@@ -99,7 +99,7 @@ async def test_the_cookie_of_https_is_bound_to_the_host(
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site", None])
-async def test_another_sites_link_signs_nobody_in_until_they_confirm(
+async def test_a_link_on_another_site_signs_in_only_after_confirmation(
     live: Live, browser: httpx.AsyncClient, site: str | None
 ) -> None:
     await sign_in(browser)
@@ -117,7 +117,7 @@ async def test_another_sites_link_signs_nobody_in_until_they_confirm(
     assert dict(browser.cookies) != before
 
 
-async def test_an_image_signs_nobody_in(browser: httpx.AsyncClient) -> None:
+async def test_an_image_request_does_not_sign_in(browser: httpx.AsyncClient) -> None:
     response = await browser.get("/", params={"key": KEY}, headers={**TYPED, "Sec-Fetch-Dest": "image"})
     assert (response.status_code, "Set-Cookie" in response.headers) == (401, False)
 

@@ -18,7 +18,7 @@ THREADS = 6
 
 
 @pytest.mark.parametrize("seed", [1])
-async def test_after_random_traffic_every_viewer_holds_the_stored_thread_and_every_run_ended_once(
+async def test_after_random_traffic_every_viewer_has_the_stored_thread_and_every_run_ended_once(
     tmp_path: Path, seed: int
 ) -> None:
     rng = random.Random(seed)

@@ -31,7 +31,7 @@ async def test_messages_of_a_socket_are_stored_in_their_order(live: Live) -> Non
     assert [message["content"] for message in stored] == contents
 
 
-async def test_a_message_that_waits_for_another_holds_up_neither_a_cancel_nor_a_ping(live: Live) -> None:
+async def test_a_waiting_message_delays_neither_a_cancel_nor_a_ping(live: Live) -> None:
     thread = await live.scripted_thread()
     async with socket(live.url, thread) as connection:
         await connection.create("hold it\nsay done")

@@ -20,7 +20,7 @@ from tests.support.samples import WORKER, new_principal, started_thread, turn
 from tests.support.thread_view import status
 
 
-async def test_a_sweep_that_fails_is_told_and_the_next_one_repairs(
+async def test_a_sweep_that_fails_is_logged_and_the_next_one_repairs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with critical(tmp_path, lease=0.1, timing=Timing(sweep=0.05)) as race:
@@ -37,7 +37,7 @@ async def test_a_sweep_that_fails_is_told_and_the_next_one_repairs(
     assert "the sweep for orphaned runs failed" in caplog.text
 
 
-async def test_a_repaired_run_keeps_the_ids_of_its_calls_though_the_log_has_more_text(tmp_path: Path) -> None:
+async def test_a_repaired_run_has_the_ids_of_its_calls_although_the_log_has_more_text(tmp_path: Path) -> None:
     """Only checkpoints tell a call's id, only the log what was said since the last one."""
     async with critical(tmp_path, lease=0.0) as race:
         kept, death = race.store.hold("checkpoint", "after"), race.store.hold("finish", "before")

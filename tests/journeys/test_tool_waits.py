@@ -21,7 +21,7 @@ from tests.support.thread_view import View
 MUTE = Server(command="sh", args=["-c", "cat > /dev/null"])
 
 
-async def test_the_first_answer_does_not_wait_for_a_server_that_hangs(tmp_path: Path) -> None:
+async def test_the_first_answer_does_not_wait_for_a_hanging_tool_server(tmp_path: Path) -> None:
     file = mcp_file(tmp_path, {"mute": MUTE})
     async with live_server(tmp_path, kinds={"tells": Kind(tells)}, connect_tools=True, mcp_config=file) as live:
         thread = await live.thread((await live.agent(kind="tells", mcp_servers=["mute"]))["id"])
@@ -43,7 +43,7 @@ async def test_the_first_answer_does_not_wait_for_a_server_that_hangs(tmp_path: 
         assert "activity" not in (folded.run or {})
 
 
-async def test_a_run_that_is_cancelled_while_it_waits_keeps_no_activity(tmp_path: Path) -> None:
+async def test_a_run_that_is_cancelled_while_it_waits_has_no_activity_left(tmp_path: Path) -> None:
     file = mcp_file(tmp_path, {"mute": MUTE})
     async with live_server(tmp_path, kinds={"tells": Kind(tells)}, mcp_config=file) as live:
         thread = await live.thread((await live.agent(kind="tells", mcp_servers=["mute"]))["id"])

@@ -75,7 +75,7 @@ async def test_the_answer_is_the_stored_message(live: Live, door: type[Json]) ->
 
 
 @pytest.mark.parametrize("script", ["say half\nfail Too bad.", "say half\noverload Busy.", "say half\ncrash"])
-async def test_a_failed_run_keeps_what_was_said_and_frees_the_thread(live: Live, door: type[Json], script: str) -> None:
+async def test_a_failed_run_stores_its_text_and_releases_the_thread(live: Live, door: type[Json], script: str) -> None:
     thread = await live.scripted_thread()
     answer = await door(live, thread).ask(script)
     assert answer["content"] == "half"
@@ -84,7 +84,7 @@ async def test_a_failed_run_keeps_what_was_said_and_frees_the_thread(live: Live,
     assert (await door(live, thread).ask("say on"))["content"] == "on"
 
 
-async def test_the_same_key_never_asks_twice(live: Live, door: type[Json]) -> None:
+async def test_the_same_key_never_starts_two_runs(live: Live, door: type[Json]) -> None:
     thread = await live.scripted_thread()
     first = await door(live, thread).ask("say once", key="k")
     for other in (Json, Sse, WebSocket):
@@ -92,7 +92,7 @@ async def test_the_same_key_never_asks_twice(live: Live, door: type[Json]) -> No
     assert len((await live.get(thread))["messages"]) == 2
 
 
-async def test_retries_at_once_through_every_door_join_one_run(live: Live) -> None:
+async def test_concurrent_retries_over_every_transport_join_one_run(live: Live) -> None:
     thread = await live.scripted_thread()
     asking = [
         asyncio.create_task(door(live, thread).ask("hold go\nsay done", key="k")) for door in (Json, Sse, WebSocket)
@@ -184,7 +184,7 @@ async def test_a_busy_thread_refuses_a_second_message_by_frame_and_takes_it_with
         assert (await connection.until("run.completed"))[-1]["message"]["content"] == "second"
 
 
-async def test_the_close_codes_tell_why(live: Live) -> None:
+async def test_the_close_codes_state_the_reason(live: Live) -> None:
     thread = await live.scripted_thread()
     async with socket(live.url, thread, key=None) as connection:
         assert await connection.close_code() == 4401
@@ -227,14 +227,14 @@ async def test_an_event_stream_has_one_connection_header_at_most(live: Live, wan
         assert response.headers.get_list("connection") in ([], [wanted])
 
 
-async def test_a_stranger_finds_no_thread(live: Live) -> None:
+async def test_another_organization_finds_no_thread(live: Live) -> None:
     thread = await live.scripted_thread()
     stranger = Client(live.url, "no such key at all")
     assert (await stranger.http.get(thread)).status_code == 401
     await stranger.http.aclose()
 
 
-async def test_a_stop_says_goodbye_on_every_channel(live: Live) -> None:
+async def test_a_stop_closes_every_stream_so_that_clients_reconnect(live: Live) -> None:
     thread = await live.scripted_thread()
     async with live.http.stream("GET", f"{thread}/events") as watching, socket(live.url, thread) as connection:
         stream = watching.aiter_raw()

@@ -86,7 +86,7 @@ async def test_large_pages_wait_or_are_refused_while_small_requests_of_another_o
         await asyncio.wait(pages)
 
 
-async def test_what_waits_goes_on_once_the_others_are_gone(tmp_path: Path) -> None:
+async def test_waiting_work_continues_once_the_other_organization_is_idle(tmp_path: Path) -> None:
     async with two_organizations(tmp_path) as (live, other):
         thread = await large_thread(live)
         assert (await other.http.get("/api/v1/agents/default")).status_code == 200

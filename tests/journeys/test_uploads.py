@@ -60,7 +60,7 @@ async def test_an_upload_that_falls_silent_is_ended(tmp_path: Path) -> None:
         assert files_in(tmp_path) == []
 
 
-async def test_uploads_at_once_are_limited(tmp_path: Path) -> None:
+async def test_concurrent_uploads_are_limited(tmp_path: Path) -> None:
     async with live_server(tmp_path, limits=Limits(uploads=2)) as live:
         thread = await live.scripted_thread()
         async with unfinished(live.url, thread), unfinished(live.url, thread):

@@ -53,7 +53,7 @@ async def goodbye(response: httpx.Response) -> tuple[str, bytes]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-async def test_a_gentle_stop_answers_everybody_and_the_next_start_finds_it_all(
+async def test_a_graceful_stop_completes_every_request_and_the_next_start_finds_all_answers(
     tmp_path: Path, how: signal.Signals
 ) -> None:
     environment = {"CHAT_DRAIN_SECONDS": str(DRAIN_SECONDS), "TEST_GATES": str(tmp_path)}

@@ -23,7 +23,7 @@ def is_later(answer: httpx.Response) -> None:
 
 
 @pytest.mark.parametrize("table", ["keys", "threads"])
-async def test_a_watcher_without_a_database_is_told_to_come_back(tmp_path: Path, table: str) -> None:
+async def test_a_watcher_gets_a_retry_hint_while_the_database_is_unreachable(tmp_path: Path, table: str) -> None:
     async with live_server(tmp_path, timing=Timing(key_lookup=0.0)) as live:
         thread = await live.scripted_thread()
         with without(live.data_dir, table):
@@ -33,7 +33,7 @@ async def test_a_watcher_without_a_database_is_told_to_come_back(tmp_path: Path,
             assert (await anext(events)).event == "thread.snapshot"
 
 
-async def test_a_watcher_with_too_many_requests_is_told_to_come_back(tmp_path: Path) -> None:
+async def test_a_watcher_with_too_many_requests_gets_a_retry_hint(tmp_path: Path) -> None:
     async with live_server(tmp_path, limits=Limits(requests=4)) as live:
         thread = await live.scripted_thread()
         others = [await live.http.get(thread) for _ in range(9)]
@@ -41,7 +41,7 @@ async def test_a_watcher_with_too_many_requests_is_told_to_come_back(tmp_path: P
         is_later(await live.http.get(f"{thread}/events"))
 
 
-async def test_whoever_has_no_key_or_no_thread_is_told_so(live: Live) -> None:
+async def test_a_missing_key_or_thread_is_an_error_and_not_a_retry_hint(live: Live) -> None:
     thread = await live.scripted_thread()
     no_key = {"Authorization": "Bearer nonsense"}
     is_problem(await live.http.get(f"{thread}/events", headers=no_key), 401, "unauthenticated")

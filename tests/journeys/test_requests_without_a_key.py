@@ -28,7 +28,7 @@ async def live(tmp_path: Path) -> AsyncIterator[Live]:
         yield live
 
 
-async def test_wrong_keys_are_limited_per_address_and_valid_ones_keep_working(
+async def test_wrong_keys_are_limited_per_address_and_valid_ones_still_work(
     live: Live, caplog: pytest.LogCaptureFixture
 ) -> None:
     wrong = {"Authorization": "Bearer wrong"}

@@ -54,7 +54,7 @@ async def test_what_is_nested_too_deep_to_be_read_back_becomes_words(tmp_path: P
     assert second["arguments"] == second["result"] == nested(64)
 
 
-async def test_progress_is_not_kept_and_never_ends_an_answer(tmp_path: Path) -> None:
+async def test_progress_is_not_stored_and_never_ends_an_answer(tmp_path: Path) -> None:
     told, stored = await answer(tmp_path, chatty)
     assert told == stored
     assert told["content"] == "Done."
