@@ -41,7 +41,7 @@ PostDecision = Literal["replay", "retry", "store"]
 
 
 def next_timestamp(stamp: str, previous: str | None) -> str:
-    """Return `stamp`, or one millisecond after `previous` where `stamp` is not later. Both are made by `timestamp`."""
+    """Return `stamp`, or one millisecond after `previous` where `stamp` is not later (I7). `timestamp` makes both."""
     if previous is None or stamp > previous:
         return stamp
     return timestamp(datetime.fromisoformat(previous) + timedelta(milliseconds=1))

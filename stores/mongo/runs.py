@@ -93,7 +93,7 @@ class MongoRuns(MongoThreads):
             await self.db.runs.update_one(run, {"$set": {"cancelled": True}}, {"_id": 1})
 
     async def finish(self, principal: Principal, message: Message) -> Finished:
-        """The thread decides which run has it; the run's record is not read.
+        """The thread decides which run has it (I4); the run's record is not read.
 
         A finish without a response may have been done. So it is remembered in `_unconfirmed`, and when it is repeated
         and the message turns out to be stored by it (`by`, unlike that of any other finish), it has won, once.
@@ -134,7 +134,7 @@ class MongoRuns(MongoThreads):
 
     async def take_orphans(self, worker: str) -> list[RunRecord]:
         """Also deletes what belongs to deleted threads and has not been deleted yet."""
-        now = await self.db.now()
+        now = await self.db.now()  # I5
         for emptied in await self.db.threads.find({"sweep_at": {"$lte": now}}, limit=_CLEARED_PER_SWEEP):
             await self._clear(emptied)
         expired = await self.db.runs.find({"lease": {"$lte": now}}, {"_id": 1})

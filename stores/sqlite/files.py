@@ -20,7 +20,7 @@ class SQLiteFiles(SQLiteBase):
     @runs_in_writer
     def add_file(self, db: sqlite3.Connection, principal: Principal, file: StoredFile) -> None:
         thread_row(db, principal, file.thread_id)
-        if not cancel_removal(db, file.attachment.id):
+        if not cancel_removal(db, file.attachment.id):  # I10
             raise StoreUnavailable(f"storing attachment {file.attachment.id} took too long")
         db.execute(
             "INSERT INTO attachments (id, organization_id, size, body, thread_id) VALUES (?, ?, ?, ?, ?)",

@@ -96,7 +96,7 @@ class SQLiteRuns(SQLiteMessages):
     def finish(self, db: sqlite3.Connection, principal: Principal, message: Message) -> Finished:
         row = thread_row(db, principal, message.thread_id)
         stored = read_message(db, message.thread_id, message.id)
-        if row["running"] != message.id:
+        if row["running"] != message.id:  # I4
             return Finished(stored, won=False)
         message = replace(message, created_at=stored.created_at)
         db.execute("UPDATE messages SET body = ? WHERE id = ?", (msgspec.json.encode(message), message.id))
@@ -110,7 +110,7 @@ class SQLiteRuns(SQLiteMessages):
 
     @runs_in_writer
     def take_orphans(self, db: sqlite3.Connection, worker: str) -> list[RunRecord]:
-        rows = db.execute(
+        rows = db.execute(  # I5
             f"UPDATE runs SET worker = ?, lease = {NOW} + ? WHERE lease <= {NOW} RETURNING *", (worker, self.lease)
         ).fetchall()
         return [record for row in rows if (record := _build_record_or_log(row))]

@@ -1,4 +1,4 @@
-"""Feeds of logs in Redis: nothing that goes wrong in a reading ends them."""
+"""Feeds of logs in Redis: no failure of a reading ends them (I13)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from agent_chat.stores.redis.log import open_redis_log
 DATA = encode(LogOpened())
 
 
-async def test_a_message_that_cannot_be_taken_does_not_end_the_feed() -> None:
-    """It is read from the stream in its place."""
+async def test_a_message_that_cannot_be_decoded_does_not_end_the_feed() -> None:
+    """Its entry is read from the stream instead."""
     reading, go_on = asyncio.Event(), asyncio.Event()
 
     async def read(thread_id: str, position: str) -> list[Entry]:
@@ -38,7 +38,7 @@ async def test_a_message_that_cannot_be_taken_does_not_end_the_feed() -> None:
         await feed.close()
 
 
-async def test_a_log_can_be_closed_while_somebody_comes_to_read() -> None:
+async def test_a_log_can_be_closed_while_readers_join() -> None:
     log = await open_redis_log("redis://127.0.0.1:1")
     for _ in range(3):
         log.cursor(new_id(), "1-0")

@@ -1,4 +1,4 @@
-"""A Redis whose memory is full: logs that were silent for long give way, whatever its eviction policy is."""
+"""A Redis whose memory is full: logs that have been silent longest are deleted, whatever its eviction policy is."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def post(log: RedisLog, thread_id: str) -> None:
     await writer.flush()
 
 
-async def test_one_organizations_posts_do_not_silence_anothers_run(server: RedisServer) -> None:
+async def test_posts_of_one_organization_do_not_stop_the_run_of_another(server: RedisServer) -> None:
     log, watching = await open_redis_log(server.url), await open_redis_log(server.url)
     try:
         watched, threads = new_id(), [new_id() for _ in range(10)]
@@ -55,7 +55,7 @@ async def test_one_organizations_posts_do_not_silence_anothers_run(server: Redis
         await watching.close()
 
 
-async def test_readers_of_a_log_that_gave_way_get_a_gap_and_read_on(server: RedisServer) -> None:
+async def test_readers_of_a_deleted_log_get_a_gap_and_can_continue(server: RedisServer) -> None:
     log = await open_redis_log(server.url)
     try:
         silent = new_id()
@@ -72,8 +72,8 @@ async def test_readers_of_a_log_that_gave_way_get_a_gap_and_read_on(server: Redi
         await log.close()
 
 
-async def test_a_redis_that_others_have_filled_is_reported_and_loses_nothing_of_theirs(server: RedisServer) -> None:
-    """Nothing that is not a log of ours is deleted, however it is named."""
+async def test_keys_of_other_applications_are_not_deleted_from_a_full_redis(server: RedisServer) -> None:
+    """Only logs of this server are deleted, whatever other keys are named."""
     log = await open_redis_log(server.url)
     try:
         server.command("XADD", "chat:theirs", "*", "a", "b")

@@ -1,4 +1,4 @@
-"""The URL of Redis: what no connection takes is told when the log is opened, with the setting's name."""
+"""The URL of Redis: an option that no connection accepts is reported at the start, with the name of the setting."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from agent_chat.stores.open import Where, open_backends
         "http://127.0.0.1",
     ],
 )
-async def test_a_url_that_no_connection_takes_is_refused_in_one_line(tmp_path: Path, url: str) -> None:
-    with pytest.raises(ValueError, match=r"^CHAT_EVENTS_URL: this Redis URL is not understood: ") as told:
+async def test_a_url_that_no_connection_accepts_is_refused_in_one_line(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ValueError, match=r"^CHAT_EVENTS_URL: this Redis URL is not understood: ") as refused:
         async with open_backends(Where(tmp_path, events_url=url)):
             pass
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refused.value)

@@ -37,7 +37,7 @@ from agent_chat.stores.models import Message, new_id
 from agent_chat.stores.redis.log import RedisLog, open_redis_log
 from tests.support.flaky_log import FlakyLog
 from tests.support.proxy import LossyProxy
-from tests.support.samples import new_principal, new_thread, rest, say, turn
+from tests.support.samples import new_principal, new_thread, publish, rest, turn
 from tests.support.services import RedisServer, redis_process
 
 SEEDS = range(int(os.environ.get("CHAT_TEST_FAULT_SEEDS", "1")))
@@ -361,9 +361,9 @@ async def test_an_append_whose_answer_was_lost_appears_once(server: RedisServer)
             await writer.flush()
         assert [decode(entry.data) for entry in await rest(log, thread_id, start)] == events
         proxy.swallow_responses = 1
-        await say(log, thread_id, ThreadDeleted(thread_id))
+        await publish(log, thread_id, ThreadDeleted(thread_id))
         with pytest.raises(LogDeleted):
-            await say(log, thread_id, events[0])
+            await publish(log, thread_id, events[0])
         assert proxy.cuts >= 6
         await log.close()
 
@@ -373,7 +373,7 @@ async def test_a_first_append_whose_answer_was_lost_appears_once(server: RedisSe
         log = await open_redis_log(proxy.url)
         for thread_id in [new_id() for _ in range(5)]:
             proxy.swallow_responses = 1
-            await say(log, thread_id, ToolCallProgress("m", 0, 0, None, None))
+            await publish(log, thread_id, ToolCallProgress("m", 0, 0, None, None))
             assert await asyncio.to_thread(server.command, "XLEN", f"chat:{thread_id}") == b":2\r\n"
         await log.close()
 
@@ -469,6 +469,7 @@ async def test_writes_during_an_outage_of_redis_take_little_memory_and_every_fac
 async def test_no_call_waits_long_for_an_unreachable_redis(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
+    """I19."""
     for name in ("reads.READ_SECONDS", "log._CLOSE_SECONDS", "feed._PAGE_SECONDS"):
         monkeypatch.setattr(f"agent_chat.stores.redis.{name}", 0.4)
     log = await open_redis_log(server.url)

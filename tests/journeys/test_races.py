@@ -461,6 +461,7 @@ async def test_a_watcher_whose_thread_is_deleted_during_its_snapshot_is_notified
 async def test_the_sweeper_publishes_once_what_a_dead_writer_stored_and_deletes_the_record(
     tmp_path: Path, point: tuple[str, When]
 ) -> None:
+    """The terminal event is stored before it is published (I21), so another process can publish it."""
     async with critical(tmp_path, lease=0.5, timing=Timing(sweep=0.1)) as race:
         death = race.store.hold(*point)
         forgotten = race.store.hold("delete_record", "after")

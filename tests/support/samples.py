@@ -150,8 +150,8 @@ async def finished_run(store: Store, principal: Principal, thread_id: str, conte
     return finished.message
 
 
-async def say(log: EventLog, thread_id: str, *events: Event) -> None:
-    """Append these by a writer of their own, and see them in the log; deltas one by one, else they may be joined."""
+async def publish(log: EventLog, thread_id: str, *events: Event) -> None:
+    """Append the events with a writer of their own and wait until they are in the log; deltas one by one, unjoined."""
     writer = log.writer(thread_id)
     for event in events:
         writer.write(event)

@@ -1,4 +1,4 @@
-"""The reducer: whatever is said twice, late or in other pieces, the message comes out the same."""
+"""The reducer: the message is the same whatever events are repeated, late or cut differently (I22, I23)."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ def test_deltas_are_appended() -> None:
     assert content([delta(0, "He"), delta(2, "llo"), delta(5, "!")]) == "Hello!"
 
 
-def test_a_delta_applied_twice_does_no_harm() -> None:
+def test_applying_a_delta_twice_changes_nothing() -> None:
     assert content([delta(0, "He"), delta(0, "He"), delta(2, "llo"), delta(0, "He"), delta(2, "llo")]) == "Hello"
 
 
-def test_of_an_overlapping_delta_only_what_is_new_is_appended() -> None:
+def test_only_the_new_part_of_an_overlapping_delta_is_appended() -> None:
     assert content([delta(0, "Hel"), delta(1, "ello")]) == "Hello"
 
 
-def test_a_delta_behind_a_hole_is_not_applied() -> None:
+def test_a_delta_after_a_missing_one_is_not_applied() -> None:
     assert content([delta(0, "He"), delta(3, "lo")]) == "He"
 
 
-def test_what_follows_a_hole_is_applied_once_the_hole_is_filled() -> None:
+def test_what_follows_a_missing_delta_is_applied_after_it_arrives() -> None:
     assert content([delta(0, "He"), delta(3, "lo"), delta(2, "l"), delta(3, "lo")]) == "Hello"
 
 
@@ -72,7 +72,7 @@ def test_length_is_the_number_of_code_points_so_far() -> None:
     assert folding.length == len(folding.message().content) == 3
 
 
-def test_folding_goes_on_from_the_message_that_it_is_given() -> None:
+def test_fold_continues_the_message_that_it_is_given() -> None:
     base = replace(EMPTY, content="Hel", tool_calls=[ended(0).tool_call])
     folded = fold([delta(0, "He"), delta(2, "llo"), started(0), started(1)], base)
     assert folded.content == "Hello"
@@ -97,7 +97,7 @@ def test_a_completed_tool_call_is_never_reopened_or_replaced(again: Event) -> No
     assert fold([started(0), ended(0), again], EMPTY).tool_calls == [ended(0).tool_call]
 
 
-def test_a_tool_call_behind_a_hole_is_not_applied() -> None:
+def test_a_tool_call_after_a_missing_one_is_not_applied() -> None:
     assert fold([started(1), ended(1), ended(0)], EMPTY).tool_calls == []
 
 
@@ -111,7 +111,7 @@ def test_reasoning_progress_and_events_of_the_thread_change_nothing() -> None:
     assert fold(events, EMPTY) == fold(events[:1], EMPTY)
 
 
-def test_the_terminal_event_is_not_looked_into() -> None:
+def test_the_terminal_event_is_ignored() -> None:
     final = replace(EMPTY, content="something else").with_run(status="completed")
     assert fold([delta(0, "Hello"), RunCompleted(final)], EMPTY).content == "Hello"
 
@@ -129,7 +129,7 @@ CHECKPOINT = replace(EMPTY, content="Hello", tool_calls=[ended(0).tool_call, end
 )
 
 
-def test_what_a_checkpoint_knows_of_its_run_is_kept_though_the_log_tells_it_from_the_beginning() -> None:
+def test_what_a_checkpoint_knows_of_its_run_stays_though_the_log_begins_anew() -> None:
     events: list[Event] = [
         RunStarted(EMPTY),
         delta(0, "He"),
@@ -146,18 +146,18 @@ def test_what_a_checkpoint_knows_of_its_run_is_kept_though_the_log_tells_it_from
     assert surplus.run == {**(CHECKPOINT.run or {}), "tool_calls": [*PLACES, invented]}
 
 
-def test_a_log_that_ends_before_the_checkpoint_tells_no_places_of_calls_that_it_has_not() -> None:
+def test_a_log_that_ends_before_the_checkpoint_gives_no_places_of_later_calls() -> None:
     folded = fold([RunStarted(EMPTY), delta(0, "He"), started(0)], CHECKPOINT)
     assert (folded.content, len(folded.tool_calls)) == ("He", 1)
     assert (folded.run or {})["tool_calls"] == PLACES[:1]
 
 
-def test_what_a_snapshot_knows_of_the_run_is_kept_where_the_checkpoint_is_older() -> None:
+def test_what_a_snapshot_knows_of_the_run_is_added_to_an_older_checkpoint() -> None:
     folded = fold([MessageSnapshot(CHECKPOINT), delta(5, "!")], EMPTY.with_run(model=None))
     assert folded == replace(CHECKPOINT, content="Hello!")
 
 
-def test_fold_changes_neither_its_base_nor_what_it_gave_before() -> None:
+def test_fold_changes_neither_its_base_nor_messages_that_it_returned() -> None:
     base = replace(EMPTY, content="a")
     folding = Fold(base)
     early = folding.message()

@@ -1,4 +1,4 @@
-"""One budget for all logs of a process: what it counts is what they take, and who is not followed gives way first."""
+"""The budget of all logs of a process: it counts what they take, and evicts logs without readers first (I18)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fill(log: MemoryLog, thread_id: str, count: int = 3, size: int = 1000) -> No
         log.writer(thread_id).write(MessageDelta("m", number * size, "x" * size))
 
 
-async def test_what_is_counted_is_what_the_logs_take() -> None:
+async def test_the_budget_counts_what_the_logs_take() -> None:
     log = MemoryLog()
     gc.collect()
     tracemalloc.start()
@@ -58,7 +58,7 @@ async def test_what_is_counted_is_what_the_logs_take() -> None:
     assert log.budget.used == 0
 
 
-async def test_the_budget_holds_whatever_number_of_threads_is_written() -> None:
+async def test_the_budget_is_kept_for_any_number_of_threads() -> None:
     log = MemoryLog(budget=LogBudget(8 * MEGABYTE))
     threads = [new_id() for _ in range(40)]
     for number in range(160):
@@ -69,7 +69,7 @@ async def test_the_budget_holds_whatever_number_of_threads_is_written() -> None:
     await log.close()
 
 
-async def test_logs_that_are_followed_give_way_last_and_their_readers_miss_nothing() -> None:
+async def test_logs_with_readers_are_evicted_last_and_their_readers_miss_nothing() -> None:
     log = MemoryLog(budget=LogBudget(MEGABYTE))
     followed, earlier = new_id(), new_id()
     start = await log.tail(followed)
@@ -85,12 +85,12 @@ async def test_logs_that_are_followed_give_way_last_and_their_readers_miss_nothi
         await rest(log, earlier, begin)
     fill(log, followed, 1, 2 * MEGABYTE)
     [entry] = await cursor.next()
-    assert len(entry.data) > 2 * MEGABYTE, "one entry larger than the budget still reaches who reads at the end"
+    assert len(entry.data) > 2 * MEGABYTE, "one entry larger than the budget still reaches a reader at the end"
     cursor.close()
     await log.close()
 
 
-async def test_a_reader_behind_what_gave_way_gets_a_gap_and_one_at_the_end_goes_on() -> None:
+async def test_after_an_eviction_a_reader_behind_gets_a_gap_and_a_reader_at_the_end_continues() -> None:
     log = MemoryLog(budget=LogBudget(MEGABYTE))
     thread_id = new_id()
     start = await log.tail(thread_id)
@@ -105,8 +105,8 @@ async def test_a_reader_behind_what_gave_way_gets_a_gap_and_one_at_the_end_goes_
     await log.close()
 
 
-async def test_a_run_whose_log_gave_way_publishes_its_whole_message() -> None:
-    """A reader who comes then has the last checkpoint, and no entry that closes the gap to the next delta."""
+async def test_a_run_whose_log_was_evicted_publishes_its_whole_message() -> None:
+    """A reader that joins then has the last checkpoint, and no entry between that and the next delta (I15)."""
     log = MemoryLog()
     _, answer = turn("t")
     folding = Fold(answer)
@@ -127,7 +127,7 @@ async def test_a_run_whose_log_gave_way_publishes_its_whole_message() -> None:
     assert log.budget.evictions == 1
     position = await log.tail("t")
     late = fold(await read_run_events(log, "t", answer.id, position), onto=answer)
-    assert len(late.content) < folding.length, "the log gave way"
+    assert len(late.content) < folding.length, "entries were evicted"
     log.budget.limit *= 2
     late_reader = log.cursor("t", position)
     for word in ("more ", "and ", "more"):
@@ -135,7 +135,7 @@ async def test_a_run_whose_log_gave_way_publishes_its_whole_message() -> None:
     news = await late_reader.next()
     assert [entry.type for entry in news] == ["message.snapshot", "message.delta", "message.delta"]
     assert fold([decode(entry.data) for entry in news], onto=late) == folding.message()
-    assert await follower.next() == news, "who reads at the end goes on"
+    assert await follower.next() == news, "a reader at the end continues"
     await log.close()
 
 
