@@ -309,6 +309,7 @@ async def _side_by_side(live: Live, by: Interrupt, interrupt: Callable[[str, int
 
 
 @pytest.mark.parametrize("ending", ["cut", "end", "stall", "garbage", "overloaded_error"])
+@pytest.mark.slow
 async def test_a_stream_that_breaks_at_any_event_leaves_a_thread_that_goes_on(
     live: Live, service: StandIn, ending: str
 ) -> None:
@@ -323,6 +324,7 @@ async def test_a_stream_that_breaks_at_any_event_leaves_a_thread_that_goes_on(
     assert service.refused == []
 
 
+@pytest.mark.slow
 async def test_a_run_that_is_cancelled_at_any_event_leaves_a_thread_that_goes_on(live: Live, service: StandIn) -> None:
     gates = {event: Gate() for event in EVENTS}
 

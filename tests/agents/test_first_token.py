@@ -15,6 +15,7 @@ TRIES = 6
 """The smallest of so many medians counts: other processes on the machine only add to it."""
 
 
+@pytest.mark.slow
 async def test_the_server_adds_less_than_fifteen_milliseconds_to_the_first_token(tmp_path: Path) -> None:
     added = []
     async with serving(tmp_path, CHAT_MCP_CONFIG=str(mcp_file(tmp_path, {"raw": raw()}))) as (server, model_url):

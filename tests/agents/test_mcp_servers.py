@@ -97,6 +97,7 @@ async def asked(live: Live, thread: str, words: str) -> dict[str, Any]:
     return dict(answer.json())
 
 
+@pytest.mark.slow
 async def test_two_agents_with_different_servers_work_at_once(
     tmp_path: Path, service: StandIn, claude: Claude, http: Http
 ) -> None:
@@ -215,6 +216,7 @@ async def test_connections_are_not_made_again_for_every_message(
         assert children() <= before
 
 
+@pytest.mark.slow
 async def test_fifty_runs_at_once_share_one_pooled_server(tmp_path: Path, service: StandIn, claude: Claude) -> None:
     async with claude_server(tmp_path, service, claude, {"raw": raw()}) as live:
         service.otherwise = lambda request: (
@@ -230,6 +232,7 @@ async def test_fifty_runs_at_once_share_one_pooled_server(tmp_path: Path, servic
     assert service.refused == []
 
 
+@pytest.mark.slow
 async def test_a_server_killed_in_mid_call_costs_that_call_and_comes_back(
     tmp_path: Path, service: StandIn, claude: Claude, http: Http, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +266,7 @@ async def test_a_server_killed_in_mid_call_costs_that_call_and_comes_back(
     assert service.refused == []
 
 
+@pytest.mark.slow
 async def test_a_stdio_server_killed_in_mid_run_comes_back(tmp_path: Path, service: StandIn, claude: Claude) -> None:
     async with claude_server(tmp_path, service, claude, {"time": TIME}) as live:
         thread = await live.thread()
@@ -276,6 +280,7 @@ async def test_a_stdio_server_killed_in_mid_run_comes_back(tmp_path: Path, servi
             await until(lambda: children() <= before)
 
 
+@pytest.mark.slow
 async def test_two_hundred_runs_leave_nothing_behind(tmp_path: Path, service: StandIn, claude: Claude) -> None:
     asking = says(text("I look. "), use("echo", {"text": "a"}), use("nothing", {}))
     async with claude_server(tmp_path, service, claude, {"raw": raw()}) as live:
@@ -317,6 +322,7 @@ async def test_a_connection_that_nobody_uses_is_closed_and_made_again(monkeypatc
     assert held() == before
 
 
+@pytest.mark.slow
 async def test_a_call_that_takes_longer_than_a_connection_may_idle_is_not_cut(
     monkeypatch: pytest.MonkeyPatch, http: Http
 ) -> None:
@@ -330,6 +336,7 @@ async def test_a_call_that_takes_longer_than_a_connection_may_idle_is_not_cut(
         await http.ended()
 
 
+@pytest.mark.slow
 async def test_more_than_a_hundred_calls_at_once_reach_one_http_server(http: Http) -> None:
     uses = [ToolUse(str(number), "meet", {"guests": 120}) for number in range(120)]
     async with pool(http=http.config) as connections, asyncio.timeout(30):

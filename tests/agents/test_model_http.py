@@ -16,6 +16,7 @@ from tests.support.anthropic_api import StandIn, serving
 from tests.support.claude_runs import answer, streams_at_once
 
 
+@pytest.mark.slow
 async def test_a_hundred_and_fifty_streams_are_open_at_the_same_time(service: StandIn) -> None:
     await streams_at_once(service, 150)
 

@@ -172,6 +172,7 @@ async def test_markdown_makes_no_link_or_image_of_an_unsafe_url(renderer: Render
     assert "src=" not in html.replace("&lt;img src=", "")
 
 
+@pytest.mark.slow
 async def test_a_megabyte_of_ordinary_text_is_rendered(renderer: Renderer) -> None:
     html = await renderer.render_markdown(ORG, MEGABYTE)
     assert html.startswith('<p dir="auto">An <em>ordinary</em> sentence')
@@ -179,6 +180,7 @@ async def test_a_megabyte_of_ordinary_text_is_rendered(renderer: Renderer) -> No
     assert await renderer.sanitize(ORG, html) == html
 
 
+@pytest.mark.slow
 async def test_a_text_that_takes_too_long_is_escaped_and_the_loop_never_waits_for_it(hasty: Renderer) -> None:
     await started(hasty)
     begun = time.monotonic()
@@ -201,6 +203,7 @@ async def test_deep_nesting_harms_nobody(renderer: Renderer, content: str) -> No
         assert len(await renderer.render_markdown(ORG, content)) <= 8 * len(content)
 
 
+@pytest.mark.slow
 async def test_html_that_grows_too_much_is_given_up(renderer: Renderer) -> None:
     table = "|a" * 200 + "\n" + "|-" * 200 + "\n" + "|\n" * 300
     assert await renderer.render_markdown(ORG, table) == f"<pre>{table}</pre>"
@@ -220,6 +223,7 @@ async def test_large_texts_of_one_organization_get_their_own_html(renderer: Rend
     assert [html.removeprefix('<p dir="auto">')[0] for html in htmls] == ["0", "1", "2"]
 
 
+@pytest.mark.slow
 async def test_a_text_whose_worker_is_killed_is_rendered_by_another(renderer: Renderer) -> None:
     killed = await started(renderer)
     task = asyncio.create_task(renderer.render_markdown(ORG, LARGE * 8))
@@ -254,6 +258,7 @@ async def test_closing_leaves_no_process(renderer: Renderer, busy: bool) -> None
 
 
 @pytest.mark.parametrize("divs", [0, 10_000, 50_000], ids=["idle", "busy", "busy for long"])
+@pytest.mark.slow
 async def test_no_worker_outlives_a_server_that_was_killed(divs: int) -> None:
     server = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", SERVER.replace("DIVS", str(divs))),
@@ -347,6 +352,7 @@ async def test_a_clients_html_has_no_form_and_no_id(renderer: Renderer, given: s
 
 
 @pytest.mark.parametrize("unit", ["https://a.example/b?c=d ", "https://a.example\n", "- [ ] a\n", "a[^1] "])
+@pytest.mark.slow
 async def test_many_urls_tasks_and_footnotes_cost_no_more_each(unit: str) -> None:
     """The plugins that were refused took 16 times as long for four times the text."""
 
@@ -381,6 +387,7 @@ async def stall(render: Callable[[str, str], Awaitable[str]], text: str) -> floa
     return min(worst)
 
 
+@pytest.mark.slow
 async def test_no_text_holds_up_the_event_loop(hasty: Renderer) -> None:
     await started(hasty)
     texts = [(longest_cheap(unit, True), True) for unit in UNITS]

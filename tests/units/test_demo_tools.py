@@ -103,6 +103,7 @@ async def test_a_slow_task_has_bounds(tools: Toolbox) -> None:
     assert (await call(tools, "slow_task", {"steps": 0})).error
 
 
+@pytest.mark.slow
 def test_the_process_writes_only_protocol_and_ends_with_its_stdin() -> None:
     request = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping"})
     done = subprocess.run(

@@ -327,6 +327,7 @@ async def test_a_zip_bomb_in_a_docx_is_refused(shared: Extractor, tmp_path: Path
     assert found == Extracted(DOCX, "failed", error="The file unpacks to more than can be read.")
 
 
+@pytest.mark.slow
 async def test_a_bomb_that_lies_about_its_size_costs_one_worker_at_most(extractor: Extractor, tmp_path: Path) -> None:
     bomb = docx(tmp_path / "bomb.docx", (b"<w:p/>" * 200_000 for _ in range(90)))
     with zipfile.ZipFile(bomb) as archive:
@@ -366,6 +367,7 @@ async def test_a_text_of_exactly_the_limit_is_not_cut(shared: Extractor, make: M
     assert (len(more.text), more.truncated, more.text[-1]) == (TEXT_CHARS, True, "😀")
 
 
+@pytest.mark.slow
 async def test_a_document_that_takes_too_much_memory_fails_alone(heavy: Path) -> None:
     extractor = Extractor(workers=1, limits=replace(LIMITS, memory_bytes=512 * 2**20))
     found = await extractor.extract(ORG, heavy, "heavy.docx", None)
@@ -374,6 +376,7 @@ async def test_a_document_that_takes_too_much_memory_fails_alone(heavy: Path) ->
     await extractor.close()
 
 
+@pytest.mark.slow
 async def test_a_document_that_takes_too_much_cpu_fails_alone(heavy: Path) -> None:
     extractor = Extractor(workers=1, document_seconds=CPU_SECONDS)
     found = await extractor.extract(ORG, heavy, "heavy.docx", None)
