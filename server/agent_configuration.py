@@ -85,5 +85,5 @@ class AgentConfiguration:
         organization = await self._directory.find_organization(who.organization_id)
         for index, name in enumerate(names):
             server = self._servers.get(name)
-            if server is None or not server.serves(who.organization_id, organization.name if organization else None):
+            if server is None or not server.allows(who.organization_id, organization.name if organization else None):
                 raise InvalidRequest(f"mcp_servers[{index}]", f"The operator configured no MCP server {name!r}.")

@@ -121,7 +121,7 @@ def create_app(
         timing: the time constants; tests pass shorter ones.
         connect_tools: connect to the MCP servers at start instead of when they are first needed.
 
-    Raises: BadServers, BadBlobsURL for settings that cannot be used.
+    Raises: InvalidMcpFile, BadBlobsURL for settings that cannot be used.
 
     While it runs, `app.state.own_key` is the server's own key, if it has one, and `app.state.drain` ends it gently,
     waiting for `app.state.running()` runs; `app.state.failure` is why it could not start.

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import click
 from msgspec.structs import replace
 
-from agent_chat.agents.mcp.config import BadServers, read_servers
+from agent_chat.agents.mcp.config import InvalidMcpFile, read_servers
 from agent_chat.server.app import create_app, default_kind
 from agent_chat.server.files.worker_process import hide_process
 from agent_chat.server.http.connections import ConnectionLimits, connections_for, raise_file_limit
@@ -51,7 +51,7 @@ def serve() -> None:
         for sentence in unknown():
             logger.warning(sentence)
         app = create_app(replace(settings, hosts=settings.hosts or default_hosts(settings.host)))
-    except (BadSetting, BadServers, DataFolderUnusable) as error:
+    except (BadSetting, InvalidMcpFile, DataFolderUnusable) as error:
         _stop(_line(error))
     except BadBlobsURL as error:
         _stop(f"CHAT_BLOBS_URL {error}")
@@ -174,7 +174,7 @@ def _in_store(work: Callable[[Store], Awaitable[R]]) -> R:
 
     try:
         return asyncio.run(run())
-    except (BadSetting, BadServers, StoreError, ValueError) as error:
+    except (BadSetting, InvalidMcpFile, StoreError, ValueError) as error:
         _stop(_line(error, settings))
 
 
@@ -190,7 +190,7 @@ def _loaded() -> Settings:
 def _line(error: Exception, settings: Settings | None = None) -> str:
     """The error as one line, which names the setting even if the error does not."""
     line = " ".join(str(error).split())
-    if isinstance(error, BadServers):
+    if isinstance(error, InvalidMcpFile):
         return line if line.startswith("CHAT_MCP_CONFIG") else f"CHAT_MCP_CONFIG: {line}"
     if isinstance(error, StoreUnavailable) and settings is not None and settings.database_url is not None:
         return f"CHAT_DATABASE_URL: {line}"

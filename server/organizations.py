@@ -41,7 +41,7 @@ async def member(
             kind=kind,
             model=model,
             instructions="",
-            mcp_servers=[each for each, server in servers.items() if server.serves(found.id, found.name)],
+            mcp_servers=[each for each, server in servers.items() if server.allows(found.id, found.name)],
             tools=None,
             max_tokens=None,
             is_default=False,

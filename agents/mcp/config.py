@@ -1,7 +1,7 @@
-"""The operator's MCP file: which servers there are, how they are reached, and what agents may use of them.
+"""The operator's MCP file: the configured servers, how to reach them, and what agents may use of them.
 
-The form is the usual `{"mcpServers": {name: {…}}}`. Nobody can start a process or name a URL through the API: agents
-only list names from here.
+The format is the common `{"mcpServers": {name: {…}}}`. API clients cannot start a process or set a URL: agents only
+list names from this file.
 """
 
 from __future__ import annotations
@@ -14,15 +14,20 @@ from pathlib import Path
 import msgspec
 
 
-class BadServers(Exception):
-    """The operator's MCP file can't be used; the message is one sentence that names what is wrong."""
+class InvalidMcpFile(Exception):
+    """The operator's MCP file is unreadable or invalid. The message is one sentence that names the problem."""
 
 
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One entry of `mcpServers`: `command` (stdio) or `url` (streamable HTTP).
 
-    `timeout` is seconds per call; `tools` are the names allowed, None for all; `organizations` are the names or ids of
-    those that may use it, None for all. An unknown key is refused: a misspelt `tools` would allow everything.
+    Unknown keys are rejected: a misspelt `tools` would allow every tool.
+
+    Attributes:
+        timeout: seconds for one call.
+        tools: the names of the allowed tools. None: all tools.
+        organizations: the names or ids of the organizations that may use the server. None: all organizations.
+        type: "stdio" with `command`, "http" or "streamable-http" with `url`. Files written for other clients have it.
     """
 
     command: str | None = None
@@ -44,20 +49,20 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not 0 < self.timeout <= 3600:
             raise ValueError("its `timeout` must be more than 0 and at most 3600 seconds")
         if self.type not in (None, *(("stdio",) if self.command else ("http", "streamable-http", "streamableHttp"))):
-            raise ValueError(f"its `type` {self.type!r} does not go with it (stdio with a command, http with a url)")
+            raise ValueError(f"its `type` {self.type!r} must be stdio with a `command` and http with a `url`")
 
-    def serves(self, organization_id: str, name: str | None) -> bool:
-        """Whether the organization with this id and name may use it."""
+    def allows(self, organization_id: str, name: str | None) -> bool:
+        """Whether the organization with this id and name may use the server."""
         return self.organizations is None or not {organization_id, name}.isdisjoint(self.organizations)
 
 
 def read_servers(path: Path | None, environ: Mapping[str, str]) -> dict[str, Server]:
-    """Read the operator's `{"mcpServers": {name: …}}`; without a file, the one server `demo` of the bundled tools.
+    """Read the configured servers by name. Without a file: the server `demo` with the bundled tools.
 
-    `${NAME}` and `${NAME:-default}` in any string value are taken from `environ`.
+    `${NAME}` and `${NAME:-default}` in string values are replaced by variables of `environ`.
 
     Raises:
-        BadServers: the file can't be read, or something in it is wrong.
+        InvalidMcpFile: the file is unreadable or invalid, or a variable is not set.
     """
     if path is None:
         root = str(Path(__file__).parents[__name__.count(".")])
@@ -65,36 +70,40 @@ def read_servers(path: Path | None, environ: Mapping[str, str]) -> dict[str, Ser
     try:
         document = msgspec.json.decode(path.read_bytes())
     except OSError as error:
-        raise BadServers(f"The MCP file {path} can't be read: {error.strerror}.") from None
+        raise InvalidMcpFile(f"The MCP file {path} cannot be read: {error.strerror}.") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadServers(f"The MCP file {path} is no JSON: {error}.") from None
+        raise InvalidMcpFile(f"The MCP file {path} is not valid JSON: {error}.") from None
     entries = document.get("mcpServers") if isinstance(document, dict) else None
     if not isinstance(entries, dict):
-        raise BadServers(f'The MCP file {path} must be an object with "mcpServers", an object of servers by name.')
-    return {name: _server(path, name, entry, environ) for name, entry in entries.items()}
+        raise InvalidMcpFile(
+            f'The MCP file {path} must be an object with the key "mcpServers", an object of servers by name.'
+        )
+    return {name: _parse_server(path, name, entry, environ) for name, entry in entries.items()}
 
 
-def _server(path: Path, name: str, entry: object, environ: Mapping[str, str]) -> Server:
+def _parse_server(path: Path, name: str, entry: object, environ: Mapping[str, str]) -> Server:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
-        raise BadServers(f"In the MCP file {path}, the server name {name!r} is more than letters, digits, - and _.")
+        raise InvalidMcpFile(
+            f"In the MCP file {path}, the server name {name!r} is invalid: use 1 to 64 letters, digits, - and _."
+        )
     try:
-        return msgspec.convert(_expanded(entry, environ), Server)
+        return msgspec.convert(_expand_variables(entry, environ), Server)
     except (msgspec.ValidationError, ValueError) as error:
-        raise BadServers(f"In the MCP file {path}, the server {name!r} is wrong: {error}.") from None
+        raise InvalidMcpFile(f"In the MCP file {path}, the server {name!r} is invalid: {error}.") from None
 
 
-def _expanded(value: object, environ: Mapping[str, str]) -> object:
-    def variable(match: re.Match[str]) -> str:
-        found = environ.get(match[1], match[2])
-        if found is None:
+def _expand_variables(value: object, environ: Mapping[str, str]) -> object:
+    def look_up(match: re.Match[str]) -> str:
+        variable = environ.get(match[1], match[2])
+        if variable is None:
             raise ValueError(f"the environment variable {match[1]} is not set")
-        return found
+        return variable
 
     match value:
         case str():
-            return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", variable, value)
+            return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", look_up, value)
         case list():
-            return [_expanded(each, environ) for each in value]
+            return [_expand_variables(each, environ) for each in value]
         case dict():
-            return {key: _expanded(each, environ) for key, each in value.items()}
+            return {key: _expand_variables(each, environ) for key, each in value.items()}
     return value

@@ -32,7 +32,7 @@ from mcp.types import (
     ToolListChangedNotification,
 )
 
-from agent_chat.agents.mcp.bounds import MESSAGE_BYTES, TOO_LARGE, TOO_LARGE_WORDS
+from agent_chat.agents.mcp.bounds import MESSAGE_BYTES, TOO_LARGE_CODE, TOO_LARGE_MESSAGE
 from agent_chat.agents.mcp.config import Server
 from agent_chat.agents.mcp.tools import Listed, list_tools
 from agent_chat.agents.mcp.transport import open_transport
@@ -184,7 +184,7 @@ class Connection:
 
     def _failure_of(self, error: MCPError) -> Exception:
         """What a call that failed with the SDK's error raises."""
-        if error.code == TOO_LARGE or TOO_LARGE_WORDS in error.message or "event exceeded the" in error.message:
+        if error.code == TOO_LARGE_CODE or TOO_LARGE_MESSAGE in error.message or "event exceeded the" in error.message:
             self._answered = True
             return CallFailed(f"The server's response was larger than {MESSAGE_BYTES // 2**20} MB and was dropped.")
         if error.code == CONNECTION_CLOSED:

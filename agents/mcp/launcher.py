@@ -1,8 +1,9 @@
-"""Start an MCP server so that it is killed when the chat server dies: `mcp_launcher.py PARENT COMMAND [ARGUMENT …]`.
+"""Start an MCP server that is killed when the chat server dies: `launcher.py PARENT_PID COMMAND [ARGUMENT …]`.
 
-A script of its own, run by a bare interpreter that then becomes the command. `preexec_fn` was refused: it runs Python
-in a fork of a process with threads. The kernel sends the signal when the *thread* that forked ends; the chat server
-forks in the thread of its event loop. What the command itself starts is not covered: it sees its stdin closed.
+A script of its own, run by a bare interpreter, which then executes the command in its place. `preexec_fn` was refused:
+it runs Python code in a fork of a process with threads. The kernel sends the signal when the *thread* that forked ends;
+the chat server forks in the thread of its event loop. Processes that the command starts are not covered: they only
+see their stdin closed.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def main(parent: int, command: list[str]) -> None:
-    """Become the command, unless the parent is gone already."""
+def main(parent_pid: int, command: list[str]) -> None:
+    """Replace this process with the command, unless the parent process has died."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() == parent:  # else it died before the line above
+    if os.getppid() == parent_pid:  # a parent that died before prctl sends no signal
         os.execvp(command[0], command)
 
 

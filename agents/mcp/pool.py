@@ -77,7 +77,7 @@ class Pool:
         if slot.server.organizations is None:
             return True
         name = await self._organization_name(who.organization_id)
-        return slot.server.serves(who.organization_id, name)
+        return slot.server.allows(who.organization_id, name)
 
     async def close(self) -> None:
         """End all connections and their processes; open calls end with an error. Takes at most about 10 s."""

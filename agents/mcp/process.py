@@ -26,7 +26,7 @@ from mcp.os.posix.utilities import terminate_posix_process_tree
 from mcp.shared.message import SessionMessage
 from mcp.types import ErrorData, JSONRPCError, jsonrpc_message_adapter
 
-from agent_chat.agents.mcp.bounds import MESSAGE_BYTES, TOO_LARGE, Rate
+from agent_chat.agents.mcp.bounds import MESSAGE_BYTES, TOO_LARGE_CODE, TokenBucket
 from agent_chat.agents.mcp.config import Server
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _parsed(name: str, line: bytes | OversizedLine) -> SessionMessage | None:
         _log.warning("MCP server %s: a message of more than %d bytes was dropped", name, MESSAGE_BYTES)
         if (call := line.response_id) is None:
             return None
-        return SessionMessage(JSONRPCError(jsonrpc="2.0", id=call, error=ErrorData(code=TOO_LARGE, message="")))
+        return SessionMessage(JSONRPCError(jsonrpc="2.0", id=call, error=ErrorData(code=TOO_LARGE_CODE, message="")))
     try:
         return SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False))
     except ValueError:
@@ -184,7 +184,7 @@ async def _write(stdin: ByteSendStream, line: str) -> None:
 async def _log_stderr(name: str, process: Process) -> None:
     """Log each line with the server's name; a flood is counted and not logged."""
     assert process.stderr is not None
-    rate, dropped = Rate(STDERR_LINES_PER_SECOND), 0
+    rate, dropped = TokenBucket(STDERR_LINES_PER_SECOND), 0
     with suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
         async for line in split_lines(process.stderr, STDERR_CHARACTERS):
             if not rate.take():

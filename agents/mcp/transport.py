@@ -16,7 +16,7 @@ import httpx2
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
 
-from agent_chat.agents.mcp.bounds import MESSAGE_BYTES, BoundedTransport, Rate
+from agent_chat.agents.mcp.bounds import MESSAGE_BYTES, BoundedTransport, TokenBucket
 from agent_chat.agents.mcp.config import Server
 from agent_chat.agents.mcp.process import stdio_streams
 from agent_chat.agents.mcp.tools import repaired
@@ -44,7 +44,7 @@ class Incoming:
     def __init__(self, stream: ReadStream[SessionMessage | Exception], ended: Callable[[], None]) -> None:
         self._stream = stream
         self._ended = ended
-        self._unasked = Rate(UNASKED_PER_SECOND)
+        self._unasked = TokenBucket(UNASKED_PER_SECOND)
         self._dropped = 0
 
     async def receive(self) -> SessionMessage | Exception:

@@ -13,7 +13,7 @@ import pytest
 
 from agent_chat.agents import ToolCompleted, ToolProgress, ToolStarted, ToolUse
 from agent_chat.agents.mcp import connection as mcp_connection
-from agent_chat.agents.mcp.config import BadServers, Server, read_servers
+from agent_chat.agents.mcp.config import InvalidMcpFile, Server, read_servers
 from agent_chat.agents.mcp.pool import Pool
 from agent_chat.agents.mcp.results import RESULT_BYTES
 from agent_chat.stores.models import JSONObject
@@ -392,10 +392,10 @@ def test_a_server_may_be_an_address_with_headers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ([], '"mcpServers"'),
         ({"mcpServers": {"a b": {"command": "x"}}}, "the server name 'a b'"),
-        ({"mcpServers": {"a": {}}}, "the server 'a' is wrong: it needs either a `command` or a `url`"),
+        ({"mcpServers": {"a": {}}}, "the server 'a' is invalid: it needs either a `command` or a `url`"),
         ({"mcpServers": {"a": {"command": "x", "url": "http://x"}}}, "either a `command` or a `url`"),
         ({"mcpServers": {"a": {"url": "file:///x"}}}, "its `url` must begin with http"),
         ({"mcpServers": {"a": {"command": "${NO}"}}}, "the environment variable NO is not set"),
@@ -407,7 +407,7 @@ def test_a_server_may_be_an_address_with_headers(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_file_is_refused_in_one_sentence(tmp_path: Path, content: object, words: str) -> None:
-    with pytest.raises(BadServers) as refused:
+    with pytest.raises(InvalidMcpFile) as refused:
         read_servers(write(tmp_path, content), {})
     assert words in str(refused.value)
     assert str(refused.value).endswith(".")
@@ -415,5 +415,5 @@ def test_a_bad_file_is_refused_in_one_sentence(tmp_path: Path, content: object, 
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadServers, match="No such file"):
+    with pytest.raises(InvalidMcpFile, match="No such file"):
         read_servers(tmp_path / "none.json", {})

@@ -19,7 +19,7 @@ from mcp.shared.message import SessionMessage
 from mcp.types import JSONRPCNotification
 
 from agent_chat.agents import Toolbox, ToolCompleted, ToolUse
-from agent_chat.agents.mcp.bounds import MESSAGE_BYTES, BoundedTransport, TooLarge
+from agent_chat.agents.mcp.bounds import MESSAGE_BYTES, BodyTooLarge, BoundedTransport
 from agent_chat.agents.mcp.config import Server
 from agent_chat.agents.mcp.process import OversizedLine, split_lines, stdio_streams
 from agent_chat.agents.mcp.tools import TOOLS, repaired
@@ -73,7 +73,7 @@ async def test_a_response_that_is_too_large_is_an_error_of_its_call_alone(make_p
 @pytest.mark.parametrize(
     ("headers", "body", "error"),
     [
-        ("Content-Type: application/json", b"x" * (MESSAGE_BYTES + 1), TooLarge),
+        ("Content-Type: application/json", b"x" * (MESSAGE_BYTES + 1), BodyTooLarge),
         ("Content-Type: application/json\r\nContent-Encoding: gzip", b"", httpx2.RemoteProtocolError),
         ("Content-Type: application/json", b"x" * MESSAGE_BYTES, None),
         ("Content-Type: text/event-stream", b"x" * (MESSAGE_BYTES + 1), None),
