@@ -18,10 +18,10 @@ A base class was refused: there is one method, and a function is enough. The rul
 - **Cancellation.** When the run is cancelled, exceeds its time limit or the server stops, CancelledError is raised at
   the generator's current `await`, or GeneratorExit at its `yield`. Release resources in `finally` or `async with`;
   whatever is yielded after that is ignored. Do not suppress CancelledError, and end within 5 s. Close generators that
-  you iterate over yourself (`contextlib.aclosing`), and leave no task behind. A client that disconnects does
-  not cancel the run.
-- **State.** A reply function is called by many runs at once, in one event loop, and never twice at once for one thread.
-  Keep a run's state in local variables, and what all runs share (clients, connection pools) in a kind that is opened
+  you iterate over yourself (`contextlib.aclosing`), and leave no task behind. A client that disconnects does not
+  cancel the run.
+- **State.** Many runs use a reply function at the same time, in one event loop, but at most one run of each thread.
+  Store a run's state in local variables, and what all runs share (clients, connection pools) in a kind that is opened
   (OpenKind), not in module variables. What the next run must know belongs in the answer: any process may run it, and
   it is given the thread's messages. Never block the event loop: call blocking code with `asyncio.to_thread`.
 - **Configuration.** Users configure an agent through the API: `run.agent` has `model`, `instructions`, `max_tokens` and

@@ -98,7 +98,7 @@ class AnswerBuilder:
                 self.facts |= known
                 return None
             case _:
-                raise TypeError(f"an agent must yield parts, this is none: {part!r:.200}")
+                raise TypeError(f"an agent must yield parts, not {part!r:.200}")
 
     def attach(self, attachment: Attachment) -> MessageSnapshot:
         """Add a stored file. Returns the event to publish: a snapshot, since no other event has attachments."""

@@ -36,7 +36,7 @@ _EXPRESSION = re.compile(r"(?<![\w.])[-(]*\d[\d\s.()]*(?:(?:\*\*|//|[-+*/%])[\s(
 _WHAT_TO_TRY = """
 - `Tell me about this server` – a long answer in Markdown
 - `What time is it in Tokyo?`, `What is 2*(3+4)?` or `Roll 3d6` – one tool call
-- `several` – tool calls side by side
+- `several` – concurrent tool calls
 - `slow` – a tool that takes a while and reports its progress
 - `fail` – a tool call that fails
 """
@@ -215,7 +215,7 @@ def _announcement(possible: list[ToolUse], absent: list[str], missing: dict[str,
     if len(possible) == 1:
         text += f"Let me call `{possible[0].name}`.\n\n"
     elif possible:
-        text += f"Let me make {len(possible)} calls side by side.\n\n"
+        text += f"Let me make {len(possible)} calls at the same time.\n\n"
     if absent:
         text += "I have no tool named " + ", ".join(f"`{name}`" for name in absent) + ". "
         text += "".join(f"The server `{server}` is missing: {reason} " for server, reason in missing.items())

@@ -175,7 +175,7 @@ async def run_reply(
         seconds: how long it may take.
 
     Raises: TimeoutError; whatever the reply function raises except AgentError; TypeError and ValueError for parts
-        that the server refuses.
+        that the server rejects.
     """
     thread = [make_message(messages)] if isinstance(messages, str) else list(messages)
     claimed = new_answer(_THREAD_ID, thread[-1].id if thread else "", None, timestamp(utcnow()))

@@ -1,10 +1,10 @@
 """The tools of a run, with two call forms: one for generators, one for frameworks that call tools back.
 
 A generator that decides on its calls itself iterates over `call` and yields the parts. A framework (pydantic-ai,
-LangGraph, openai-agents) calls a function of ours from within its own loop, often in several tasks at once, while the
-generator waits for the framework's next event and cannot yield. `invoke` is for that function: it publishes the
-parts of the call itself. A queue that the generator would have to drain was refused: a generator that forgets to
-drain it would hide its calls, and the store could not have a call before it is made.
+LangGraph, openai-agents) calls a function of ours from within its own loop, often in several concurrent tasks, while
+the generator waits for the framework's next event and cannot yield. `invoke` is for that function: it publishes the
+parts of the call itself. A queue that the generator would have to drain was refused: a generator that forgets to drain
+it would hide its calls, and the store could not have a call before it is made.
 """
 
 from __future__ import annotations

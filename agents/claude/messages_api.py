@@ -215,7 +215,7 @@ class StreamedResponse:
 
     def _join_surrogates(self, index: int, text: str) -> str:
         """The text of a delta; half a surrogate pair at its end waits for the other half in the next delta."""
-        if not self._lenient:  # the strict decoder refuses lone surrogates
+        if not self._lenient:  # the strict decoder rejects lone surrogates
             return text
         text = self._halves.pop(index, "") + text
         if "\ud800" <= text[-1:] <= "\udbff":
