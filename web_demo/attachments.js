@@ -1,11 +1,11 @@
-// Attachments: uploading a file to a thread, and showing one: what it is, what was understood of it, a link to it.
+// Attachments: uploading a file to a thread, and showing a file with a picture, a description and a link.
 
 import { ChatError } from "./client.js";
 import { h, icon } from "./elements.js";
 
 /**
- * Upload a file to a thread (its path); the attachment. By XMLHttpRequest, since fetch tells nothing of what was sent.
- * Rejected as `chat.request` is: a ChatError, a TypeError for the network; an AbortError after `signal`.
+ * Upload a file to a thread (its path). Returns the attachment. Uses XMLHttpRequest, because fetch does not report the
+ * progress of uploads. Throws a ChatError, a TypeError for a network failure, or an AbortError after `signal`.
  */
 export function upload(chat, thread, file, { onProgress = () => {}, signal } = {}) {
   const request = new XMLHttpRequest();
@@ -35,11 +35,11 @@ function parsed(json) {
   }
 }
 
-/** The attachments of a message, each a link that downloads it; null for none. `urlOf(attachment)` is its address. */
+/** The attachments of a message as download links; null if there are none. `urlOf(attachment)` returns the URL. */
 export function fileList(attachments, urlOf) {
   if (!attachments?.length) return null;
   const links = attachments.map((each) => {
-    const link = fileLine("a", each.filename, understood(each), picture(each, urlOf(each)), icon("download"));
+    const link = fileLine("a", each.filename, describe(each), picture(each, urlOf(each)), icon("download"));
     Object.assign(link, { href: urlOf(each), download: each.filename, title: `Download ${each.filename}` });
     link.dataset.status = each.status;
     return link;
@@ -47,13 +47,13 @@ export function fileList(attachments, urlOf) {
   return h("div.files", {}, ...links);
 }
 
-/** A picture or an icon, a name, and a line about it. */
+/** An element with a picture or an icon, a name and a description. */
 export function fileLine(tag, name, note, image, ...more) {
   const about = h("span.about", {}, h("span.name", {}, name), h("span.note", {}, note));
   return h(`${tag}.file`, {}, h("span.picture", {}, image), about, ...more);
 }
 
-/** A small picture of a picture, else an icon. Its address is the download's: the policy lets no blob: through. */
+/** A thumbnail for images, else an icon. The thumbnail's URL is the download's. */
 export function picture({ content_type, status }, url) {
   if (!/^image\//.test(content_type) || status !== "ready") return icon(status === "ready" ? "file" : "warning");
   const image = h("img", { src: url, alt: "", decoding: "async" });
@@ -61,8 +61,8 @@ export function picture({ content_type, status }, url) {
   return image;
 }
 
-/** What the server understood of it, in a line. */
-export function understood({ content_type, status, text_chars, truncated, error, size }) {
+/** What the server extracted, in one line. */
+export function describe({ content_type, status, text_chars, truncated, error, size }) {
   if (status !== "ready") return `Not read. ${error ?? ""}`;
   if (/^image\//.test(content_type)) return `${kindOf(content_type)} picture · ${inBytes(size)}`;
   const count = text_chars.toLocaleString("en");

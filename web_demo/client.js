@@ -1,23 +1,23 @@
-// A client of the chat server, whole: post, watch, cancel, and the reducer that turns events into a thread.
-// It runs in browsers, where the login cookie is enough, and in Node 20, with a base URL and a key:
+// A complete client of the chat server: post, watch, cancel, and the reducer that turns events into a thread.
+// It runs in browsers, where the session cookie is enough, and in Node 20, with a base URL and a key:
 //     const chat = new ChatClient({ base: "http://localhost:8000", key: "…" });
 //     const { id } = await (await chat.request("POST", "/api/v1/chat/default/threads")).json();
 //     const thread = `/api/v1/chat/default/threads/${id}`;
 //     const watching = chat.watch(thread, { onState: ({ messages }) => console.log(messages.at(-1)?.content) });
 //     const answer = await chat.post(thread, { content: "Tell me about this server" });
-//     setTimeout(() => chat.cancel(thread, answer.id).then(watching.close), 2000); // enough; whoever waits sees it all
+//     setTimeout(() => chat.cancel(thread, answer.id).then(watching.close), 2000); // watchers see all of it
 //
-// The one idea: posting and watching are separate. A post only says what is wanted; what becomes of it, here and in
-// every other window, comes over the stream that watches the thread: server-sent events, read with fetch, because
-// EventSource can't send a key and gives up for good on a 503.
+// Posting and watching are separate. A post only starts a run; its events arrive, in this and every other window, on
+// the stream that watches the thread: server-sent events, read with fetch, because EventSource cannot send a key and
+// does not reconnect after a 503.
 
-const FINAL = [401, 404, 410]; // no key, no such thread, gone: coming back won't help. All else heals.
-const SILENCE_MS = 45_000; // the server says something every 15 s: after this long the line is dead
+const FINAL = [401, 404, 410]; // no key, no such thread, gone: reconnecting is useless. Everything else is temporary.
+const SILENCE_MS = 45_000; // the server sends something every 15 s: after this time the connection is dead
 
-/** What was refused: `status`, stable `code`, a sentence, seconds to wait. https://www.rfc-editor.org/rfc/rfc9457 */
+/** A problem: `status`, stable `code`, a sentence, seconds until a retry. https://www.rfc-editor.org/rfc/rfc9457 */
 export class ChatError extends Error {
   constructor(status, problem, retryAfter = 0) {
-    super(problem.detail ?? `The server answered ${status}.`);
+    super(problem.detail ?? `The server responded with ${status}.`);
     Object.assign(this, { status, code: problem.code ?? "http_error", retryAfter });
   }
 }
@@ -28,7 +28,7 @@ export class ChatClient {
     this.auth = key ? { Authorization: `Bearer ${key}` } : {};
   }
 
-  /** Send a request; the response, or a ChatError. A network that fails is a TypeError, as with fetch. */
+  /** Send a request. Returns the response; throws a ChatError, or a TypeError for a network failure, as fetch does. */
   async request(method, path, { body, headers = {}, signal } = {}) {
     const all = { ...this.auth, ...(body && { "Content-Type": "application/json" }), ...headers };
     const response = await fetch(this.base + path, { method, headers: all, signal, body: JSON.stringify(body) });
@@ -38,8 +38,8 @@ export class ChatClient {
   }
 
   /**
-   * Post a message; the assistant's message, in progress. After a network failure it is unknown whether the post
-   * arrived, so it is sent again with the same Idempotency-Key. `ifBusy: "interrupt"` stops a run in progress first.
+   * Post a message. Returns the assistant's message, in progress. After a network failure it is sent again with the
+   * same Idempotency-Key, because it may have arrived. `ifBusy: "interrupt"` cancels a run in progress first.
    */
   async post(thread, message, { key = randomKey(), attempts = 5, ifBusy = "reject" } = {}) {
     const path = `${thread}/messages?if_busy=${ifBusy}`;
@@ -54,23 +54,23 @@ export class ChatClient {
     }
   }
 
-  /** Stop the run that writes this message; the message as kept. */
+  /** Cancel the run of this message. Returns the stored message. */
   async cancel(thread, messageId) {
     return (await this.request("POST", `${thread}/messages/${messageId}/cancel`)).json();
   }
 
   /**
-   * Watch a thread until `close()`, whatever happens to the network, the server or the laptop.
+   * Watch a thread until `close()` is called, through failures of the network and restarts of the server.
    *
-   *   onState(state, event)    the thread, and the event that brought it there
-   *   onStatus(status, error)  "live", "reconnecting", "offline"; at last "ended", with an error or, deleted, with none
+   *   onState(state, event)    the new state of the thread, and the event that caused it
+   *   onStatus(status, error)  "live", "reconnecting", "offline"; at last "ended", without an error if deleted
    */
   watch(thread, { onState = () => {}, onStatus = () => {} }) {
-    let state = EMPTY; // all that was said up to `position`, from where the next connection goes on
+    let state = EMPTY; // the result of all events up to `position`, after which the next connection resumes
     let position = "";
     let failures = 0;
     let connection = new AbortController();
-    let [timer, proceed] = [0, () => {}]; // of the present waiting
+    let [timer, proceed] = [0, () => {}]; // of the current wait
     const closed = new AbortController();
     const read = async () => {
       connection = new AbortController();
@@ -79,19 +79,19 @@ export class ChatClient {
       try {
         const path = `${thread}/events${position && `?after=${encodeURIComponent(position)}`}`;
         const response = await this.request("GET", path, { signal: connection.signal });
-        tell(onStatus, "live");
+        notify(onStatus, "live");
         for await (const { event, id } of eventStream(response.body)) {
           heard = Date.now();
           failures = 0;
           if (!event || closed.signal.aborted) continue;
           state = reduce(state, event);
           position = state.hole ? "" : id; // without a position, the server begins with a snapshot
-          tell(onState, state, event);
+          notify(onState, state, event);
           if (state.deleted) end();
           if (state.hole) return;
         }
       } catch (error) {
-        if (FINAL.includes(error.status)) end(error); // anything else was the network: come back
+        if (FINAL.includes(error.status)) end(error); // all others are temporary: reconnect
         return error.retryAfter; // seconds
       } finally {
         clearInterval(watchdog);
@@ -102,17 +102,18 @@ export class ChatClient {
     const keepReading = async () => {
       while (!closed.signal.aborted) {
         const least = await read();
-        if (!closed.signal.aborted) tell(onStatus, globalThis.navigator?.onLine === false ? "offline" : "reconnecting");
+        const status = globalThis.navigator?.onLine === false ? "offline" : "reconnecting";
+        if (!closed.signal.aborted) notify(onStatus, status);
         if (!closed.signal.aborted) await wait(backOff(++failures, least));
-        while (globalThis.document?.hidden && !closed.signal.aborted) await wait(60_000); // a site gets six connections
+        while (globalThis.document?.hidden && !closed.signal.aborted) await wait(60_000); // six connections per site
       }
     };
-    const look = () => [(failures = 0), connection.abort(), proceed()]; // begin anew
+    const reconnect = () => [(failures = 0), connection.abort(), proceed()]; // immediately
     const close = () => [closed.abort(), connection.abort(), clearTimeout(timer), proceed()];
-    const end = (error) => [close(), tell(onStatus, "ended", error)];
-    // The network came or went, the tab was shown or hidden: the old connection is worth nothing.
+    const end = (error) => [close(), notify(onStatus, "ended", error)];
+    // After a change of the network or of the tab's visibility the old connection is not reliable.
     for (const [source, type] of [["window", "online"], ["window", "offline"], ["document", "visibilitychange"]]) {
-      globalThis[source]?.addEventListener(type, look, { signal: closed.signal });
+      globalThis[source]?.addEventListener(type, reconnect, { signal: closed.signal });
     }
     keepReading();
     return { close };
@@ -122,9 +123,9 @@ export class ChatClient {
 export const EMPTY = { thread: null, messages: [], reasoning: {}, calls: {}, hole: false, deleted: false };
 
 /**
- * The thread after one more event; pure, and an event applied twice does no harm. `reasoning` is by message id;
- * `calls`, by message id and index, has what is told of a call and not kept: offset, progress, total, message.
- * A `hole` means that something was missed: ask for a snapshot.
+ * Return the state after one more event. Pure; applying an event twice changes nothing. `reasoning` is keyed by message
+ * id; `calls`, keyed by message id and index, has the facts of a call that are not stored: offset, progress, total,
+ * message. A `hole` means that events are missing: a snapshot is needed.
  */
 export function reduce(state, event) {
   const { type, message, thread, message_id: id, index, tool_name, arguments: given, start_time } = event;
@@ -143,22 +144,22 @@ export function reduce(state, event) {
   if (!running) return state;
   const { content, tool_calls: calls } = found;
   const key = `${id}/${index}`;
-  const aside = (told) => ({ calls: { ...state.calls, [key]: { ...state.calls[key], ...told } } });
+  const facts = (changed) => ({ calls: { ...state.calls, [key]: { ...state.calls[key], ...changed } } });
   switch (type) {
     case "message.delta":
       if (event.offset > lengthOf(content)) return { ...state, hole: true };
       return put({ ...found, content: content + skip(event.text, lengthOf(content) - event.offset) });
     case "reasoning.delta": {
-      const { text, end } = state.reasoning[id] ?? { text: "", end: 0 }; // who comes late reads only the rest of it
+      const { text, end } = state.reasoning[id] ?? { text: "", end: 0 }; // late viewers get only the rest of it
       const read = { text: text + skip(event.text, end - event.offset), end: event.offset + lengthOf(event.text) };
       return { ...state, reasoning: { ...state.reasoning, [id]: read.end > end ? read : { text, end } } };
     }
     case "tool_call.started": {
       if (index !== calls.length) return index < calls.length ? state : { ...state, hole: true };
       const call = { tool_name, arguments: given, result: null, error: null, start_time, end_time: null };
-      return put({ ...found, tool_calls: [...calls, call] }, aside({ offset: lengthOf(content) }));
+      return put({ ...found, tool_calls: [...calls, call] }, facts({ offset: lengthOf(content) }));
     }
-    case "tool_call.progress": return { ...state, ...aside({ progress: event.progress, total: event.total, message }) };
+    case "tool_call.progress": return { ...state, ...facts({ progress: event.progress, total: event.total, message }) };
     case "tool_call.completed":
       if (index >= calls.length) return { ...state, hole: true };
       return calls[index].end_time ? state : put({ ...found, tool_calls: calls.with(index, event.tool_call) });
@@ -169,16 +170,16 @@ export function reduce(state, event) {
 // Offsets count characters as Unicode does; a JavaScript string counts most emoji twice.
 const lengthOf = (text) => text.length - (text.match(/[\ud800-\udbff][\udc00-\udfff]/g)?.length ?? 0);
 const skip = (text, count) => (count > 0 ? Array.from(text).slice(count).join("") : text);
-/** Milliseconds to wait: doubling, with a limit, and with jitter, so that a thousand clients don't return as one. */
+/** Milliseconds to wait: exponential, limited, with jitter, so that many clients do not reconnect at the same time. */
 const backOff = (failed, least = 0) => least * 1000 + Math.min(20_000, 500 * 2 ** failed) * (0.5 + Math.random() / 2);
 
-/** Call what the caller gave: what that throws is reported (as an unhandled rejection), and the watching goes on. */
-const tell = async (callback, ...told) => callback(...told);
+/** Call a callback. What it throws is reported as an unhandled rejection and does not stop the watching. */
+const notify = async (callback, ...values) => callback(...values);
 
-/** Not crypto.randomUUID, which is missing on pages that came over plain http. */
+/** crypto.randomUUID does not exist on pages loaded over plain http. */
 export const randomKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
 
-/** The frames of an event stream, and an empty one for each comment: a sign of life. */
+/** Yield the frames of an event stream, and an empty frame for each comment, as a sign of life. */
 async function* eventStream(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let [rest, frame] = ["", {}];
@@ -191,7 +192,7 @@ async function* eventStream(body) {
       if (line.startsWith("id: ")) frame.id = line.slice(4);
       if (line.startsWith(":")) yield {};
       if (line !== "") continue;
-      yield frame; // an empty line ends a frame; one that was cut short never counts
+      yield frame; // an empty line ends a frame; an incomplete frame is ignored
       frame = {};
     }
   }

@@ -1,4 +1,4 @@
-// Copy buttons: of a code block, and of a whole answer as the Markdown that it was written in.
+// Copy buttons for code blocks, and for a whole answer as Markdown.
 
 import { h, icon } from "./elements.js";
 
@@ -9,7 +9,7 @@ export function copyButton(text, label = text) {
 
 /** Handle the copy buttons in `container`. `contentOf(messageId)` is the Markdown of a message. */
 export function handleCopying(container, contentOf) {
-  if (!navigator.clipboard) return container.classList.add("no-copy"); // a page that came over plain http
+  if (!navigator.clipboard) return container.classList.add("no-copy"); // a page loaded over plain http
   container.addEventListener("click", async ({ target }) => {
     const button = target.closest("button.copy");
     if (!button) return;

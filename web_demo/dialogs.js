@@ -1,4 +1,4 @@
-// The three dialogs: each opens a <dialog> of the page and promises what the person decided.
+// The three dialogs: each opens a <dialog> of the page and promises the user's decision.
 
 const $ = (id) => document.getElementById(id);
 
@@ -6,7 +6,7 @@ for (const button of document.querySelectorAll("[data-cancel]")) {
   button.onclick = () => button.closest("dialog").close("");
 }
 
-/** Show it until it closes; its return value ("" if it was cancelled). */
+/** Show it until it closes. Returns its return value, "" if it was cancelled. */
 function shown(dialog) {
   dialog.returnValue = "";
   dialog.showModal();
@@ -29,8 +29,8 @@ export async function confirmDialog(title, text) {
 }
 
 /**
- * Make (`agent` null) or edit an agent: what `save(fields)` gave, "delete", or null. It stays open, saying why, for as
- * long as the server refuses. `kinds` are suggested, as are, for a new agent, the MCP servers `servers`.
+ * Create (`agent` null) or edit an agent. Returns the result of `save(fields)`, "delete", or null. It stays open and
+ * shows the error while the server refuses the fields. `kinds` are suggestions; `servers` are those for a new agent.
  */
 export async function agentDialog(agent, { kinds, servers }, save) {
   const dialog = $("agent-dialog");
@@ -45,7 +45,7 @@ export async function agentDialog(agent, { kinds, servers }, save) {
   model.value = agent?.model ?? "";
   instructions.value = agent?.instructions ?? "";
   mcp_servers.value = (agent?.mcp_servers ?? servers).join(", ");
-  is_default.checked = is_default.disabled = agent?.is_default ?? false; // another one takes over; none can't be chosen
+  is_default.checked = is_default.disabled = agent?.is_default ?? false; // there is always one default
   problem.hidden = true;
 
   let saved = null;

@@ -1,21 +1,21 @@
-// The files that the next message will bring: each is uploaded at once and stands above the text as a chip, which tells
-// how far that is, what was understood, or why the server refused. One `Drafts` for each thread, kept while the page is.
+// The files of the next message. Each is uploaded immediately and is shown above the text as a chip with its progress,
+// its result or the server's error. There is one `Drafts` for each thread, until the page is closed.
 
-import { fileLine, inBytes, picture, understood, upload } from "./attachments.js";
+import { fileLine, inBytes, picture, describe, upload } from "./attachments.js";
 import { ChatError } from "./client.js";
 import { arrange, h, icon } from "./elements.js";
 
-const MOST = 10; // of a message, as the server has it
-const AT_ONCE = 3; // a site gets six connections, and each tab watches over one
+const MAX_FILES = 10; // per message: the server's limit
+const MAX_UPLOADS = 3; // browsers allow six connections per site, and each tab needs one to watch
 
 export class Drafts {
   /**
-   *   makeThread()      promises the thread's path, and makes the thread if there is none yet
-   *   onChange()        a chip came or went, or its upload has ended
-   *   onError(error)    what the chip says too
+   *   ensureThread()    creates the thread if there is none; promises its path
+   *   onChange()        a chip was added or removed, or its upload has ended
+   *   onError(error)    an upload failed; the chip shows the error too
    */
-  constructor(chat, { makeThread, onChange, onError }) {
-    Object.assign(this, { chat, makeThread, onChange, onError });
+  constructor(chat, { ensureThread, onChange, onError }) {
+    Object.assign(this, { chat, ensureThread, onChange, onError });
     this.chips = [];
   }
 
@@ -24,7 +24,7 @@ export class Drafts {
     return this.chips.some(({ status }) => status === "waiting" || status === "uploading");
   }
 
-  /** What a message would bring now. */
+  /** The uploaded attachments. */
   get attachments() {
     return this.chips.filter(({ status }) => status === "done").map(({ attachment }) => attachment);
   }
@@ -37,13 +37,13 @@ export class Drafts {
   }
 
   add(files) {
-    const room = MOST - this.chips.filter(({ status }) => status !== "refused").length;
+    const room = MAX_FILES - this.chips.filter(({ status }) => status !== "refused").length;
     for (const file of files.slice(0, room)) this.put(new Chip(this.chat.base, file.name, file));
-    if (files.length > room) this.onError(new ChatError(422, { detail: `A message takes at most ${MOST} files.` }));
+    if (files.length > room) this.onError(new ChatError(422, { detail: `A message has at most ${MAX_FILES} files.` }));
     this.proceed();
   }
 
-  /** Bring back what a message that wasn't sent had taken. */
+  /** Restore the attachments of a message that was not sent. */
   restore(attachments, thread) {
     for (const attachment of attachments) {
       this.put(new Chip(this.chat.base, attachment.filename)).done(attachment, thread);
@@ -51,7 +51,7 @@ export class Drafts {
     this.onChange();
   }
 
-  /** Give what is there to a message, and begin anew; uploads that still run are given up. */
+  /** Return the attachments for a message and remove all chips. Uploads in progress are aborted. */
   take() {
     const { attachments } = this;
     for (const chip of this.chips) chip.abort.abort();
@@ -77,7 +77,7 @@ export class Drafts {
   proceed() {
     const running = this.chips.filter(({ status }) => status === "uploading").length;
     const waiting = this.chips.filter(({ status }) => status === "waiting");
-    for (const chip of waiting.slice(0, Math.max(0, AT_ONCE - running))) this.upload(chip);
+    for (const chip of waiting.slice(0, Math.max(0, MAX_UPLOADS - running))) this.upload(chip);
     this.onChange();
   }
 
@@ -85,7 +85,7 @@ export class Drafts {
     chip.uploading(0);
     const { signal } = chip.abort;
     try {
-      const thread = await this.makeThread();
+      const thread = await this.ensureThread();
       signal.throwIfAborted();
       const onProgress = (part) => chip.uploading(part);
       chip.done(await upload(this.chat, thread, chip.file, { onProgress, signal }), thread);
@@ -98,7 +98,7 @@ export class Drafts {
   }
 }
 
-/** A file on its way: waiting, uploading (the server reads it at the end of that), done, or refused. */
+/** One file. Its status is waiting, uploading (at the end of which the server reads it), done or refused. */
 class Chip {
   constructor(base, name, file = null) {
     Object.assign(this, { base, name, file, abort: new AbortController(), attachment: null });
@@ -125,7 +125,7 @@ class Chip {
     this.attachment = attachment;
     const url = `${this.base}${thread}/attachments/${attachment.id}`;
     this.element.querySelector(".picture").replaceChildren(picture(attachment, url));
-    this.show("done", understood(attachment), attachment.status);
+    this.show("done", describe(attachment), attachment.status);
   }
 
   refused(error) {
@@ -137,7 +137,7 @@ class Chip {
     this.again.hidden = Boolean(error.status) && ![429, 503].includes(error.status);
   }
 
-  /** `shown` tells the style of a file that was stored but not read. */
+  /** `shown` is the status for the style: it differs for a file that was stored but not read. */
   show(status, note, shown = status) {
     this.status = status;
     this.element.dataset.status = shown;
@@ -148,8 +148,8 @@ class Chip {
 }
 
 /**
- * Hand over files that are dropped on `place` (`veil` lies over it meanwhile), pasted anywhere, or chosen with `input`.
- * `ready()` says whether there is anything to attach them to.
+ * Call `onFiles` with files that are dropped on `place` (covered by `veil` meanwhile), pasted anywhere or chosen with
+ * `input`, if `ready()` is true.
  */
 export function collect({ place, veil, input, ready, onFiles }) {
   const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
@@ -157,13 +157,13 @@ export function collect({ place, veil, input, ready, onFiles }) {
   place.addEventListener("dragenter", (event) => (veil.hidden = veil.hidden && !(carriesFiles(event) && ready())));
   veil.addEventListener("dragleave", () => (veil.hidden = true));
   for (const type of ["dragover", "drop"]) {
-    document.addEventListener(type, (event) => carriesFiles(event) && event.preventDefault()); // else the page is left
+    document.addEventListener(type, (event) => carriesFiles(event) && event.preventDefault()); // else it is opened
   }
   document.addEventListener("drop", () => (veil.hidden = true));
-  place.addEventListener("drop", (event) => carriesFiles(event) && give(dropped(event.dataTransfer)));
+  place.addEventListener("drop", (event) => carriesFiles(event) && give(filesOf(event.dataTransfer)));
   document.addEventListener("paste", (event) => {
     const { files, types } = event.clipboardData;
-    const isText = types.includes("text/plain") && types.includes("text/html"); // office programs add a picture of it
+    const isText = types.includes("text/plain") && types.includes("text/html"); // office programs add a picture
     if (!files.length || isText || document.querySelector("dialog[open]")) return;
     event.preventDefault();
     give([...files]);
@@ -174,8 +174,8 @@ export function collect({ place, veil, input, ready, onFiles }) {
   });
 }
 
-/** The files among what was dropped, without folders. */
-function dropped({ files, items }) {
+/** The dropped files, without folders. */
+function filesOf({ files, items }) {
   const folders = [...items].map((item) => item.webkitGetAsEntry?.()?.isDirectory);
   return [...files].filter((_, index) => !folders[index]);
 }

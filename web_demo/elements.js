@@ -1,4 +1,4 @@
-// Making elements: the two lines that everything on the page is built with.
+// Functions that create elements.
 
 /** Make an element: `h("p.note", { title: "…" }, "text", child)`. */
 export function h(name, properties = {}, ...children) {
@@ -18,7 +18,7 @@ export function icon(name) {
   return svg;
 }
 
-/** Make `nodes` the children, moving none that is in its place: an open card stays open, a selection and focus stay. */
+/** Set the children without moving those in place, so that open cards, the selection and the focus are preserved. */
 export function arrange(parent, nodes) {
   const wanted = new Set(nodes);
   const focused = document.activeElement;

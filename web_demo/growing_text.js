@@ -1,7 +1,7 @@
-// An answer's text while it is being written: its Markdown as nodes, a little more of it with every delta.
+// The text of an answer in progress: its Markdown as nodes, extended with every delta.
 //
-// Finished blocks are parsed once; only the last ones are parsed again, and changed in place. So a delta costs the same
-// however long the answer is, and a selection survives.
+// Finished blocks are parsed once; only the last ones are parsed again and changed in place. So the cost of a delta
+// does not grow with the answer, and a selection is preserved.
 
 import { h } from "./elements.js";
 import { blocks } from "./markdown.js";
@@ -17,7 +17,7 @@ export class GrowingText {
   }
 
   reset() {
-    this.finished = ""; // the part of the text whose blocks no later character changes
+    this.finished = ""; // the part of the text whose blocks later characters cannot change
     this.count = 0; // number of their nodes
     this.references = {};
   }
@@ -37,7 +37,7 @@ export class GrowingText {
     if (growing) this.finish(tail.split("\n"), found);
   }
 
-  /** Leave out of the next parsing what no later line changes: all but the last block, which may go on. */
+  /** Exclude from the next parsing what later lines cannot change: all but the last block, which may continue. */
   finish(lines, found) {
     const open = found.findLastIndex(({ begin }) => begin < lines.length - 1); // the last line may become anything
     if (open < 1) return;
@@ -54,7 +54,7 @@ export class GrowingText {
   }
 }
 
-/** Make the child at `index` like `fresh`, changing no more than what is new. */
+/** Make the child at `index` equal to `fresh` with as few changes as possible. */
 function grow(parent, fresh, index) {
   const old = parent.childNodes[index];
   if (!old) return parent.append(fresh);

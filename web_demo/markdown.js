@@ -1,15 +1,15 @@
-// Markdown to nodes, by the same parser as the server's (markdown-it; the server uses its Python port), with the same
-// rules. So an answer looks the same while it is written as in the server's HTML, which replaces it at the end.
+// Markdown to nodes, with the same parser (markdown-it; the server uses its Python port) and rules as the server. So an
+// answer in progress looks like the server's HTML, which replaces it at the end.
 //
-// server/markdown.py has the reasons for these rules: raw HTML is shown as text, links have http, https or mailto, an
-// image becomes a link, footnotes have no links.
+// server/files/markdown.py explains these rules: raw HTML is shown as text, links have http, https or mailto, an image
+// becomes a link, footnotes have no links.
 
 import { copyButton } from "./copying.js";
 import { h } from "./elements.js";
 import MarkdownIt from "./vendor/markdown-it.js";
 import "./vendor/markdown-it-footnote.js"; // defines globalThis.markdownitFootnote
 
-const LONGEST = 20_000; // characters; a longer paragraph stays plain text: no delta may cost a visible moment
+const LONGEST = 20_000; // characters; a longer paragraph stays plain text, so that no delta takes noticeably long
 const TASK = /^\[([ xX])\][ \t\n]+(?=\S)/;
 const LANGUAGE = /^language-([\w+#.-]{1,40})$/;
 const SAFE_LINK = /^(https?|mailto):/i;
@@ -37,7 +37,7 @@ markdown.renderer.rules.image = (tokens, index, options, env, renderer) => {
 };
 
 /**
- * The blocks of a text: for each its node and the line it begins with. `growing`: more text will follow the last line.
+ * Parse a text into blocks, each with its node and its first line. `growing`: more text will follow the last line.
  * `references` collects link definitions, for a text that is parsed in several parts.
  */
 export function blocks(text, growing, references) {
@@ -50,20 +50,20 @@ export function blocks(text, growing, references) {
     do depth += tokens[at++].nesting;
     while (depth);
     const html = markdown.renderer.render(tokens.slice(first, at), markdown.options, env);
-    const begin = tokens[first].map?.[0] ?? Infinity; // footnotes come last, wherever they are defined
-    for (const node of decorated(html).children) found.push({ begin, node });
+    const begin = tokens[first].map?.[0] ?? Infinity; // footnotes are last, wherever they are defined
+    for (const node of decorate(html).children) found.push({ begin, node });
   }
   return found;
 }
 
-/** HTML as nodes: links open a new tab, code and tables scroll, code has its language and a copy button. */
-export function decorated(html) {
+/** Turn HTML into nodes: links open a new tab, code and tables scroll, code has its language and a copy button. */
+export function decorate(html) {
   const { content } = Object.assign(document.createElement("template"), { innerHTML: html });
   for (const link of content.querySelectorAll("a[href]")) {
     const url = link.getAttribute("href");
     link.rel = "noopener noreferrer";
     if (SAFE_LINK.test(url)) link.target = "_blank";
-    else link.removeAttribute("href"); // a relative one is about another page
+    else link.removeAttribute("href"); // a relative URL belongs to another page
   }
   for (const table of content.querySelectorAll("table")) {
     const frame = h("div.table", { tabIndex: 0 });
@@ -84,7 +84,7 @@ export function decorated(html) {
   return content;
 }
 
-/** Before the inline parsing: close what is open at the end of a growing text, and leave out what is too long. */
+/** Before the inline parsing: close what is open at the end of a growing text, and skip long paragraphs. */
 function limitInline({ tokens, env, Token }) {
   const last = tokens.findLast(({ type }) => type === "inline" || type === "fence");
   if (env.growing && last?.type === "inline") last.content = closed(last.content);
@@ -95,7 +95,7 @@ function limitInline({ tokens, env, Token }) {
   }
 }
 
-/** The text with the code span or bold text closed that has begun in it, so that no bare marks flash up. */
+/** Close an open code span or bold text, so that its marks are not visible for a moment. */
 function closed(text) {
   const bare = text.replace(/[*_`]{1,3}$/, "");
   const odd = (mark) => bare.split(mark).length % 2 === 0;
@@ -119,7 +119,7 @@ function markTasks({ tokens, Token }) {
   });
 }
 
-/** Blocks have a direction, a list as a whole. A column's alignment is an attribute: the page's policy bars styles. */
+/** Set the direction of blocks and lists. A column's alignment is an attribute: the page's policy forbids styles. */
 function setAttributes({ tokens }) {
   let depth = 0; // of lists
   for (const token of tokens) {

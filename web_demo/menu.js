@@ -1,13 +1,13 @@
-// The "…" menu of a thread, beside whichever button opened it; the keyboard moves in it as in any menu.
+// The "…" menu of a thread, next to the button that opened it, with the keyboard behavior of menus.
 
 const menu = document.getElementById("menu-popover");
 const items = [...menu.querySelectorAll("[role=menuitem]")];
 let [opener, thread] = [null, null];
 
-/** Make a button open the menu, and close it again, for the thread that it stands for by then. */
+/** Let a button open and close the menu for its current thread. */
 export function opensMenu(button, threadOf) {
   button.ariaHasPopup = "menu";
-  button.popoverTargetElement = menu; // a press on it is none outside the menu, which would close it before the click
+  button.popoverTargetElement = menu; // else pressing it counts as outside of the menu and closes it before the click
   button.onclick = (event) => {
     event.preventDefault();
     const again = menu.matches(":popover-open") && opener === button;
@@ -23,7 +23,7 @@ export function opensMenu(button, threadOf) {
   };
 }
 
-/** `choose(action, thread)` is called with what was chosen, the focus being back at the button. */
+/** `choose(action, thread)` is called with the chosen action, after the focus has returned to the button. */
 export function onChoice(choose) {
   menu.onclick = ({ target }) => {
     if (!target.dataset.do) return;

@@ -1,25 +1,25 @@
-// From messages to the page: one element a message, its text, its tool calls in their places, and how its run went.
+// Shows messages: one element for each, with its text, its tool calls in their places and the outcome of its run.
 //
-// While an answer is written its Markdown is rendered in the page; once it is complete the server's HTML, sanitized
-// there, replaces it. An answer with tool calls stays rendered in the page, each of its texts by itself, so that the
-// cards stay exactly where the calls were made. Finding these places in the server's HTML was refused: a list or a code
-// block may extend over them. A message that hasn't changed (a reducer makes no new objects then) isn't touched.
+// The Markdown of an answer in progress is rendered by the page; when it is complete, the server's sanitized HTML
+// replaces it. An answer with tool calls remains rendered by the page, each of its texts by itself, so that the cards
+// are exactly where the calls were made. Finding these places in the server's HTML was refused, because a list or a
+// code block can extend over them. Unchanged messages (the reducer returns the same objects) are not drawn again.
 
 import { fileList } from "./attachments.js";
 import { copyButton, handleCopying } from "./copying.js";
 import { arrange, h } from "./elements.js";
 import { GrowingText } from "./growing_text.js";
-import { decorated } from "./markdown.js";
+import { decorate } from "./markdown.js";
 import { ToolCard } from "./tool_card.js";
 
 const ACTIVITIES = { connecting_to_tools: "Connecting to tools…" };
 
-/** The messages of a thread, kept in step with a container's children. */
+/** Shows the messages of a thread as a container's children. */
 export class MessageList {
   /**
-   *   onRetry(message)        a failed answer is to be tried again
-   *   isRepeatable(message)   whether that runs again on the same question, instead of asking it a second time
-   *   urlOf(attachment)       where it is
+   *   onRetry(message)        the user wants a failed answer again
+   *   isRepeatable(message)   whether that runs again on the same message, instead of posting it a second time
+   *   urlOf(attachment)       its URL
    *   nameOf(message)         the name of its author
    */
   constructor(container, { onRetry, isRepeatable, urlOf, nameOf }) {
@@ -53,7 +53,7 @@ export class MessageList {
   }
 }
 
-/** A person's message, or the system's. */
+/** A message of a user or the system. */
 class TextView {
   constructor(message) {
     this.body = h("div.body");
@@ -65,8 +65,8 @@ class TextView {
     if (message === this.message) return;
     this.message = message;
     this.element.classList.toggle("pending", Boolean(message.pending));
-    const html = message.role === "user" ? "" : message.content_html; // people's own words are no Markdown
-    if (html) this.body.replaceChildren(decorated(html));
+    const html = message.role === "user" ? "" : message.content_html; // users' messages are not Markdown
+    if (html) this.body.replaceChildren(decorate(html));
     else this.body.replaceChildren(...(message.content ? [h("p", { dir: "auto" }, message.content)] : []));
     levelHeadings(this.body);
     this.body.hidden = !this.body.firstChild;
@@ -75,7 +75,7 @@ class TextView {
   }
 }
 
-/** An answer: reasoning, then text and tool calls in their order, then how it ended. */
+/** An answer: reasoning, then text and tool calls in their order, then the outcome. */
 class AnswerView {
   constructor(message) {
     this.reasoning = h("div.thoughts");
@@ -114,7 +114,7 @@ class AnswerView {
     });
     const known = (index) => told[index]?.offset ?? run.tool_calls?.[index]?.offset ?? Infinity;
     const offsets = message.tool_calls.map((_, index) => known(index));
-    if (message.content_html && !offsets.length) arrange(this.body, [...decorated(message.content_html).childNodes]);
+    if (message.content_html && !offsets.length) arrange(this.body, [...decorate(message.content_html).childNodes]);
     else this.showTexts(message.content, offsets, running);
     if (!running) levelHeadings(this.body);
     this.showActivity(running ? run.activity : null);
@@ -142,7 +142,7 @@ class AnswerView {
     arrange(this.body, nodes);
   }
 
-  /** What the run does before it writes anything. */
+  /** What the run does before its first text. */
   showActivity(activity) {
     this.activity.hidden = !activity;
     this.activity.textContent = activity ? (ACTIVITIES[activity] ?? activity.replaceAll("_", " ")) : "";
@@ -156,7 +156,7 @@ class AnswerView {
     this.ending.classList.toggle("failed", Boolean(this.error));
   }
 
-  /** Offer another try, on the last message only: `list` is the list that it is the last of, or false. */
+  /** Show the button for a retry, on the last message only: `list` is its list, or false for other messages. */
   offerRetry(list) {
     if (!list || !this.error) return this.retry.remove();
     const repeatable = list.isRepeatable(this.message);
@@ -171,7 +171,7 @@ class AnswerView {
   }
 }
 
-/** The levels of an answer's headings, for screen readers: below the page's own, and none left out. */
+/** The levels of an answer's headings for screen readers: below the page's own, and without gaps. */
 function levelHeadings(body) {
   let level = 1;
   for (const heading of body.querySelectorAll("h1, h2, h3, h4, h5, h6")) {

@@ -1,4 +1,4 @@
-// What a thread is called: its title; until it has one, its first words.
+// The name of a thread: its title or, without one, its first words.
 
 const WORDS = 80; // characters
 const known = new Map(); // by thread id: its first words, "" if it had no messages when it was updated `at`
@@ -13,7 +13,7 @@ export function isNameless(thread) {
   return !thread.title && !found?.words && found?.at !== thread.updated_at;
 }
 
-/** Remember the first words of a thread, given its messages from the first one on. */
+/** Store the first words of a thread, given its messages from the first one on. */
 export function learnName({ id, updated_at }, messages) {
   if (known.get(id)?.words) return;
   const first = messages.find(({ role }) => role === "user") ?? messages[0];

@@ -1,30 +1,30 @@
-// The thread in the middle: one that is watched, or (without an id) one that its first message or first file will make.
+// The open thread: it is watched or, without an id, will be created by its first message or first file.
 
 import { EMPTY, randomKey } from "./client.js";
 import { Drafts } from "./drafts.js";
 import { learnName } from "./names.js";
 import { keyOf, rememberKey } from "./sent_keys.js";
 
-// What was begun in each thread and not sent yet, for whoever comes back to it: files, and half-written text. A new
-// thread's text is its agent's.
+// The files and the text of each thread that are not sent yet, by thread id. The text of a new thread is stored by its
+// agent's id.
 const drafts = new Map();
 const texts = new Map();
 const titled = new Set();
 
 export class OpenThread {
   /**
-   *   onChange()           something to draw
-   *   onThread(thread)     the thread has changed: its title, that it is archived, that somebody answered
-   *   onMade()             it has an id now
-   *   onUnsent()           a message was refused: its text and files are here again
-   *   onEnded(error)       it can't be watched any more; without an error, it was deleted
+   *   onChange()           something must be drawn
+   *   onThread(thread)     the thread has changed: its title, whether it is archived, a new answer
+   *   onCreated()          it has an id now
+   *   onUnsent()           a message was refused: its text and files are unsent again
+   *   onEnded(error)       it cannot be watched any more; without an error it was deleted
    *   onError(error)
    */
   constructor(chat, agentId, id, calls) {
     Object.assign(this, { chat, agentId, id, ...calls });
     Object.assign(this, { state: EMPTY, older: [], more: true, pending: [], status: "none" });
     const { onChange, onError } = this;
-    this.drafts = drafts.get(id) ?? new Drafts(chat, { makeThread: () => this.made(), onChange, onError });
+    this.drafts = drafts.get(id) ?? new Drafts(chat, { ensureThread: () => this.ensureCreated(), onChange, onError });
     if (!id) return;
     drafts.set(id, this.drafts);
     this.watch();
@@ -50,11 +50,11 @@ export class OpenThread {
     texts.set(this.id ?? this.agentId, text);
   }
 
-  /** All that is to be shown, what is on its way too: until it comes back over the stream. */
+  /** All messages to show. Sent ones are pending until the stream returns them. */
   get messages() {
-    const said = ({ content, attachments }) => JSON.stringify([content, attachments.map(({ id }) => id)]);
+    const contentOf = ({ content, attachments }) => JSON.stringify([content, attachments.map(({ id }) => id)]);
     const arrived = (one) => ({ id, role, ...message }) =>
-      id === one.storedAs || (role === "user" && said(message) === said(one) && !one.known.has(id));
+      id === one.storedAs || (role === "user" && contentOf(message) === contentOf(one) && !one.known.has(id));
     this.pending = this.pending.filter((one) => !this.state.messages.some(arrived(one)));
     return [...this.older, ...this.state.messages, ...this.pending];
   }
@@ -84,18 +84,18 @@ export class OpenThread {
 
   changed({ type, thread }) {
     if (!this.thread || type === "thread.deleted") return;
-    const now = new Date().toISOString(); // a run moves its thread up; the list will bring the exact time
+    const now = new Date().toISOString(); // a run moves its thread up; the list loads the exact time later
     this.onThread(thread ? this.thread : { ...this.thread, updated_at: now });
     const answered = this.state.messages.some((message) => message.metadata.run?.status === "completed");
     if (this.thread.title === "" && answered && !this.running && !titled.has(this.id)) this.makeTitle();
   }
 
-  /** Ask for a title, once; of several tabs, one. */
+  /** Let the server generate a title, once, and from one of several tabs only. */
   async makeTitle() {
     titled.add(this.id);
     const ask = async (lock) => {
       if (!lock || this.thread.title !== "") return;
-      await this.chat.request("POST", `${this.path}/generate_title`).catch(() => {}); // it can do without
+      await this.chat.request("POST", `${this.path}/generate_title`).catch(() => {}); // the title is optional
     };
     if (navigator.locks) await navigator.locks.request(`title ${this.id}`, { ifAvailable: true }, ask);
     else await ask(true);
@@ -110,31 +110,32 @@ export class OpenThread {
     if (!this.closed) this.onEnded(error);
   }
 
-  /** The path of the thread, once there is one. */
-  async made() {
-    if (!this.id) await (this.making ??= this.make());
+  /** Create the thread, if there is none. Returns its path. */
+  async ensureCreated() {
+    if (!this.id) await (this.creating ??= this.create());
     return this.path;
   }
 
-  async make() {
+  async create() {
     try {
-      const made = await (await this.chat.request("POST", `/api/v1/chat/${this.agentId}/threads`, { body: {} })).json();
+      const path = `/api/v1/chat/${this.agentId}/threads`;
+      const created = await (await this.chat.request("POST", path, { body: {} })).json();
       const { text } = this;
       if (!this.closed) this.text = "";
-      this.id = made.id;
+      this.id = created.id;
       if (!this.closed) this.text = text;
       drafts.set(this.id, this.drafts);
-      this.onThread(made);
+      this.onThread(created);
     } catch (error) {
-      this.making = null;
+      this.creating = null;
       throw error;
     }
     if (this.closed) return;
     this.watch();
-    this.onMade();
+    this.onCreated();
   }
 
-  /** Send a message, if none is being sent. A run in progress makes it fail, unless `interrupt` stops that first. */
+  /** Send a message, unless one is being sent. It fails during a run, unless `interrupt` cancels the run first. */
   async send(content, attachments = [], { interrupt = false } = {}) {
     if ((!content.trim() && !attachments.length) || this.pending.length) return;
     const known = new Set(this.state.messages.map((message) => message.id));
@@ -153,22 +154,22 @@ export class OpenThread {
     this.onChange();
   }
 
-  /** Post it and remember its key; the id that it is stored with. */
+  /** Post it and store its key. Returns the id of the stored message. */
   async post({ content, attachments }, key, ifBusy) {
     const body = { content, attachments: attachments.map(({ id }) => ({ id })) };
-    const answer = await this.chat.post(await this.made(), body, { key, ifBusy });
+    const answer = await this.chat.post(await this.ensureCreated(), body, { key, ifBusy });
     const id = answer.metadata.run?.in_reply_to;
     rememberKey(id, key);
     return id;
   }
 
-  /** Whether `retry` runs again on the same question: no tool stands against it, and its key is known here. */
+  /** Whether `retry` runs again on the same message: the server allows it, and this browser has the message's key. */
   isRepeatable(failed) {
     const { error, in_reply_to: id } = failed.metadata.run;
     return Boolean(error?.retryable && keyOf(id));
   }
 
-  /** Answer the question of a failed answer again, or else ask it a second time. */
+  /** Run again on the message of a failed answer, or else post that message a second time. */
   async retry(failed) {
     const question = this.state.messages.find((message) => message.id === failed.metadata.run.in_reply_to);
     if (!question || this.running || this.retrying) return;

@@ -1,7 +1,7 @@
 // The demo page: agents and their threads at the side, one watched thread in the middle.
 //
-// The address names what is shown (`#/agent/thread`), so a reload or a second tab shows the same. Everything about the
-// open thread comes from watching it; the agents and the list are fetched, again and again until that succeeds.
+// The address contains what is shown (`#/agent/thread`), so that a reload or a second tab shows the same. Everything
+// about the open thread comes from watching it; the agents and the list are fetched, with retries.
 
 import { ChatClient } from "./client.js";
 import { agentDialog, confirmDialog, renameDialog } from "./dialogs.js";
@@ -27,7 +27,7 @@ const REFRESH_MS = 15_000;
 
 const $ = (id) => document.getElementById(id);
 const chat = new ChatClient({ base: new URL(".", document.baseURI).pathname.slice(0, -1) }); // it may be under a prefix
-const list = new ThreadList(chat, { onError: tell, onLost: lost });
+const list = new ThreadList(chat, { onError: report, onLost: leaveUnknownAgent });
 const following = new Following({ scroll: $("scroll"), column: $("column"), button: $("latest") });
 const messages = new MessageList($("messages"), {
   onRetry: (message) => open.retry(message),
@@ -36,32 +36,32 @@ const messages = new MessageList($("messages"), {
   nameOf: ({ role }) => ({ user: "You", system: "System" })[role] ?? agent()?.name ?? "Agent",
 });
 
-const strange = new URLSearchParams(location.search).has("key"); // the server takes a known one out of it
-if (strange) history.replaceState(null, "", location.pathname + location.hash);
+const hasUnknownKey = new URLSearchParams(location.search).has("key"); // the server redirects a valid key
+if (hasUnknownKey) history.replaceState(null, "", location.pathname + location.hash);
 
-let agents = null; // until the server has told them
-let trouble = ""; // why it hasn't
+let agents = null; // null until they are loaded
+let loadError = ""; // why loading failed
 let agentId = null;
-let open = opened(null);
-let insisting = false; // somebody wants to send while an answer is being written
+let open = openThread(null);
+let confirming = false; // the user wants to send while a run is in progress
 
 const agent = () => agents?.find((each) => each.id === agentId);
 const isGone = () => Boolean(agents && agentId && !agent());
 const isTouch = () => matchMedia("(pointer: coarse)").matches;
 
-// Asking the server
+// Requests
 
 async function api(method, path, body) {
   const response = await chat.request(method, path, { body });
   return response.status === 204 ? null : response.json();
 }
 
-/** One call; its JSON. What goes wrong is told in a toast, and gives undefined. */
+/** Send a request. Returns its JSON, or undefined after an error, which a toast shows. */
 function call(method, path, body) {
-  return api(method, path, body).catch(tell);
+  return api(method, path, body).catch(report);
 }
 
-function tell(error) {
+function report(error) {
   if (error.status === 401) return lock();
   toast(error.status ? (SENTENCES[error.code] ?? error.message) : `${UNREACHABLE} Try again in a moment.`);
   if (error.code === "agent_deleted") loadAgents();
@@ -77,15 +77,16 @@ function toast(text) {
 
 function lock() {
   open.close();
-  if (!isSignedOut()) coverPage(location.origin + chat.base, strange ? "This key is not known here" : "Not signed in");
+  const reason = hasUnknownKey ? "This key is not known here" : "Not signed in";
+  if (!isSignedOut()) coverPage(location.origin + chat.base, reason);
 }
 
-/** End the session and load the page anew: nothing that was shown stays in memory or in the address. */
+/** End the session and reload the page, so that nothing remains in memory or in the address. */
 async function signOut() {
   if ((await call("POST", "/logout")) === null) location.replace(location.pathname);
 }
 
-/** What the timer does, and whoever comes back to the page. */
+/** Load the list again: by the timer, and when the user comes back to the page. */
 async function refresh({ all = false } = {}) {
   if (isSignedOut()) return;
   list.load();
@@ -94,26 +95,26 @@ async function refresh({ all = false } = {}) {
 
 // Agents
 
-/** All agents, page by page: `Link` names the next one. */
+/** Fetch all agents, page by page: the header `Link` means that there are more. */
 async function listAgents(found = []) {
   const response = await chat.request("GET", `/api/v1/agents?limit=100&offset=${found.length}`);
   found.push(...(await response.json()));
   return response.headers.has("Link") ? listAgents(found) : found;
 }
 
-/** Ask for the agents; the page goes on waiting for them if that fails. */
+/** Load the agents. After a failure the page shows why, and the timer tries again. */
 async function loadAgents() {
   const first = !agents;
   try {
     agents = await listAgents();
-    trouble = "";
+    loadError = "";
   } catch (error) {
     if (error.status === 401) lock();
-    trouble = error.status ? error.message : UNREACHABLE;
+    loadError = error.status ? error.message : UNREACHABLE;
     return drawSoon();
   }
   drawAgents();
-  if (first && strange) toast("The key in the address is not known here. You are signed in with another one.");
+  if (first && hasUnknownKey) toast("The key in the address is not known here. You are signed in with another one.");
   if (first && !agentId) follow();
   drawSoon();
 }
@@ -133,8 +134,8 @@ function firstAgent() {
   return found?.id ?? null;
 }
 
-/** The address names an agent that the server doesn't know. */
-async function lost() {
+/** Leave the agent of the address, if it does not exist. */
+async function leaveUnknownAgent() {
   await loadAgents();
   if (isGone()) go(firstAgent());
 }
@@ -161,14 +162,14 @@ async function deleteAgent(edited) {
 
 // What is shown
 
-/** Show an agent's thread, or a new one: by the address, so that a reload comes back here. */
+/** Show an agent's thread, or a new one, through the address, so that a reload shows it again. */
 function go(agent_id, thread_id) {
   const hash = agent_id ? `#/${agent_id}${thread_id ? `/${thread_id}` : ""}` : "#/";
   if (location.hash === hash) follow();
   else location.hash = hash;
 }
 
-/** Bring the page to what its address says. */
+/** Show what the address contains. */
 async function follow() {
   const { hash } = location;
   const [, agent_id, thread_id] = hash.split("/");
@@ -178,24 +179,24 @@ async function follow() {
   agentId = wanted;
   list.show(agentId);
   if (moved || !open.id || open.id !== thread_id) show(thread_id || null);
-  if (isGone()) await loadAgents(); // it may be a new one
+  if (isGone()) await loadAgents(); // it may have been created in another tab
   if (agentId) localStorage.setItem("agent", agentId);
 }
 
 function show(id) {
   open.close();
-  open = opened(id);
+  open = openThread(id);
   list.mark(id);
   write(open.text);
   following.restart();
   if (!isTouch() && !document.querySelector("dialog[open]")) $("input").focus();
 }
 
-function opened(id) {
+function openThread(id) {
   const shown = new OpenThread(chat, agentId, id, {
     onChange: drawSoon,
     onThread: (thread) => list.patch(thread),
-    onMade() {
+    onCreated() {
       list.mark(shown.id);
       history.pushState(null, "", `#/${shown.agentId}/${shown.id}`);
     },
@@ -208,12 +209,12 @@ function opened(id) {
       list.remove(shown.id);
       go(agentId);
     },
-    onError: tell,
+    onError: report,
   });
   return shown;
 }
 
-// What is done with a thread
+// Actions on a thread
 
 const pathOf = (thread) => `/api/v1/chat/${thread.agent_id}/threads/${thread.id}`;
 
@@ -241,13 +242,13 @@ const actions = {
 
 const patch = (thread) => thread && list.patch(thread);
 
-/** Send what is written. While an answer is being written the person is asked whether to stop it (`interrupt`). */
+/** Send the input. While a run is in progress, ask the user whether to cancel it (`interrupt`). */
 function submit({ interrupt = false } = {}) {
   const text = $("input").value;
   if (!sendable()) return;
   if (open.pending.length) return toast("The last message is still being sent.");
-  insisting = Boolean(open.running) && !interrupt;
-  if (insisting) return draw();
+  confirming = Boolean(open.running) && !interrupt;
+  if (confirming) return draw();
   write("");
   following.on = true;
   open.send(text.trim() ? text : "", open.drafts.take(), { interrupt });
@@ -269,12 +270,12 @@ async function stop() {
 
 async function showEarlier() {
   const fromBottom = $("scroll").scrollHeight - $("scroll").scrollTop;
-  await open.showEarlier().catch(tell);
+  await open.showEarlier().catch(report);
   draw();
   $("scroll").scrollTop = $("scroll").scrollHeight - fromBottom;
 }
 
-/** Put a text where the person writes. */
+/** Set the text of the input. */
 function write(text) {
   open.text = text;
   $("input").value = text;
@@ -309,21 +310,21 @@ function draw() {
   $("edit-agent").disabled = !agent();
   $("new-agent").disabled = !agents;
 
-  const made = !open.id || open.making; // here, just now: nobody has to tell what is in it
-  const said = state.messages.length + open.pending.length > 0;
-  $("loading").hidden = said || (open.id ? Boolean(thread || made) : Boolean(agents || trouble));
-  $("welcome").hidden = said || (open.id ? !thread && !made : !agents && !trouble);
-  drawWelcome(agents, agent(), trouble);
+  const isNew = !open.id || open.creating; // created in this tab: it is empty, no need to load it
+  const hasMessages = state.messages.length + open.pending.length > 0;
+  $("loading").hidden = hasMessages || (open.id ? Boolean(thread || isNew) : Boolean(agents || loadError));
+  $("welcome").hidden = hasMessages || (open.id ? !thread && !isNew : !agents && !loadError);
+  drawWelcome(agents, agent(), loadError);
 
   const busy = Boolean(open.running);
-  const [why, placeholder] = closed();
+  const [why, placeholder] = inputState();
   if (!busy && document.activeElement === $("stop")) $("input").focus();
   $("stop").hidden = !busy;
   $("send").hidden = busy && !sendable();
   $("send").disabled = !sendable() || open.pending.length > 0;
-  insisting &&= busy && sendable();
-  $("busy").hidden = !insisting;
-  $("busy-text").textContent = insisting ? `${agent()?.name ?? "The agent"} is still answering.` : "";
+  confirming &&= busy && sendable();
+  $("busy").hidden = !confirming;
+  $("busy-text").textContent = confirming ? `${agent()?.name ?? "The agent"} is still answering.` : "";
   $("input").disabled = $("attach").disabled = why !== null;
   $("input").placeholder = placeholder;
   $("hint").textContent = why ?? hint();
@@ -331,8 +332,8 @@ function draw() {
   following.keepUp();
 }
 
-/** Why nobody can write here (null if they can), and what the empty input says. */
-function closed() {
+/** Why the input is disabled (null if it is not), and its placeholder. */
+function inputState() {
   if (isGone()) return ["Its threads can still be read.", "This agent was deleted"];
   if (open.thread?.archived) return ["Unarchive it to write.", "This thread is archived"];
   return [agentId ? null : "", `Message ${agent()?.name ?? "the agent"}`];
@@ -345,10 +346,10 @@ function hint() {
 
 function sendable() {
   const there = Boolean($("input").value.trim()) || open.drafts.attachments.length > 0;
-  return there && !open.drafts.busy && closed()[0] === null;
+  return there && !open.drafts.busy && inputState()[0] === null;
 }
 
-// What people do
+// User input
 
 $("input").addEventListener("input", () => write($("input").value));
 $("input").addEventListener("keydown", (event) => {

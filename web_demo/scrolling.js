@@ -1,6 +1,6 @@
-// Staying at the end of a growing text, unless the reader has gone up.
+// Scrolls with a growing text, unless the user has scrolled up.
 
-/** `scroll` scrolls, `column` grows in it, and `button`, shown to whoever has gone up, leads back to the end. */
+/** `scroll` scrolls and contains `column`, which grows; `button`, shown after scrolling up, returns to the end. */
 export class Following {
   constructor({ scroll, column, button }) {
     Object.assign(this, { scroll, button, on: true, lastTop: 0 });

@@ -1,11 +1,11 @@
-// The Idempotency-Keys of the messages that this browser has sent. A run that failed and may be tried again frees its
-// key: the same request with the same key then runs again on the same message, instead of adding a second one.
+// The Idempotency-Keys of the messages that this browser has sent. A failed run that may be retried frees its key: the
+// same request with the same key then runs again on the same message, instead of adding a second one.
 
 const NAME = "sent-keys";
 const MOST = 100;
-const VALID_MS = 23 * 3600_000; // the server forgets a key after 24 hours
+const VALID_MS = 23 * 3600_000; // the server deletes a key after 24 hours
 
-/** The key that a message was sent with; undefined if it is too old, or came from elsewhere. */
+/** The key of a message; undefined if it is too old or was sent by another browser. */
 export function keyOf(messageId) {
   const found = read().find(({ id }) => id === messageId);
   return found && Date.now() - found.time < VALID_MS ? found.key : undefined;
@@ -16,7 +16,7 @@ export function rememberKey(messageId, key) {
   try {
     localStorage.setItem(NAME, JSON.stringify([{ id: messageId, key, time: Date.now() }, ...others].slice(0, MOST)));
   } catch {
-    // storage is full or forbidden: the message can only be sent again
+    // storage is full or forbidden: a retry posts the message a second time
   }
 }
 

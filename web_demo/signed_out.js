@@ -1,4 +1,4 @@
-// The notice that covers the page while nobody is signed in.
+// The notice that covers the page without a session.
 
 const $ = (id) => document.getElementById(id);
 

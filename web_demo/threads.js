@@ -1,7 +1,7 @@
 // The list of an agent's threads at the side.
 //
-// It is fetched when it is first shown, every now and then, and when the page comes back; in between, what the watched
-// thread's events tell is put into its row. A row is made once for each thread and stays, and so does the focus in it.
+// It is fetched when it is first shown, periodically, and when the user comes back to the page; in between, the events
+// of the watched thread update its row. Rows are reused, so that the focus is preserved.
 
 import { arrange, h, icon } from "./elements.js";
 import { opensMenu } from "./menu.js";
@@ -49,7 +49,7 @@ export class ThreadList {
     this.draw();
   }
 
-  /** Fetch it. However many ask for that while it is being fetched, it is fetched once more for all of them. */
+  /** Fetch the list. Any number of calls during a fetch cause one further fetch. */
   async load() {
     this.wanted = true;
     if (this.busy) return;
@@ -83,7 +83,7 @@ export class ThreadList {
       if (this.connection.signal.aborted) return;
       this.failed = true;
       if (error.code === "agent_not_found") this.onLost();
-      else if (error.status) this.onError(error); // of the network the light tells
+      else if (error.status) this.onError(error); // the light shows network failures
     }
     this.draw();
   }
@@ -93,10 +93,10 @@ export class ThreadList {
     return this.chat.request("GET", `/api/v1/chat/${this.agentId}/threads${query}`, { signal });
   }
 
-  /** Put in what is known of a thread now. */
+  /** Insert or update a thread. */
   patch(thread) {
     if (!this.threads || thread.agent_id !== this.agentId) return;
-    if (this.busy) this.wanted = true; // what is on its way may be older
+    if (this.busy) this.wanted = true; // the fetch in progress may return older data
     const others = this.threads.filter(({ id }) => id !== thread.id);
     const reached = !this.more || others.length < this.threads.length || thread.updated_at > others.at(-1)?.updated_at;
     const changed = thread.archived === this.archived && reached ? [...others, thread] : others;

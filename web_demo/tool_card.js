@@ -5,9 +5,9 @@ import { h } from "./elements.js";
 const IMAGES = /^image\/(png|jpeg|gif|webp|avif)$/; // no SVG: it is a document, not a picture
 const BASE64 = /^[A-Za-z0-9+/]+={0,2}$/;
 const LARGEST = 8 * 2 ** 20; // characters of base64
-const MOST = 8; // images of a card
+const MAX_IMAGES = 8; // images of a card
 
-/** One tool call: name, arguments in a line, progress, result or error, how long it took; all of it on demand. */
+/** One tool call: name, arguments in a line, progress, result or error and duration; details when it is opened. */
 export class ToolCard {
   constructor() {
     this.state = h("span.state", { role: "img" });
@@ -27,11 +27,11 @@ export class ToolCard {
     this.element = h("div.tool", { dir: "ltr" }, details, this.images);
   }
 
-  show(call, told) {
-    if (call === this.call && told === this.told) return;
+  show(call, live) {
+    if (call === this.call && live === this.live) return;
     const changed = call !== this.call;
     this.call = call;
-    this.told = told;
+    this.live = live;
     const open = !call.end_time;
     const status = open ? "Running" : call.error != null ? "Failed" : "Done";
     this.element.dataset.status = status.toLowerCase();
@@ -40,10 +40,10 @@ export class ToolCard {
     this.progress.ariaLabel = `Progress of ${call.tool_name}`;
     this.brief.textContent = Object.entries(call.arguments).map(([key, value]) => `${key}: ${brief(value)}`).join(", ");
     this.given.textContent = JSON.stringify(call.arguments, null, 2);
-    this.track.hidden = !open || told.progress === undefined;
-    if (told.total) Object.assign(this.progress, { max: told.total, value: told.progress });
+    this.track.hidden = !open || live.progress === undefined;
+    if (live.total) Object.assign(this.progress, { max: live.total, value: live.progress });
     else this.progress.removeAttribute("value");
-    this.note.textContent = told.message ?? (told.progress === undefined ? "" : String(told.progress));
+    this.note.textContent = live.message ?? (live.progress === undefined ? "" : String(live.progress));
     this.outcome.textContent = open ? "" : (call.error ?? brief(call.result));
     this.outcome.hidden = open || !this.outcome.textContent;
     this.gotLabel.textContent = call.error != null ? "Error" : "Result";
@@ -54,7 +54,7 @@ export class ToolCard {
   }
 
   showImages({ tool_name, result }) {
-    const found = blocksOf(result).filter(isImage).slice(0, MOST);
+    const found = blocksOf(result).filter(isImage).slice(0, MAX_IMAGES);
     const images = found.map(({ mimeType, data }, index) => {
       const alt = `Image ${index + 1} of ${found.length} from ${tool_name}`;
       const image = h("img", { alt, decoding: "async", src: `data:${mimeType};base64,${data}` });

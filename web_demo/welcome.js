@@ -1,4 +1,4 @@
-// What an empty thread shows: who the agent is, what it can do and, for the demo agent, what to try.
+// What an empty thread shows: the agent, its tools and, for the demo agent, messages to try.
 
 import { h } from "./elements.js";
 
@@ -10,21 +10,21 @@ const STARTERS = [
   "Tell me about this server",
 ];
 
-/** Make the demo agent's starting messages; `onStart(text)` sends one. */
+/** Create the demo agent's starting messages; `onStart(text)` sends one. */
 export function makeStarters(onStart) {
   $("starters").append(...STARTERS.map((text) => h("button", { type: "button", onclick: () => onStart(text) }, text)));
 }
 
-/** Show it. `agents` is null until they are loaded, `agent` undefined if it is deleted; `trouble`: why loading failed. */
-export function drawWelcome(agents, agent, trouble) {
-  const [name, text] = sentences(agents, agent, trouble);
+/** Show it. `agents` is null until loaded, `agent` undefined if it is deleted; `loadError`: why loading failed. */
+export function drawWelcome(agents, agent, loadError) {
+  const [name, text] = sentences(agents, agent, loadError);
   $("welcome-name").textContent = name;
   $("welcome-text").textContent = text;
   $("starters").hidden = agent?.kind !== "demo";
 }
 
-function sentences(agents, agent, trouble) {
-  if (!agents) return trouble ? [trouble, "Trying again…"] : ["", ""];
+function sentences(agents, agent, loadError) {
+  if (!agents) return loadError ? [loadError, "Trying again…"] : ["", ""];
   if (!agents.length) return ["Make an agent to begin", ""];
   if (!agent) return ["This agent was deleted", ""];
   const { name, kind, model, mcp_servers: servers } = agent;
