@@ -86,7 +86,7 @@ def test_the_limits_table_is_true() -> None:
     limits = dict(rows("Limits"))
     sizes = f"{CONTENT_BYTES >> 20} MB · {METADATA_BYTES >> 10} KB · {BODY_BYTES >> 20} MB and 64 levels"
     assert limits["`content` of a message · `metadata` · a JSON body"] == sizes
-    files = limits["a file · files in one request, in one answer · extracted text"]
+    files = limits["a file · files in one request · extracted text"]
     assert files.startswith(f"{FILE_BYTES >> 20} MB · {FILES} · ")
     each = Limits()
     at_once = f"{each.runs} runs, {each.streams:,} open streams and {each.uploads} uploads at once"
