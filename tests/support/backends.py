@@ -1,4 +1,4 @@
-"""How tests open a store, and a clock that they move."""
+"""How tests open a store, and a clock that they set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.services import redis_url as redis_url
 
 
 class OpenStore(Protocol):
-    """Open this test's database; opening it again finds what was there. `peer`: as another process beside it."""
+    """Open this test's database; opening it again finds its data. `peer`: open it as another process would."""
 
     def __call__(
         self, *, lease: float = 20.0, clock: Clock = utcnow, peer: bool = False
@@ -21,7 +21,7 @@ class OpenStore(Protocol):
 
 
 class Seconds:
-    """A monotonic clock that a test moves."""
+    """A monotonic clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -1,4 +1,4 @@
-"""Debian's chromium at the demo page, driven by playwright."""
+"""Chromium with the demo page, driven by playwright."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ new MutationObserver(() => {
 """What the last answer showed while it was written, each time it changed."""
 
 PATIENCE = 20.0
-"""Seconds for whatever is awaited: generous, for a machine that has much else to do."""
+"""Seconds to wait for anything: generous, for a busy machine."""
 CUT = re.compile(r"net::ERR_|Failed to fetch")
 
 
@@ -50,7 +50,7 @@ async def reads(locator: Locator, text: str | re.Pattern[str]) -> None:
 
 
 async def comes_to(locator: Locator, true: str) -> None:
-    """Wait until a JavaScript function of the element is true; it is asked at each frame that is drawn."""
+    """Wait until a JavaScript function of the element returns true; it is called before each repaint."""
     look = f"""each => new Promise(resolve => {{
       const look = () => (({true})(each) ? resolve() : requestAnimationFrame(look));
       look();
@@ -60,7 +60,7 @@ async def comes_to(locator: Locator, true: str) -> None:
 
 
 class Visit:
-    """A browser context with a page, which has been nowhere yet, and what its console said."""
+    """A browser context with an empty page; `errors` are the errors of its console."""
 
     page: Page
 
@@ -71,7 +71,7 @@ class Visit:
         self.expected: list[str] = []
 
     async def tab(self) -> Page:
-        """One more tab."""
+        """Open another tab."""
         page = await self.context.new_page()
         page.set_default_timeout(PATIENCE * 1000)
         page.on("console", self._said)
@@ -79,7 +79,7 @@ class Visit:
         return page
 
     async def enter(self, place: str = "") -> Page:
-        """Open the URL that the server prints, which signs in; the page is ready for a message then."""
+        """Open the URL that the server prints, which signs in, and wait until the page accepts a message."""
         await self.page.goto(f"/?key={KEY}{place}")
         await self.page.locator("#attach:enabled").wait_for()
         return self.page
@@ -89,11 +89,11 @@ class Visit:
             self.errors.append(f"{message.text} {message.location.get('url')}")
 
     def unexpected(self) -> list[str]:
-        """The console's errors, without those that the test asked for."""
+        """The console's errors, without those that the test expects."""
         return [error for error in self.errors if not any(re.search(each, error) for each in self.expected)]
 
     async def choose(self, **fields: object) -> dict[str, Any]:
-        """Make an agent of kind `scripted` and enter the page at it."""
+        """Create an agent of kind `scripted` and open the page with it."""
         agent = await self.server.agent(**fields)
         await self.enter(f"#/{agent['id']}")
         return agent
@@ -107,7 +107,7 @@ class Visit:
         return (page or self.page).locator(f"article.assistant[data-status={status}]").last
 
     async def stored(self) -> dict[str, Any]:
-        """The last message of the thread in the address, as the server has it."""
+        """The last message of the page's thread, as the server stores it."""
         agent_id, thread_id = self.page.url.partition("#/")[2].split("/")
         return dict((await self.server.get(f"/api/v1/chat/{agent_id}/threads/{thread_id}"))["messages"][-1])
 
@@ -122,7 +122,7 @@ class Desk:
 
     @asynccontextmanager
     async def visit(self, server: Client, **options: Any) -> AsyncIterator[Visit]:
-        """Come as somebody new; at the end, fail on what their console said against the page."""
+        """Open a new browser context; fails at the end if its console has unexpected errors."""
         options = {"base_url": str(server.http.base_url), "reduced_motion": "reduce", **options}
         context = await self._browser.new_context(**options)
         await context.add_init_script(SAMPLES)

@@ -16,7 +16,7 @@ ALLOWED = {200, 201, 202, 204, 409}
 
 
 class Chaos:
-    """One thread: those who post to it, those who cancel, those who look on."""
+    """One thread, with the clients that post to it, cancel its runs and watch it."""
 
     def __init__(self, race: Race, rng: random.Random, thread: str, until: float) -> None:
         self.race = race
@@ -71,7 +71,7 @@ class Chaos:
             await self.pause()
 
     async def viewer(self) -> View:
-        """Come and go until the thread is deleted or quiet; then stay until it is as it will remain."""
+        """Watch and disconnect at random until the thread is deleted or its traffic has ended; then read to the end."""
         view = View()
         position: str | None = None
         while True:

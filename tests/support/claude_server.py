@@ -17,7 +17,7 @@ from tests.support.servers import Live, live_server
 
 
 def quick(service: StandIn, *, stall_seconds: float = 5.0) -> Claude:
-    """One that tries again at once, and loses patience with a silent stream after so many seconds."""
+    """A Claude agent that retries immediately, and gives up a silent stream after `stall_seconds`."""
     return Claude(
         service.key,
         service.url,

@@ -1,4 +1,4 @@
-"""What happens to a database, done to the real one from outside."""
+"""Faults of a real SQLite database, caused from outside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def without(data_dir: Path, table: str) -> Iterator[None]:
-    """The database fails whoever asks for this table."""
+    """Every statement that uses this table fails."""
     database = sqlite3.connect(data_dir / "chat.db", timeout=10, isolation_level=None)
     database.execute(f"ALTER TABLE {table} RENAME TO lost")
     try:

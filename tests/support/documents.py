@@ -51,7 +51,7 @@ def mail(html_only: bool) -> bytes:
 
 
 class Hanging:
-    """An extraction that is in the middle of a file that never ends: a pipe that nobody writes to."""
+    """An extraction in progress, of a file that never ends: a pipe without a writer."""
 
     def __init__(self, extractor: Extractor, folder: Path, organization: str = ORG) -> None:
         self._organization = organization

@@ -1,4 +1,4 @@
-"""How long the event loop stood still while something went on beside it."""
+"""How long the event loop was blocked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SCHEDULED = Path("/proc/thread-self/schedstat")
 
 @asynccontextmanager
 async def gaps() -> AsyncIterator[list[float]]:
-    """Seconds by which the loop was late, each time it was asked, every 5 ms.
+    """The delays of a timer of 5 ms, in seconds.
 
     Less what its thread spent ready to run and waiting for a processor, which the kernel counts: that is other
     processes' doing. https://docs.kernel.org/scheduler/sched-stats.html
@@ -38,7 +38,7 @@ async def gaps() -> AsyncIterator[list[float]]:
 
 
 def _waited() -> float:
-    """Seconds that this thread was kept waiting for a processor until now; 0 where the kernel doesn't count."""
+    """Seconds for which this thread has waited for a processor; 0 where the kernel does not count them."""
     try:
         return int(_SCHEDULED.read_text().split()[1]) / 1e9
     except OSError:

@@ -1,6 +1,6 @@
-"""Races, forced: gates before and behind the verbs of the real store and log, where a test holds who comes.
+"""Forced races: gates before and after the methods of the real store and log, at which a test holds their callers.
 
-Nothing is mocked: a gate only makes its caller wait, or die, at the critical point; the real store does the work.
+Nothing is mocked: a gate only makes its caller wait, or raise, at the critical point; the real store does the work.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ When = Literal["before", "after"]
 
 
 class Died(Exception):
-    """What a caller meets whose process "dies" at a gate."""
+    """Raised to a caller whose process "dies" at a gate."""
 
 
 class Gate:
-    """Holds one call of a verb."""
+    """Holds one call of a method."""
 
     def __init__(self) -> None:
         self._reached = asyncio.Event()
@@ -51,12 +51,12 @@ class Gate:
         self._released.set()
 
     def kill(self) -> None:
-        """Let the caller get no further, as if its process had ended here."""
+        """Raise Died to the caller, as if its process had ended here."""
         self._deadly = True
         self._released.set()
 
     async def passed(self) -> None:
-        """Wait until somebody has come, and let them through."""
+        """Wait until a call has arrived, and release it."""
         await self.reached()
         self.release()
 
@@ -68,7 +68,7 @@ class Gate:
 
 
 class Gated:
-    """A store or a log with gates at its verbs."""
+    """A store or a log whose calls a test can hold."""
 
     def __init__(self, real: object) -> None:
         self.real = real
@@ -76,7 +76,7 @@ class Gated:
         self._gates: list[Gate] = []
 
     def hold(self, verb: str, when: When, *, skip: int = 0) -> Gate:
-        """Hold the next call of that verb, after `skip` that are let through."""
+        """Hold the next call of that method, after `skip` that pass."""
         assert hasattr(self.real, verb), f"no method {verb}"
         gate = Gate()
         self._gates.append(gate)
@@ -84,7 +84,7 @@ class Gated:
         return gate
 
     def release(self) -> None:
-        """Let everybody through, from now on."""
+        """Release all calls, held and future ones."""
         self._coming.clear()
         for gate in self._gates:
             gate.release()
@@ -109,7 +109,7 @@ class Gated:
 
 
 class Race:
-    """A live server whose store and log have gates, and the parties that tests bring to it."""
+    """A live server whose store and log have gates."""
 
     def __init__(self, live: Live, store: Gated, log: Gated) -> None:
         self.live = live
@@ -129,7 +129,7 @@ class Race:
         return cast(Streams, self.live.server.lifespan.state["streams"])
 
     def buffer(self, thread: str) -> Buffer:
-        """The thread's log, from the inside."""
+        """The buffer of the thread's log in memory."""
         assert isinstance(self.log.real, MemoryLog)
         return self.log.real._open(id_of(thread))
 
@@ -144,7 +144,7 @@ class Race:
         return await cast(Store, self.store).find_record(await self.who(), run_id)
 
     def other_process(self) -> Runner:
-        """The runner that another process on the same store and log would have."""
+        """A runner such as another process on the same store and log would have."""
 
         def no_tools(*of: object) -> Any:
             raise NotImplementedError
@@ -155,7 +155,7 @@ class Race:
         return Runner(cast(Store, self.store), cast(EventLog, self.log), Registry({}), no_tools, plain)
 
     async def settled(self, thread: str, *watchers: Watcher) -> None:
-        """Wait until no run goes on and the watchers have seen everything that was said."""
+        """Wait until no run is in progress and the watchers have received everything that was published."""
         await no_runs()
         mark = new_id()
         await self.live.http.patch(thread, json={"title": mark})
@@ -168,13 +168,13 @@ def id_of(thread: str) -> str:
 
 
 def run_tasks() -> list[asyncio.Task[object]]:
-    """What the runs of this process are made of: their own tasks, their agents, their checkpoints."""
+    """The tasks of the runs of this process: the runs themselves, their agents and their checkpoints."""
     parts = {"Runner._run", "Runner._generate", "Runner._checkpoint"}
     return [task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__qualname__", "") in parts]
 
 
 async def no_runs() -> None:
-    """Wait until every run of this process is over, and whatever belonged to it gone."""
+    """Wait until no task of a run is left in this process."""
     async with asyncio.timeout(15):
         while tasks := run_tasks():
             await asyncio.wait(tasks)
@@ -189,7 +189,7 @@ async def critical(
     redis_url: str | None = None,
     **settings: Any,
 ) -> AsyncIterator[Race]:
-    """A live server with gates; whoever is still held is let go at the end. `redis_url`: null for events in memory."""
+    """A live server with gates; calls still held are released at the end. `redis_url`: None for events in memory."""
     gated: list[Gated] = []
 
     @asynccontextmanager
@@ -213,14 +213,14 @@ async def critical(
 
 
 async def eventually(so: Callable[[], bool]) -> None:
-    """Wait for what nobody announces."""
+    """Poll until it is true: for what no event announces."""
     async with asyncio.timeout(10):
         while not so():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
 async def all_left(race: Race, *threads: str) -> None:
-    """Wait until nothing of runs and readers is left open: no task, no stream, no cursor."""
+    """Wait until runs and readers have left no task, no stream and no cursor."""
     await no_runs()
     await eventually(lambda: len(race.streams) == 0 and not any(race.buffer(thread).cursors for thread in threads))
     assert race.runner.count == 0

@@ -29,7 +29,7 @@ def agent(*servers: str, tools: list[str] | None = None) -> Agent:
 
 
 def children() -> set[int]:
-    """The processes that this one has started and that are still there, zombies too."""
+    """The child processes of this process, zombies included."""
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -41,12 +41,12 @@ def children() -> set[int]:
 
 
 def held() -> tuple[set[int], int, int]:
-    """What a connection takes: processes, tasks, open files."""
+    """What connections use: processes, tasks and open files."""
     return children(), len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))
 
 
 async def until(true: Callable[[], bool]) -> None:
-    """Wait for what another process does, of which nothing here is told."""
+    """Poll until it is true: for what another process does."""
     async with asyncio.timeout(5):
         while not true():  # noqa: ASYNC110
             await asyncio.sleep(0.01)

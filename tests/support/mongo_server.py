@@ -24,7 +24,7 @@ from tests.support.services import START_SECONDS, free_port, missing
 
 
 class MongoServer:
-    """A SecantusDB in a process of its own, on one port and one folder through all restarts.
+    """A SecantusDB in a process of its own, with the same port and folder after every restart.
 
     Args:
         durable: what it acknowledged survives a kill, as MongoDB's majority does; several times as slow.
@@ -40,7 +40,7 @@ class MongoServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Raises: RuntimeError if it doesn't answer in time."""
+        """Start it, and wait until it responds. Raises: RuntimeError if it does not in time."""
         options = ["--port", str(self.port), "--storage-path", self._folder, "--log-level", "ERROR"]
         options += ["--sync-on-commit"] if self._durable else []
         command = [sys.executable, "-m", "secantus", *options]
@@ -54,7 +54,7 @@ class MongoServer:
         raise RuntimeError(f"SecantusDB did not start on port {self.port}")
 
     def stop(self, *, kill: bool = False) -> None:
-        """Stop it, or kill it: then it forgets what it acknowledged last, unless it is durable."""
+        """Stop it, or kill it: then the last acknowledged writes are lost, unless it is durable."""
         if self._process is None:
             return
         self._process.kill() if kill else self._process.terminate()
@@ -66,7 +66,7 @@ class MongoServer:
         self._process = None
 
     def pause(self) -> None:
-        """Have it hang: connections stay open and nothing is answered."""
+        """Stop the process: connections stay open, and no command is answered."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
@@ -88,7 +88,7 @@ class MongoServer:
 
 @contextmanager
 def mongo_process(*, durable: bool = False) -> Iterator[MongoServer]:
-    """A MongoDB for one test that stops and starts it."""
+    """A MongoDB for a test that stops and starts it."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         server = MongoServer(folder, durable=durable)
         server.start()
@@ -110,7 +110,7 @@ def mongo_server() -> Iterator[str]:
 
 @pytest.fixture
 def mongo_url(mongo_server: str) -> Iterator[str]:
-    """A database for one test, dropped behind it."""
+    """A database for one test, which is dropped afterwards."""
     from pymongo import MongoClient
 
     name = f"test-{new_id()}"

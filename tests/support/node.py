@@ -1,4 +1,4 @@
-"""Running web_demo/client.js in Node, over a network that keeps breaking or against a server that follows a script."""
+"""web_demo/client.js in Node, and a server that streams given events to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCRIPTS = Path(__file__).parents[1] / "clients"
 
 
 async def node(script: str, *arguments: str, stdin: bytes = b"", seconds: float = 30) -> Any:
-    """Run a script of tests/clients; what it printed."""
+    """Run a script of tests/clients; the JSON that it printed."""
     if not shutil.which("node"):
         missing("node is not installed")
     process = await asyncio.create_subprocess_exec(
@@ -37,7 +37,7 @@ async def node(script: str, *arguments: str, stdin: bytes = b"", seconds: float 
 
 @asynccontextmanager
 async def scripted_stream(connections: Sequence[Sequence[tuple[str, Event]]]) -> AsyncIterator[tuple[str, list[str]]]:
-    """A server that streams these events, with their ids, one list a connection; its URL and what it was asked for."""
+    """A server that streams one of the lists of ids and events to each connection; its URL, and the requested paths."""
     asked: list[str] = []
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

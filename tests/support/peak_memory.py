@@ -1,7 +1,7 @@
-"""The most memory that this process held at once during something, whatever it did before.
+"""The peak memory of this process during a measurement.
 
-`ru_maxrss` was refused: it is never set back, so that behind a test that took much every later one takes nothing. The
-kernel's own mark can be set back (https://docs.kernel.org/filesystems/proc.html, clear_refs).
+`ru_maxrss` was refused: it is never reset, so after a test with a high peak every later one would measure nothing. The
+kernel's own mark can be reset (https://docs.kernel.org/filesystems/proc.html, clear_refs).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 class Peak:
-    """A measurement that begins now; what lies free in the process is given back first, lest it be taken unseen."""
+    """A measurement that begins now. Free memory is returned to the system first, since its reuse would not be seen."""
 
     def __init__(self) -> None:
         gc.collect()
@@ -22,7 +22,7 @@ class Peak:
         self._before = _mark()
 
     def grown(self) -> int:
-        """By how many bytes the process was larger than at the beginning, when it was largest."""
+        """By how many bytes the process has grown at most since the beginning."""
         return _mark() - self._before
 
 

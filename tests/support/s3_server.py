@@ -1,4 +1,4 @@
-"""An S3 server for tests: moto's, in a process of its own, with buckets that are made for each test."""
+"""An S3 server for tests: moto's, in a process of its own. Each test creates its bucket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ START_SECONDS = 30.0
 
 
 class S3Server:
-    """Where it is, and the few verbs of S3 that obstore has no call for."""
+    """Its endpoint, and the operations of S3 that obstore lacks."""
 
     def __init__(self, port: int) -> None:
         self.endpoint = f"http://127.0.0.1:{port}"
@@ -33,7 +33,7 @@ class S3Server:
         self._ask("PUT", bucket)
 
     def unfinished(self, bucket: str) -> int:
-        """How many uploads in parts were begun, and neither completed nor taken back."""
+        """How many multipart uploads were begun and neither completed nor aborted."""
         return self._ask("GET", f"{bucket}?uploads").count(b"<UploadId>")
 
     def keys(self, bucket: str) -> int:

@@ -1,4 +1,4 @@
-"""What the contract suites are made of: principals, threads, messages, and clocks that a test sets by hand."""
+"""Data for the contract suites: principals, threads, messages, and clocks that a test sets."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ AWKWARD: JSONObject = {
 
 
 class HandClock:
-    """A clock that stands still until the test moves it."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = datetime(2026, 1, 31, 12, tzinfo=UTC)

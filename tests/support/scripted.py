@@ -1,4 +1,4 @@
-"""An agent for tests that does what the user's message says, one command a line.
+"""An agent for tests that carries out the user's message, one command a line.
 
 say TEXT            one delta
 text JSON           one delta, written as a JSON string: of several lines
@@ -8,7 +8,7 @@ tool NAME JSON      call a tool of the agent's MCP servers and wait for it
 open NAME           start a tool call that is never completed; `lookup NAME` one that is repeatable
 result NAME JSON    a tool call with this result, without a tool
 file NAME TEXT      a text file of the answer
-hold NAME           say so (`Gates.reached`), and wait for the test (`Gates.release`)
+hold NAME           report it (`Gates.reached`) and wait for the test (`Gates.release`)
 until NAME          AgentError that may be retried, until the test has released NAME
 fail DETAIL         AgentError; `overload DETAIL` one that may be retried; `crash` an exception of another kind
 """
@@ -27,7 +27,7 @@ INTERNAL_TEXT = "secret internal text"
 
 
 class Gates:
-    """Where scripts hold, by name: tests see that a script got there, and let it go on."""
+    """Where scripts wait, by name: tests wait until a script has reached a gate, and release it."""
 
     def __init__(self) -> None:
         self._reached: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
@@ -49,7 +49,7 @@ class Gates:
 
 
 class FolderGates(Gates):
-    """Gates that another process sees and opens: files `NAME.reached` and `NAME.released` in a folder."""
+    """Gates between processes: files `NAME.reached` and `NAME.released` in a folder."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()

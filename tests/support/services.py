@@ -1,4 +1,4 @@
-"""Servers that tests need beside them. Missing, they fail a test in CI and skip it, saying why, on a laptop."""
+"""A Redis for tests, free ports, and what happens where something is not installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ START_SECONDS = 30.0
 
 
 def missing(reason: str) -> NoReturn:
-    """End the test: a failure in CI, else a skip."""
+    """End the test for this reason: it fails in CI, and is skipped on other machines."""
     if os.environ.get("CI", "").lower() in ("1", "true"):
         pytest.fail(reason)
     pytest.skip(reason)
@@ -41,7 +41,7 @@ def redis_binary() -> str:
 
 
 class RedisServer:
-    """A Redis of our own that keeps nothing, on one port through all restarts."""
+    """A Redis without persistence, on the same port after every restart."""
 
     def __init__(self) -> None:
         self._binary = redis_binary()
@@ -50,7 +50,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Raises: RuntimeError if it doesn't answer in time."""
+        """Start it, and wait until it responds. Raises: RuntimeError if it does not in time."""
         command = [self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + START_SECONDS
@@ -65,14 +65,14 @@ class RedisServer:
         raise RuntimeError(f"{self._binary} did not start on port {self.port}")
 
     def stop(self) -> None:
-        """Kill it: what it held is gone."""
+        """Kill it; all its data is lost."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def pause(self) -> None:
-        """Have it hang: connections stay open and nothing is answered."""
+        """Stop the process: connections stay open, and no command is answered."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
@@ -81,7 +81,7 @@ class RedisServer:
         self._process.send_signal(signal.SIGCONT)
 
     def command(self, *words: str) -> bytes:
-        """Send one command by a connection of its own; the beginning of the raw answer. Raises: OSError."""
+        """Send one command over a new connection; the beginning of the raw reply. Raises: OSError."""
         line = "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in words)
         with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
             connection.sendall(f"*{len(words)}\r\n{line}".encode())
@@ -96,7 +96,7 @@ def free_port() -> int:
 
 @contextmanager
 def redis_process() -> Iterator[RedisServer]:
-    """A Redis for one test that stops and starts it."""
+    """A Redis for a test that stops and starts it."""
     server = RedisServer()
     server.start()
     try:
@@ -107,7 +107,7 @@ def redis_process() -> Iterator[RedisServer]:
 
 @asynccontextmanager
 async def running_redis() -> AsyncIterator[RedisServer]:
-    """The same for an event loop, which its start and end don't block."""
+    """The same, without blocking the event loop."""
     server = RedisServer()
     await asyncio.to_thread(server.start)
     try:
@@ -118,7 +118,7 @@ async def running_redis() -> AsyncIterator[RedisServer]:
 
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
-    """One Redis for all tests that leave it running: CHAT_TEST_REDIS_URL's, else our own. Use keys of your own."""
+    """One Redis for all tests that leave it running: CHAT_TEST_REDIS_URL, else a new one. Use your own keys."""
     if given := os.environ.get("CHAT_TEST_REDIS_URL"):
         yield given
         return

@@ -1,4 +1,4 @@
-"""What bodies look like, to the letter: the exact keys of everything that the API answers."""
+"""The exact keys of all response bodies."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _ids_and_times(body: Any, ids: tuple[str, ...], times: tuple[str, ...]) -> N
 
 
 def is_problem(answer: httpx.Response, status: int, code: str, *more: str) -> dict[str, Any]:
-    """An RFC 9457 problem with these members beside the five that all have."""
+    """An RFC 9457 problem with these members in addition to the five of all problems."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     body: dict[str, Any] = answer.json()
@@ -79,7 +79,7 @@ def is_problem(answer: httpx.Response, status: int, code: str, *more: str) -> di
 
 
 def is_invalid(answer: httpx.Response, field: str) -> dict[str, Any]:
-    """422 for this field."""
+    """A 422 that names this field."""
     body = is_problem(answer, 422, "invalid_request", "field")
     assert body["field"] == field, body
     return body

@@ -59,7 +59,7 @@ class Site:
         return self.servers[-1]
 
     async def pair(self, **first: str) -> tuple[Process, Process]:
-        """A, with settings of its own, and B."""
+        """Two servers; `first` are further settings of the first."""
         a, b = await self.server(start=False, **first), await self.server(start=False)
         await asyncio.gather(a.start(), b.start())
         return a, b
@@ -71,7 +71,7 @@ class Site:
         self._mongo.close()
 
     async def at_rest(self) -> None:
-        """Wait until no living server has a run, a stream, a task or a subscription of anybody left."""
+        """Wait until no living server has a run, a stream, a task or a subscription left."""
         living = [server for server in self.servers if server.alive]
         for server in living:
             server.signal(signal.SIGUSR1)
@@ -89,7 +89,7 @@ class Site:
             return {str(name): count for name, count in await client.pubsub_numsub(*channels)} if channels else {}
 
     async def log(self, thread: str) -> list[LogEntry]:
-        """All that the thread's log holds."""
+        """All entries of the thread's log."""
         async with Redis.from_url(self.redis_url) as client:
             key = f"chat:{thread.rpartition('/')[2]}"
             rows = cast(list[tuple[bytes, dict[bytes, bytes]]], await client.xrange(key))
@@ -100,9 +100,9 @@ class Site:
         return list(self._mongo.get_default_database().runs.find({}, {"partial": 0}))
 
     async def over(self, thread: str, *viewers: Viewer, lost: bool = False) -> list[dict[str, Any]]:
-        """Check all that must be so when everything is over; the stored messages before the last, which this posts.
+        """Check what must hold when everything is over; the stored messages without the last turn, which this posts.
 
-        `lost`: the log was emptied meanwhile, so that it tells less than was said.
+        `lost`: the log was emptied meanwhile, so it has fewer entries than were published.
         """
         living = [server for server in self.servers if server.alive]
         mark = new_id()
@@ -127,7 +127,7 @@ class Site:
         return stored[:-2]
 
     async def quiet(self, *threads: str) -> None:
-        """Wait until no run is left of these threads, in no process and not in the database."""
+        """Wait until the database has no record of a run of these threads."""
         ids = {thread.rpartition("/")[2] for thread in threads}
         async with asyncio.timeout(20):
             while [run for run in await asyncio.to_thread(self.records) if run["thread_id"] in ids]:  # noqa: ASYNC110
@@ -135,7 +135,7 @@ class Site:
 
 
 async def _comes(ask: Callable[[], Awaitable[dict[str, int]]], what: dict[str, int]) -> None:
-    """Ask until that is the answer, ten seconds long."""
+    """Poll until the result is as expected, for at most ten seconds."""
     until = asyncio.get_running_loop().time() + 10
     while (answer := await ask()) != what:
         assert asyncio.get_running_loop().time() < until, answer
@@ -143,7 +143,7 @@ async def _comes(ask: Callable[[], Awaitable[dict[str, int]]], what: dict[str, i
 
 
 def _once_and_in_order(viewer: Viewer, log: Sequence[str], lost: bool) -> None:
-    """Every stretch that the viewer was told is what the log holds behind the stretch's beginning."""
+    """Check that each stretch of the viewer equals the part of the log behind the stretch's beginning."""
     order = {position: n for n, position in enumerate(log)}
     said = [position for stretch in viewer.stretches for position in stretch.positions]
     assert len(set(said)) == len(said), "an event was told twice"

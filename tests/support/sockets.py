@@ -39,7 +39,7 @@ class Socket:
         return found
 
     async def close_code(self) -> int | None:
-        """What the server closes it with, waiting for that."""
+        """Wait until the server closes the connection; the close code."""
         async with asyncio.timeout(20):
             await self.connection.wait_closed()
         return self.connection.close_code

@@ -1,4 +1,4 @@
-"""A client's reducer, written once more from the API's description alone: what a viewer makes of the frames.
+"""A client's reducer, written independently, from the description of the API: the state that follows from the frames.
 
 A snapshot replaces all; message.created and a terminal event replace that message; a delta appends at its offset; a
 completed tool call is never reopened; events for a message that is not in progress are ignored; of two
@@ -16,7 +16,7 @@ _TERMINAL = {"run.completed", "run.failed", "run.cancelled"}
 
 
 class View:
-    """A thread as a viewer sees it. Asserts on what no viewer may ever meet: a hole, or an end that differs."""
+    """A thread as a viewer has put it together. Fails on a gap, or if a terminal event differs from the deltas."""
 
     def __init__(self) -> None:
         self.thread: dict[str, Any] = {}
@@ -25,7 +25,7 @@ class View:
         self.deleted = False
 
     def copy(self) -> View:
-        """Another viewer who has seen the same."""
+        """A copy of this view."""
         view = View()
         view.thread, view.messages, view.ends = self.thread, dict(self.messages), self.ends.copy()
         return view
@@ -68,7 +68,7 @@ class View:
         return sorted(self.messages.values(), key=lambda message: str(message["created_at"]))
 
     def shows(self, thread: dict[str, Any]) -> bool:
-        """True if this is that stored thread; its `updated_at` moves without being told."""
+        """Whether this is that stored thread; changes of `updated_at` alone are not published."""
         facts = ("id", "title", "archived", "metadata")
         return self.listed() == thread["messages"] and all(self.thread[name] == thread[name] for name in facts)
 
