@@ -48,7 +48,7 @@ async def world(data_dir: Path, timing: Timing = Timing(), limits: Limits | None
             opened.append(store)
             yield store, log
 
-    async with live_server(data_dir, backends, limits) as live:
+    async with live_server(data_dir, backends, limits, timing=timing) as live:
         [store] = opened
         ours = await store.find_organization("default")
         assert ours is not None
