@@ -35,7 +35,7 @@ from agent_chat.stores.errors import (
     ThreadArchived,
     ThreadBusy,
 )
-from agent_chat.stores.events import TERMINAL_TYPES, MessageCreated
+from agent_chat.stores.events import CLOSING_TYPES, TERMINAL_TYPES, MessageCreated
 from agent_chat.stores.models import (
     Agent,
     Attachment,
@@ -49,7 +49,7 @@ from agent_chat.stores.models import (
     timestamp,
 )
 
-_RUN_ENDS = TERMINAL_TYPES | {"thread.deleted"}
+_RUN_ENDS = TERMINAL_TYPES | CLOSING_TYPES
 
 
 class Posting:

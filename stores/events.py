@@ -202,6 +202,7 @@ TERMINAL_TYPES = frozenset(type_name(event) for event in EVENT_CLASSES if event.
 TURN_TYPES = frozenset(type_name(event) for event in EVENT_CLASSES if event.turn)
 RUN_TYPES = frozenset(type_name(event) for event in EVENT_CLASSES if event.about_run)
 WHOLE_TYPES = frozenset(type_name(event) for event in EVENT_CLASSES if event.whole_message)
+CLOSING_TYPES = frozenset(type_name(event) for event in EVENT_CLASSES if event.closes_log)
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)

@@ -24,6 +24,7 @@ from agent_chat.stores.buffer import Cursor, Entry
 from agent_chat.stores.contracts import EventLog, ThreadStore
 from agent_chat.stores.errors import Gap, LogUnavailable, NotFound
 from agent_chat.stores.events import (
+    CLOSING_TYPES,
     TERMINAL_TYPES,
     Event,
     MessageCreated,
@@ -33,12 +34,13 @@ from agent_chat.stores.events import (
     encode,
     message_id_of,
     terminal_event,
+    type_name,
 )
 from agent_chat.stores.fold import fold
 from agent_chat.stores.models import Message, Principal, Thread
 
 _POSITION = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
-_BOUNDARIES = TERMINAL_TYPES | {"message.created"}
+_BOUNDARIES = TERMINAL_TYPES | {type_name(MessageCreated)}
 """The types of the events at which a reading can begin or end."""
 _GAP_PAUSE_SECONDS = 0.05
 SNAPSHOT_MESSAGES = 50
@@ -129,17 +131,17 @@ class Viewer:
 
     def _select(self, entries: list[Entry]) -> list[Entry]:
         """The entries of a batch that lie between the beginning and the end of this reading."""
-        if self._begin is None and self._until is None and entries and entries[-1].type != "thread.deleted":
+        if self._begin is None and self._until is None and entries and entries[-1].type not in CLOSING_TYPES:
             return entries
         shown: list[Entry] = []
         for entry in entries:
             event = decode(entry.data) if entry.type in _BOUNDARIES else None
-            if self._begin is not None and entry.type != "thread.deleted":
+            if self._begin is not None and entry.type not in CLOSING_TYPES:
                 if not isinstance(event, MessageCreated) or event.message.id != self._begin:
                     continue
                 self._begin = None
             shown.append(entry)
-            if entry.type == "thread.deleted" or (event is not None and self._is_end(event)):
+            if entry.type in CLOSING_TYPES or (event is not None and self._is_end(event)):
                 self._ended = True
                 break
         return shown

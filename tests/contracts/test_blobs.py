@@ -1,4 +1,4 @@
-"""The blob store: what is put is there whole, what is not whole is never there. A folder, and S3 as moto speaks it."""
+"""The blob store: a blob exists whole or not at all. In a folder, and in S3 as moto implements it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ LARGE_BYTES = 100 * 2**20
 
 
 class Opened(msgspec.Struct):
-    """A blob store, and a look at it from outside: how many blobs and leftovers there are."""
+    """A blob store, and functions that inspect it from outside.
+
+    `left`: the number of blobs and unfinished uploads. `begun`: whether an upload has begun.
+    """
 
     blobs: Blobs
     left: Callable[[], int]
@@ -79,7 +82,7 @@ async def content(blobs: Blobs, key: str, start: int = 0, end: int | None = None
 
 
 @pytest.mark.parametrize("size", [0, 1, 10_000, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES + 7])
-async def test_what_was_put_is_read(blobs: Blobs, file: Callable[[bytes], Path], size: int) -> None:
+async def test_read_returns_what_was_put(blobs: Blobs, file: Callable[[bytes], Path], size: int) -> None:
     data = bytes(range(256)) * (size // 256) + bytes(size % 256)
     await blobs.put("organization/thread/attachment", file(data))
     assert await content(blobs, "organization/thread/attachment") == data
@@ -107,27 +110,25 @@ async def test_a_range_is_read(
 
 
 @pytest.mark.parametrize(("start", "end"), [(-1, None), (3, 2)])
-async def test_a_range_that_is_none_is_refused(blobs: Blobs, start: int, end: int | None) -> None:
+async def test_an_invalid_range_is_refused(blobs: Blobs, start: int, end: int | None) -> None:
     with pytest.raises(ValueError, match="no bytes"):
         await blobs.read("a/b", start, end)
 
 
 @pytest.mark.parametrize("start", [0, 1])
-async def test_a_missing_blob_is_told_before_the_first_piece(blobs: Blobs, start: int) -> None:
-    with pytest.raises(BlobNotFound, match="No blob a/b here") as told:
+async def test_a_missing_blob_is_reported_before_the_first_piece(blobs: Blobs, start: int) -> None:
+    with pytest.raises(BlobNotFound, match="No blob a/b here") as raised:
         await blobs.read("a/b", start)
-    assert not isinstance(told.value, NotFound), "principal catches that takes the thread for deleted"
+    assert not isinstance(raised.value, NotFound), "callers take a NotFound for a deleted thread"
 
 
-async def test_a_put_takes_the_place_of_what_was_there(blobs: Blobs, file: Callable[[bytes], Path]) -> None:
+async def test_put_replaces_an_earlier_blob(blobs: Blobs, file: Callable[[bytes], Path]) -> None:
     await blobs.put("a/b", file(b"a longer text"))
     await blobs.put("a/b", file(b"short"))
     assert await content(blobs, "a/b") == b"short"
 
 
-async def test_a_deleted_blob_is_gone_and_deleting_it_again_is_fine(
-    opened: Opened, file: Callable[[bytes], Path]
-) -> None:
+async def test_a_blob_can_be_deleted_twice(opened: Opened, file: Callable[[bytes], Path]) -> None:
     await opened.blobs.put("a/b", file(b"data"))
     await opened.blobs.delete("a/b")
     await opened.blobs.delete("a/b")
@@ -136,9 +137,7 @@ async def test_a_deleted_blob_is_gone_and_deleting_it_again_is_fine(
     assert opened.left() == 0
 
 
-async def test_all_under_a_prefix_are_deleted_and_their_neighbours_stay(
-    blobs: Blobs, file: Callable[[bytes], Path]
-) -> None:
+async def test_delete_all_deletes_the_blobs_under_a_prefix_only(blobs: Blobs, file: Callable[[bytes], Path]) -> None:
     data = file(b"data")
     for key in ("a/b/1", "a/b/2", "a/b/deeper/3", "a/bc/4", "a/c"):
         await blobs.put(key, data)
@@ -153,14 +152,16 @@ async def test_all_under_a_prefix_are_deleted_and_their_neighbours_stay(
 @pytest.mark.parametrize(
     "key", ["", "/a", "a/", "a//b", "..", "../a", "a/../b", "a/./b", "a b", "a\n", "a#1", "é", "a\0"]
 )
-async def test_no_key_leads_out_of_the_store(blobs: Blobs, file: Callable[[bytes], Path], key: str) -> None:
+async def test_a_key_cannot_name_a_path_outside_the_store(
+    blobs: Blobs, file: Callable[[bytes], Path], key: str
+) -> None:
     data = file(b"data")
     for refused in (blobs.put(key, data), blobs.read(key), blobs.delete(key), blobs.delete_all(key)):
         with pytest.raises(ValueError, match="is not a valid key"):
             await refused
 
 
-async def test_a_cancelled_put_leaves_nothing(opened: Opened, file: Callable[[bytes], Path]) -> None:
+async def test_a_cancelled_put_leaves_no_blob(opened: Opened, file: Callable[[bytes], Path]) -> None:
     data = file(bytes(LARGE_BYTES))
     putting = asyncio.create_task(opened.blobs.put("a/b", data))
     async with asyncio.timeout(10):
@@ -175,7 +176,7 @@ async def test_a_cancelled_put_leaves_nothing(opened: Opened, file: Callable[[by
 
 
 class Unstoppable:
-    """obstore's store, whose puts go on when they are cancelled: its own sometimes do, and sometimes don't."""
+    """obstore's store with puts that continue after they are cancelled, as its own sometimes do."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
@@ -190,9 +191,7 @@ class Unstoppable:
         return getattr(self._store, name)
 
 
-async def test_a_cancelled_put_of_a_small_file_leaves_nothing_either(
-    opened: Opened, file: Callable[[bytes], Path]
-) -> None:
+async def test_a_cancelled_put_of_a_small_file_leaves_no_blob(opened: Opened, file: Callable[[bytes], Path]) -> None:
     store = Unstoppable(opened.blobs._store)
     putting = asyncio.create_task(Blobs(cast(ObjectStore, store)).put("a/b", file(b"small")))
     async with asyncio.timeout(10):
@@ -216,7 +215,7 @@ async def test_a_reader_sees_the_old_blob_or_the_new_one(blobs: Blobs, file: Cal
     assert set(await content(blobs, "a/b")) == set(b"n")
 
 
-async def test_many_at_once_do_not_meet(opened: Opened, file: Callable[[bytes], Path]) -> None:
+async def test_concurrent_calls_do_not_affect_each_other(opened: Opened, file: Callable[[bytes], Path]) -> None:
     async def one(n: int) -> None:
         data = str(n).encode() * 1000
         await opened.blobs.put(f"thread{n % 3}/{n}", file(data))
@@ -229,7 +228,7 @@ async def test_many_at_once_do_not_meet(opened: Opened, file: Callable[[bytes], 
 
 
 @pytest.mark.slow
-async def test_a_large_file_passes_with_flat_memory(blobs: Blobs, tmp_path: Path) -> None:
+async def test_a_large_file_takes_little_memory(blobs: Blobs, tmp_path: Path) -> None:
     path, put, got = tmp_path / "large", hashlib.sha256(), hashlib.sha256()
     with path.open("wb") as out:
         for n in range(LARGE_BYTES // 2**20):
@@ -256,7 +255,7 @@ async def test_a_reader_may_stop_early(blobs: Blobs, file: Callable[[bytes], Pat
     await blobs.delete("a/b")
 
 
-def test_the_folder_and_the_data_folder_are_the_owners_alone(tmp_path: Path) -> None:
+def test_the_folder_and_the_data_folder_are_private(tmp_path: Path) -> None:
     open_blobs(None, tmp_path / "data")
     for folder in (tmp_path / "data", tmp_path / "data" / "blobs"):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -272,7 +271,7 @@ def test_the_folder_and_the_data_folder_are_the_owners_alone(tmp_path: Path) -> 
         ("az://container/x", "cannot be opened: .*[Aa]ccount"),
     ],
 )
-def test_a_url_that_cannot_be_used_is_explained_in_one_line(
+def test_an_invalid_url_is_explained_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, reason: str
 ) -> None:
     for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT"):
@@ -282,7 +281,7 @@ def test_a_url_that_cannot_be_used_is_explained_in_one_line(
     assert "\n" not in str(raised.value)
 
 
-async def test_a_bucket_that_is_not_there_is_unavailable(
+async def test_a_missing_bucket_is_unavailable(
     s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: Callable[[bytes], Path]
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
@@ -294,7 +293,7 @@ async def test_a_bucket_that_is_not_there_is_unavailable(
             await refused
 
 
-async def test_a_server_that_is_not_there_is_unavailable(
+async def test_an_unreachable_server_is_unavailable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: Callable[[bytes], Path]
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")

@@ -1,4 +1,4 @@
-"""Events: what is encoded comes back the same, under the names that the API fixes."""
+"""Events: decoding returns what was encoded, under the names of the API; the properties of their classes."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def test_every_event_has_a_sample_under_its_name() -> None:
 
 
 @by_type
-def test_an_event_comes_back_as_it_was_encoded(name: str) -> None:
+def test_decode_returns_the_event_that_was_encoded(name: str) -> None:
     event = SAMPLES[name]
     assert decode(encode(event)) == event
     assert encode(decode(encode(event))) == encode(event)
 
 
 @by_type
-def test_the_type_is_read_off_the_encoded_event(name: str) -> None:
+def test_type_of_reads_the_type_of_an_encoded_event(name: str) -> None:
     assert type_of(encode(SAMPLES[name])) == name
 
 
@@ -93,15 +93,15 @@ def test_an_encoded_event_is_one_line(name: str) -> None:
 
 
 @by_type
-def test_an_event_tells_which_message_it_is_about(name: str) -> None:
+def test_message_id_of_returns_the_message_that_an_event_is_about(name: str) -> None:
     body = json.loads(encode(SAMPLES[name]))
     about = body["message_id"] if "message_id" in body else body["message"]["id"] if "message" in body else None
     assert message_id_of(SAMPLES[name]) == about
 
 
-def test_only_what_a_snapshot_of_the_message_contains_is_superfluous_beside_it() -> None:
-    superfluous = {name for name, event in SAMPLES.items() if event.superseded_by_snapshot}
-    assert superfluous == {
+def test_a_snapshot_supersedes_the_parts_of_its_message() -> None:
+    superseded = {name for name, event in SAMPLES.items() if event.superseded_by_snapshot}
+    assert superseded == {
         "message.delta",
         "reasoning.delta",
         "tool_call.started",
@@ -111,7 +111,7 @@ def test_only_what_a_snapshot_of_the_message_contains_is_superfluous_beside_it()
     }
 
 
-def test_what_the_events_of_a_class_are_to_a_run() -> None:
+def test_the_sets_of_types_follow_from_the_properties_of_the_classes() -> None:
     terminal = {"run.completed", "run.failed", "run.cancelled"}
     assert terminal == TERMINAL_TYPES
     assert terminal | {"message.created", "run.started"} == TURN_TYPES
@@ -123,7 +123,7 @@ def test_what_the_events_of_a_class_are_to_a_run() -> None:
     assert [name for name, event in SAMPLES.items() if event.closes_log] == ["thread.deleted"]
 
 
-def test_terminal_follows_the_status_of_the_message() -> None:
+def test_the_terminal_event_follows_from_the_status_of_the_message() -> None:
     done, stopped = ANSWER.with_run(status="completed"), ANSWER.with_run(status="cancelled")
     broken = ANSWER.with_run(status="failed", error={"code": "agent_failed", "detail": "It broke.", "retryable": True})
     events = [terminal_event(done), terminal_event(stopped), terminal_event(broken)]
@@ -137,12 +137,12 @@ def test_there_is_no_terminal_event_for_a_message_that_is_not_finished(message: 
         terminal_event(message)
 
 
-def test_consecutive_deltas_of_one_message_and_kind_become_one() -> None:
-    stretch = [MessageDelta("m", 3, "a"), MessageDelta("m", 4, "😀"), MessageDelta("m", 5, "cd")]
-    assert join_deltas(stretch) == [MessageDelta("m", 3, "a😀cd")]
+def test_consecutive_deltas_of_one_message_and_class_are_joined() -> None:
+    deltas = [MessageDelta("m", 3, "a"), MessageDelta("m", 4, "😀"), MessageDelta("m", 5, "cd")]
+    assert join_deltas(deltas) == [MessageDelta("m", 3, "a😀cd")]
 
 
-def test_deltas_of_another_message_or_kind_and_other_events_end_a_stretch() -> None:
+def test_other_deltas_and_other_events_are_not_joined() -> None:
     call = ToolCallStarted("m", 0, "look", {}, NOW)
     events: list[Event] = [
         MessageDelta("m", 0, "a"),
