@@ -64,7 +64,7 @@ class UsedKey(msgspec.Struct, frozen=True):
     free: bool
 
 
-def counts(idempotency: Idempotency, fingerprint: str, used_at: float, now: float) -> bool:
+def key_counts(idempotency: Idempotency, fingerprint: str, used_at: float, now: float) -> bool:
     """True if a key that was used at `used_at` still counts; an older one is like one that was never used.
 
     Args:

@@ -83,7 +83,7 @@ class MongoThreads(MongoOutbox, MongoStorage):
             if earlier is None:
                 continue
             used_at = earlier["key_at"] / 1000
-            if rules.counts(idempotency, earlier["key_fingerprint"], used_at, now / 1000):
+            if rules.key_counts(idempotency, earlier["key_fingerprint"], used_at, now / 1000):
                 return Created(build_thread(earlier), replayed=True)
             outdated = {**same_key, "key_at": earlier["key_at"]}
             await self.db.threads.update_one(outdated, {"$unset": {"key_id": 1}}, {"_id": 1})
@@ -312,7 +312,7 @@ class MongoThreads(MongoOutbox, MongoStorage):
             pages = await self.db.pages.find({"keys.id": id}, {"keys": {"$elemMatch": {"id": id}}})
             keys = sorted((key for page in pages for key in page["keys"]), key=lambda key: int(key["n"]))
         newest = keys[-1] if keys else None
-        if newest is None or not rules.counts(
+        if newest is None or not rules.key_counts(
             idempotency, newest["fingerprint"], newest["at"] / 1000, self.now() / 1000
         ):
             return head, None

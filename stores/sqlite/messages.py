@@ -85,7 +85,7 @@ class SQLiteMessages(SQLiteBase):
             "SELECT * FROM idempotency WHERE thread_id = ? AND user_id = ? AND key = ?",
             (thread_id, principal.user_id, idempotency.key),
         ).fetchone()
-        if row is None or not rules.counts(idempotency, row["fingerprint"], row["at"], self.clock().timestamp()):
+        if row is None or not rules.key_counts(idempotency, row["fingerprint"], row["at"], self.clock().timestamp()):
             return None
         return UsedKey(row["fingerprint"], row["message_id"], row["run_id"], row["at"], free=bool(row["free"]))
 

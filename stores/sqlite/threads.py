@@ -37,7 +37,7 @@ class SQLiteThreads(SQLiteBase):
                 "SELECT * FROM threads WHERE organization_id = ? AND user_id = ? AND agent_id = ? AND key = ?",
                 (principal.organization_id, principal.user_id, thread.agent_id, idempotency.key),
             ).fetchone()
-            if earlier and rules.counts(idempotency, earlier["fingerprint"], earlier["key_at"], now):
+            if earlier and rules.key_counts(idempotency, earlier["fingerprint"], earlier["key_at"], now):
                 return Created(build_thread(earlier), replayed=True)
             if earlier:
                 db.execute("UPDATE threads SET key = NULL WHERE id = ?", (earlier["id"],))

@@ -13,13 +13,13 @@ from agent_chat.stores.rules import (
     KEY_SECONDS,
     PostDecision,
     UsedKey,
-    counts,
     decide_post,
     default_after_creation,
     default_after_deletion,
     default_after_update,
     frees_key,
     granted_bytes,
+    key_counts,
     new_key,
     next_timestamp,
 )
@@ -46,13 +46,13 @@ def test_a_time_is_moved_past_its_predecessor(stamp: str, previous: str | None, 
 
 @pytest.mark.parametrize(("age", "expected"), [(0, True), (KEY_SECONDS - 1, True), (KEY_SECONDS, False)])
 def test_a_key_counts_for_24_hours(age: int, expected: bool) -> None:
-    assert counts(Idempotency("key", "body"), "body", 1000.0, 1000.0 + age) is expected
+    assert key_counts(Idempotency("key", "body"), "body", 1000.0, 1000.0 + age) is expected
 
 
 def test_a_key_with_another_body_is_refused_while_it_counts() -> None:
     with pytest.raises(IdempotencyMismatch):
-        counts(Idempotency("key", "body"), "another body", 1000.0, 1000.0)
-    assert counts(Idempotency("key", "body"), "another body", 1000.0, 1000.0 + KEY_SECONDS) is False
+        key_counts(Idempotency("key", "body"), "another body", 1000.0, 1000.0)
+    assert key_counts(Idempotency("key", "body"), "another body", 1000.0, 1000.0 + KEY_SECONDS) is False
 
 
 @pytest.mark.parametrize("starts_run", [True, False])
