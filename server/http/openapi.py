@@ -23,7 +23,7 @@ from agent_chat.server.errors import (
     Unauthenticated,
     UnsupportedMediaType,
 )
-from agent_chat.server.http.operations import JSON, APIRoute, Operation, Success
+from agent_chat.server.http.operations import JSON, APIRoute, Operation, ResponseType
 from agent_chat.server.http.problems import codes_of
 from agent_chat.server.http.query import parameter_schemas
 from agent_chat.server.http.schemas import MessageMetadata, Problem
@@ -111,7 +111,7 @@ class _Schemas:
 
     def __init__(self, operations: Iterable[Operation]) -> None:
         received = [type for each in operations for type in (each.body, each.form) if type is not None]
-        sent = [each.body for operation in operations for each in operation.successes if each.body is not None]
+        sent = [each.body for operation in operations for each in operation.responses if each.body is not None]
         sent += [Problem, MessageMetadata, PublicEvent]
         self._by_type: dict[str, JSONObject] = {}
         received_components = self._add(received)
@@ -212,8 +212,8 @@ def _parameters(route: APIRoute) -> list[JSONObject]:
 
 def _responses(route: APIRoute, schemas: _Schemas) -> JSONObject:
     responses: JSONObject = {}
-    for success in route.operation.successes:
-        responses[str(success.status)] = _success(success, schemas)
+    for each in route.operation.responses:
+        responses[str(each.status)] = _response(each, schemas)
     content = {"application/problem+json": {"schema": schemas.of(Problem)}}
     codes: dict[int, set[str]] = {}
     for error in _errors(route):
@@ -226,10 +226,10 @@ def _responses(route: APIRoute, schemas: _Schemas) -> JSONObject:
     return responses
 
 
-def _success(success: Success, schemas: _Schemas) -> JSONObject:
-    if success.body is None:
-        return {"description": success.description}
-    return {"description": success.description, "content": {success.media_type: {"schema": schemas.of(success.body)}}}
+def _response(type: ResponseType, schemas: _Schemas) -> JSONObject:
+    if type.body is None:
+        return {"description": type.description}
+    return {"description": type.description, "content": {type.media_type: {"schema": schemas.of(type.body)}}}
 
 
 def _errors(route: APIRoute) -> list[type[Exception]]:

@@ -25,8 +25,8 @@ class Header(msgspec.Struct, frozen=True):
     schema: JSONObject = msgspec.field(default_factory=lambda: {"type": "string"})
 
 
-class Success(msgspec.Struct, frozen=True):
-    """A response of status 2xx. `body` is the type of its content; None: it has none."""
+class ResponseType(msgspec.Struct, frozen=True):
+    """A response that is not a problem. `body` is the type of its content; None: it has none."""
 
     body: Any = None
     status: int = 200
@@ -38,15 +38,19 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """What an endpoint takes and returns.
 
     Attributes:
-        body: the type of a JSON body; `body_required`: it may not be absent.
-        form: the type of the same body as multipart/form-data, or of the only one.
-        query: the struct of its query parameters, as given to `read_query`.
+        tag: the group in which the document lists it.
+        responses: its responses, without problems; the first one is the usual one.
+        body: the type of a JSON body.
+        body_required: False if the body may be absent.
+        form: the type of a multipart/form-data body, instead of or besides `body`.
+        query: the struct of its query parameters, with which the endpoint calls `read_query`.
+        headers: the request headers that it reads.
         raises: what it raises besides the errors that follow from its path, key, body and query.
-        security: the name of its security scheme; None: it needs no key.
+        security: the name of its security scheme; None if it needs no key.
     """
 
     tag: Tag
-    successes: tuple[Success, ...]
+    responses: tuple[ResponseType, ...]
     body: type[msgspec.Struct] | None = None
     body_required: bool = True
     form: type[msgspec.Struct] | None = None
@@ -57,7 +61,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class APIRoute(Route):
-    """A route of the API, with what its OpenAPI description needs beside the endpoint's name and docstring."""
+    """A route of the API, with what the OpenAPI document needs besides the endpoint's name and docstring."""
 
     def __init__(
         self, method: str, path: str, endpoint: Callable[[Request], Awaitable[Response]], operation: Operation

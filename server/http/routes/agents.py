@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from agent_chat.server.http.auth import principal_of
 from agent_chat.server.http.large_json import list_response
-from agent_chat.server.http.operations import APIRoute, Operation, Success
+from agent_chat.server.http.operations import APIRoute, Operation, ResponseType
 from agent_chat.server.http.query import Offset, PageLimit, read_query
 from agent_chat.server.http.requests import as_json, next_link, public_path, read_body, service_of
 from agent_chat.server.inputs import AgentCreate, AgentUpdate
@@ -65,25 +65,25 @@ ROUTES = [
         "POST",
         "/api/v1/agents",
         create_agent,
-        Operation(tag="agents", successes=(Success(Agent, 201),), body=AgentCreate),
+        Operation(tag="agents", responses=(ResponseType(Agent, 201),), body=AgentCreate),
     ),
     APIRoute(
         "GET",
         "/api/v1/agents",
         list_agents,
-        Operation(tag="agents", successes=(Success(list[Agent]),), query=AgentsQuery),
+        Operation(tag="agents", responses=(ResponseType(list[Agent]),), query=AgentsQuery),
     ),
-    APIRoute("GET", "/api/v1/agents/{agent_id}", get_agent, Operation(tag="agents", successes=(Success(Agent),))),
+    APIRoute("GET", "/api/v1/agents/{agent_id}", get_agent, Operation(tag="agents", responses=(ResponseType(Agent),))),
     APIRoute(
         "PATCH",
         "/api/v1/agents/{agent_id}",
         update_agent,
-        Operation(tag="agents", successes=(Success(Agent),), body=AgentUpdate),
+        Operation(tag="agents", responses=(ResponseType(Agent),), body=AgentUpdate),
     ),
     APIRoute(
         "DELETE",
         "/api/v1/agents/{agent_id}",
         delete_agent,
-        Operation(tag="agents", successes=(Success(status=204),)),
+        Operation(tag="agents", responses=(ResponseType(status=204),)),
     ),
 ]

@@ -10,7 +10,7 @@ from starlette.responses import Response, StreamingResponse
 
 from agent_chat.server.errors import InvalidRequest, RangeNotSatisfiable, StorageFull, UnsupportedMediaType
 from agent_chat.server.http.auth import principal_of
-from agent_chat.server.http.operations import APIRoute, Operation, Success
+from agent_chat.server.http.operations import APIRoute, Operation, ResponseType
 from agent_chat.server.http.requests import RANGE, as_json, service_of
 from agent_chat.server.http.routes.threads import THREAD
 from agent_chat.server.http.schemas import Binary, UploadForm
@@ -103,7 +103,7 @@ ROUTES = [
         ATTACHMENTS,
         upload,
         Operation(
-            tag="attachments", successes=(Success(list[Attachment], 201),), form=UploadForm, raises=(StorageFull,)
+            tag="attachments", responses=(ResponseType(list[Attachment], 201),), form=UploadForm, raises=(StorageFull,)
         ),
     ),
     APIRoute(
@@ -112,9 +112,9 @@ ROUTES = [
         download,
         Operation(
             tag="attachments",
-            successes=(
-                Success(Binary, 200, _FILE, "The file; its media type is the attachment's `content_type`."),
-                Success(Binary, 206, _FILE, "The range of the file."),
+            responses=(
+                ResponseType(Binary, 200, _FILE, "The file; its media type is the attachment's `content_type`."),
+                ResponseType(Binary, 206, _FILE, "The range of the file."),
             ),
             headers=(RANGE,),
             raises=(RangeNotSatisfiable,),

@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, WebSocketRoute
 
 from agent_chat.server.errors import RateLimited
 from agent_chat.server.http.auth import principal_of
-from agent_chat.server.http.operations import EVENT_STREAM, APIRoute, Operation, Success
+from agent_chat.server.http.operations import EVENT_STREAM, APIRoute, Operation, ResponseType
 from agent_chat.server.http.query import read_query
 from agent_chat.server.http.requests import LAST_EVENT_ID, last_event_id, service_of, streams_of
 from agent_chat.server.http.routes.threads import THREAD
@@ -49,7 +49,7 @@ ROUTES: list[BaseRoute] = [
         watch,
         Operation(
             tag="events",
-            successes=(Success(str, 200, EVENT_STREAM, "Events, as they are published."),),
+            responses=(ResponseType(str, 200, EVENT_STREAM, "Events, as they are published."),),
             query=WatchQuery,
             headers=(LAST_EVENT_ID,),
         ),

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from agent_chat.agents.mcp.pool import Pool
 from agent_chat.agents.mcp.slot import STATES
 from agent_chat.server.errors import Unauthenticated
-from agent_chat.server.http.operations import APIRoute, Operation, Success
+from agent_chat.server.http.operations import APIRoute, Operation, ResponseType
 from agent_chat.server.http.requests import as_json, service_of
 from agent_chat.server.http.schemas import Liveness, Readiness
 from agent_chat.server.metrics import Metrics
@@ -63,14 +63,16 @@ async def metrics(request: Request) -> Response:
 
 
 ROUTES = [
-    APIRoute("GET", "/healthz", healthz, Operation(tag="operations", successes=(Success(Liveness),), security=None)),
+    APIRoute(
+        "GET", "/healthz", healthz, Operation(tag="operations", responses=(ResponseType(Liveness),), security=None)
+    ),
     APIRoute(
         "GET",
         "/readyz",
         readyz,
         Operation(
             tag="operations",
-            successes=(Success(Readiness), Success(Readiness, 503, description="Not ready.")),
+            responses=(ResponseType(Readiness), ResponseType(Readiness, 503, description="Not ready.")),
             security=None,
         ),
     ),
@@ -78,6 +80,6 @@ ROUTES = [
         "GET",
         "/metrics",
         metrics,
-        Operation(tag="operations", successes=(Success(str, media_type="text/plain"),), security="metrics_token"),
+        Operation(tag="operations", responses=(ResponseType(str, media_type="text/plain"),), security="metrics_token"),
     ),
 ]

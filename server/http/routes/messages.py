@@ -14,7 +14,7 @@ from agent_chat.server.errors import AgentDeleted, Draining, RunFailedError, Sto
 from agent_chat.server.http.auth import principal_of
 from agent_chat.server.http.bodies import decode_form
 from agent_chat.server.http.large_json import list_response
-from agent_chat.server.http.operations import EVENT_STREAM, APIRoute, Operation, Success
+from agent_chat.server.http.operations import EVENT_STREAM, APIRoute, Operation, ResponseType
 from agent_chat.server.http.problems import problem_of
 from agent_chat.server.http.query import MessageId, PageLimit, read_query
 from agent_chat.server.http.requests import (
@@ -161,10 +161,12 @@ ROUTES = [
         post_message,
         Operation(
             tag="messages",
-            successes=(
-                Success(Message, 201, description="The agent's finished message; for other roles, the stored one."),
-                Success(str, 200, EVENT_STREAM, "The events of the run, as they are published."),
-                Success(Message, 202, description="The message in progress; `Location` is where to poll it."),
+            responses=(
+                ResponseType(
+                    Message, 201, description="The agent's finished message; for other roles, the stored one."
+                ),
+                ResponseType(str, 200, EVENT_STREAM, "The events of the run, as they are published."),
+                ResponseType(Message, 202, description="The message in progress; `Location` is where to poll it."),
             ),
             body=MessageCreate,
             form=MessageForm,
@@ -185,10 +187,12 @@ ROUTES = [
         "GET",
         MESSAGES,
         list_messages,
-        Operation(tag="messages", successes=(Success(list[Message]),), query=MessagesQuery),
+        Operation(tag="messages", responses=(ResponseType(list[Message]),), query=MessagesQuery),
     ),
-    APIRoute("GET", MESSAGES + "/{message_id}", get_message, Operation(tag="messages", successes=(Success(Message),))),
     APIRoute(
-        "POST", MESSAGES + "/{message_id}/cancel", cancel, Operation(tag="messages", successes=(Success(Message),))
+        "GET", MESSAGES + "/{message_id}", get_message, Operation(tag="messages", responses=(ResponseType(Message),))
+    ),
+    APIRoute(
+        "POST", MESSAGES + "/{message_id}/cancel", cancel, Operation(tag="messages", responses=(ResponseType(Message),))
     ),
 ]

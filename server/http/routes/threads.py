@@ -13,7 +13,7 @@ from starlette.routing import Route
 from agent_chat.server.errors import AgentDeleted, Draining, Gone, RunFailedError, ThreadEmpty
 from agent_chat.server.http.auth import principal_of
 from agent_chat.server.http.large_json import list_response, thread_response
-from agent_chat.server.http.operations import APIRoute, Operation, Success
+from agent_chat.server.http.operations import APIRoute, Operation, ResponseType
 from agent_chat.server.http.query import Offset, read_query
 from agent_chat.server.http.requests import (
     IDEMPOTENCY_KEY,
@@ -131,7 +131,7 @@ ROUTES = [
         create_thread,
         Operation(
             tag="threads",
-            successes=(Success(Thread, 201),),
+            responses=(ResponseType(Thread, 201),),
             body=ThreadCreate,
             body_required=False,
             headers=(IDEMPOTENCY_KEY,),
@@ -142,17 +142,21 @@ ROUTES = [
         "GET",
         THREADS,
         list_threads,
-        Operation(tag="threads", successes=(Success(list[Thread]),), query=ThreadsQuery),
+        Operation(tag="threads", responses=(ResponseType(list[Thread]),), query=ThreadsQuery),
     ),
-    APIRoute("GET", THREAD, get_thread, Operation(tag="threads", successes=(Success(Thread),), query=ThreadQuery)),
-    APIRoute("PATCH", THREAD, update_thread, Operation(tag="threads", successes=(Success(Thread),), body=ThreadUpdate)),
-    APIRoute("DELETE", THREAD, delete_thread, Operation(tag="threads", successes=(Success(status=204),))),
+    APIRoute("GET", THREAD, get_thread, Operation(tag="threads", responses=(ResponseType(Thread),), query=ThreadQuery)),
+    APIRoute(
+        "PATCH", THREAD, update_thread, Operation(tag="threads", responses=(ResponseType(Thread),), body=ThreadUpdate)
+    ),
+    APIRoute("DELETE", THREAD, delete_thread, Operation(tag="threads", responses=(ResponseType(status=204),))),
     APIRoute(
         "POST",
         THREAD + "/generate_title",
         generate_title,
         Operation(
-            tag="threads", successes=(Success(Thread),), raises=(ThreadEmpty, AgentDeleted, Draining, RunFailedError)
+            tag="threads",
+            responses=(ResponseType(Thread),),
+            raises=(ThreadEmpty, AgentDeleted, Draining, RunFailedError),
         ),
     ),
 ]
