@@ -1,7 +1,8 @@
-"""Every time constant of the server's own code, in one place, passed in by the lifespan.
+"""The time constants of runs, requests, streams and background loops, in one place, passed in by the lifespan.
 
-What an operator sets is in `Settings`, and how many connections may be idle for how long in `ConnectionLimits`. Tests
-pass a Timing with short times in place of the defaults.
+Tests pass a Timing with short times in place of the defaults. What an operator sets is in `Settings`. Times that belong
+to one mechanism stand with it: of connections in `ConnectionLimits`, of worker processes in `WorkerLimits`, of the stop
+in `serving`, of the shares of the event loop in `loop_share`.
 """
 
 from __future__ import annotations
