@@ -16,7 +16,7 @@ async def desk() -> AsyncIterator[Desk]:
 
 @pytest.fixture(scope="session")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
-    """Its default agent doesn't type as slowly as for people who watch it."""
+    """Its default agent writes without delays."""
     async with live_server(tmp_path_factory.mktemp("data")) as server:
         (demo,) = await server.get("/api/v1/agents")
         quick = {"metadata": {"demo": {"delay_ms": 0}}}
@@ -26,7 +26,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live
 
 @pytest.fixture
 async def visit(desk: Desk, server: Live) -> AsyncIterator[Visit]:
-    """Somebody with an empty tab; whatever their console says against the page fails the test."""
+    """An empty tab; unexpected errors in its console fail the test."""
     async with desk.visit(server) as visit:
         yield visit
 

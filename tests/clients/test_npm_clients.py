@@ -1,4 +1,4 @@
-"""Clients that nobody here wrote, over loopback: stream, cut, resume, exact text.
+"""Third-party clients over loopback: stream, cut, resume, exact text.
 
 A snapshot would hide that a server can't resume: each client counts them. Whoever watches gets one, the first, and from
 then on exactly what follows; whoever reads the answer to its own post gets none.
@@ -68,7 +68,7 @@ def cuts(seed: int) -> list[int]:
 
 
 async def node(folder: Path, script: str, *arguments: str, watching: Callable[[], None] | None = None) -> Any:
-    """Run a script; `watching` is called when it says that it is. What it printed."""
+    """Run a script; what it printed. `watching` is called when it reports that it watches."""
     process = await asyncio.create_subprocess_exec(
         "node", script, *arguments, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -88,7 +88,7 @@ async def node(folder: Path, script: str, *arguments: str, watching: Callable[[]
 
 
 def resumed(proxy: HTTPProxy, position: str) -> None:
-    """The client was cut as often as planned, and came back each time, at last with a position told in this way."""
+    """Check that the client was cut as planned and resumed each time, at last with its position in this form."""
     assert proxy.cuts == 5
     assert len(proxy.streams) == 6
     assert position in proxy.streams[-1].lower()

@@ -1,4 +1,4 @@
-"""Files in the demo page: chosen, dropped or pasted, uploaded at once, understood, sent, and downloaded again."""
+"""Files in the demo page: chosen, dropped or pasted, uploaded immediately, sent, and downloaded again."""
 
 from __future__ import annotations
 

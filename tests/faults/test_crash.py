@@ -19,7 +19,7 @@ SCRIPT = "say The answer\nopen oven\nhold for ever"
 
 
 async def until_kept(server: Process, message: str) -> dict[str, Any]:
-    """The message once a checkpoint has kept its text and its tool call; only the store can tell."""
+    """The message once a checkpoint has stored its text and its tool call, read from the database."""
     async with asyncio.timeout(10):
         while not (kept := await server.get(message))["tool_calls"]:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -38,7 +38,7 @@ async def resumed(server: Process, thread: str, position: str) -> list[Frame]:
 
 
 async def begun(server: Process, thread: str, script: str, key: str) -> tuple[str, list[Frame]]:
-    """Start a run, read its stream up to the open tool call, and see that a checkpoint has kept it; the run's id."""
+    """Start a run, read its stream up to the open tool call, and wait for its checkpoint; the run's id."""
     seen: list[Frame] = []
     async with server.posting(thread, script, **{"Idempotency-Key": key}) as posting:
         async for frame in frames(posting):
@@ -121,7 +121,7 @@ class Ledger:
         self.messages[thread][message["id"]] = message
 
     def partial(self, now: dict[str, Any]) -> None:
-        """The run was cut off: a beginning of what was said is there, with all that a checkpoint had kept."""
+        """The run was interrupted: a prefix of its text is stored, including everything of the checkpoint."""
         said, kept = self.texts.get(now["id"], ""), self.kept.get(now["id"])
         assert said.startswith(now["content"]) or now["content"].startswith(said)
         if kept is not None:

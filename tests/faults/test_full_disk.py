@@ -1,4 +1,4 @@
-"""A disk that is full, and has room again: nothing is lost, and nobody waits for what can't be."""
+"""A disk that is full and later has room again: nothing is lost, and no request waits in vain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blobs that nobody can reach any more are deleted, whatever failed: the storage, or the process."""
+"""Unreferenced blobs are deleted, whether the storage or the process failed."""
 
 from __future__ import annotations
 

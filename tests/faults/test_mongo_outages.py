@@ -1,4 +1,4 @@
-"""MongoDB goes and comes back: runs go on, nothing is said that is not stored, and nobody is mistaken for dead.
+"""Outages of MongoDB: runs continue, nothing is published before it is stored, and no living process is taken for dead.
 
 Leases last two seconds here and the driver waits for one, not twenty and five: the shorter stays the shorter. Several
 scenes share an outage: each yields when it is begun, and again when it has seen what there is to see in the outage.

@@ -1,4 +1,4 @@
-"""Facts that start no run reach the watchers of other processes, whatever dies or is unreachable meanwhile."""
+"""Facts that start no run reach the watchers of other processes, even if a process dies or Redis is unreachable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dies, is paused, or stops: B finishes what is left, and whoever looks on can tell only that it took a while.
+"""A dies, is paused, or stops: B ends its runs, and viewers notice nothing but a delay.
 
 Leases last two seconds here, not twenty, and several runs share a death, to wait for them once.
 """
@@ -20,16 +20,16 @@ from tests.support.viewers import DOORS, Viewer, viewing
 
 LEASE_SECONDS = 2.0
 ALLOWANCE_SECONDS = 3.0
-"""For a machine with other things to do. It doesn't grow with the lease: 40 seconds of 20 are two leases too."""
+"""For a busy machine, regardless of the lease."""
 
 
 def open_viewers(first: Process, other: Process, thread: str) -> list[Viewer]:
-    """Two on the other, by each door, and two that are on the first and come to the other when that is gone."""
+    """Over each transport, one on the other server, and one on the first that reconnects to the other."""
     return [Viewer(servers, thread, door) for servers in ([other], [first, other]) for door in DOORS]
 
 
 async def end(viewers: list[Viewer], how: str, since: float) -> list[dict[str, Any]]:
-    """What all of them see as that end of the run, two leases after its process was gone at the latest."""
+    """The terminal events that they see, at most two leases after the process has ended."""
     ends = [(await viewer.sees(how)).data for viewer in viewers]
     assert time.monotonic() - since < 2 * LEASE_SECONDS + ALLOWANCE_SECONDS
     return ends
@@ -38,7 +38,7 @@ async def end(viewers: list[Viewer], how: str, since: float) -> list[dict[str, A
 async def test_after_a_kill_the_other_process_stores_the_partial_answers_and_ends_the_runs(
     hasty_site: Site,
 ) -> None:
-    """Of a run that speaks, of one with an open call, and of one whose tool is at work."""
+    """Of a run that writes text, of one with an open call, and of one whose tool is working."""
     site = hasty_site
     a, b = await site.pair()
     agent = (await a.agent(mcp_servers=["demo"]))["id"]
@@ -110,7 +110,7 @@ async def test_a_death_between_two_steps_of_the_store_leaves_one_terminal_event(
 
 
 async def _die(site: Site, death: Death, a: Process, thread: str, viewers: list[Viewer]) -> None:
-    """Post to the one that dies of it, see the end on the other, and post there again."""
+    """Post to the server that dies of it, see the terminal event on the other, and repeat the post there."""
     gate, key, b = death.at.replace(" ", "-"), {"Idempotency-Key": "k"}, site.servers[-1]
     script = f"say whole{death.opens}\nhold {gate}"
     posting = asyncio.create_task(a.post(thread, script, **key))

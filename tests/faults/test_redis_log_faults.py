@@ -1,4 +1,4 @@
-"""Redis under faults: what every reader puts together is what the writer said, whatever breaks between them.
+"""Redis under faults: every reader ends with what the writer wrote, whatever breaks between them.
 
 With the stream intact nothing is missed, doubled or out of order, and no reader sees a Gap. With the stream lost a
 reader gets a Gap, takes a snapshot as a viewer does, and ends with the same message.
@@ -68,7 +68,7 @@ pytestmark = pytest.mark.usefixtures("no_task_left")
 
 
 class Speaker:
-    """A run that says words, reasons and reports progress; `stored` is its last checkpoint."""
+    """A run that writes text, reasoning and progress; `stored` is its last checkpoint."""
 
     def __init__(self, log: RedisLog, thread_id: str, chance: random.Random) -> None:
         self.question, answer = turn(thread_id)
@@ -257,7 +257,7 @@ async def ordeal(
 
 
 def exact(listeners: list[Listener]) -> bool:
-    """True if no reader was told that anything was lost: each had every event once and in order."""
+    """Whether no reader got a Gap; then each had every event once and in order."""
     return all(listener.gaps == 0 for listener in listeners)
 
 
@@ -300,7 +300,7 @@ async def test_killed_clients_lose_and_double_nothing(server: RedisServer, kind:
         return kills[-1] > 0
 
     async def fault() -> None:
-        """As soon as there is a connection; behind the last word nobody may connect any more."""
+        """Kill a client as soon as there is one: after the last event there may be no connection."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await until(server, killed, "CLIENT", "KILL", "TYPE", kind)
@@ -389,7 +389,7 @@ async def test_readers_of_a_lost_stream_end_with_the_same_message(server: RedisS
     faults = 0
 
     async def fault() -> None:
-        """The first one always: everybody is at work by then."""
+        """The first fault always happens, while all readers are active."""
         nonlocal faults
         if faults == 0 or chance.random() < 0.5:
             faults += 1

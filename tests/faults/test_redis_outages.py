@@ -145,7 +145,7 @@ async def test_no_request_waits_for_a_hanging_redis_twice(site: Site, redis: Red
 async def test_messages_of_pubsub_that_are_dropped_and_doubled_reach_every_viewer_once_and_in_order(
     tmp_path: Path, mongo_url: str, redis: RedisServer
 ) -> None:
-    """No connection breaks: a message is missed by what follows it, the last one by the next look at the stream."""
+    """No connection breaks: a lost message is detected by its successor, the last one by the next refill."""
     async with PubSubProxy(redis.port, random.Random(1)) as proxy:
         site_of = {"CHAT_EVENTS_URL": proxy.url, "TEST_REFILL": "0.5"}
         async with opened_site(tmp_path, mongo_url, redis.url, **site_of) as site:

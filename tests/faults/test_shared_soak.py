@@ -42,7 +42,7 @@ async def site(tmp_path: Path, mongo_url: str, redis: RedisServer) -> AsyncItera
 
 
 class Soak:
-    """Everybody who is at work, and what they did."""
+    """The concurrent clients, and what they did."""
 
     def __init__(self, servers: list[Process], redis: RedisServer) -> None:
         self.servers = servers

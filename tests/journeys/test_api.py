@@ -1,4 +1,4 @@
-"""What holds for every path: health, the paths that are gone, unknown ones, wrong methods, draining."""
+"""What holds for all paths: health, removed and unknown paths, wrong methods, draining."""
 
 from __future__ import annotations
 

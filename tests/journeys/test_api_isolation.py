@@ -39,7 +39,7 @@ IDEMPOTENT = {"Idempotency-Key": "the-first-organizations-key"}
 
 
 class Case(msgspec.Struct, frozen=True):
-    """What a stranger sends, and what they are told: a problem's code, `own` (what they have themselves), `gone`."""
+    """What another organization sends, and what it gets: a problem's code, `own` (its own objects), or `gone`."""
 
     expected: str
     body: dict[str, Any] | None = None
@@ -90,7 +90,7 @@ TIMING = Timing(key_lookup=0.0)
 
 
 class World(msgspec.Struct, frozen=True):
-    """The first organization's thread, with a finished run and one that goes on, and a stranger who knows every id."""
+    """A thread of the first organization, with a finished run and one in progress, and a client of another one."""
 
     live: Live
     stranger: Client

@@ -29,7 +29,7 @@ async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
 
 @pytest.fixture
 def gate() -> str:
-    """A name that no other test holds at."""
+    """The name of a gate that no other test uses."""
     return uuid.uuid4().hex
 
 
@@ -191,7 +191,7 @@ async def test_a_run_that_takes_too_long_is_a_504(tmp_path: Path, gate: str) -> 
 
 
 async def ask(live: Live, thread: str, form: str, content: str, key: str) -> tuple[str, bool, httpx.Response]:
-    """Post in one of the three forms: the id of the run's message, whether it was said to be replayed, the answer."""
+    """Post in one of the three forms: the id of the run's message, whether it was marked as a replay, the response."""
     headers = {"Idempotency-Key": key}
     if form == "sse":
         async with live.posting(thread, content, **headers) as answer:

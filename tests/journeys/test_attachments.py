@@ -1,4 +1,4 @@
-"""Files in threads: uploaded, understood, given to the agent, downloaded; by every door, and by nobody else."""
+"""Files in threads: upload, extraction, what the agent receives, download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a request, the answer is a 4xx problem that names the field, and the server goes on.
+"""Any invalid request gets a 4xx problem that names the field, and the server still works.
 
 Every test also sees that nothing was logged as an error: an answer of 422 with a stack trace in the log is a bug too.
 """
@@ -311,7 +311,7 @@ async def test_json_by_another_name_is_taken(world: World, name: str, kind: str)
 
 
 def form(*parts: tuple[str, bytes]) -> bytes:
-    """A multipart body with the boundary `b`, of parts whose Content-Disposition goes on like that."""
+    """A multipart body with the boundary `b`; each part has this rest of its Content-Disposition."""
     body = b"".join(
         b"--b\r\nContent-Disposition: form-data" + disposition.encode() + b"\r\n\r\n" + data + b"\r\n"
         for disposition, data in parts

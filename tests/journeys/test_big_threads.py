@@ -1,4 +1,4 @@
-"""A thread of many megabytes: whoever opens it gets the latest 8, and whoever then stops reading costs little more."""
+"""A thread of many megabytes: readers get the latest 8, and those that then stop reading take little more memory."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def test_a_running_message_is_in_the_snapshot_however_much_came_after_it(b
 
 
 def lazy(url: httpx.URL) -> socket.socket:
-    """A connection for which the system keeps little."""
+    """A connection with a small receive buffer."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
     connection.connect((url.host, url.port))

@@ -1,4 +1,4 @@
-"""Clients that go away in the middle, come back, or stop reading: the run goes on, and every reader gets it whole."""
+"""Clients that disconnect, reconnect or stop reading: the run continues, and every reader receives all of it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def race(tmp_path: Path) -> AsyncIterator[Race]:
 
 
 def cut(sock: socket.socket) -> None:
-    """Have the next close send a reset at once, as when a machine dies."""
+    """Make the next close send an RST, as when a machine fails."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
@@ -62,7 +62,7 @@ async def piece(client: Client, method: str, path: str, limit: int, after: str |
 
 
 def door(thread: str, by: Door) -> tuple[str, str]:
-    """Where a client comes back: to the post it made, or as a watcher."""
+    """The request with which a client resumes: its post, or watching the thread."""
     return ("POST", f"{thread}/messages") if by == "post" else ("GET", f"{thread}/events")
 
 
@@ -244,7 +244,7 @@ async def test_a_reader_that_stops_delays_no_one_and_catches_up_exactly(
 
 
 async def visit(race: Race, thread: str, run: str, rng: random.Random) -> View:
-    """Join, leave in the middle, come back with the last position or without one, until the run has ended."""
+    """Connect, disconnect at random, and reconnect with or without the last position, until the run has ended."""
     view = View()
     position: str | None = None
 

@@ -41,7 +41,7 @@ async def lose_events(race: Race, thread: str, how: str) -> None:
 
 
 async def agree(race: Race, thread: str, *watchers: Watcher) -> None:
-    """The watchers, who compare each terminal event with what they had, hold what is stored."""
+    """Check that the watchers, which compare each terminal event with their deltas, have the stored thread."""
     await race.settled(thread, *watchers)
     stored = await race.live.get(thread)
     assert [call["error"] for call in stored["messages"][-1]["tool_calls"]] == [

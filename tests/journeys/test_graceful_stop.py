@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: everybody is answered, the process ends in time, and the next start finds all that was said."""
+"""SIGTERM and Ctrl-C: every request is completed, the process ends in time, and the next start finds all answers."""
 
 from __future__ import annotations
 

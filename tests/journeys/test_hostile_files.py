@@ -1,4 +1,4 @@
-"""Hostile files over HTTP: each is stored or refused with a reason, nobody else notices, and memory stays bounded.
+"""Hostile files over HTTP: each is stored or refused with a reason, other streams are not delayed, memory is bounded.
 
 The server is a process of its own: what it holds is its own, and so is the loop that other answers go through.
 """
@@ -135,7 +135,7 @@ def waited(pid: int) -> float:
 
 
 class Talk:
-    """The deltas of a run that goes on, as they arrive."""
+    """The deltas of a run in progress, as they arrive."""
 
     def __init__(self, pid: int) -> None:
         self.heard: list[Heard] = []
@@ -159,7 +159,7 @@ class Talk:
 
 @asynccontextmanager
 async def talking(server: Process) -> AsyncIterator[Talk]:
-    """A run in a thread of its own that says something every five milliseconds until the end, when it is cancelled."""
+    """A run that publishes a delta every five milliseconds until it is cancelled at the end."""
     thread = await server.scripted_thread()
 
     talk = Talk(server.pid)
@@ -183,7 +183,7 @@ async def upload(server: Process, thread: str, name: str, data: bytes) -> dict[s
 
 
 async def understood(server: Process, thread: str, files: list[File], talk: Talk) -> float:
-    """Upload every file and see what was made of it; the longest time in which the talk was not heard."""
+    """Upload every file and check what was extracted; the longest gap between two deltas of the other run."""
     begun = len(talk.heard) - 1
     for name, data, content_type, status, error in files:
         before = len(talk.heard)

@@ -1,4 +1,4 @@
-"""`python -m server keys …` beside a running server: a key works from when it is made until it is revoked."""
+"""`python -m server keys …` beside a running server: a key is valid from its creation to its revocation."""
 
 from __future__ import annotations
 

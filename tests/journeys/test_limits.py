@@ -1,4 +1,4 @@
-"""What one organization may ask of one process."""
+"""The limits of one organization in one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Agents that others wrote: what they may yield must not hurt a thread, however odd."""
+"""Agents that yield invalid or surprising parts do no harm to their threads."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ async def race(tmp_path: Path) -> AsyncIterator[Race]:
 
 
 class Parties:
-    """A run and everybody who reads it: who posted (SSE), who waits (JSON, the same key), who watches."""
+    """A run and its readers: the post (SSE), a waiting retry (JSON, the same key), and a watcher."""
 
     def __init__(self, race: Race, thread: str, watching: Watcher) -> None:
         self.race = race

@@ -94,7 +94,7 @@ def ends_at(length: int) -> Callable[[dict[str, Any]], bool]:
 
 
 class Joined:
-    """A watcher who joined in mid-run. `view`: what they knew of the thread then."""
+    """A watcher that joined during the run. `view`: the thread as it knew it then."""
 
     def __init__(self, view: View) -> None:
         self.view = view

@@ -1,4 +1,4 @@
-"""A watcher who finds no room, or no database, is told to come back: an EventSource takes no error status."""
+"""A watcher that cannot be served now gets a `retry:` hint, since an EventSource gives up on an error status."""
 
 from __future__ import annotations
 

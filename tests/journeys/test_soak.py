@@ -1,4 +1,4 @@
-"""Everything at once, at random but seeded: runs, retries, cancels, interrupts, deletes, viewers that come and go."""
+"""Random, seeded traffic: runs, retries, cancels, interrupts, deletions, and viewers that reconnect."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ async def test_commands_of_a_client_that_closes_without_waiting_are_done(live: L
 
 @pytest.fixture
 def errors(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
-    """What has been logged as an error; by uvicorn too, which keeps its own to itself."""
+    """Everything that is logged as an error, also by uvicorn, whose loggers do not propagate."""
     loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error")]
     for logger in loggers:
         logger.addHandler(caplog.handler)

@@ -38,7 +38,7 @@ async def test_a_sweep_that_fails_is_logged_and_the_next_one_repairs(
 
 
 async def test_a_repaired_run_has_the_ids_of_its_calls_although_the_log_has_more_text(tmp_path: Path) -> None:
-    """Only checkpoints tell a call's id, only the log what was said since the last one."""
+    """Only checkpoints have the ids of calls, and only the log has the text since the last checkpoint."""
     async with critical(tmp_path, lease=0.0) as race:
         kept, death = race.store.hold("checkpoint", "after"), race.store.hold("finish", "before")
         thread = await race.live.scripted_thread()

@@ -1,4 +1,4 @@
-"""A run that waits for tool servers says so in its stream, waits two seconds, and goes on without them."""
+"""A run that waits for tool servers reports it in its stream, waits two seconds, and continues without them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two organizations on one server: what one of them costs the event loop makes it wait, and not the other."""
+"""Two organizations on one server: one that overloads the event loop waits itself, and the other does not."""
 
 from __future__ import annotations
 
