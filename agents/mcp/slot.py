@@ -1,8 +1,8 @@
-"""One configured MCP server over time: its connection, made at start and again after a death, and its back-off.
+"""One configured MCP server: its connection, opened at start and again after it was lost, and its back-off.
 
-A server that does not come to be, or ends by itself right after, is left alone by everybody for a while. One that ends
-during its first call may have been ended by the caller: only that caller's uses are refused for a while, so that nobody
-can take a server from the others.
+A server that cannot be connected to, or that closes the connection right after connecting, is not tried again for a
+while, for any caller. If the connection is lost during the first call, that call may be the cause: then only its
+caller is refused for a while, so that one caller cannot make a server unavailable to the others.
 """
 
 from __future__ import annotations
@@ -14,36 +14,44 @@ from typing import Literal, get_args
 import msgspec
 
 from agent_chat.agents.mcp.config import Server
-from agent_chat.agents.mcp.connection import Connection, Unreachable
-from agent_chat.agents.mcp.tools import Listed
+from agent_chat.agents.mcp.connection import Connection, ServerUnavailable
+from agent_chat.agents.mcp.tools import ListedTool
 from agent_chat.stores.models import Principal
 
-PATIENCE_SECONDS = 1.0
-"""How long a use waits for a server that failed last time; the attempt itself goes on behind it."""
+RETRY_WAIT_SECONDS = 1.0
+"""How long a caller waits for a server whose last attempt failed. The attempt itself continues in the background."""
 BACK_OFF_SECONDS = 30.0
-_CALLERS = 1_000
+"""The longest back-off."""
+_TRACKED_CALLERS = 1_000
+"""How many callers have a back-off of their own. The oldest is dropped for a new one."""
 
 
 State = Literal["idle", "connecting", "ready", "unavailable"]
-"""`idle`: not connected, since nobody needs it; `unavailable`: the last attempt to connect failed."""
+"""`idle`: not connected, because no run needs it; `unavailable`: the last attempt to connect failed."""
 STATES: tuple[State, ...] = get_args(State)
 
 
 class BackOff(msgspec.Struct):
-    """Failures in a row, and until when nothing is tried: 1 s, 2 s … 30 s after each."""
+    """Consecutive failures and the back-off after each: 1 s, 2 s … BACK_OFF_SECONDS.
 
-    why: str = ""
+    Attributes:
+        reason: why the last attempt failed.
+        failures: how many attempts failed in a row.
+        not_before: the time of the event loop at which the back-off ends.
+    """
+
+    reason: str = ""
     failures: int = 0
     not_before: float = 0.0
 
     @property
     def is_active(self) -> bool:
-        """Whether the server must not be connected to yet."""
+        """Whether the back-off lasts."""
         return asyncio.get_running_loop().time() < self.not_before
 
-    def fail(self, why: str) -> None:
-        """Record a failure and its reason; double the time to wait, up to BACK_OFF_SECONDS."""
-        self.why = why
+    def record_failure(self, reason: str) -> None:
+        """Start the next back-off, twice as long as the last one."""
+        self.reason = reason
         self.not_before = asyncio.get_running_loop().time() + min(2.0**self.failures, BACK_OFF_SECONDS)
         self.failures += 1
 
@@ -51,100 +59,110 @@ class BackOff(msgspec.Struct):
 class Slot:
     """A configured server, the connection to it if there is one, and its back-off.
 
-    `known` holds the tools that it listed last, whether it can be reached now or not.
+    Attributes:
+        name: the server's name in the operator's file.
+        server: its configuration.
+        connections: the current connection, and earlier ones that are still closing.
+        last_tools: the tools that the server listed last. Also valid while it is unavailable.
+
+    Private attributes:
+        _current: the connection for new calls. None before the first use, and after a failure or loss.
+        _back_off: the back-off for all callers. Reset once a connection is stable.
+        _caller_back_offs: the back-off of callers during whose call the connection was lost.
+        _is_closed: set by `close`: no further connection is opened.
     """
 
     def __init__(self, name: str, server: Server) -> None:
         self.name = name
         self.server = server
-        self.lives: set[Connection] = set()
-        self.known: Mapping[str, Listed] = {}
+        self.connections: set[Connection] = set()
+        self.last_tools: Mapping[str, ListedTool] = {}
         self._current: Connection | None = None
         self._back_off = BackOff()
-        self._blamed: dict[Principal, BackOff] = {}
-        self._closed = False
+        self._caller_back_offs: dict[Principal, BackOff] = {}
+        self._is_closed = False
 
     @property
     def state(self) -> State:
         """The state of the connection."""
-        self._settle()
+        self._update_current()
         if self._current is None:
             return "unavailable" if self._back_off.failures else "idle"
-        return "ready" if self._current.decided.is_set() else "connecting"
+        return "ready" if self._current.attempt_done.is_set() else "connecting"
 
     def connect(self) -> None:
-        """Begin to connect, if there is no connection: nobody waits for it."""
-        if self._current is None and not self._closed:
-            self._current = self._connect()
+        """Start connecting in the background, if there is no connection."""
+        if self._current is None and not self._is_closed:
+            self._current = self._open_connection()
 
-    async def connection(self, caller: Principal, patience: float | None = None) -> Connection:
-        """The connection, made if there is none. It is the slot's, not the caller's: cancelling the wait leaves it.
+    async def get_connection(self, caller: Principal, wait_seconds: float | None = None) -> Connection:
+        """Return a connection that accepts calls; open one if there is none. Cancelling the wait does not close it.
 
         Raises:
-            Unreachable: it failed, lately or now, or is not there after `patience` seconds.
+            ServerUnavailable: connecting failed, a back-off is active, or it takes more than `wait_seconds`.
         """
-        blamed = self._blamed.get(caller)
-        if blamed is not None and blamed.is_active:
-            raise Unreachable(blamed.why)
+        caller_back_off = self._caller_back_offs.get(caller)
+        if caller_back_off is not None and caller_back_off.is_active:
+            raise ServerUnavailable(caller_back_off.reason)
         while True:
-            current = self._chosen()
+            current = self._get_current()
             try:
-                async with asyncio.timeout(PATIENCE_SECONDS if self._back_off.failures else patience):
-                    await current.known()
+                async with asyncio.timeout(RETRY_WAIT_SECONDS if self._back_off.failures else wait_seconds):
+                    await current.wait_until_checked()
             except TimeoutError:
-                raise Unreachable(self._back_off.why or "It is still being connected.") from None
-            self._settle()
+                raise ServerUnavailable(self._back_off.reason or "It is still being connected.") from None
+            self._update_current()
             if current.failure is not None:
-                raise Unreachable(current.failure)
-            if current.usable:
+                raise ServerUnavailable(current.failure)
+            if current.accepts_calls:
                 current.touch()
-                self.known = current.tools
+                self.last_tools = current.tools
                 return current
 
-    def blame(self, caller: Principal) -> None:
-        """Refuse this caller's uses for a while: the server ended during their call, the first of its life."""
-        if caller not in self._blamed and len(self._blamed) >= _CALLERS:
-            del self._blamed[next(iter(self._blamed))]
-        back_off = self._blamed.setdefault(caller, BackOff())
+    def record_lost_call(self, caller: Principal) -> None:
+        """Refuse this caller for a while: an unstable connection was lost during their call."""
+        if caller not in self._caller_back_offs and len(self._caller_back_offs) >= _TRACKED_CALLERS:
+            del self._caller_back_offs[next(iter(self._caller_back_offs))]
+        back_off = self._caller_back_offs.setdefault(caller, BackOff())
         if not back_off.is_active:
-            back_off.fail("It ended during the last call.")
+            back_off.record_failure("It disconnected during the last call.")
 
-    def trust(self, caller: Principal) -> None:
-        """A call of this caller was responded to."""
-        self._blamed.pop(caller, None)
+    def record_success(self, caller: Principal) -> None:
+        """Reset this caller's back-off: the server responded to a call of theirs."""
+        self._caller_back_offs.pop(caller, None)
 
-    def _chosen(self) -> Connection:
-        self._settle()
-        if self._closed:
-            raise Unreachable("It is being shut down.")
+    def _get_current(self) -> Connection:
+        self._update_current()
+        if self._is_closed:
+            raise ServerUnavailable("The chat server is shutting down.")
         if self._current is None:
             if self._back_off.is_active:
-                raise Unreachable(self._back_off.why)
-            self._current = self._connect()
+                raise ServerUnavailable(self._back_off.reason)
+            self._current = self._open_connection()
         return self._current
 
-    def _connect(self) -> Connection:
+    def _open_connection(self) -> Connection:
         connection = Connection(self.name, self.server)
-        self.lives.add(connection)
-        connection.life.add_done_callback(lambda _: self.lives.discard(connection))
+        self.connections.add(connection)
+        connection.task.add_done_callback(lambda _: self.connections.discard(connection))
         return connection
 
-    def _settle(self) -> None:
-        """Update the back-off from the current connection's outcome."""
+    def _update_current(self) -> None:
+        """Drop a connection that failed or accepts no more calls, and update the back-off."""
         current = self._current
-        if current is None or not current.decided.is_set():
+        if current is None or not current.attempt_done.is_set():
             return
         if current.failure is not None:
             self._current = None
-            self._back_off.fail(current.failure)
+            self._back_off.record_failure(current.failure)
             return
-        if current.proven:
+        if current.is_stable:
             self._back_off = BackOff()
-        if not current.usable:
+        if not current.accepts_calls:
             self._current = None
 
     def close(self) -> None:
-        """Close all connections."""
-        self._closed = True
-        for connection in self.lives:
+        """Close all connections, and open no more."""
+        self._is_closed = True
+        for connection in self.connections:
             connection.close()

@@ -1,4 +1,4 @@
-"""The tools that an MCP server lists: repaired as they arrive, bounded, and with what checks their arguments."""
+"""The tools that an MCP server lists: repaired on arrival, limited in number and size, with argument validators."""
 
 from __future__ import annotations
 
@@ -15,71 +15,76 @@ from referencing import Registry
 from agent_chat.stores.models import JSONObject
 
 PAGES = 20
+"""The largest number of pages read of one server's list."""
 TOOLS = 500
-"""How many tools of one server are listed; a model can use a tenth of that."""
+"""The largest number of tools of one server; a model can use about a tenth of that."""
 LIST_BYTES = 2 * 2**20
-"""Descriptions and schemas of one server's tools; what is listed beyond that is not used."""
+"""The largest size of the descriptions and schemas of one server. Tools beyond that are skipped."""
 DESCRIPTION_CHARACTERS = 10_000
 NAME_CHARACTERS = 200
+_HINTS = ("readOnlyHint", "idempotentHint")
 _log = logging.getLogger(__name__)
 
 
-class Listed(msgspec.Struct, frozen=True):
-    """A tool as its server lists it. `repeatable`: it declares itself read-only or idempotent."""
+class ListedTool(msgspec.Struct, frozen=True):
+    """A tool as its server lists it.
+
+    Attributes:
+        parameters: the JSON Schema of the arguments.
+        validator: a jsonschema validator for `parameters` (the package has no types).
+        repeatable: the tool declares itself read-only or idempotent.
+    """
 
     description: str
     parameters: JSONObject
-    check: Any  # a jsonschema validator: the package has no types
+    validator: Any
     repeatable: bool
 
 
-def repaired(result: JSONObject) -> JSONObject:
-    """The result of a request, its `tools` such that the SDK accepts them: it refuses a whole page for one of them.
+def repair_tool_list(result: JSONObject) -> JSONObject:
+    """Return a response's result with `tools` that the SDK accepts: it rejects a whole page for one invalid tool.
 
-    Only what is used is kept. Output schemas are not: a result that does not match its schema is still the result.
+    Only the fields in use are passed on. Output schemas are dropped: a result that violates its schema is still used.
     """
     tools = result.get("tools")
     if not isinstance(tools, list):
         return result
-    return {**result, "tools": [_repaired(tool) for tool in tools[:TOOLS] if _has_name(tool)]}
+    return {**result, "tools": [_repair_tool(tool) for tool in tools[:TOOLS] if _has_name(tool)]}
 
 
 def _has_name(tool: object) -> bool:
     return isinstance(tool, dict) and isinstance(name := tool.get("name"), str) and 0 < len(name) <= NAME_CHARACTERS
 
 
-def _repaired(tool: JSONObject) -> JSONObject:
+def _repair_tool(tool: JSONObject) -> JSONObject:
     schema = tool.get("inputSchema")
-    kept: JSONObject = {
+    repaired: JSONObject = {
         "name": tool["name"],
         "inputSchema": {**(schema if isinstance(schema, dict) else {}), "type": "object"},
     }
     if isinstance(description := tool.get("description"), str):
-        kept["description"] = description[:DESCRIPTION_CHARACTERS]
+        repaired["description"] = description[:DESCRIPTION_CHARACTERS]
     hints = tool.get("annotations")
     if isinstance(hints, dict):
-        kept["annotations"] = {key: hints[key] for key in _HINTS if isinstance(hints.get(key), bool)}
-    return kept
+        repaired["annotations"] = {key: hints[key] for key in _HINTS if isinstance(hints.get(key), bool)}
+    return repaired
 
 
-_HINTS = ("readOnlyHint", "idempotentHint")
+async def list_tools(client: Client) -> dict[str, ListedTool]:
+    """List all pages of the server's tools. Tools with an invalid schema are skipped: arguments cannot be validated.
 
-
-async def list_tools(client: Client) -> dict[str, Listed]:
-    """All pages of the server's tools. Tools with an invalid schema are skipped: arguments could not be validated.
-
-    A model's API accepts less; that is seen to by the kind of agent that calls it.
+    The APIs of models accept fewer schemas than this; the kind of agent that calls one handles the difference.
     """
-    tools: dict[str, Listed] = {}
-    room = LIST_BYTES
+    tools: dict[str, ListedTool] = {}
+    remaining_bytes = LIST_BYTES
     cursor: str | None = None
     for _ in range(PAGES):
         page = await client.list_tools(cursor=cursor)
         for tool in page.tools:
-            if (listed := _listed(tool)) is not None:
-                room -= len(listed.description) + len(msgspec.json.encode(listed.parameters))
-                if len(tools) == TOOLS or room < 0:
-                    _log.warning("MCP server: only its first %d tools are used", len(tools))
+            if (listed := _parse_tool(tool)) is not None:
+                remaining_bytes -= len(listed.description) + len(msgspec.json.encode(listed.parameters))
+                if len(tools) == TOOLS or remaining_bytes < 0:
+                    _log.warning("MCP server: only its first %d tools are used, the list is too large", len(tools))
                     return tools
                 tools[tool.name] = listed
         cursor = page.next_cursor
@@ -88,20 +93,19 @@ async def list_tools(client: Client) -> dict[str, Listed]:
     return tools
 
 
-def _listed(tool: Tool) -> Listed | None:
+def _parse_tool(tool: Tool) -> ListedTool | None:
     try:
-        check = _validator(tool.input_schema)
-    except Exception as error:  # not only SchemaError: one nested too deep is a RecursionError
-        why = error.message if isinstance(error, SchemaError) else error
-        _log.warning("MCP tool %s skipped: invalid input schema: %s", tool.name, str(why)[:500])
+        validator = _build_validator(tool.input_schema)
+    except Exception as error:  # not only SchemaError: a deeply nested schema raises RecursionError
+        reason = error.message if isinstance(error, SchemaError) else error
+        _log.warning("MCP tool %s skipped: invalid input schema: %s", tool.name, str(reason)[:500])
         return None
     hints = tool.annotations
     repeatable = hints is not None and bool(hints.read_only_hint or hints.idempotent_hint)
-    return Listed(tool.description or "", tool.input_schema, check, repeatable)
+    return ListedTool(tool.description or "", tool.input_schema, validator, repeatable)
 
 
-def _validator(schema: JSONObject) -> Any:
-    """The schema's validator. The empty registry prevents that a $ref is fetched over the network."""
-    kind = validator_for(schema, default=Draft202012Validator)
-    kind.check_schema(schema)
-    return kind(schema, registry=Registry())
+def _build_validator(schema: JSONObject) -> Any:
+    dialect = validator_for(schema, default=Draft202012Validator)
+    dialect.check_schema(schema)
+    return dialect(schema, registry=Registry())  # the empty registry: a $ref must not be fetched over the network

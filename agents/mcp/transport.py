@@ -1,7 +1,7 @@
-"""The streams of one connection to an MCP server, over stdio or HTTP, with what comes in repaired and bounded.
+"""The streams of one connection to an MCP server, over stdio or HTTP, with repaired and limited incoming messages.
 
-Below is the SDK, which validates a whole page of tools as one and starts a task for every notification; above is the
-connection (agents/mcp/connection.py).
+The SDK reads these streams for the connection (agents/mcp/connection.py). It rejects a whole page of tools for one
+invalid tool, and starts a task for every notification, so both are handled before it sees the messages.
 """
 
 from __future__ import annotations
@@ -19,32 +19,33 @@ from mcp.types import JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
 from agent_chat.agents.mcp.bounds import MESSAGE_BYTES, BoundedTransport, TokenBucket
 from agent_chat.agents.mcp.config import Server
 from agent_chat.agents.mcp.process import stdio_streams
-from agent_chat.agents.mcp.tools import repaired
+from agent_chat.agents.mcp.tools import repair_tool_list
 
 if TYPE_CHECKING:
     from mcp.client._transport import ReadStream, TransportStreams
     from mcp.shared.message import SessionMessage
 
-UNASKED_PER_SECOND = 100
-"""Notifications and requests of one server that are passed on; progress is shown at most a few times a second."""
-_PACE_SECONDS = 0.01
-_PACE_EVERY = 100
+UNSOLICITED_PER_SECOND = 100
+"""The limit on a server's notifications and requests; progress is published at most a few times a second."""
+_PAUSE_SECONDS = 0.01
+_DROPS_PER_PAUSE = 100
 _DROPPABLE = ("notifications/progress", "notifications/message")
 
 
-class Incoming:
-    """A transport's incoming stream: repairs lists of tools, thins out floods, and reports its end.
+class IncomingMessages:
+    """A transport's incoming stream. It repairs lists of tools, drops messages above the limit, and reports its end.
 
-    The SDK reports the end only to whoever waits for a response.
+    The SDK itself reports the end of the stream only to requests in progress.
 
     Args:
-        ended: called once the stream has ended. Over HTTP a broken transport raises instead.
+        stream: the transport's stream.
+        on_end: called when the stream has ended. Over HTTP a failed transport raises instead.
     """
 
-    def __init__(self, stream: ReadStream[SessionMessage | Exception], ended: Callable[[], None]) -> None:
+    def __init__(self, stream: ReadStream[SessionMessage | Exception], on_end: Callable[[], None]) -> None:
         self._stream = stream
-        self._ended = ended
-        self._unasked = TokenBucket(UNASKED_PER_SECOND)
+        self._on_end = on_end
+        self._unsolicited = TokenBucket(UNSOLICITED_PER_SECOND)
         self._dropped = 0
 
     async def receive(self) -> SessionMessage | Exception:
@@ -63,31 +64,31 @@ class Incoming:
             try:
                 item = await self._stream.__anext__()
             except StopAsyncIteration:
-                self._ended()
+                self._on_end()
                 raise
-            if isinstance(item, Exception) or await self._passes(item):
+            if isinstance(item, Exception) or await self._accept(item):
                 return item
 
-    async def _passes(self, item: SessionMessage) -> bool:
+    async def _accept(self, item: SessionMessage) -> bool:
         match item.message:
             case JSONRPCResponse() as response:
-                response.result = repaired(response.result)
+                response.result = repair_tool_list(response.result)
                 return True
             case JSONRPCRequest():
-                return self._unasked.take() or await self._drop()
+                return self._unsolicited.take() or await self._drop()
             case JSONRPCNotification(method=method):
-                if self._unasked.take():
+                if self._unsolicited.take():
                     return True
                 if method in _DROPPABLE:
                     return await self._drop()
-                await asyncio.sleep(_PACE_SECONDS)
+                await asyncio.sleep(_PAUSE_SECONDS)
         return True
 
     async def _drop(self) -> bool:
-        """Drop it, and take no more than so many a second from whoever sends nothing else."""
+        """Count a dropped message. Pauses now and then, so that a flood does not occupy the event loop."""
         self._dropped += 1
-        if self._dropped % _PACE_EVERY == 0:
-            await asyncio.sleep(_PACE_SECONDS)
+        if self._dropped % _DROPS_PER_PAUSE == 0:
+            await asyncio.sleep(_PAUSE_SECONDS)
         return False
 
     async def __aenter__(self) -> Self:
@@ -101,19 +102,19 @@ class Incoming:
 
 @asynccontextmanager
 async def open_transport(
-    name: str, server: Server, ended: Callable[[], None], *, connect_seconds: float
+    name: str, server: Server, on_end: Callable[[], None], *, connect_seconds: float
 ) -> AsyncIterator[TransportStreams]:
     """Open the server's streams. Raises: OSError if its command cannot be started."""
     if server.url is None:
         async with stdio_streams(name, server) as (incoming, outgoing):
-            yield Incoming(incoming, ended), outgoing
+            yield IncomingMessages(incoming, on_end), outgoing
         return
     timeout = httpx2.Timeout(connect_seconds, read=max(300.0, server.timeout + 10))
-    # A call that waits for a free connection in vain would end all the others: the SDK lets the error through.
+    # No limit on connections: a PoolTimeout of one call would pass through the SDK and end all the others.
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
     headers = {"Accept-Encoding": "identity", **server.headers}
     async with (
         httpx2.AsyncClient(headers=headers, timeout=timeout, transport=BoundedTransport(limits=limits)) as http,
         streamable_http_client(server.url, http_client=http, max_sse_event_size=MESSAGE_BYTES) as (incoming, outgoing),
     ):
-        yield Incoming(incoming, ended), outgoing
+        yield IncomingMessages(incoming, on_end), outgoing

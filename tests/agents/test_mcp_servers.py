@@ -1,4 +1,4 @@
-"""Third-party MCP servers behind the pool: over stdio and HTTP, in many runs, killed and restarted."""
+"""MCP servers built with the SDK, behind the pool: over stdio and HTTP, in many runs, killed and restarted."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class Http:
         assert self.process is not None
         if self.process.returncode is None:
             self.process.kill()
-        await self.ended()
+        await self.wait_for_exit()
 
-    async def ended(self) -> None:
+    async def wait_for_exit(self) -> None:
         assert self.process is not None
         async with asyncio.timeout(5):
             await self.process.wait()
@@ -74,7 +74,7 @@ async def started_http() -> AsyncIterator[Http]:
 
 @pytest.fixture
 async def http(started_http: Http) -> Http:
-    """All tests share one server, since its start takes a second or two; one that was killed is replaced."""
+    """The server that all tests share, since it takes seconds to start. Restarted if a test stopped it."""
     assert started_http.process is not None
     if started_http.process.returncode is not None:
         await started_http.start()
@@ -90,15 +90,15 @@ async def pool(**servers: Server) -> AsyncIterator[Pool]:
         await pool.close()
 
 
-async def asked(live: Live, thread: str, words: str) -> dict[str, Any]:
-    """The body of a successful answer."""
+async def post_message(live: Live, thread: str, words: str) -> dict[str, Any]:
+    """Post a message and return the answer. Fails if the run failed."""
     answer = await live.post(thread, words)
     assert answer.status_code == 201, answer.text
     return dict(answer.json())
 
 
 @pytest.mark.slow
-async def test_two_agents_with_different_servers_work_at_once(
+async def test_two_agents_with_different_servers_run_concurrently(
     tmp_path: Path, service: StandIn, claude: Claude, http: Http
 ) -> None:
     servers = {"time": TIME, "http": http.config}
@@ -118,20 +118,20 @@ async def test_two_agents_with_different_servers_work_at_once(
             time_response, added = await asyncio.gather(live.post(clock, "What time?"), live.post(adder, "How much?"))
             assert "21:00" in str(time_response.json()["tool_calls"][0]["result"])
             assert added.json()["tool_calls"][0]["result"] == {"result": 42}
-        asked = [{tool["name"] for tool in request["tools"]} for request in service.requests]
-        assert {"convert_time", "get_current_time"} in asked
-        assert HTTP_NAMES in asked
-        assert all(len(names & {"add", "convert_time"}) == 1 for names in asked)
+        offered = [{tool["name"] for tool in request["tools"]} for request in service.requests]
+        assert {"convert_time", "get_current_time"} in offered
+        assert HTTP_NAMES in offered
+        assert all(len(names & {"add", "convert_time"}) == 1 for names in offered)
     assert service.refused == []
 
 
-async def test_pictures_and_resources_of_a_tool_are_kept_and_shown_to_the_model(
+async def test_pictures_and_resources_of_a_tool_are_stored_and_sent_to_the_model(
     tmp_path: Path, service: StandIn, claude: Claude, http: Http
 ) -> None:
     async with claude_server(tmp_path, service, claude, {"http": http.config}) as live:
         thread = await live.thread()
         service.will(says(use("look", {})), DONE)
-        (call,) = (await asked(live, thread, "What do you see?"))["tool_calls"]
+        (call,) = (await post_message(live, thread, "What do you see?"))["tool_calls"]
         assert (await live.get(thread))["messages"][-1]["tool_calls"] == [call]
     picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PICTURE}}
     assert call["error"] is None
@@ -160,10 +160,10 @@ async def test_text_and_images_beside_structured_content_reach_the_record_and_th
     async with claude_server(tmp_path, service, claude, {"raw": raw()}) as live:
         thread = await live.thread()
         service.will(says(use("both", {"picture": PICTURE}), use("both", {"picture": PICTURE, "own": True})), DONE)
-        other, own = (await asked(live, thread, "What do you see?"))["tool_calls"]
+        other, own = (await post_message(live, thread, "What do you see?"))["tool_calls"]
         assert (await live.get(thread))["messages"][-1]["tool_calls"] == [other, own]
         service.will(DONE)
-        await asked(live, thread, "And now?")
+        await post_message(live, thread, "And now?")
     rows, image = {"rows": [1, 2]}, {"type": "image", "data": PICTURE, "mimeType": "image/png"}
     assert other["result"] == {"structuredContent": rows, "content": [{"type": "text", "text": "Two rows."}, image]}
     assert own["result"] == {"structuredContent": rows, "content": [image]}
@@ -178,7 +178,7 @@ async def test_text_and_images_beside_structured_content_reach_the_record_and_th
 
 
 @pytest.mark.parametrize("tool", ["ask", "require"])
-async def test_a_tool_that_needs_an_answer_from_the_user_fails_with_a_clear_sentence(http: Http, tool: str) -> None:
+async def test_a_tool_that_needs_user_input_fails_with_a_clear_sentence(http: Http, tool: str) -> None:
     """`ask` elicits while it runs; `require` responds with `input_required`, as servers since 2026-07-28 do."""
     async with pool(http=http.config) as connections:
         toolbox = connections.toolbox(agent("http"))
@@ -188,7 +188,7 @@ async def test_a_tool_that_needs_an_answer_from_the_user_fails_with_a_clear_sent
         assert await result(toolbox, "add", {"a": 1, "b": 2}) == {"result": 3}
 
 
-async def test_a_response_over_http_that_is_too_large_is_an_error_of_its_call_alone(http: Http) -> None:
+async def test_a_response_over_http_that_is_too_large_fails_only_its_call(http: Http) -> None:
     async with pool(http=http.config) as connections:
         toolbox = connections.toolbox(agent("http"))
         parts = [
@@ -199,7 +199,7 @@ async def test_a_response_over_http_that_is_too_large_is_an_error_of_its_call_al
         assert sorted(map(str, parts)) == ["None", "The server's response was larger than 4 MB and was dropped."]
 
 
-async def test_connections_are_not_made_again_for_every_message(
+async def test_connections_are_reused_by_later_messages(
     tmp_path: Path, service: StandIn, claude: Claude, http: Http
 ) -> None:
     before = children()
@@ -208,7 +208,7 @@ async def test_connections_are_not_made_again_for_every_message(
         counts = []
         for _ in range(6):
             service.will(says(use("add", {"a": 1, "b": 2}), use("counted", {})), DONE)
-            calls = (await asked(live, thread, "Count."))["tool_calls"]
+            calls = (await post_message(live, thread, "Count."))["tool_calls"]
             counts.append(calls[1]["result"])
         assert calls[0]["result"] == {"result": 3}
         assert counts[-1]["connections"] <= counts[0]["connections"] + 1
@@ -217,7 +217,7 @@ async def test_connections_are_not_made_again_for_every_message(
 
 
 @pytest.mark.slow
-async def test_fifty_runs_at_once_share_one_pooled_server(tmp_path: Path, service: StandIn, claude: Claude) -> None:
+async def test_fifty_concurrent_runs_share_one_pooled_server(tmp_path: Path, service: StandIn, claude: Claude) -> None:
     async with claude_server(tmp_path, service, claude, {"raw": raw()}) as live:
         service.otherwise = lambda request: (
             DONE
@@ -233,11 +233,11 @@ async def test_fifty_runs_at_once_share_one_pooled_server(tmp_path: Path, servic
 
 
 @pytest.mark.slow
-async def test_a_server_killed_in_mid_call_costs_that_call_and_comes_back(
+async def test_an_http_server_killed_during_a_call_fails_that_call_and_is_reconnected(
     tmp_path: Path, service: StandIn, claude: Claude, http: Http, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mcp_slot, "BACK_OFF_SECONDS", 0.01)
-    monkeypatch.setattr(mcp_slot, "PATIENCE_SECONDS", 10.0)
+    monkeypatch.setattr(mcp_slot, "RETRY_WAIT_SECONDS", 10.0)
     async with claude_server(tmp_path, service, claude, {"http": http.config, "time": TIME}) as live:
         thread = await live.thread()
         service.will(says(use("wait", {"seconds": 30}), use("get_current_time", {"timezone": "UTC"})), DONE)
@@ -257,31 +257,33 @@ async def test_a_server_killed_in_mid_call_costs_that_call_and_comes_back(
         assert after["error"] is None
 
         service.will(says(use("get_current_time", {"timezone": "UTC"})), DONE)
-        assert (await asked(live, thread, "And now?"))["tool_calls"][0]["error"] is None
+        assert (await post_message(live, thread, "And now?"))["tool_calls"][0]["error"] is None
         assert "The tools of the server http are not available now." in str(service.requests[-1]["system"])
 
         await http.start()
         service.will(says(use("add", {"a": 1, "b": 2})), DONE)
-        assert (await asked(live, thread, "And now?"))["tool_calls"][0]["result"] == {"result": 3}
+        assert (await post_message(live, thread, "And now?"))["tool_calls"][0]["result"] == {"result": 3}
     assert service.refused == []
 
 
 @pytest.mark.slow
-async def test_a_stdio_server_killed_in_mid_run_comes_back(tmp_path: Path, service: StandIn, claude: Claude) -> None:
+async def test_a_stdio_server_killed_between_runs_is_restarted(
+    tmp_path: Path, service: StandIn, claude: Claude
+) -> None:
     async with claude_server(tmp_path, service, claude, {"time": TIME}) as live:
         thread = await live.thread()
-        asking = says(use("get_current_time", {"timezone": "UTC"}))
+        request_time = says(use("get_current_time", {"timezone": "UTC"}))
         before = children()
         for _ in range(3):
-            service.will(asking, DONE)
-            assert (await asked(live, thread, "When?"))["tool_calls"][0]["error"] is None
+            service.will(request_time, DONE)
+            assert (await post_message(live, thread, "When?"))["tool_calls"][0]["error"] is None
             for pid in children() - before:
                 os.kill(pid, signal.SIGKILL)
             await until(lambda: children() <= before)
 
 
 @pytest.mark.slow
-async def test_two_hundred_runs_leave_nothing_behind(tmp_path: Path, service: StandIn, claude: Claude) -> None:
+async def test_two_hundred_runs_leave_no_process_task_or_file(tmp_path: Path, service: StandIn, claude: Claude) -> None:
     asking = says(text("I look. "), use("echo", {"text": "a"}), use("nothing", {}))
     async with claude_server(tmp_path, service, claude, {"raw": raw()}) as live:
         threads = [await live.thread() for _ in range(25)]
@@ -311,7 +313,7 @@ async def test_two_hundred_runs_leave_nothing_behind(tmp_path: Path, service: St
     assert service.refused == []
 
 
-async def test_a_connection_that_nobody_uses_is_closed_and_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_idle_connection_is_closed_and_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mcp_connection, "IDLE_SECONDS", 0.2)
     before = held()
     async with pool(raw=raw()) as connections:
@@ -323,9 +325,7 @@ async def test_a_connection_that_nobody_uses_is_closed_and_made_again(monkeypatc
 
 
 @pytest.mark.slow
-async def test_a_call_that_takes_longer_than_a_connection_may_idle_is_not_cut(
-    monkeypatch: pytest.MonkeyPatch, http: Http
-) -> None:
+async def test_a_call_longer_than_the_idle_time_is_not_interrupted(monkeypatch: pytest.MonkeyPatch, http: Http) -> None:
     monkeypatch.setattr(mcp_connection, "IDLE_SECONDS", 0.1)
     async with pool(http=http.config) as connections:
         toolbox = connections.toolbox(agent("http"))
@@ -333,11 +333,11 @@ async def test_a_call_that_takes_longer_than_a_connection_may_idle_is_not_cut(
         assert (await call(toolbox, "wait", {"seconds": 0.5})).error is None
         died = await call(toolbox, "die")
         assert "http" in str(died.error)
-        await http.ended()
+        await http.wait_for_exit()
 
 
 @pytest.mark.slow
-async def test_more_than_a_hundred_calls_at_once_reach_one_http_server(http: Http) -> None:
+async def test_more_than_a_hundred_concurrent_calls_reach_one_http_server(http: Http) -> None:
     uses = [ToolUse(str(number), "meet", {"guests": 120}) for number in range(120)]
     async with pool(http=http.config) as connections, asyncio.timeout(30):
         parts = [part async for part in connections.toolbox(agent("http")).call(uses)]

@@ -1,4 +1,4 @@
-"""The pool and its toolboxes, with real servers over stdio: the bundled one, and one by hand that can misbehave."""
+"""The pool and its toolboxes, with real servers over stdio: the bundled one, and a raw one that can misbehave."""
 
 import asyncio
 import json
@@ -21,13 +21,13 @@ from tests.support.mcp_pool import RAW, MakePool, agent, call, calls, children, 
 from tests.support.mcp_pool import make_pool as make_pool
 
 ABSENT = Server(command="/nowhere/no-such-command")
-MUTE = Server(command="sh", args=["-c", "cat > /dev/null"])
+SILENT = Server(command="sh", args=["-c", "cat > /dev/null"])
 
 
 # --- connections
 
 
-async def test_the_state_of_each_connection_is_known(make_pool: MakePool) -> None:
+async def test_pool_reports_the_state_of_each_connection(make_pool: MakePool) -> None:
     missing = msgspec.convert({"command": "/no/such/command"}, Server)
     pool = make_pool(raw=raw(), missing=missing)
     assert pool.states == {"raw": "idle", "missing": "idle"}
@@ -43,7 +43,7 @@ async def test_many_calls_of_many_runs_share_one_process(make_pool: MakePool) ->
     assert len(set(pids)) == 1
 
 
-async def test_runs_that_begin_together_share_one_process_too(make_pool: MakePool) -> None:
+async def test_concurrent_first_runs_share_one_process(make_pool: MakePool) -> None:
     pool = make_pool(raw=raw())
     results = await asyncio.gather(*(result(pool.toolbox(agent("raw")), "pid") for _ in range(5)))
     assert len({each["pid"] for each in results}) == 1
@@ -58,42 +58,42 @@ async def test_closing_leaves_no_process_no_task_and_no_open_file() -> None:
         await pool.close()
     assert held() == before
     assert (await call(pool.toolbox(agent("a")), "pid")).error == (
-        "The server a is unavailable. It is being shut down."
+        "The server a is unavailable. The chat server is shutting down."
     )
     assert held() == before
 
 
-async def test_closing_ends_the_open_calls_with_an_error(tmp_path: Path) -> None:
+async def test_closing_fails_the_open_calls(tmp_path: Path) -> None:
     pool = Pool({"raw": raw()})
     parts = pool.toolbox(agent("raw")).call([ToolUse("1", "until_cancelled", {"file": str(tmp_path / "file")})])
     async with asyncio.timeout(5):
         assert isinstance(await anext(parts), ToolStarted)
         assert isinstance(await anext(parts), ToolProgress)
         await pool.close()
-        assert await anext(parts) == ToolCompleted("1", error="The server raw ended during the call.")
+        assert await anext(parts) == ToolCompleted("1", error="The server raw disconnected during the call.")
 
 
-async def test_closing_while_it_connects_is_prompt() -> None:
-    pool, before = Pool({"mute": MUTE}), children()
-    waiting = asyncio.create_task(pool.toolbox(agent("mute")).available())
+async def test_closing_while_connecting_is_prompt() -> None:
+    pool, before = Pool({"silent": SILENT}), children()
+    waiting = asyncio.create_task(pool.toolbox(agent("silent")).available())
     async with asyncio.timeout(5):
         await until(lambda: children() != before)
         await pool.close()
         assert await waiting == []
-    await until(lambda: children() == before)  # one that was only just started is killed, and reaped a moment later
+    await until(lambda: children() == before)  # a process that has just started is killed, and reaped a moment later
 
 
-async def test_a_server_killed_in_mid_call_is_an_error_and_back_on_the_next_call(make_pool: MakePool) -> None:
+async def test_a_server_killed_during_a_call_fails_that_call_and_restarts_for_the_next(make_pool: MakePool) -> None:
     toolbox = make_pool(raw=raw()).toolbox(agent("raw"))
     first = (await result(toolbox, "pid"))["pid"]
     parts = await calls(toolbox, ("die", {}), ("meet", {"guests": 2}))
     assert {part.error for part in parts if isinstance(part, ToolCompleted)} == {
-        "The server raw ended during the call."
+        "The server raw disconnected during the call."
     }
     assert (await result(toolbox, "pid"))["pid"] != first
 
 
-async def test_a_server_that_died_between_calls_is_not_noticed_by_the_caller(make_pool: MakePool) -> None:
+async def test_a_server_killed_between_calls_restarts_without_an_error(make_pool: MakePool) -> None:
     toolbox, before = make_pool(raw=raw()).toolbox(agent("raw")), held()
     first = (await result(toolbox, "pid"))["pid"]
     os.kill(first, 9)
@@ -101,55 +101,55 @@ async def test_a_server_that_died_between_calls_is_not_noticed_by_the_caller(mak
     assert (await result(toolbox, "pid"))["pid"] != first
 
 
-async def test_an_unreachable_server_costs_only_its_tools(make_pool: MakePool) -> None:
+async def test_an_unreachable_server_removes_only_its_own_tools(make_pool: MakePool) -> None:
     pool = make_pool(raw=raw(), absent=ABSENT, quits=Server(command="true"))
     toolbox = pool.toolbox(agent("absent", "raw", "quits", "unknown"))
     assert "echo" in await names(toolbox)
     assert toolbox.missing == {
         "absent": "Its command was not found.",
-        "quits": "It ended before it answered.",
+        "quits": "It disconnected before it responded.",
         "unknown": "It is not configured.",
     }
 
 
-async def test_a_failure_is_remembered_for_a_while(make_pool: MakePool, tmp_path: Path) -> None:
+async def test_a_failed_server_is_not_started_again_during_its_back_off(make_pool: MakePool, tmp_path: Path) -> None:
     starts = tmp_path / "starts"
     toolbox = make_pool(quits=Server(command="sh", args=["-c", f"echo >> {starts}"])).toolbox(agent("quits"))
     for _ in range(20):
         assert await names(toolbox) == set()
-    assert toolbox.missing == {"quits": "It ended before it answered."}
+    assert toolbox.missing == {"quits": "It disconnected before it responded."}
     assert starts.read_text() == "\n"
 
 
-async def test_a_server_that_never_answers_is_given_up(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = make_pool(mute=MUTE, raw=raw())
+async def test_connecting_to_a_silent_server_times_out(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = make_pool(silent=SILENT, raw=raw())
     assert "echo" in await names(pool.toolbox(agent("raw")))
     monkeypatch.setattr(mcp_connection, "CONNECT_SECONDS", 0.3)
-    toolbox = pool.toolbox(agent("mute", "raw"))
+    toolbox = pool.toolbox(agent("silent", "raw"))
     assert "echo" in await names(toolbox)
-    assert toolbox.missing == {"mute": "It did not answer within 0.3 s."}
+    assert toolbox.missing == {"silent": "It did not respond within 0.3 s."}
 
 
-@pytest.mark.parametrize("way", ["past its limit", "cancelled"])
-async def test_a_server_that_hangs_gets_no_more_calls_once_one_was_given_up(
+@pytest.mark.parametrize("way", ["timed out", "cancelled"])
+async def test_a_hanging_server_gets_no_calls_after_a_timeout_or_cancellation(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str
 ) -> None:
     monkeypatch.setattr(mcp_connection, "PROBE_SECONDS", 0.3)
-    toolbox = make_pool(raw=raw(timeout=1 if way == "past its limit" else 60)).toolbox(agent("raw"))
+    toolbox = make_pool(raw=raw(timeout=1 if way == "timed out" else 60)).toolbox(agent("raw"))
     first = (await result(toolbox, "pid"))["pid"]
     parts = toolbox.call([ToolUse("1", "until_cancelled", {"file": str(tmp_path / "file")})])
     async with asyncio.timeout(5), aclosing(parts):  # type: ignore[type-var]
         assert isinstance(await anext(parts), ToolStarted)
         assert isinstance(await anext(parts), ToolProgress)
         os.kill(first, signal.SIGSTOP)
-        if way == "past its limit":
-            assert await anext(parts) == ToolCompleted("1", error="The tool did not answer within 1 s.")
+        if way == "timed out":
+            assert await anext(parts) == ToolCompleted("1", error="The tool did not respond within 1 s.")
     assert (await result(toolbox, "pid"))["pid"] != first
     os.kill(first, signal.SIGCONT)
     await until(lambda: first not in children())
 
 
-async def test_the_calls_that_a_hanging_server_has_are_not_cut(
+async def test_open_calls_of_a_retired_server_continue(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(mcp_connection, "PROBE_SECONDS", 0.5)
@@ -167,34 +167,35 @@ async def test_the_calls_that_a_hanging_server_has_are_not_cut(
         assert (await waiting)["pid"] == first
 
 
-async def test_a_call_that_takes_too_long_costs_a_living_server_nothing(make_pool: MakePool, tmp_path: Path) -> None:
+async def test_a_responsive_server_is_not_retired_after_a_call_timed_out(make_pool: MakePool, tmp_path: Path) -> None:
     toolbox = make_pool(raw=raw(timeout=0.5)).toolbox(agent("raw"))
     first = (await result(toolbox, "pid"))["pid"]
     slow = ("until_cancelled", {"file": str(tmp_path / "file")})
     errors = [
         part.error for part in await calls(toolbox, slow, ("meet", {"guests": 2})) if isinstance(part, ToolCompleted)
     ]
-    assert errors == ["The tool did not answer within 0.5 s."] * 2
+    assert errors == ["The tool did not respond within 0.5 s."] * 2
     assert (await result(toolbox, "pid"))["pid"] == first
 
 
-async def test_a_server_that_ends_as_soon_as_it_is_connected_is_left_alone_for_a_while(
-    make_pool: MakePool, tmp_path: Path
-) -> None:
+async def test_a_server_that_exits_right_after_connecting_gets_a_back_off(make_pool: MakePool, tmp_path: Path) -> None:
     starts = tmp_path / "starts"
     script = f"echo >> {starts}; exec {sys.executable} -S {RAW} ends-when-listed"
     toolbox = make_pool(brief=Server(command="sh", args=["-c", script])).toolbox(agent("brief"))
     for _ in range(8):
         assert (await call(toolbox, "pid")).result is None
     assert await names(toolbox) == set()
-    assert toolbox.missing["brief"] in ("It ended as soon as it was connected.", "It ended during the last call.")
+    assert toolbox.missing["brief"] in (
+        "It disconnected immediately after connecting.",
+        "It disconnected during the last call.",
+    )
     assert starts.read_text() == "\n"
 
 
 # --- which tools
 
 
-async def test_an_agent_without_servers_costs_nothing(make_pool: MakePool) -> None:
+async def test_an_agent_without_servers_starts_no_process(make_pool: MakePool) -> None:
     pool, before = make_pool(raw=raw()), children()
     toolbox = pool.toolbox(agent())
     assert await toolbox.available() == []
@@ -212,14 +213,14 @@ async def test_tools_are_those_that_the_operator_and_the_agent_allow(make_pool: 
     assert (await call(narrow, "die")).error == "There is no tool named 'die'."
 
 
-async def test_a_name_that_two_servers_share_has_the_server_before_it(make_pool: MakePool) -> None:
+async def test_a_tool_name_of_two_servers_is_prefixed_with_the_server(make_pool: MakePool) -> None:
     pool = make_pool(a=raw(tools=["pid", "echo"]), b=raw(tools=["pid", "big"]))
     toolbox = pool.toolbox(agent("a", "b", "a"))
     assert await names(toolbox) == {"a__pid", "b__pid", "echo", "big"}
     assert await result(toolbox, "a__pid") != await result(toolbox, "b__pid")
 
 
-async def test_all_pages_are_listed_and_a_tool_with_a_wrong_schema_is_left_out(make_pool: MakePool) -> None:
+async def test_all_pages_are_listed_and_a_tool_with_an_invalid_schema_is_skipped(make_pool: MakePool) -> None:
     found = await names(make_pool(raw=raw()).toolbox(agent("raw")))
     assert {"pid", "grow", "older_dialect"} <= found
     assert found.isdisjoint({"wrong_schema", "bottomless"})
@@ -237,7 +238,7 @@ async def test_tools_are_listed_again_when_they_change(make_pool: MakePool) -> N
 # --- calls
 
 
-async def test_all_calls_are_told_as_started_in_order_before_anything_else(make_pool: MakePool) -> None:
+async def test_all_calls_are_started_in_order_before_other_parts(make_pool: MakePool) -> None:
     toolbox = make_pool(raw=raw()).toolbox(agent("raw"))
     uses = [ToolUse("x", "echo", {"text": "1"}), ToolUse("y", "nothing", {}), ToolUse("z", "echo", {"text": "2"})]
     async with asyncio.timeout(5):
@@ -252,7 +253,7 @@ async def test_all_calls_are_told_as_started_in_order_before_anything_else(make_
     }
 
 
-async def test_parallel_calls_are_really_parallel(make_pool: MakePool) -> None:
+async def test_calls_run_concurrently(make_pool: MakePool) -> None:
     toolbox = make_pool(raw=raw()).toolbox(agent("raw"))
     parts = await calls(toolbox, *[("meet", {"guests": 8})] * 8)
     assert sum(isinstance(part, ToolCompleted) and part.error is None for part in parts) == 8
@@ -262,30 +263,30 @@ async def test_parallel_calls_are_really_parallel(make_pool: MakePool) -> None:
     ("arguments", "words"),
     [({}, "'text' is a required property"), ({"text": 1}, "at text: 1 is not of type 'string'"), ([], "JSON object")],
 )
-async def test_arguments_that_do_not_fit_are_an_error(make_pool: MakePool, arguments: JSONObject, words: str) -> None:
+async def test_invalid_arguments_are_an_error(make_pool: MakePool, arguments: JSONObject, words: str) -> None:
     completed = (await calls(make_pool(raw=raw()).toolbox(agent("raw")), ("echo", arguments)))[-1]
     assert isinstance(completed, ToolCompleted)
     assert words in str(completed.error)
 
 
-async def test_arguments_are_checked_by_the_dialect_that_the_schema_names(make_pool: MakePool) -> None:
+async def test_arguments_are_validated_by_the_dialect_that_the_schema_names(make_pool: MakePool) -> None:
     toolbox = make_pool(raw=raw()).toolbox(agent("raw"))
     assert "less than or equal to the minimum" in str((await call(toolbox, "older_dialect", {"n": 0})).error)
 
 
-async def test_what_a_tool_calls_an_error_is_one(make_pool: MakePool) -> None:
+async def test_a_tool_error_is_the_error_of_the_call(make_pool: MakePool) -> None:
     assert (await call(make_pool(raw=raw()).toolbox(agent("raw")), "fail")).error == "It went wrong."
 
 
-async def test_a_call_that_takes_too_long_is_an_error_and_cancelled(make_pool: MakePool, tmp_path: Path) -> None:
+async def test_a_call_that_times_out_fails_and_is_cancelled_on_the_server(make_pool: MakePool, tmp_path: Path) -> None:
     file = tmp_path / "file"
     toolbox = make_pool(raw=raw(timeout=0.2)).toolbox(agent("raw"))
     completed = await call(toolbox, "until_cancelled", {"file": str(file)})
-    assert completed.error == "The tool did not answer within 0.2 s."
-    await written(file)
+    assert completed.error == "The tool did not respond within 0.2 s."
+    await wait_until_cancelled(file)
 
 
-async def written(file: Path) -> None:
+async def wait_until_cancelled(file: Path) -> None:
     await until(lambda: file.exists() and file.read_text() == "cancelled")
 
 
@@ -316,12 +317,12 @@ async def test_closing_the_iterator_cancels_the_calls_on_the_server(
             await asyncio.create_task(parts.aclose())  # type: ignore[attr-defined]
         else:
             await parts.aclose()  # type: ignore[attr-defined]
-    await written(file)
+    await wait_until_cancelled(file)
     assert len(asyncio.all_tasks()) == tasks
     assert "pid" in await result(toolbox, "pid")
 
 
-async def test_a_flood_of_progress_waits_for_nobody_and_ends_with_the_newest(make_pool: MakePool) -> None:
+async def test_unread_progress_is_replaced_by_newer_progress(make_pool: MakePool) -> None:
     toolbox = make_pool(raw=raw()).toolbox(agent("raw"))
     parts = await calls(toolbox, ("flood", {}))
     steps = [part.progress for part in parts if isinstance(part, ToolProgress)]
@@ -329,38 +330,38 @@ async def test_a_flood_of_progress_waits_for_nobody_and_ends_with_the_newest(mak
     assert isinstance(parts[-1], ToolCompleted)
 
 
-async def test_a_large_result_is_cut_and_says_so(make_pool: MakePool) -> None:
+async def test_a_large_result_is_truncated_and_marked(make_pool: MakePool) -> None:
     toolbox = make_pool(raw=raw()).toolbox(agent("raw"))
-    cut = await result(toolbox, "big", {"times": 50_000})
-    assert set(cut) == {"truncated", "full_bytes", "text"}
-    assert cut["truncated"] is True
-    assert cut["full_bytes"] > 300_000
-    assert cut["text"].startswith('é"\n' * 1000)
-    assert 60_000 < len(msgspec.json.encode(cut)) <= RESULT_BYTES
+    truncated = await result(toolbox, "big", {"times": 50_000})
+    assert set(truncated) == {"truncated", "full_bytes", "text"}
+    assert truncated["truncated"] is True
+    assert truncated["full_bytes"] > 300_000
+    assert truncated["text"].startswith('é"\n' * 1000)
+    assert 60_000 < len(msgspec.json.encode(truncated)) <= RESULT_BYTES
     whole = await result(toolbox, "big", {"times": 5})
     assert whole == {"content": [{"type": "text", "text": 'é"\n' * 5}]}
 
 
-async def test_a_picture_that_is_too_large_is_named_and_not_cut_in_half(make_pool: MakePool) -> None:
+async def test_a_picture_that_is_too_large_is_replaced_by_a_note(make_pool: MakePool) -> None:
     toolbox = make_pool(raw=raw()).toolbox(agent("raw"))
-    cut = await result(toolbox, "picture", {"size": 40_000})
-    assert cut["full_bytes"] > 80_000
-    assert cut["text"].split("\n") == [
+    truncated = await result(toolbox, "picture", {"size": 40_000})
+    assert truncated["full_bytes"] > 80_000
+    assert truncated["text"].split("\n") == [
         "Seen.",
-        "[image, image/png: 40000 base64 characters, left out]",
-        "[harbour://map: a file of 40000 base64 characters, left out]",
+        "[image, image/png: 40000 base64 characters, omitted]",
+        "[harbour://map: a file of 40000 base64 characters, omitted]",
     ]
     whole = await result(toolbox, "picture", {"size": 4000})
     assert [block["type"] for block in whole["content"]] == ["text", "image", "resource"]
 
 
-async def test_the_bundled_server_tells_its_progress(make_pool: MakePool) -> None:
+async def test_the_bundled_server_reports_progress(make_pool: MakePool) -> None:
     pool = make_pool(**read_servers(None, {}))
     toolbox = pool.toolbox(agent("demo"))
     async with aclosing(toolbox.call([ToolUse("1", "slow_task", {"seconds": 0.06, "steps": 3})])) as parts:  # type: ignore[type-var]
         async with asyncio.timeout(10):
-            told = [part async for part in parts]
-    assert told[1:] == [
+            received = [part async for part in parts]
+    assert received[1:] == [
         *[ToolProgress("1", step, 3.0, f"Step {step} of 3") for step in (1, 2, 3)],
         ToolCompleted("1", {"seconds": 0.06, "steps": 3}),
     ]
@@ -375,14 +376,14 @@ def write(folder: Path, content: object) -> Path:
     return file
 
 
-async def test_the_file_names_a_server_its_environment_and_its_folder(make_pool: MakePool, tmp_path: Path) -> None:
+async def test_the_file_configures_command_environment_and_folder(make_pool: MakePool, tmp_path: Path) -> None:
     entry = {"command": "${PYTHON}", "args": ["-S", RAW], "env": {"GREETING": "${WORD:-hello} you"}, "cwd": "${HERE}"}
     file = write(tmp_path, {"mcpServers": {"mine": entry}})
     pool = make_pool(**read_servers(file, {"PYTHON": sys.executable, "HERE": str(tmp_path)}))
     assert await result(pool.toolbox(agent("mine")), "environment") == {"greeting": "hello you", "cwd": str(tmp_path)}
 
 
-def test_a_server_may_be_an_address_with_headers(tmp_path: Path) -> None:
+def test_a_server_may_be_a_url_with_headers(tmp_path: Path) -> None:
     entry = {"url": "https://tools.example/mcp", "headers": {"Authorization": "Bearer ${KEY}"}, "timeout": 5}
     servers = read_servers(write(tmp_path, {"mcpServers": {"far": entry}}), {"KEY": "k"})
     assert servers["far"].headers == {"Authorization": "Bearer k"}
@@ -406,7 +407,7 @@ def test_a_server_may_be_an_address_with_headers(tmp_path: Path) -> None:
         ({"mcpServers": {"a": 1}}, "the server 'a'"),
     ],
 )
-def test_a_bad_file_is_refused_in_one_sentence(tmp_path: Path, content: object, words: str) -> None:
+def test_an_invalid_file_is_rejected_with_one_sentence(tmp_path: Path, content: object, words: str) -> None:
     with pytest.raises(InvalidMcpFile) as refused:
         read_servers(write(tmp_path, content), {})
     assert words in str(refused.value)
@@ -414,6 +415,6 @@ def test_a_bad_file_is_refused_in_one_sentence(tmp_path: Path, content: object, 
     assert "\n" not in str(refused.value)
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InvalidMcpFile, match="No such file"):
         read_servers(tmp_path / "none.json", {})

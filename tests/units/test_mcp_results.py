@@ -1,4 +1,4 @@
-"""What is stored of a tool's result: structured content, and the blocks that say more than it."""
+"""The stored result of a tool call: structured content, and the blocks that do not repeat it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent_chat.agents.mcp.connection import Answer
-from agent_chat.agents.mcp.results import RESULT_BYTES, completed
+from agent_chat.agents.mcp.connection import ToolResult
+from agent_chat.agents.mcp.results import RESULT_BYTES, build_completion
 from tests.support.http_mcp_server import PICTURE
 
 IMAGE = {"type": "image", "mimeType": "image/png", "data": PICTURE}
@@ -20,7 +20,7 @@ def text(words: str) -> dict[str, Any]:
 
 def result(structured: object, *blocks: dict[str, Any]) -> Any:
     words = "\n".join(block["text"] for block in blocks if block["type"] == "text")
-    return completed("1", Answer(False, words, structured, list(blocks))).result
+    return build_completion("1", ToolResult(False, words, structured, list(blocks))).result
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,11 @@ def test_other_text_and_images_are_stored_beside_structured_content() -> None:
     assert result(None, IMAGE) == {"content": [IMAGE]}
 
 
-def test_a_result_that_is_too_large_keeps_its_beginning_and_names_its_images() -> None:
-    cut = result({"rows": ["é" * 50_000]}, text("Many rows."), {**IMAGE, "data": "A" * 80_000})
-    assert cut["truncated"] is True
-    assert cut["full_bytes"] > 180_000
-    assert cut["text"].startswith('{"rows":["éé')
-    assert len(msgspec.json.encode(cut)) <= RESULT_BYTES
-    cut = result({"rows": 1}, text("Many rows."), {**IMAGE, "data": "A" * 80_000})
-    assert cut["text"] == '{"rows":1}\nMany rows.\n[image, image/png: 80000 base64 characters, left out]'
+def test_a_truncated_result_has_the_beginning_and_a_note_for_each_image() -> None:
+    truncated = result({"rows": ["é" * 50_000]}, text("Many rows."), {**IMAGE, "data": "A" * 80_000})
+    assert truncated["truncated"] is True
+    assert truncated["full_bytes"] > 180_000
+    assert truncated["text"].startswith('{"rows":["éé')
+    assert len(msgspec.json.encode(truncated)) <= RESULT_BYTES
+    truncated = result({"rows": 1}, text("Many rows."), {**IMAGE, "data": "A" * 80_000})
+    assert truncated["text"] == '{"rows":1}\nMany rows.\n[image, image/png: 80000 base64 characters, omitted]'
