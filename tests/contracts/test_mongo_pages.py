@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import os
 from collections.abc import Awaitable, Callable
-from itertools import pairwise
 from typing import NamedTuple
 
 import bson
@@ -16,7 +13,17 @@ from agent_chat.stores.errors import MessageNotFound, StoreUnavailable, ThreadNo
 from agent_chat.stores.models import Message, Principal, new_id
 from agent_chat.stores.mongo.documents import DOCUMENT_BYTES, Document, EmbeddingLimits, unpack_body
 from agent_chat.stores.mongo.store import MongoStore
-from tests.support.mongo_commands import Commands, Read, every_message, loaded, opened, stored
+from tests.support.mongo_commands import (
+    Commands,
+    Read,
+    every_message,
+    loaded,
+    noise,
+    note,
+    opened,
+    stored,
+    whole,
+)
 from tests.support.samples import (
     WORKER,
     completed,
@@ -38,29 +45,6 @@ SMALL = EmbeddingLimits(messages=4, slack=2, bytes=4 * 2**20)
 @pytest.fixture
 def principal() -> Principal:
     return new_principal()
-
-
-def noise(size: int) -> str:
-    """Text that does not compress."""
-    return base64.b64encode(os.urandom(size * 3 // 4)).decode()
-
-
-async def note(store: MongoStore, principal: Principal, thread_id: str, content: str = "note") -> Message:
-    return (await store.append_message(principal, new_message(thread_id, content, "system"))).message
-
-
-async def whole(store: MongoStore, principal: Principal, thread_id: str) -> list[Message]:
-    """Return all messages; check that the documents have each of them once, in order and without gaps."""
-    messages = await every_message(store, principal, thread_id)
-    thread, pages = await stored(store, thread_id)
-    entries = [entry for page in pages for entry in page["messages"]] + thread["messages"]
-    assert sorted(entry["n"] for entry in entries) == list(range(thread["total"]))
-    assert {entry["id"] for entry in entries} == set(ids(messages))
-    assert len(messages) == thread["total"]
-    assert all(page["messages"][0]["n"] == page["first"] for page in pages)
-    assert all(page["messages"][-1]["n"] == page["last"] for page in pages)
-    assert all(earlier.created_at < later.created_at for earlier, later in pairwise(messages))
-    return messages
 
 
 # large threads

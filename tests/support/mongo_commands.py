@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any, cast
 
 import bson
@@ -14,7 +17,7 @@ from agent_chat.stores.errors import StoreUnavailable
 from agent_chat.stores.models import Message, Principal, Thread, new_id, utcnow
 from agent_chat.stores.mongo.documents import MEASURE_STAGES, Document, EmbeddingLimits, build_entry, pack, to_millis
 from agent_chat.stores.mongo.store import INDEXES, MongoStore, MotorCollections
-from tests.support.samples import new_message, started_thread
+from tests.support.samples import ids, new_message, started_thread
 
 
 class Read(CommandListener):
@@ -183,3 +186,26 @@ async def every_message(store: MongoStore, principal: Principal, thread_id: str,
     ).messages:
         found = older + found
     return found
+
+
+def noise(size: int) -> str:
+    """Text that does not compress."""
+    return base64.b64encode(os.urandom(size * 3 // 4)).decode()
+
+
+async def note(store: MongoStore, principal: Principal, thread_id: str, content: str = "note") -> Message:
+    return (await store.append_message(principal, new_message(thread_id, content, "system"))).message
+
+
+async def whole(store: MongoStore, principal: Principal, thread_id: str) -> list[Message]:
+    """Return all messages; check that the documents have each of them once, in order and without gaps."""
+    messages = await every_message(store, principal, thread_id)
+    thread, pages = await stored(store, thread_id)
+    entries = [entry for page in pages for entry in page["messages"]] + thread["messages"]
+    assert sorted(entry["n"] for entry in entries) == list(range(thread["total"]))
+    assert {entry["id"] for entry in entries} == set(ids(messages))
+    assert len(messages) == thread["total"]
+    assert all(page["messages"][0]["n"] == page["first"] for page in pages)
+    assert all(page["messages"][-1]["n"] == page["last"] for page in pages)
+    assert all(earlier.created_at < later.created_at for earlier, later in pairwise(messages))
+    return messages
