@@ -6,6 +6,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from agent_chat.server.errors import StorageFull
 from agent_chat.server.http.auth import principal_of
 from agent_chat.server.http.large_json import list_response
 from agent_chat.server.http.operations import APIRoute, Operation, ResponseType
@@ -65,7 +66,7 @@ ROUTES = [
         "POST",
         "/api/v1/agents",
         create_agent,
-        Operation(tag="agents", responses=(ResponseType(Agent, 201),), body=AgentCreate),
+        Operation(tag="agents", responses=(ResponseType(Agent, 201),), body=AgentCreate, raises=(StorageFull,)),
     ),
     APIRoute(
         "GET",
@@ -78,7 +79,7 @@ ROUTES = [
         "PATCH",
         "/api/v1/agents/{agent_id}",
         update_agent,
-        Operation(tag="agents", responses=(ResponseType(Agent),), body=AgentUpdate),
+        Operation(tag="agents", responses=(ResponseType(Agent),), body=AgentUpdate, raises=(StorageFull,)),
     ),
     APIRoute(
         "DELETE",

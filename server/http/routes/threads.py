@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from agent_chat.server.errors import AgentDeleted, Draining, Gone, RunFailedError, ThreadEmpty
+from agent_chat.server.errors import AgentDeleted, Draining, Gone, RunFailedError, StorageFull, ThreadEmpty
 from agent_chat.server.http.auth import principal_of
 from agent_chat.server.http.large_json import list_response, thread_response
 from agent_chat.server.http.operations import APIRoute, Operation, ResponseType
@@ -25,7 +25,7 @@ from agent_chat.server.http.requests import (
 )
 from agent_chat.server.inputs import ThreadCreate, ThreadUpdate
 from agent_chat.stores.contracts import ThreadPart
-from agent_chat.stores.errors import IdempotencyMismatch, StoreFull
+from agent_chat.stores.errors import IdempotencyMismatch
 from agent_chat.stores.models import Thread
 
 THREADS = "/api/v1/chat/{agent_id}/threads"
@@ -135,7 +135,7 @@ ROUTES = [
             body=ThreadCreate,
             body_required=False,
             headers=(IDEMPOTENCY_KEY,),
-            raises=(IdempotencyMismatch, StoreFull),
+            raises=(IdempotencyMismatch, StorageFull),
         ),
     ),
     APIRoute(
