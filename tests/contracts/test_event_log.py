@@ -345,3 +345,22 @@ async def test_a_signal_calls_every_callback(log: EventLog) -> None:
 
 async def test_a_signal_without_callbacks_does_no_harm(log: EventLog) -> None:
     await log.signal("run")
+
+
+async def test_backwards_yields_every_entry_from_a_position_to_the_oldest(log: EventLog) -> None:
+    thread_id = new_id()
+    start, entries = await publish_all(log, thread_id, *[ToolCallProgress("m", 0, n, None, None) for n in range(120)])
+    positions = [start] + [entry.position for entry in entries]
+    for number in (0, 1, 60, 120):
+        found = [entry.position async for entry in log.backwards(thread_id, positions[number])]
+        assert found == positions[number::-1]
+    assert [entry.position async for entry in log.backwards(thread_id)] == positions[::-1]
+
+
+async def test_backwards_from_a_position_that_is_not_in_the_log_is_a_gap(log: EventLog) -> None:
+    thread_id = new_id()
+    elsewhere = await log.tail(new_id())
+    await log.tail(thread_id)
+    for position in (elsewhere, "nonsense"):
+        with pytest.raises(Gap):
+            await anext(log.backwards(thread_id, position))
