@@ -1,7 +1,7 @@
 """Fixtures of all tests, and the marks that follow from what a test uses.
 
 `browser`: every test with the fixture `desk`. `slow`: every test in tests/faults or with a MongoDB (SecantusDB is
-slow), and each other test that takes about a second of CPU time, by a mark of its own.
+slow), and each other test that takes more than half a second of CPU time, by a mark of its own.
 """
 
 from pathlib import Path

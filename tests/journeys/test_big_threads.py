@@ -52,6 +52,7 @@ async def test_a_thread_is_read_with_as_many_of_its_messages_as_fit(big: tuple[L
     assert renamed.headers["x-messages-cut"] == "true"
 
 
+@pytest.mark.slow
 async def test_a_snapshot_has_the_same_messages(big: tuple[Live, str]) -> None:
     live, thread = big
     stored = (await live.get(thread))["messages"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.servers import live_server
 
 MEGABYTE = 2**20
@@ -31,6 +33,7 @@ async def test_message_pages_are_limited_to_8_mb_and_lead_to_the_first_message(t
         assert len(sizes) == 2
 
 
+@pytest.mark.slow
 async def test_agents_are_paged_by_links(tmp_path: Path) -> None:
     async with live_server(tmp_path) as live:
         made = [(await live.agent(instructions=f"{number}" + "x" * 190_000))["id"] for number in range(45)]

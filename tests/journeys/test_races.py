@@ -352,6 +352,7 @@ async def in_form(race: Race, thread: str, script: str, form: Form, key: str) ->
 @pytest.mark.parametrize("first", ["json", "sse"])
 @pytest.mark.parametrize("retry", ["json", "sse"])
 @pytest.mark.parametrize("point", ["claimed", "claiming"])
+@pytest.mark.slow
 async def test_a_retry_between_claim_and_run_start_joins_the_same_run(
     race: Race, first: Form, retry: Form, point: str
 ) -> None:

@@ -48,11 +48,13 @@ def test_a_database_url_that_is_none_is_named_by_the_keys_commands(tmp_path: Pat
     assert line.startswith("CHAT_DATABASE_URL: this MongoDB URL is not understood")
 
 
+@pytest.mark.slow
 def test_a_key_file_that_is_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "data" / "key").mkdir(parents=True)
     assert refused(tmp_path, []).startswith("CHAT_DATA_DIR: [Errno 21] Is a directory")
 
 
+@pytest.mark.slow
 def test_an_empty_database_beside_a_key_and_attachments_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data" / "blobs" / "organization").mkdir(parents=True)
     (tmp_path / "data" / "key").write_text("chat_a-key-of-a-database-that-was-lost\n")

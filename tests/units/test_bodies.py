@@ -36,6 +36,7 @@ BODIES: dict[str, tuple[type[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", BODIES)
+@pytest.mark.slow
 def test_no_body_takes_much_more_memory_than_it_has_bytes(name: str) -> None:
     type, body = BODIES[name]
     data = packed(body)

@@ -320,6 +320,7 @@ async def test_a_pdf_of_a_hundred_pages_is_read_whole(shared: Extractor) -> None
     assert numbers == list(range(1, 101))
 
 
+@pytest.mark.slow
 async def test_a_zip_bomb_in_a_docx_is_refused(shared: Extractor, tmp_path: Path) -> None:
     bomb = docx(tmp_path / "bomb.docx", (b"<w:p/>" * 200_000 for _ in range(90)))
     assert bomb.stat().st_size < 2**20
