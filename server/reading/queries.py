@@ -1,4 +1,4 @@
-"""What a thread's log says about its runs: which run an entry belongs to, where a run begins and ends.
+"""What a thread's log contains of its runs: which run an entry belongs to, where a run begins and ends.
 
 Each query reads the log's entries from a position backwards, and no further than it needs.
 """
