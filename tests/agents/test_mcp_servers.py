@@ -34,7 +34,7 @@ DONE = says(text("Done."))
 
 
 class Http:
-    """The counting server in a process of its own; a restart keeps its port."""
+    """The HTTP server that counts requests, in a process of its own. A restart uses the same port."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -90,9 +90,9 @@ async def pool(**servers: Server) -> AsyncIterator[Pool]:
         await pool.close()
 
 
-async def post_message(live: Live, thread: str, words: str) -> dict[str, Any]:
+async def post_message(live: Live, thread: str, content: str) -> dict[str, Any]:
     """Post a message and return the answer. Fails if the run failed."""
-    answer = await live.post(thread, words)
+    answer = await live.post(thread, content)
     assert answer.status_code == 201, answer.text
     return dict(answer.json())
 
@@ -284,13 +284,13 @@ async def test_a_stdio_server_killed_between_runs_is_restarted(
 
 @pytest.mark.slow
 async def test_two_hundred_runs_leave_no_process_task_or_file(tmp_path: Path, service: StandIn, claude: Claude) -> None:
-    asking = says(text("I look. "), use("echo", {"text": "a"}), use("nothing", {}))
+    call_tools = says(text("I look. "), use("echo", {"text": "a"}), use("nothing", {}))
     async with claude_server(tmp_path, service, claude, {"raw": raw()}) as live:
         threads = [await live.thread() for _ in range(25)]
         service.otherwise = lambda request: (
             (DONE if len(service.requests) % 5 else DONE.ends("cut", 5))
             if request["messages"][-1]["content"][0]["type"] == "tool_result"
-            else asking
+            else call_tools
         )
 
         async def ask(times: int) -> None:

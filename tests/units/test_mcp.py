@@ -49,6 +49,7 @@ async def test_concurrent_first_runs_share_one_process(make_pool: MakePool) -> N
     assert len({each["pid"] for each in results}) == 1
 
 
+@pytest.mark.usefixtures("patient")
 async def test_closing_leaves_no_process_no_task_and_no_open_file() -> None:
     before = held()
     pool = Pool({"a": raw(), "b": raw(), "absent": ABSENT})
@@ -260,13 +261,13 @@ async def test_calls_run_concurrently(make_pool: MakePool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [({}, "'text' is a required property"), ({"text": 1}, "at text: 1 is not of type 'string'"), ([], "JSON object")],
 )
-async def test_invalid_arguments_are_an_error(make_pool: MakePool, arguments: JSONObject, words: str) -> None:
+async def test_invalid_arguments_are_an_error(make_pool: MakePool, arguments: JSONObject, message: str) -> None:
     completed = (await calls(make_pool(raw=raw()).toolbox(agent("raw")), ("echo", arguments)))[-1]
     assert isinstance(completed, ToolCompleted)
-    assert words in str(completed.error)
+    assert message in str(completed.error)
 
 
 async def test_arguments_are_validated_by_the_dialect_that_the_schema_names(make_pool: MakePool) -> None:
@@ -391,7 +392,7 @@ def test_a_server_may_be_a_url_with_headers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         ("{", "is not valid JSON"),
         ([], '"mcpServers"'),
@@ -407,12 +408,12 @@ def test_a_server_may_be_a_url_with_headers(tmp_path: Path) -> None:
         ({"mcpServers": {"a": 1}}, "the server 'a'"),
     ],
 )
-def test_an_invalid_file_is_rejected_with_one_sentence(tmp_path: Path, content: object, words: str) -> None:
-    with pytest.raises(InvalidMcpFile) as refused:
+def test_an_invalid_file_is_rejected_with_one_sentence(tmp_path: Path, content: object, message: str) -> None:
+    with pytest.raises(InvalidMcpFile) as rejection:
         read_servers(write(tmp_path, content), {})
-    assert words in str(refused.value)
-    assert str(refused.value).endswith(".")
-    assert "\n" not in str(refused.value)
+    assert message in str(rejection.value)
+    assert str(rejection.value).endswith(".")
+    assert "\n" not in str(rejection.value)
 
 
 def test_a_missing_file_is_rejected(tmp_path: Path) -> None:

@@ -51,11 +51,11 @@ class Chunks(anyio.abc.ByteReceiveStream):
 
 
 async def test_an_endless_line_takes_bounded_memory_and_linear_time() -> None:
-    began, peak = time.process_time(), Peak()
+    started_at, peak = time.process_time(), Peak()
     stream = Chunks(b"x" * 65536, 4096, b'y,"id":7}\n{"short":1}\n')
     lines = [line async for line in split_lines(stream, 2**20)]
     assert peak.grown() < 32 * 2**20
-    assert time.process_time() - began < 2
+    assert time.process_time() - started_at < 2
     oversized, short = lines
     assert isinstance(oversized, OversizedLine)
     assert oversized.response_id == 7
@@ -149,8 +149,8 @@ async def test_elicitation_fails_the_call_with_a_clear_sentence(make_pool: MakeP
 async def test_a_call_that_fails_during_an_elicitation_has_its_own_error(make_pool: MakePool) -> None:
     pool = make_pool(raw=raw())
     ann, ben = pool.toolbox(agent("raw"), ANN), pool.toolbox(agent("raw"), BEN)
-    asking, failing = await asyncio.gather(call(ann, "elicit", {"beside": True}), call(ben, "fail_beside"))
-    assert asking.error == (
+    eliciting, failing = await asyncio.gather(call(ann, "elicit", {"beside": True}), call(ben, "fail_beside"))
+    assert eliciting.error == (
         "The tool asks the user for input (elicitation), which this chat server does not support yet."
     )
     assert failing.error == "It went wrong."
@@ -194,9 +194,9 @@ async def test_a_run_continues_without_a_server_that_is_still_connecting(make_po
     pool.connect()
     waits: list[bool] = []
     toolbox: Toolbox = pool.toolbox(agent("silent", "raw"), ANN, waits.append)
-    began = time.monotonic()
+    started_at = time.monotonic()
     assert "echo" in await names(toolbox)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - started_at < 3
     assert toolbox.missing == {"silent": "It is still being connected."}
     assert waits == [True, False]
     waits.clear()

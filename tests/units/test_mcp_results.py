@@ -14,13 +14,13 @@ from tests.support.http_mcp_server import PICTURE
 IMAGE = {"type": "image", "mimeType": "image/png", "data": PICTURE}
 
 
-def text(words: str) -> dict[str, Any]:
-    return {"type": "text", "text": words}
+def text(content: str) -> dict[str, Any]:
+    return {"type": "text", "text": content}
 
 
 def result(structured: object, *blocks: dict[str, Any]) -> Any:
-    words = "\n".join(block["text"] for block in blocks if block["type"] == "text")
-    return build_completion("1", ToolResult(False, words, structured, list(blocks))).result
+    joined = "\n".join(block["text"] for block in blocks if block["type"] == "text")
+    return build_completion("1", ToolResult(False, joined, structured, list(blocks))).result
 
 
 @pytest.mark.parametrize(
