@@ -62,10 +62,10 @@ SKELETON = """
 """Tags, attributes and texts."""
 BOTH = f"""
 async ([text, html]) => {{
-  const {{ blocks, decorated }} = await import("./markdown.js");
+  const {{ blocks, decorate }} = await import("./markdown.js");
   const [page, server] = [document.createElement("div"), document.createElement("div")];
   page.append(...blocks(text, false, {{}}).map(({{ node }}) => node));
-  server.append(...decorated(html).childNodes);
+  server.append(...decorate(html).childNodes);
   return [page, server].map({SKELETON.strip()});
 }}
 """
