@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = set(getattr(item, "fixturenames", ()))
         if "desk" in fixtures:
             item.add_marker("browser")
-        if "mongo_server" in fixtures or FAULTS in item.path.parents:
+        if "mongo_server" in fixtures or FAULTS in item.path.parents or item.path.name.startswith("test_mongo"):
             item.add_marker("slow")
 
 

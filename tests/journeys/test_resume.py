@@ -136,6 +136,7 @@ async def joined_everywhere(live: Live, thread: str, first: Watcher) -> dict[str
     return joined
 
 
+@pytest.mark.slow
 async def test_a_viewer_that_joins_at_any_event_gets_the_rest_byte_for_byte_and_the_stored_thread(
     live: Live,
 ) -> None:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("module", ["server", "agent_chat.server"])
+@pytest.mark.slow
 async def test_agents_is_another_packages_name_in_a_clone(module: str, tmp_path: Path) -> None:
     others = tmp_path / "others"
     write_probe(others)

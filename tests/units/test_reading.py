@@ -29,6 +29,7 @@ async def test_comments_without_an_end_cost_no_time(extractor: Extractor, tmp_pa
 
 
 @pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.slow
 async def test_of_a_pdf_with_too_many_pages_the_first_are_read_and_that_is_told(
     extractor: Extractor, tmp_path: Path, more: int
 ) -> None:

@@ -86,6 +86,7 @@ async def environ_of(pid: int) -> bytes:
     return (await reader.communicate())[0]
 
 
+@pytest.mark.slow
 async def test_other_processes_of_its_user_cannot_read_the_environment_of_a_server(tmp_path: Path) -> None:
     env = {
         "PATH": os.environ["PATH"],
