@@ -87,7 +87,7 @@ async def test_what_an_agent_raises_is_logged_with_its_ids_and_without_its_text(
         f"{thread}/messages", json={"content": "crash"}, headers={"X-Request-Id": "trace-2"}
     )
     assert response.status_code == 502
-    (line,) = [line for line in lines.lines if "its agent raised" in line]
+    (line,) = [line for line in lines.lines if "its agent failed unexpectedly" in line]
     assert '"request_id":"trace-2"' in line
     assert f'"thread_id":"{thread.rpartition("/")[2]}"' in line
     assert f'"run_id":"{response.json()["message_id"]}"' in line
