@@ -44,12 +44,12 @@ class AgentConfiguration:
         self._model_policy = model_policy
         self._now = now
 
-    async def build(self, who: Principal, body: AgentCreate) -> Agent:
+    async def build(self, principal: Principal, body: AgentCreate) -> Agent:
         """Build a new agent. Raises: InvalidRequest."""
         now = self._now()
         agent = Agent(
             id=new_id(),
-            organization_id=who.organization_id,
+            organization_id=principal.organization_id,
             name=body.name,
             kind=self._default_kind if body.kind is UNSET else body.kind,
             model=body.model,
@@ -62,28 +62,30 @@ class AgentConfiguration:
             created_at=now,
             updated_at=now,
         )
-        await self._check(who, agent, AgentCreate.__struct_fields__)
+        await self._check(principal, agent, AgentCreate.__struct_fields__)
         return agent
 
-    async def change(self, who: Principal, agent: Agent, body: AgentUpdate) -> Agent:
+    async def change(self, principal: Principal, agent: Agent, body: AgentUpdate) -> Agent:
         """The agent with what the body sets. Raises: InvalidRequest."""
         given = {name: value for name, value in msgspec.structs.asdict(body).items() if value is not UNSET}
         changed = replace(agent, **given, updated_at=self._now())
-        await self._check(who, changed, given)
+        await self._check(principal, changed, given)
         return changed
 
-    async def _check(self, who: Principal, agent: Agent, given: Collection[str]) -> None:
+    async def _check(self, principal: Principal, agent: Agent, given: Collection[str]) -> None:
         """Check the fields that the client has sent: the others may be older than the operator's limits."""
         if agent.kind not in self._kinds:
             raise InvalidRequest("kind", f"There is no kind {agent.kind!r}; there are {', '.join(self._kinds)}.")
         self._model_policy.check(agent, given)
         if "mcp_servers" in given:
-            await self._check_servers(who, agent.mcp_servers)
+            await self._check_servers(principal, agent.mcp_servers)
 
-    async def _check_servers(self, who: Principal, names: Sequence[str]) -> None:
+    async def _check_servers(self, principal: Principal, names: Sequence[str]) -> None:
         """Raises: InvalidRequest, with the same sentence for another organization's server as for an unknown one."""
-        organization = await self._directory.find_organization(who.organization_id)
+        organization = await self._directory.find_organization(principal.organization_id)
         for index, name in enumerate(names):
             server = self._servers.get(name)
-            if server is None or not server.allows(who.organization_id, organization.name if organization else None):
+            if server is None or not server.allows(
+                principal.organization_id, organization.name if organization else None
+            ):
                 raise InvalidRequest(f"mcp_servers[{index}]", f"The operator configured no MCP server {name!r}.")

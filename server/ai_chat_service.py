@@ -1,10 +1,8 @@
 """The chat service: everything that routes and the WebSocket call. It knows nothing of HTTP.
 
 A user's message becomes a run, the run writes the thread's log, and every answer is a reading of that log. This module
-has the threads and the agents, publishes facts and opens viewers; posting.py has the messages. `ai_chat_service.md`
-describes how a service built around conversations moves here.
-
-Agents are named by an id or by the word `default` (lookup.py).
+has the threads and the agents, publishes facts and opens viewers; posting.py has the messages; lookup.py finds what is
+named. `ai_chat_service.md` describes how a service built around conversations moves here.
 """
 
 from __future__ import annotations
@@ -33,6 +31,7 @@ from agent_chat.server.inputs import (
     make_idempotency,
 )
 from agent_chat.server.limits import Limits, Slots
+from agent_chat.server.log_lines import security_facts
 from agent_chat.server.lookup import Lookup
 from agent_chat.server.model_policy import ModelPolicy
 from agent_chat.server.posting import Posting
@@ -119,76 +118,83 @@ class AIChatService:
 
     # Agents
 
-    async def create_agent(self, who: Principal, body: AgentCreate) -> Agent:
+    async def create_agent(self, principal: Principal, body: AgentCreate) -> Agent:
         """Create an agent.
 
         Raises: InvalidRequest for an unknown kind or MCP server, or for more than the operator allows; StorageFull.
         """
-        agent = await self._agents.build(who, body)
-        async with self._quota.spending(who.organization_id, size_of(agent)):
-            return await self.store.create_agent(who, agent)
+        agent = await self._agents.build(principal, body)
+        async with self._quota.spending(principal.organization_id, size_of(agent)):
+            return await self.store.create_agent(principal, agent)
 
-    async def list_agents(self, who: Principal, *, limit: int, offset: int) -> AgentPage:
+    async def list_agents(self, principal: Principal, *, limit: int, offset: int) -> AgentPage:
         """List the organization's agents, oldest first."""
-        return await self.store.list_agents(who, limit=limit, offset=offset)
+        return await self.store.list_agents(principal, limit=limit, offset=offset)
 
-    async def get_agent(self, who: Principal, agent_ref: str) -> Agent:
+    async def get_agent(self, principal: Principal, agent_ref: str) -> Agent:
         """Read an agent. Raises: AgentNotFound."""
-        return await self._lookup.agent(who, agent_ref)
+        return await self._lookup.agent(principal, agent_ref)
 
-    async def update_agent(self, who: Principal, agent_ref: str, body: AgentUpdate) -> Agent:
+    async def update_agent(self, principal: Principal, agent_ref: str, body: AgentUpdate) -> Agent:
         """Change what the body sets. Raises: AgentNotFound, InvalidRequest, StorageFull."""
-        agent = await self._lookup.agent(who, agent_ref)
-        changed = await self._agents.change(who, agent, body)
+        agent = await self._lookup.agent(principal, agent_ref)
+        changed = await self._agents.change(principal, agent, body)
         is_default = None if body.is_default is UNSET else body.is_default
-        async with self._quota.spending(who.organization_id, max(0, size_of(changed) - size_of(agent))):
-            return await self.store.update_agent(who, changed, is_default=is_default)
+        async with self._quota.spending(principal.organization_id, max(0, size_of(changed) - size_of(agent))):
+            return await self.store.update_agent(principal, changed, is_default=is_default)
 
-    async def delete_agent(self, who: Principal, agent_ref: str) -> None:
+    async def delete_agent(self, principal: Principal, agent_ref: str) -> None:
         """Delete an agent; its threads stay readable. Raises: AgentNotFound."""
-        agent = await self._lookup.agent(who, agent_ref)
-        await self.store.delete_agent(who, agent.id)
-        security.info("agent deleted", extra=_facts_by(who, agent_id=agent.id))
+        agent = await self._lookup.agent(principal, agent_ref)
+        await self.store.delete_agent(principal, agent.id)
+        security.info("agent deleted", extra=security_facts(principal, agent_id=agent.id))
 
     # Threads
 
     async def create_thread(
-        self, who: Principal, agent_ref: str, body: ThreadCreate, *, idempotency_key: str | None = None
+        self, principal: Principal, agent_ref: str, body: ThreadCreate, *, idempotency_key: str | None = None
     ) -> Created:
         """Create a thread, or return the one that the key created before.
 
         Raises: AgentNotFound, InvalidRequest, IdempotencyMismatch, StorageFull.
         """
-        agent = await self._lookup.agent(who, agent_ref)
+        agent = await self._lookup.agent(principal, agent_ref)
         if body.agent_id is not UNSET and body.agent_id != agent.id:
             raise InvalidRequest("agent_id", "agent_id must be the agent of the path.")
         now = self._now()
         thread = Thread(
             id=new_id(),
             agent_id=agent.id,
-            user_id=who.user_id,
-            organization_id=who.organization_id,
+            user_id=principal.user_id,
+            organization_id=principal.organization_id,
             title="" if body.title is UNSET else body.title,
             metadata={} if body.metadata is UNSET else body.metadata,
             created_at=now,
             updated_at=now,
             archived=False,
         )
-        async with self._quota.spending(who.organization_id, RECORD_BYTES + size_of(thread)) as spent:
-            created = await self.store.create(who, thread, make_idempotency(idempotency_key, body))
+        async with self._quota.spending(principal.organization_id, RECORD_BYTES + size_of(thread)) as spent:
+            created = await self.store.create(principal, thread, make_idempotency(idempotency_key, body))
         if not created.replayed:
             return created
         spent.give_back()
-        part = await self.store.read(who, created.thread.id, message_limit=SNAPSHOT_MESSAGES)
+        part = await self.store.read(principal, created.thread.id, message_limit=SNAPSHOT_MESSAGES)
         return replace(created, thread=part.thread, cut=part.cut)
 
     async def list_threads(
-        self, who: Principal, agent_ref: str, *, limit: int, offset: int, archived: bool | None, message_limit: int
+        self,
+        principal: Principal,
+        agent_ref: str,
+        *,
+        limit: int,
+        offset: int,
+        archived: bool | None,
+        message_limit: int,
     ) -> ThreadPage:
         """List the organization's threads with an agent, which may be deleted. Raises: AgentNotFound."""
-        agent = await self._lookup.agent(who, agent_ref, deleted=True)
+        agent = await self._lookup.agent(principal, agent_ref, deleted=True)
         return await self.store.list_threads(
-            who,
+            principal,
             agent.id,
             limit=limit,
             offset=offset,
@@ -197,114 +203,118 @@ class AIChatService:
             max_bytes=READ_BYTES,
         )
 
-    async def find_thread(self, who: Principal, agent_ref: str, thread_id: str) -> Thread:
+    async def find_thread(self, principal: Principal, agent_ref: str, thread_id: str) -> Thread:
         """Read a thread without its messages. Raises: AgentNotFound, ThreadNotFound."""
-        return (await self._lookup.thread(who, agent_ref, thread_id)).thread
+        return (await self._lookup.thread(principal, agent_ref, thread_id)).thread
 
     async def get_thread(
-        self, who: Principal, agent_ref: str, thread_id: str, *, message_limit: int = SNAPSHOT_MESSAGES
+        self, principal: Principal, agent_ref: str, thread_id: str, *, message_limit: int = SNAPSHOT_MESSAGES
     ) -> ThreadPart:
         """Read a thread with its latest messages; a run whose process died is ended first.
 
         Raises: AgentNotFound, ThreadNotFound.
         """
-        part = await self._lookup.thread(who, agent_ref, thread_id, message_limit=message_limit)
+        part = await self._lookup.thread(principal, agent_ref, thread_id, message_limit=message_limit)
         running = [message.id for message in part.thread.messages if message.in_progress]
-        repaired = [await self.runner.repairer.repair_if_orphaned(who, run_id) for run_id in running]
-        return await self.store.read(who, thread_id, message_limit=message_limit) if any(repaired) else part
+        repaired = [await self.runner.repairer.repair_if_orphaned(principal, run_id) for run_id in running]
+        return await self.store.read(principal, thread_id, message_limit=message_limit) if any(repaired) else part
 
-    async def update_thread(self, who: Principal, agent_ref: str, thread_id: str, body: ThreadUpdate) -> ThreadPart:
+    async def update_thread(
+        self, principal: Principal, agent_ref: str, thread_id: str, body: ThreadUpdate
+    ) -> ThreadPart:
         """Change a thread's title, or archive or un-archive it. Raises: AgentNotFound, ThreadNotFound."""
-        await self._lookup.thread(who, agent_ref, thread_id)
+        await self._lookup.thread(principal, agent_ref, thread_id)
         title = None if body.title is UNSET else body.title
         archived = None if body.archived is UNSET else body.archived
         if title is not None or archived is not None:
-            thread = await self.store.update(who, thread_id, title=title, archived=archived)
-            self.facts.publish(who, thread_id, ThreadUpdated(thread))
-        return await self.store.read(who, thread_id, message_limit=SNAPSHOT_MESSAGES)
+            thread = await self.store.update(principal, thread_id, title=title, archived=archived)
+            self.facts.publish(principal, thread_id, ThreadUpdated(thread))
+        return await self.store.read(principal, thread_id, message_limit=SNAPSHOT_MESSAGES)
 
-    async def delete_thread(self, who: Principal, agent_ref: str, thread_id: str) -> None:
+    async def delete_thread(self, principal: Principal, agent_ref: str, thread_id: str) -> None:
         """Delete a thread with all its messages and files; its run stops. Raises: AgentNotFound, ThreadNotFound."""
-        await self._lookup.thread(who, agent_ref, thread_id)
-        running = await self.store.delete(who, thread_id)
-        security.info("thread deleted", extra=_facts_by(who, deleted_thread_id=thread_id))
-        self.facts.publish(who, thread_id, ThreadDeleted(thread_id))
+        await self._lookup.thread(principal, agent_ref, thread_id)
+        running = await self.store.delete(principal, thread_id)
+        security.info("thread deleted", extra=security_facts(principal, deleted_thread_id=thread_id))
+        self.facts.publish(principal, thread_id, ThreadDeleted(thread_id))
         if running:
             await self.log.signal(running)
-        await self.attachments.delete_thread_blobs(who, thread_id)
+        await self.attachments.delete_thread_blobs(principal, thread_id)
 
-    async def generate_title(self, who: Principal, agent_ref: str, thread_id: str) -> ThreadPart:
+    async def generate_title(self, principal: Principal, agent_ref: str, thread_id: str) -> ThreadPart:
         """Generate a title from the messages and store it. It counts as a run while it is generated.
 
         Raises: AgentNotFound, ThreadNotFound, ThreadEmpty, AgentDeleted, Draining, RateLimited, AgentError.
         """
-        part = await self._lookup.thread(who, agent_ref, thread_id, message_limit=SNAPSHOT_MESSAGES)
+        part = await self._lookup.thread(principal, agent_ref, thread_id, message_limit=SNAPSHOT_MESSAGES)
         thread = part.thread
         if not thread.messages:
             raise ThreadEmpty(thread_id)
-        agent = await self._lookup.agent_of(who, thread)
+        agent = await self._lookup.agent_of(principal, thread)
         kind = self._registry.kind(agent.kind)
         if self.runner.draining:
             raise Draining
-        slot = self.run_slots.reserve(who.organization_id)
+        slot = self.run_slots.reserve(principal.organization_id)
         try:
-            run = self.runner.prepare(who, agent, new_id(), thread.messages)
+            run = self.runner.prepare(principal, agent, new_id(), thread.messages)
             title = await generate_title(kind, run, self._timing.title)
         finally:
             slot.release()
-        updated = await self.store.update(who, thread_id, title=title)
-        self.facts.publish(who, thread_id, ThreadUpdated(updated))
-        return await self.store.read(who, thread_id, message_limit=SNAPSHOT_MESSAGES)
+        updated = await self.store.update(principal, thread_id, title=title)
+        self.facts.publish(principal, thread_id, ThreadUpdated(updated))
+        return await self.store.read(principal, thread_id, message_limit=SNAPSHOT_MESSAGES)
 
     # Attachments
 
     async def add_files(
-        self, who: Principal, agent_ref: str, thread_id: str, files: Sequence[Upload]
+        self, principal: Principal, agent_ref: str, thread_id: str, files: Sequence[Upload]
     ) -> list[Attachment]:
         """Store uploaded files for later messages. Raises: AgentNotFound, ThreadNotFound, StorageFull."""
-        await self._lookup.thread(who, agent_ref, thread_id)
-        return await self.attachments.add(who, thread_id, files)
+        await self._lookup.thread(principal, agent_ref, thread_id)
+        return await self.attachments.add(principal, thread_id, files)
 
-    async def get_attachment(self, who: Principal, agent_ref: str, thread_id: str, attachment_id: str) -> Attachment:
+    async def get_attachment(
+        self, principal: Principal, agent_ref: str, thread_id: str, attachment_id: str
+    ) -> Attachment:
         """Read an attachment's metadata. Raises: AgentNotFound, ThreadNotFound, AttachmentNotFound."""
-        await self._lookup.thread(who, agent_ref, thread_id)
-        return await self.attachments.get(who, thread_id, attachment_id)
+        await self._lookup.thread(principal, agent_ref, thread_id)
+        return await self.attachments.get(principal, thread_id, attachment_id)
 
     async def read_attachment(
-        self, who: Principal, thread_id: str, attachment: Attachment, start: int, end: int
+        self, principal: Principal, thread_id: str, attachment: Attachment, start: int, end: int
     ) -> AsyncIterator[bytes]:
         """Read its bytes from `start` to before `end`, in pieces. Raises: BlobUnavailable."""
-        return await self.attachments.read(who, thread_id, attachment, start, end)
+        return await self.attachments.read(principal, thread_id, attachment, start, end)
 
     # Messages and runs
 
     async def list_messages(
-        self, who: Principal, agent_ref: str, thread_id: str, *, before: str | None, limit: int
+        self, principal: Principal, agent_ref: str, thread_id: str, *, before: str | None, limit: int
     ) -> MessagePage:
         """List the latest messages before one of them, oldest first.
 
         Raises: AgentNotFound, ThreadNotFound, InvalidRequest if `before` is not a message of the thread.
         """
-        await self._lookup.thread(who, agent_ref, thread_id)
+        await self._lookup.thread(principal, agent_ref, thread_id)
         try:
-            return await self.store.list_messages(who, thread_id, before=before, limit=limit)
+            return await self.store.list_messages(principal, thread_id, before=before, limit=limit)
         except MessageNotFound as error:
             raise InvalidRequest("before", f"{before} is not a message of this thread.") from error
 
-    async def get_message(self, who: Principal, agent_ref: str, thread_id: str, message_id: str) -> Message:
+    async def get_message(self, principal: Principal, agent_ref: str, thread_id: str, message_id: str) -> Message:
         """Read a message; if it is a run's whose process died, the run is ended first.
 
         Raises: AgentNotFound, ThreadNotFound, MessageNotFound.
         """
-        await self._lookup.thread(who, agent_ref, thread_id)
-        message = await self._lookup.message(who, thread_id, message_id)
-        if message.in_progress and await self.runner.repairer.repair_if_orphaned(who, message_id):
-            message = await self.store.get_message(who, thread_id, message_id)
+        await self._lookup.thread(principal, agent_ref, thread_id)
+        message = await self._lookup.message(principal, thread_id, message_id)
+        if message.in_progress and await self.runner.repairer.repair_if_orphaned(principal, message_id):
+            message = await self.store.get_message(principal, thread_id, message_id)
         return message
 
     async def post_message(
         self,
-        who: Principal,
+        principal: Principal,
         agent_ref: str,
         thread_id: str,
         body: MessageCreate,
@@ -324,7 +334,7 @@ class AIChatService:
         InvalidRequest, Draining, RateLimited, StorageFull.
         """
         return await self._posting.post(
-            who,
+            principal,
             agent_ref,
             thread_id,
             body,
@@ -334,31 +344,31 @@ class AIChatService:
             stream=stream,
         )
 
-    def check_capacity(self, who: Principal) -> None:
+    def check_capacity(self, principal: Principal) -> None:
         """Raises: Draining or RateLimited if no run of this organization can start here now."""
-        self._posting.check_capacity(who)
+        self._posting.check_capacity(principal)
 
-    async def wait(self, who: Principal, thread_id: str, run_id: str, seconds: float | None = None) -> Message:
+    async def wait(self, principal: Principal, thread_id: str, run_id: str, seconds: float | None = None) -> Message:
         """Return the run's message once it is finished, or as it is after so many seconds. See Posting.wait."""
-        return await self._posting.wait(who, thread_id, run_id, seconds)
+        return await self._posting.wait(principal, thread_id, run_id, seconds)
 
-    async def cancel(self, who: Principal, agent_ref: str, thread_id: str, message_id: str) -> Message:
+    async def cancel(self, principal: Principal, agent_ref: str, thread_id: str, message_id: str) -> Message:
         """Cancel a run of any process, and return its message as stored. A finished message stays as it is.
 
         Raises: AgentNotFound, ThreadNotFound, MessageNotFound.
         """
-        await self._lookup.thread(who, agent_ref, thread_id)
-        message = await self._lookup.message(who, thread_id, message_id)
-        return await self._posting.cancel(who, thread_id, message_id) if message.in_progress else message
+        await self._lookup.thread(principal, agent_ref, thread_id)
+        message = await self._lookup.message(principal, thread_id, message_id)
+        return await self._posting.cancel(principal, thread_id, message_id) if message.in_progress else message
 
     # Reading the log
 
-    async def watch(self, who: Principal, agent_ref: str, thread_id: str, after: str | None) -> Viewer:
+    async def watch(self, principal: Principal, agent_ref: str, thread_id: str, after: str | None) -> Viewer:
         """Follow a thread until it is deleted. Raises: AgentNotFound, ThreadNotFound."""
-        await self.get_thread(who, agent_ref, thread_id, message_limit=1)
-        return Viewer(self.store, self.log, who, thread_id, after=after, timing=self._timing)
+        await self.get_thread(principal, agent_ref, thread_id, message_limit=1)
+        return Viewer(self.store, self.log, principal, thread_id, after=after, timing=self._timing)
 
-    async def stream(self, who: Principal, thread_id: str, posted: Posted) -> Viewer:
+    async def stream(self, principal: Principal, thread_id: str, posted: Posted) -> Viewer:
         """Read the log from the posted message's `message.created` to its run's terminal event.
 
         A replay is read from where the log still has the message; otherwise the stream begins with a snapshot.
@@ -372,7 +382,7 @@ class AIChatService:
         return Viewer(
             self.store,
             self.log,
-            who,
+            principal,
             thread_id,
             after=position,
             begin=posted.message_id,
@@ -380,15 +390,10 @@ class AIChatService:
             timing=self._timing,
         )
 
-    async def resume(self, who: Principal, agent_ref: str, thread_id: str, position: str) -> Viewer | None:
+    async def resume(self, principal: Principal, agent_ref: str, thread_id: str, position: str) -> Viewer | None:
         """Read the rest of a post's stream; None if there is none. Raises: AgentNotFound, ThreadNotFound."""
-        await self._lookup.thread(who, agent_ref, thread_id)
-        return await resume(self.store, self.log, who, thread_id, position, self._timing)
+        await self._lookup.thread(principal, agent_ref, thread_id)
+        return await resume(self.store, self.log, principal, thread_id, position, self._timing)
 
     def _now(self) -> str:
         return timestamp(self._clock())
-
-
-def _facts_by(who: Principal, **facts: str) -> dict[str, str]:
-    """The facts of a security event: who caused it, and what it concerns."""
-    return {"organization_id": who.organization_id, "user_id": who.user_id, **facts}

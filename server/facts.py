@@ -27,8 +27,8 @@ _MAX_ROUNDS = 100
 class _Publication:
     """The facts of one thread that this process is publishing, through one writer, so that they stay in order."""
 
-    def __init__(self, who: Principal, thread_id: str, writer: LogWriter) -> None:
-        self.who = who
+    def __init__(self, principal: Principal, thread_id: str, writer: LogWriter) -> None:
+        self.principal = principal
         self.thread_id = thread_id
         self.writer = writer
         self.facts: dict[str, Fact] = {}
@@ -53,7 +53,7 @@ class FactPublisher:
         """How many facts of this process the log has not acknowledged yet."""
         return sum(len(publication.facts) for publication in self._publications.values())
 
-    def publish(self, who: Principal, thread_id: str, fact: Fact) -> None:
+    def publish(self, principal: Principal, thread_id: str, fact: Fact) -> None:
         """Publish a fact that is stored. Returns immediately; the work is done in the background.
 
         While earlier facts of the thread are left over in its outbox this one stays there too, to keep the order.
@@ -63,7 +63,7 @@ class FactPublisher:
             return
         publication = self._publications.get(thread_id)
         if publication is None:
-            publication = _Publication(who, thread_id, self._log.writer(thread_id))
+            publication = _Publication(principal, thread_id, self._log.writer(thread_id))
             self._publications[thread_id] = publication
             task = asyncio.create_task(self._confirm(publication), name=f"facts {thread_id}")
             self._tasks.add(task)
@@ -114,7 +114,7 @@ class FactPublisher:
                 facts = list(publication.facts.values())
                 with contextlib.suppress(LogDeleted):
                     await publication.writer.flush()
-                await self._store.mark_published(publication.who, publication.thread_id, facts)
+                await self._store.mark_published(publication.principal, publication.thread_id, facts)
                 for fact in facts:
                     del publication.facts[fact_id(fact)]
         except LogUnavailable as error:
@@ -155,7 +155,7 @@ class FactPublisher:
                     writer.write(fact)
                 async with asyncio.timeout(self._timing.fact_flush):
                     await writer.flush()
-            await self._store.mark_published(outbox.who, outbox.thread_id, outbox.facts)
+            await self._store.mark_published(outbox.principal, outbox.thread_id, outbox.facts)
         except (LogUnavailable, StoreUnavailable, TimeoutError) as error:
             reason = error or "the log did not answer in time"
             logger.warning("facts of thread %s could not be published yet: %s", outbox.thread_id, reason)

@@ -20,6 +20,7 @@ from typing import Literal
 import msgspec
 
 from agent_chat.stores.errors import StoreError
+from agent_chat.stores.models import Principal
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 THREAD_ID: ContextVar[str | None] = ContextVar("thread_id", default=None)
@@ -115,3 +116,8 @@ def _traceback(error: BaseException, *, whole: bool, seen: frozenset[int] = froz
         for part in error.exceptions:
             yield "of which one is:\n"
             yield from _traceback(part, whole=whole, seen=seen)
+
+
+def security_facts(principal: Principal, **facts: str) -> dict[str, str]:
+    """Return the `extra` of a security event: the principal that caused it, and what it concerns."""
+    return {"organization_id": principal.organization_id, "user_id": principal.user_id, **facts}

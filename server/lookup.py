@@ -20,22 +20,24 @@ class Lookup:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def agent(self, who: Principal, agent_ref: str, *, deleted: bool = False) -> Agent:
+    async def agent(self, principal: Principal, agent_ref: str, *, deleted: bool = False) -> Agent:
         """The agent; `deleted`: also if it was deleted. Raises: AgentNotFound."""
         if agent_ref == DEFAULT:
-            return await self._store.get_agent(who, None)
+            return await self._store.get_agent(principal, None)
         if not is_id(agent_ref):
             raise AgentNotFound(agent_ref)
-        return await self._store.get_agent(who, agent_ref, deleted=deleted)
+        return await self._store.get_agent(principal, agent_ref, deleted=deleted)
 
-    async def agent_of(self, who: Principal, thread: Thread) -> Agent:
+    async def agent_of(self, principal: Principal, thread: Thread) -> Agent:
         """The agent that answers in the thread. Raises: AgentDeleted."""
         try:
-            return await self._store.get_agent(who, thread.agent_id)
+            return await self._store.get_agent(principal, thread.agent_id)
         except AgentNotFound as error:
             raise AgentDeleted(thread.agent_id) from error
 
-    async def thread(self, who: Principal, agent_ref: str, thread_id: str, *, message_limit: int = 0) -> ThreadPart:
+    async def thread(
+        self, principal: Principal, agent_ref: str, thread_id: str, *, message_limit: int = 0
+    ) -> ThreadPart:
         """The thread with its latest messages, in one read: a thread names its agent.
 
         Raises: ThreadNotFound, also for another agent's thread; AgentNotFound if there is no such agent either.
@@ -43,17 +45,17 @@ class Lookup:
         try:
             if not is_id(thread_id):
                 raise ThreadNotFound(thread_id)
-            part = await self._store.read(who, thread_id, message_limit=message_limit)
+            part = await self._store.read(principal, thread_id, message_limit=message_limit)
             if agent_ref not in (DEFAULT, part.thread.agent_id):
                 raise ThreadNotFound(thread_id)
         except ThreadNotFound:
             if agent_ref != DEFAULT:
-                await self.agent(who, agent_ref, deleted=True)
+                await self.agent(principal, agent_ref, deleted=True)
             raise
         return part
 
-    async def message(self, who: Principal, thread_id: str, message_id: str) -> Message:
+    async def message(self, principal: Principal, thread_id: str, message_id: str) -> Message:
         """Raises: ThreadNotFound, MessageNotFound."""
         if not is_id(message_id):
             raise MessageNotFound(message_id)
-        return await self._store.get_message(who, thread_id, message_id)
+        return await self._store.get_message(principal, thread_id, message_id)

@@ -29,10 +29,10 @@ async def member(
     """
     found = await store.find_organization(organization) or await store.create_organization(organization)
     owner = await store.find_user(found.id, user) or await store.create_user(found.id, user)
-    who = Principal(found.id, owner.id)
+    principal = Principal(found.id, owner.id)
     name = _DEMO if kind == "demo" else "Assistant"
     now = timestamp(utcnow())
-    agents = (await store.list_agents(who, limit=2)).agents
+    agents = (await store.list_agents(principal, limit=2)).agents
     if not agents:
         agent = Agent(
             id=new_id(),
@@ -49,11 +49,11 @@ async def member(
             created_at=now,
             updated_at=now,
         )
-        created = await store.create_agent(who, agent)
+        created = await store.create_agent(principal, agent)
         if not created.is_default:  # another process that started at the same moment was first
-            await store.delete_agent(who, created.id)
+            await store.delete_agent(principal, created.id)
     elif kind != "demo" and len(agents) == 1 and _is_untouched_demo(agents[0]):
-        await store.update_agent(who, replace(agents[0], name=name, kind=kind, model=model, updated_at=now))
+        await store.update_agent(principal, replace(agents[0], name=name, kind=kind, model=model, updated_at=now))
     return found, owner
 
 

@@ -88,7 +88,7 @@ class Posting:
 
     async def post(
         self,
-        who: Principal,
+        principal: Principal,
         agent_ref: str,
         thread_id: str,
         body: MessageCreate,
@@ -99,44 +99,44 @@ class Posting:
         stream: bool,
     ) -> Posted:
         """Store the message; a user's message claims the thread and starts its run. See AIChatService.post_message."""
-        part = await self._lookup.thread(who, agent_ref, thread_id, message_limit=1 if files else 0)
+        part = await self._lookup.thread(principal, agent_ref, thread_id, message_limit=1 if files else 0)
         thread = part.thread
         idempotency = make_idempotency(idempotency_key, body, files)
-        if idempotency and (replayed := await self._replay(who, thread_id, idempotency)):
+        if idempotency and (replayed := await self._replay(principal, thread_id, idempotency)):
             return replayed
-        agent = await self._lookup.agent_of(who, thread)
+        agent = await self._lookup.agent_of(principal, thread)
         if thread.archived:
             raise ThreadArchived(thread_id)
-        attachments = await self._attachments.get_referenced(who, thread_id, [ref.id for ref in body.attachments])
+        attachments = await self._attachments.get_referenced(principal, thread_id, [ref.id for ref in body.attachments])
         if len(attachments) + len(files) > FILES:
             raise InvalidRequest("files", f"A message may have at most {FILES} attachments.")
         if files and body.role == "user":
-            await self._refuse_early(who, thread, if_busy)
-        added = await self._attachments.add(who, thread_id, files)
+            await self._refuse_early(principal, thread, if_busy)
+        added = await self._attachments.add(principal, thread_id, files)
         try:
-            message = await self._build_message(who, thread_id, body, attachments + added)
+            message = await self._build_message(principal, thread_id, body, attachments + added)
             position = await self._tail(thread_id) if stream else None
-            async with self._quota.spending(who.organization_id, RECORD_BYTES + size_of(message)) as spent:
-                posted = await self._store_message(who, agent, message, idempotency, if_busy)
+            async with self._quota.spending(principal.organization_id, RECORD_BYTES + size_of(message)) as spent:
+                posted = await self._store_message(principal, agent, message, idempotency, if_busy)
                 if posted.replayed:
                     spent.give_back()
         except StoreUnavailable:  # the message may be stored all the same
             raise
         except Exception:
-            await self._attachments.remove(who, thread_id, added)
+            await self._attachments.remove(principal, thread_id, added)
             raise
         # a replay or a retry of a failed run has the attachments of its first attempt
         superfluous = [each for each in added if each not in posted.message.attachments]
-        await self._attachments.remove(who, thread_id, superfluous)
+        await self._attachments.remove(principal, thread_id, superfluous)
         return replace(posted, position=position)
 
-    def check_capacity(self, who: Principal) -> None:
+    def check_capacity(self, principal: Principal) -> None:
         """Raises: Draining or RateLimited if no run of this organization can start here now."""
         if self._runner.draining:
             raise Draining
-        self._run_slots.check(who.organization_id)
+        self._run_slots.check(principal.organization_id)
 
-    async def wait(self, who: Principal, thread_id: str, run_id: str, seconds: float | None = None) -> Message:
+    async def wait(self, principal: Principal, thread_id: str, run_id: str, seconds: float | None = None) -> Message:
         """Return the run's message once it is finished, or as it is after so many seconds.
 
         The run itself, or the log if another process has it, indicates when to read the message. It is also read at
@@ -154,61 +154,61 @@ class Posting:
                         left = patience - self._runner.unstored_seconds(run_id)
                         await self._runner.wait_until_stored(run_id, max(0.0, min(left, self._timing.poll)))
                     position = None if is_ours else await self._tail(thread_id)
-                    message = await self._get_with_retries(who, thread_id, run_id, patience)
+                    message = await self._get_with_retries(principal, thread_id, run_id, patience)
                     if not message.in_progress:
                         return message
                     if self._runner.unstored_seconds(run_id) >= patience:
                         raise AnswerUnknown(thread_id, run_id)
                     if not is_ours:
                         await self._wait_for_terminal_event(thread_id, position)
-        return await self._get_with_retries(who, thread_id, run_id, 0.0)
+        return await self._get_with_retries(principal, thread_id, run_id, 0.0)
 
-    async def cancel(self, who: Principal, thread_id: str, run_id: str) -> Message:
+    async def cancel(self, principal: Principal, thread_id: str, run_id: str) -> Message:
         """Cancel the run through its process; if that does not end it within five seconds, end it here."""
-        await self._store.cancel(who, thread_id, run_id)
+        await self._store.cancel(principal, thread_id, run_id)
         await self._log.signal(run_id)
-        message = await self.wait(who, thread_id, run_id, self._timing.cancel)
-        if message.in_progress and (record := await self._store.find_record(who, run_id)):
+        message = await self.wait(principal, thread_id, run_id, self._timing.cancel)
+        if message.in_progress and (record := await self._store.find_record(principal, run_id)):
             await self._runner.repairer.repair(record)
-            message = await self._store.get_message(who, thread_id, run_id)
+            message = await self._store.get_message(principal, thread_id, run_id)
         return message
 
-    async def _replay(self, who: Principal, thread_id: str, idempotency: Idempotency) -> Posted | None:
+    async def _replay(self, principal: Principal, thread_id: str, idempotency: Idempotency) -> Posted | None:
         """What the key has stored before; None if it is new, or if its run has died and may be started again."""
-        posted = await self._store.replay(who, thread_id, idempotency)
+        posted = await self._store.replay(principal, thread_id, idempotency)
         if posted is None:
             return None
         if posted.unpublished:
-            self._facts.publish(who, thread_id, MessageCreated(posted.message))
+            self._facts.publish(principal, thread_id, MessageCreated(posted.message))
         run = posted.answer
-        if run and run.in_progress and await self._runner.repairer.repair_if_orphaned(who, run.id):
+        if run and run.in_progress and await self._runner.repairer.repair_if_orphaned(principal, run.id):
             return None
         return posted
 
-    async def _refuse_early(self, who: Principal, thread: Thread, if_busy: IfBusy) -> None:
+    async def _refuse_early(self, principal: Principal, thread: Thread, if_busy: IfBusy) -> None:
         """Raise before files are stored what the claim would raise after that, as far as it is known.
 
         Raises: Draining, RateLimited, ThreadBusy.
         """
-        self.check_capacity(who)
+        self.check_capacity(principal)
         if if_busy == "interrupt":  # the claim cancels the run, once nothing else can refuse this message
             return
         for message in thread.messages:
-            if message.in_progress and not await self._runner.repairer.repair_if_orphaned(who, message.id):
+            if message.in_progress and not await self._runner.repairer.repair_if_orphaned(principal, message.id):
                 raise ThreadBusy(message.id)
 
     async def _store_message(
-        self, who: Principal, agent: Agent, message: Message, idempotency: Idempotency | None, if_busy: IfBusy
+        self, principal: Principal, agent: Agent, message: Message, idempotency: Idempotency | None, if_busy: IfBusy
     ) -> Posted:
         if message.role == "user":
-            return await self._claim(who, agent, message, idempotency, if_busy)
-        posted = await self._store.append_message(who, message, idempotency)
+            return await self._claim(principal, agent, message, idempotency, if_busy)
+        posted = await self._store.append_message(principal, message, idempotency)
         if not posted.replayed or posted.unpublished:
-            self._facts.publish(who, message.thread_id, MessageCreated(posted.message))
+            self._facts.publish(principal, message.thread_id, MessageCreated(posted.message))
         return posted
 
     async def _claim(
-        self, who: Principal, agent: Agent, question: Message, idempotency: Idempotency | None, if_busy: IfBusy
+        self, principal: Principal, agent: Agent, question: Message, idempotency: Idempotency | None, if_busy: IfBusy
     ) -> Posted:
         """Store the user's message, claim the thread for its run, and start the run."""
         if self._runner.draining:
@@ -216,40 +216,40 @@ class Posting:
         answer = new_answer(question.thread_id, question.id, agent.model, question.created_at)
 
         def claim() -> Awaitable[Posted]:
-            return self._store.claim(who, question, answer, worker=self._runner.worker, idempotency=idempotency)
+            return self._store.claim(principal, question, answer, worker=self._runner.worker, idempotency=idempotency)
 
-        with self._run_slots.starting(who.organization_id) as slot:
+        with self._run_slots.starting(principal.organization_id) as slot:
             try:
                 posted = await claim()
             except ThreadBusy as busy:
-                if not await self._free_thread(who, question.thread_id, busy.message_id, if_busy):
+                if not await self._free_thread(principal, question.thread_id, busy.message_id, if_busy):
                     raise
                 posted = await claim()
             if posted.replayed:
                 slot.release()
             else:
-                self._runner.start(who, agent, posted, slot)
+                self._runner.start(principal, agent, posted, slot)
         return posted
 
-    async def _free_thread(self, who: Principal, thread_id: str, run_id: str, if_busy: IfBusy) -> bool:
+    async def _free_thread(self, principal: Principal, thread_id: str, run_id: str, if_busy: IfBusy) -> bool:
         """End the run that has the thread: always if its process died, with `interrupt` also a live one.
 
         Returns: whether the run was ended.
         """
-        if await self._runner.repairer.repair_if_orphaned(who, run_id):
+        if await self._runner.repairer.repair_if_orphaned(principal, run_id):
             return True
         if if_busy == "interrupt":
-            await self.cancel(who, thread_id, run_id)
+            await self.cancel(principal, thread_id, run_id)
             return True
         return False
 
     async def _build_message(
-        self, who: Principal, thread_id: str, body: MessageCreate, attachments: list[Attachment]
+        self, principal: Principal, thread_id: str, body: MessageCreate, attachments: list[Attachment]
     ) -> Message:
         if body.content_html is UNSET:
-            html = await self._renderer.render_markdown(who.organization_id, body.content)
+            html = await self._renderer.render_markdown(principal.organization_id, body.content)
         else:
-            html = await self._renderer.sanitize(who.organization_id, body.content_html)
+            html = await self._renderer.sanitize(principal.organization_id, body.content_html)
         return Message(
             id=new_id(),
             thread_id=thread_id,
@@ -262,12 +262,12 @@ class Posting:
             created_at=timestamp(self._clock()),
         )
 
-    async def _get_with_retries(self, who: Principal, thread_id: str, run_id: str, patience: float) -> Message:
+    async def _get_with_retries(self, principal: Principal, thread_id: str, run_id: str, patience: float) -> Message:
         """The run's message. Raises: AnswerUnknown if the database is unreachable for `patience` seconds."""
         until = time.monotonic() + patience
         while True:
             try:
-                return await self._store.get_message(who, thread_id, run_id)
+                return await self._store.get_message(principal, thread_id, run_id)
             except StoreDamaged:
                 raise
             except StoreUnavailable as error:

@@ -261,7 +261,7 @@ class RunRecord(msgspec.Struct, frozen=True):
     cancelled: bool = False
 
     @property
-    def who(self) -> Principal:
+    def principal(self) -> Principal:
         """The user and organization that the run belongs to."""
         return Principal(self.organization_id, self.user_id)
 

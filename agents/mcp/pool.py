@@ -67,20 +67,23 @@ class Pool:
             slot.connect()
 
     def toolbox(
-        self, agent: Agent, who: Principal = _NO_PRINCIPAL, waiting: Callable[[bool], None] = lambda is_waiting: None
+        self,
+        agent: Agent,
+        principal: Principal = _NO_PRINCIPAL,
+        waiting: Callable[[bool], None] = lambda is_waiting: None,
     ) -> Toolbox:
         """Build the toolbox of an agent for one run of this principal.
 
         `waiting` is called with True when the run waits noticeably for servers, and with False when the wait is over.
         """
         slots = {name: self._slots.get(name) for name in agent.mcp_servers}
-        return AgentTools(slots, agent.tools, who, self._allows, waiting)
+        return AgentTools(slots, agent.tools, principal, self._allows, waiting)
 
-    async def _allows(self, slot: Slot, who: Principal) -> bool:
+    async def _allows(self, slot: Slot, principal: Principal) -> bool:
         if slot.server.organizations is None:
             return True
-        name = await self._organization_name(who.organization_id)
-        return slot.server.allows(who.organization_id, name)
+        name = await self._organization_name(principal.organization_id)
+        return slot.server.allows(principal.organization_id, name)
 
     async def close(self) -> None:
         """Close all connections and stop their processes. Open calls fail. Takes at most about 10 s."""

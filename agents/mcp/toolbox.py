@@ -45,7 +45,7 @@ class AgentTools:
     Args:
         slots: the agent's servers by name; None for one that is not configured.
         allowed: the names of the tools that the agent allows. None: all.
-        who: the principal of the run.
+        principal: the principal of the run.
         is_allowed: whether the principal's organization may use a server.
         waiting: called with True when a wait for servers becomes noticeable, and with False when it is over.
 
@@ -58,13 +58,13 @@ class AgentTools:
         self,
         slots: Mapping[str, Slot | None],
         allowed: Sequence[str] | None,
-        who: Principal,
+        principal: Principal,
         is_allowed: Callable[[Slot, Principal], Awaitable[bool]],
         waiting: Callable[[bool], None],
     ) -> None:
         self._slots = slots
         self._allowed = allowed
-        self._who = who
+        self._who = principal
         self._is_allowed = is_allowed
         self._waiting = waiting
         self._missing: dict[str, str] = {}

@@ -73,7 +73,7 @@ class Attachments:
         self._clock = clock
         self._timing = timing
 
-    async def add(self, who: Principal, thread_id: str, uploads: Sequence[Upload]) -> list[Attachment]:
+    async def add(self, principal: Principal, thread_id: str, uploads: Sequence[Upload]) -> list[Attachment]:
         """Store uploaded files in a thread: all of them, or none.
 
         A file that cannot be read is stored too; its status and error say why.
@@ -86,7 +86,7 @@ class Attachments:
 
         async def store(upload: Upload) -> Attachment:
             async with turns:
-                return await self._store_upload(who, thread_id, upload)
+                return await self._store_upload(principal, thread_id, upload)
 
         storing = [asyncio.create_task(measured(store, upload)) for upload in uploads]
         try:
@@ -96,10 +96,10 @@ class Attachments:
                 task.cancel()
             await asyncio.wait(storing)  # each undoes its own upload
             stored = [task.result() for task in storing if not task.cancelled() and task.exception() is None]
-            await self.remove(who, thread_id, stored)
+            await self.remove(principal, thread_id, stored)
             raise
 
-    async def add_generated(self, who: Principal, thread_id: str, file: File) -> Attachment:
+    async def add_generated(self, principal: Principal, thread_id: str, file: File) -> Attachment:
         """Store a file that an agent generated, as if it had been uploaded.
 
         Raises:
@@ -112,7 +112,7 @@ class Attachments:
             folder = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=self._folder))
             try:
                 upload = await asyncio.to_thread(_write, file, folder / "0")
-                (attachment,) = await self.add(who, thread_id, [upload])
+                (attachment,) = await self.add(principal, thread_id, [upload])
             finally:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         except RateLimited as error:
@@ -124,12 +124,12 @@ class Attachments:
             raise AgentError("The server could not store the file.", code="storage_full") from error
         return attachment
 
-    async def remove(self, who: Principal, thread_id: str, attachments: Sequence[Attachment]) -> None:
+    async def remove(self, principal: Principal, thread_id: str, attachments: Sequence[Attachment]) -> None:
         """Remove attachments that no message has. Those that cannot be removed now are deleted with the thread."""
         for attachment in attachments:
-            await self._undo_upload(who, thread_id, attachment.id)
+            await self._undo_upload(principal, thread_id, attachment.id)
 
-    async def _undo_upload(self, who: Principal, thread_id: str, attachment_id: str) -> None:
+    async def _undo_upload(self, principal: Principal, thread_id: str, attachment_id: str) -> None:
         """Remove the record, if there is one, then the blobs.
 
         The blobs stay while it is unknown whether the record was stored. If it was not, the stored removal makes the
@@ -137,27 +137,33 @@ class Attachments:
         """
         try:
             with contextlib.suppress(ThreadNotFound):
-                await self._store.remove_file(who, thread_id, attachment_id)
+                await self._store.remove_file(principal, thread_id, attachment_id)
         except StoreUnavailable as error:
             logger.warning("Attachment %s of thread %s could not be removed: %s", attachment_id, thread_id, error)
             return
-        await self._delete_blobs(BlobRemoval(attachment_id, who.organization_id, thread_id, attachment_id, 0))
+        await self._delete_blobs(BlobRemoval(attachment_id, principal.organization_id, thread_id, attachment_id, 0))
 
-    async def _store_upload(self, who: Principal, thread_id: str, upload: Upload) -> Attachment:
+    async def _store_upload(self, principal: Principal, thread_id: str, upload: Upload) -> Attachment:
         attachment_id = new_id()
-        await self._quota.reserve(who.organization_id, upload.size)
+        await self._quota.reserve(principal.organization_id, upload.size)
         try:
-            await self._store.begin_upload(who, thread_id, attachment_id, upload.size)
+            await self._store.begin_upload(principal, thread_id, attachment_id, upload.size)
             async with asyncio.timeout(UPLOAD_SECONDS):
-                return await self._put_and_record(who, thread_id, attachment_id, upload)
+                return await self._put_and_record(principal, thread_id, attachment_id, upload)
         except BaseException as error:
-            await self._undo_upload(who, thread_id, attachment_id)  # after a cancellation the record may be stored
+            await self._undo_upload(
+                principal, thread_id, attachment_id
+            )  # after a cancellation the record may be stored
             if isinstance(error, TimeoutError):
                 raise BlobUnavailable("storing the file took too long") from error
             raise
 
-    async def _put_and_record(self, who: Principal, thread_id: str, attachment_id: str, upload: Upload) -> Attachment:
-        found = await self._extractor.extract(who.organization_id, upload.path, upload.filename, upload.content_type)
+    async def _put_and_record(
+        self, principal: Principal, thread_id: str, attachment_id: str, upload: Upload
+    ) -> Attachment:
+        found = await self._extractor.extract(
+            principal.organization_id, upload.path, upload.filename, upload.content_type
+        )
         attachment = Attachment(
             id=attachment_id,
             filename=upload.filename,
@@ -170,12 +176,12 @@ class Attachments:
             error=found.error,
             created_at=timestamp(self._clock()),
         )
-        key = _key(who, thread_id, attachment.id)
+        key = _key(principal, thread_id, attachment.id)
         await self._blobs.put(key, upload.path)
         if found.small:
             await self._blobs.put(key + _SMALL, small_copy_path(upload.path))
-        await self._store.add_file(who, StoredFile(attachment, thread_id, found.text, found.small))
-        self._quota.charge(who.organization_id, RECORD_BYTES + len(found.text))
+        await self._store.add_file(principal, StoredFile(attachment, thread_id, found.text, found.small))
+        self._quota.charge(principal.organization_id, RECORD_BYTES + len(found.text))
         return attachment
 
     async def _delete_blobs(self, removal: BlobRemoval) -> None:
@@ -210,7 +216,7 @@ class Attachments:
                 logger.warning("Sweeping the storage failed, will be retried: %s", error)
             await asyncio.sleep(self._timing.storage_sweep)
 
-    async def get_referenced(self, who: Principal, thread_id: str, ids: Sequence[str]) -> list[Attachment]:
+    async def get_referenced(self, principal: Principal, thread_id: str, ids: Sequence[str]) -> list[Attachment]:
         """Return the attachments that a message's body references.
 
         Raises:
@@ -221,14 +227,14 @@ class Attachments:
         found: list[Attachment] = []
         for index, attachment_id in enumerate(ids):
             try:
-                found.append(await self.get(who, thread_id, attachment_id))
+                found.append(await self.get(principal, thread_id, attachment_id))
             except AttachmentNotFound as error:
                 raise InvalidRequest(
                     f"attachments[{index}].id", "There is no such attachment in this thread."
                 ) from error
         return found
 
-    async def get(self, who: Principal, thread_id: str, attachment_id: str) -> Attachment:
+    async def get(self, principal: Principal, thread_id: str, attachment_id: str) -> Attachment:
         """Return an attachment's metadata.
 
         Raises:
@@ -236,25 +242,25 @@ class Attachments:
         """
         if not is_id(attachment_id):
             raise AttachmentNotFound(attachment_id)
-        return (await self._store.get_file(who, thread_id, attachment_id)).attachment
+        return (await self._store.get_file(principal, thread_id, attachment_id)).attachment
 
     async def read(
-        self, who: Principal, thread_id: str, attachment: Attachment, start: int, end: int
+        self, principal: Principal, thread_id: str, attachment: Attachment, start: int, end: int
     ) -> AsyncIterator[bytes]:
         """Return the bytes from `start` (inclusive) to `end` (exclusive), in pieces.
 
         Raises:
             BlobNotFound, BlobUnavailable.
         """
-        return await self._blobs.read(_key(who, thread_id, attachment.id), start, end)
+        return await self._blobs.read(_key(principal, thread_id, attachment.id), start, end)
 
-    async def picture(self, who: Principal, file: StoredFile) -> bytes | None:
+    async def picture(self, principal: Principal, file: StoredFile) -> bytes | None:
         """Return an image in a size for models: the smaller copy of a large one. None if its blob is missing.
 
         Raises:
             BlobUnavailable.
         """
-        key = _key(who, file.thread_id, file.attachment.id)
+        key = _key(principal, file.thread_id, file.attachment.id)
         try:
             pieces = await self._blobs.read(key + _SMALL if file.small else key)
             return b"".join([piece async for piece in pieces])
@@ -262,22 +268,22 @@ class Attachments:
             logger.warning("Blob of image %s is missing", key)
             return None
 
-    async def delete_thread_blobs(self, who: Principal, thread_id: str) -> None:
+    async def delete_thread_blobs(self, principal: Principal, thread_id: str) -> None:
         """Delete the blobs of a deleted thread."""
-        await self._delete_blobs(BlobRemoval(thread_id, who.organization_id, thread_id, None, 0))
+        await self._delete_blobs(BlobRemoval(thread_id, principal.organization_id, thread_id, None, 0))
 
-    def files_of(self, who: Principal, thread_id: str) -> ThreadFiles:
+    def files_of(self, principal: Principal, thread_id: str) -> ThreadFiles:
         """Return the files that an agent may read during a run of this thread."""
-        return ThreadFiles(self, self._store, who, thread_id)
+        return ThreadFiles(self, self._store, principal, thread_id)
 
 
 class ThreadFiles:
     """The `Files` of a run: the attachments of its thread."""
 
-    def __init__(self, attachments: Attachments, store: ThreadStore, who: Principal, thread_id: str) -> None:
+    def __init__(self, attachments: Attachments, store: ThreadStore, principal: Principal, thread_id: str) -> None:
         self._attachments = attachments
         self._store = store
-        self._who = who
+        self._who = principal
         self._thread_id = thread_id
 
     async def text(self, attachment: Attachment) -> str | None:
@@ -302,5 +308,5 @@ def _write(file: File, path: Path) -> Upload:
     return Upload(clean_name(file.name), file.content_type, path, len(file.data), digest)
 
 
-def _key(who: Principal, thread_id: str, attachment_id: str) -> str:
-    return f"{who.organization_id}/{thread_id}/{attachment_id}"
+def _key(principal: Principal, thread_id: str, attachment_id: str) -> str:
+    return f"{principal.organization_id}/{thread_id}/{attachment_id}"

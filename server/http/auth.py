@@ -80,11 +80,11 @@ class Authentication:
             connection = HTTPConnection(scope)
             try:
                 scope["credential"] = credential = credential_of(connection)
-                scope["principal"] = who = await authenticator_of(connection).authenticate(connection, credential)
+                scope["principal"] = principal = await authenticator_of(connection).authenticate(connection, credential)
                 rate: RequestRate = scope["state"]["rate"]
-                rate.count(who.organization_id)
+                rate.count(principal.organization_id)
                 shares: LoopShares = scope["state"]["shares"]
-                share = shares.of(who.organization_id)
+                share = shares.of(principal.organization_id)
                 await share.turn()
             except (Unauthenticated, AuthRateLimited, RateLimited, StoreUnavailable) as error:
                 await _refusal(scope, error)(scope, receive, send)

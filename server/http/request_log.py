@@ -94,12 +94,12 @@ class _Request:
         method = scope.get("method", "WEBSOCKET")
         path = (scope.get("raw_path") or scope["path"].encode("utf-8", "replace")).decode("latin-1")[:_PATH_CHARACTERS]
         seconds = time.perf_counter() - self._started_at
-        who = scope.get("principal")
+        principal = scope.get("principal")
         facts = {
             "method": method,
             "path": path,
             "status": self.status,
             "duration_ms": round(seconds * 1000, 1),
-            "organization_id": who.organization_id if who else None,
+            "organization_id": principal.organization_id if principal else None,
         }
         logger.info("request", extra=facts)

@@ -92,7 +92,7 @@ async def serve_thread(websocket: WebSocket) -> None:
         await _close(websocket, *_close_code(error))
         return
     with cast(Streams, websocket.state.streams).open(viewer, credential, slot) as stream:
-        share = cast(LoopShares, websocket.state.shares).of(viewer.who.organization_id)
+        share = cast(LoopShares, websocket.state.shares).of(viewer.principal.organization_id)
         code = await share.serve_socket(_Socket(websocket, stream).serve())
         if code is not None:
             await _close(websocket, code)
@@ -109,11 +109,11 @@ async def _open_viewer(websocket: WebSocket, credential: Credential) -> tuple[Vi
     Raises: Unauthenticated, AuthRateLimited, RateLimited, AgentNotFound, ThreadNotFound, StoreUnavailable.
     """
     service, path = cast(AIChatService, websocket.state.service), websocket.path_params
-    who = await authenticator_of(websocket).authenticate(websocket, credential)
-    cast(RequestRate, websocket.state.rate).count(who.organization_id)
+    principal = await authenticator_of(websocket).authenticate(websocket, credential)
+    cast(RequestRate, websocket.state.rate).count(principal.organization_id)
     after = websocket.query_params.get("after") or None
-    with cast(Streams, websocket.state.streams).starting(who) as slot:
-        return await service.watch(who, path["agent_id"], path["thread_id"], after), slot
+    with cast(Streams, websocket.state.streams).starting(principal) as slot:
+        return await service.watch(principal, path["agent_id"], path["thread_id"], after), slot
 
 
 def _close_code(error: Exception) -> tuple[int, str]:
@@ -139,7 +139,7 @@ class _Socket:
         self._streams = cast(Streams, websocket.state.streams)
         self._rate = cast(RequestRate, websocket.state.rate)
         self._timing = cast(Timing, websocket.state.timing)
-        self._who = stream.viewer.who
+        self._who = stream.viewer.principal
         self._agent_id = websocket.path_params["agent_id"]
         self._thread_id = websocket.path_params["thread_id"]
         self._commands: set[asyncio.Task[None]] = set()

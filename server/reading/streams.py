@@ -70,12 +70,12 @@ class Streams:
     def __len__(self) -> int:
         return len(self._open)
 
-    def starting(self, who: Principal) -> AbstractContextManager[Slot]:
+    def starting(self, principal: Principal) -> AbstractContextManager[Slot]:
         """Reserve a slot for the stream that the block starts; released here only if the block raises.
 
         Raises: RateLimited if the organization has as many open streams here as it may have.
         """
-        return self.slots.starting(who.organization_id)
+        return self.slots.starting(principal.organization_id)
 
     @contextmanager
     def open(self, viewer: Viewer, credential: Credential, slot: Slot) -> Iterator[Stream]:
@@ -120,8 +120,8 @@ class Streams:
                 await self._check_keys(principals)
 
     async def _check_keys(self, principals: Principals) -> None:
-        for credential, who in {(stream.credential, stream.viewer.who) for stream in self._open}:
-            if await principals.check(credential) != who:
+        for credential, principal in {(stream.credential, stream.viewer.principal) for stream in self._open}:
+            if await principals.check(credential) != principal:
                 for stream in self._open:
                     if stream.credential == credential:
                         stream.revoke()

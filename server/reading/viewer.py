@@ -61,14 +61,14 @@ class Viewer:
             started no run; `"next"`: behind the next terminal event; None: never. `thread.deleted` always ends it.
 
     Attributes:
-        who: whose reading it is.
+        principal: whose reading it is.
     """
 
     def __init__(
         self,
         store: ThreadStore,
         log: EventLog,
-        who: Principal,
+        principal: Principal,
         thread_id: str,
         *,
         after: str | None,
@@ -76,7 +76,7 @@ class Viewer:
         until: str | None = None,
         timing: Timing = Timing(),
     ) -> None:
-        self.who = who
+        self.principal = principal
         self._store = store
         self._log = log
         self._thread_id = thread_id
@@ -181,7 +181,7 @@ class Viewer:
             position = await self._log.tail(self._thread_id)
             cursor = self._log.cursor(self._thread_id, position)
             try:
-                part = await self._store.read(self.who, self._thread_id, message_limit=SNAPSHOT_MESSAGES)
+                part = await self._store.read(self.principal, self._thread_id, message_limit=SNAPSHOT_MESSAGES)
                 thread = part.thread
                 if running := _running_message(thread):
                     events = await read_run_events(self._log, self._thread_id, running.id, position)
@@ -209,7 +209,7 @@ class Viewer:
             if message.id == self._until:
                 break
         else:
-            message = await self._store.get_message(self.who, thread.id, self._until or "")
+            message = await self._store.get_message(self.principal, thread.id, self._until or "")
         if message.in_progress:
             return None
         return terminal_event(message) if message.status else MessageCreated(message)
@@ -230,7 +230,7 @@ def _with_message(thread: Thread, message: Message) -> Thread:
 
 
 async def resume(
-    store: ThreadStore, log: EventLog, who: Principal, thread_id: str, position: str, timing: Timing = Timing()
+    store: ThreadStore, log: EventLog, principal: Principal, thread_id: str, position: str, timing: Timing = Timing()
 ) -> Viewer | None:
     """Read the rest of a POST's stream behind `position`; None if the client has all of it.
 
@@ -241,4 +241,4 @@ async def resume(
             return None
     except (Gap, LogUnavailable):
         pass
-    return Viewer(store, log, who, thread_id, after=position, until=NEXT_END, timing=timing)
+    return Viewer(store, log, principal, thread_id, after=position, until=NEXT_END, timing=timing)

@@ -78,7 +78,7 @@ class Finisher:
         self._hurried.set()
 
     async def finish(
-        self, who: Principal, partial: Message, ending: Ending, publish: Callable[[Event], None]
+        self, principal: Principal, partial: Message, ending: Ending, publish: Callable[[Event], None]
     ) -> Finished | None:
         """Store the finished message; if this call stored it, publish its terminal event.
 
@@ -91,17 +91,17 @@ class Finisher:
         Raises: StoreDamaged.
         """
         message, closed = finish_message(partial, ending, timestamp(self._clock()))
-        message = replace(message, content_html=await self._render_answer(who, message))
-        outcome = await self._store_message(who, message)
+        message = replace(message, content_html=await self._render_answer(principal, message))
+        outcome = await self._store_message(principal, message)
         if outcome is not None and outcome.won:
             self.statistics.count(outcome.message, len(closed))
-            self._charge(who.organization_id, size_of(outcome.message))
+            self._charge(principal.organization_id, size_of(outcome.message))
             for event in closed:
                 publish(event)
             publish(terminal_event(outcome.message))
         return outcome
 
-    async def flush_terminal(self, who: Principal, run_id: str, writer: LogWriter) -> None:
+    async def flush_terminal(self, principal: Principal, run_id: str, writer: LogWriter) -> None:
         """Wait until the terminal event is in the log, and renew the lease meanwhile.
 
         Without the lease a sweeper would take the record over and publish the terminal event a second time.
@@ -111,16 +111,16 @@ class Finisher:
                 async with asyncio.timeout(self._timing.checkpoint):
                     return await writer.flush()
             except TimeoutError:
-                await self._renew_lease(who, run_id)
+                await self._renew_lease(principal, run_id)
 
-    async def delete_record(self, who: Principal, run_id: str) -> None:
+    async def delete_record(self, principal: Principal, run_id: str) -> None:
         """Delete the run's record; if the store is unreachable, a sweeper does it later."""
         with contextlib.suppress(StoreUnavailable):
-            await self._store.delete_record(who, run_id)
+            await self._store.delete_record(principal, run_id)
 
-    async def _render_answer(self, who: Principal, message: Message) -> str:
+    async def _render_answer(self, principal: Principal, message: Message) -> str:
         """Render the answer, and renew the run's lease while other texts of the organization are rendered first."""
-        rendering = asyncio.ensure_future(self._render(who.organization_id, message.content))
+        rendering = asyncio.ensure_future(self._render(principal.organization_id, message.content))
         hurried = asyncio.ensure_future(self._hurried.wait())
         try:
             while True:
@@ -131,21 +131,21 @@ class Finisher:
                     return rendering.result()
                 if hurried.done():
                     return escape_text(message.content)
-                await self._renew_lease(who, message.id)
+                await self._renew_lease(principal, message.id)
         finally:
             rendering.cancel()
             hurried.cancel()
 
-    async def _renew_lease(self, who: Principal, run_id: str) -> None:
+    async def _renew_lease(self, principal: Principal, run_id: str) -> None:
         with contextlib.suppress(StoreUnavailable):
-            await self._store.checkpoint(who, run_id, worker=self._worker, partial=None)
+            await self._store.checkpoint(principal, run_id, worker=self._worker, partial=None)
 
-    async def _store_message(self, who: Principal, message: Message) -> Finished | None:
+    async def _store_message(self, principal: Principal, message: Message) -> Finished | None:
         """Store the finished message, however long that takes; None if the thread was deleted."""
         self._storing_since.setdefault(message.id, time.monotonic())
         try:
             outcome = await self._contact.retry(
-                f"run {message.id} could not be finished yet", lambda: self._store.finish(who, message)
+                f"run {message.id} could not be finished yet", lambda: self._store.finish(principal, message)
             )
         except NotFound:
             outcome = None

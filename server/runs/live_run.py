@@ -81,9 +81,9 @@ class LiveRun:
         is_stored: set once the store has the finished message, or this process has given up storing it.
     """
 
-    def __init__(self, who: Principal, agent: Agent, posted: Posted, log: EventLog, clock: Clock) -> None:
+    def __init__(self, principal: Principal, agent: Agent, posted: Posted, log: EventLog, clock: Clock) -> None:
         assert posted.answer is not None
-        self.who = who
+        self.principal = principal
         self.agent = agent
         self.question = posted.message
         self.id = posted.answer.id

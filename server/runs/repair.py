@@ -90,11 +90,11 @@ class Repairer:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._timing.sweep)
 
-    async def repair_if_orphaned(self, who: Principal, run_id: str) -> bool:
+    async def repair_if_orphaned(self, principal: Principal, run_id: str) -> bool:
         """End that run if its process died; True if it did. Raises: StoreUnavailable."""
         if self._is_live(run_id) or not self._contact.is_stable:
             return False
-        record = await self._store.take_orphan(who, run_id, self._worker)
+        record = await self._store.take_orphan(principal, run_id, self._worker)
         if record is not None:
             await self.repair(record)
         return record is not None
@@ -107,25 +107,25 @@ class Repairer:
 
         Raises: StoreUnavailable.
         """
-        who, thread_id = record.who, record.thread_id
+        principal, thread_id = record.principal, record.thread_id
         try:
-            stored = await self._store.get_message(who, thread_id, record.id)
-            question = await self._store.get_message(who, thread_id, (record.partial.run or {})["in_reply_to"])
+            stored = await self._store.get_message(principal, thread_id, record.id)
+            question = await self._store.get_message(principal, thread_id, (record.partial.run or {})["in_reply_to"])
         except NotFound:  # the thread was deleted, or the claim was refused
-            await self._store.delete_record(who, record.id)
+            await self._store.delete_record(principal, record.id)
             return
         ending = CANCELLED if record.cancelled else INTERRUPTED
         events = await self._read_log(record)
         if events is None:  # nothing can be published now; the record stays, so a later sweep publishes it
             if stored.in_progress:
-                await self._finisher.finish(who, record.partial, ending, lambda event: None)
+                await self._finisher.finish(principal, record.partial, ending, lambda event: None)
             return
         writer = self._log.writer(thread_id)
         with contextlib.suppress(LogDeleted):
             if stored.in_progress:
                 partial = _longer(record.partial, fold(events, onto=record.partial))
                 publish = _after_snapshot(question, partial, writer.write)
-                outcome = await self._finisher.finish(who, partial, ending, publish)
+                outcome = await self._finisher.finish(principal, partial, ending, publish)
                 if outcome is not None and not outcome.won:
                     return  # the winner publishes it
             elif not (events and isinstance(events[-1], Terminal)):
@@ -138,7 +138,7 @@ class Repairer:
                     await writer.flush()
             except TimeoutError:
                 return
-        await self._store.delete_record(who, record.id)
+        await self._store.delete_record(principal, record.id)
 
     async def close(self) -> None:
         """Repair nothing more; other processes, or the next start, repair the rest."""

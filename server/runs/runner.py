@@ -87,7 +87,7 @@ class Runner:
         toolbox: MakeToolbox,
         render: Render,
         *,
-        files: Callable[[Principal, str], Files] = lambda who, thread_id: NoFiles(),
+        files: Callable[[Principal, str], Files] = lambda principal, thread_id: NoFiles(),
         store_file: StoreFile = _store_no_file,
         permitted: Callable[[Agent], Agent] = lambda agent: agent,
         charge: Charge = lambda organization_id, count: None,
@@ -143,12 +143,12 @@ class Runner:
                 async with asyncio.timeout(seconds):
                     await run.is_stored.wait()
 
-    def start(self, who: Principal, agent: Agent, posted: Posted, slot: Slot) -> None:
+    def start(self, principal: Principal, agent: Agent, posted: Posted, slot: Slot) -> None:
         """Start the run that `posted` has claimed, in a task of its own.
 
         `slot` is released when the agent has ended, though the message may still have to be stored and published.
         """
-        run = LiveRun(who, agent, posted, self._log, self._clock)
+        run = LiveRun(principal, agent, posted, self._log, self._clock)
         self._runs[run.id] = run
         run.ending.add_done_callback(lambda _: slot.release())
         self.started += 1
@@ -161,7 +161,7 @@ class Runner:
 
     def prepare(
         self,
-        who: Principal,
+        principal: Principal,
         agent: Agent,
         run_id: str,
         messages: list[Message],
@@ -181,12 +181,12 @@ class Runner:
         agent = self._permitted(agent)
         thread_id = messages[-1].thread_id if messages else ""
         if live is None:
-            tools = RunTools(self._toolbox(agent, who, lambda is_waiting: None))
+            tools = RunTools(self._toolbox(agent, principal, lambda is_waiting: None))
         else:
             tools = RunTools(
-                self._toolbox(agent, who, live.wait_for_tools), lambda part: self._publish_from_tool(live, part)
+                self._toolbox(agent, principal, live.wait_for_tools), lambda part: self._publish_from_tool(live, part)
             )
-        return Run(run_id, who, agent, messages, tools, earlier, self._files(who, thread_id))
+        return Run(run_id, principal, agent, messages, tools, earlier, self._files(principal, thread_id))
 
     async def drain(self, seconds: float) -> None:
         """Start no more runs; let the present ones end for `seconds`, then store the others as interrupted.
@@ -224,13 +224,13 @@ class Runner:
             if ending is not None:
                 if run.first_text_at is not None:
                     self.statistics.first_text.add(run.first_text_at - run.started_at)
-                outcome = await self._finisher.finish(run.who, run.message(), ending, run.publish)
+                outcome = await self._finisher.finish(run.principal, run.message(), ending, run.publish)
                 run.is_stored.set()
                 if outcome is None or outcome.won:
-                    await self._finisher.flush_terminal(run.who, run.id, run.writer)
-                    await self._finisher.delete_record(run.who, run.id)
+                    await self._finisher.flush_terminal(run.principal, run.id, run.writer)
+                    await self._finisher.delete_record(run.principal, run.id)
         except LogDeleted:
-            await self._finisher.delete_record(run.who, run.id)
+            await self._finisher.delete_record(run.principal, run.id)
         except LogUnavailable as error:
             logger.warning("run %s is stored; a sweeper will publish its terminal event: %s", run.id, error)
         except Exception:
@@ -284,11 +284,11 @@ class Runner:
         question = run.question
         stored = await self._contact.retry(
             f"the history of run {run.id} could not be read yet",
-            lambda: self._store.list_messages(run.who, run.thread_id, before=question.id, limit=HISTORY),
+            lambda: self._store.list_messages(run.principal, run.thread_id, before=question.id, limit=HISTORY),
         )
         before = stored.messages[-(HISTORY - 1) :]
         earlier = stored.cut or len(stored.messages) > len(before)
-        return self.prepare(run.who, run.agent, run.id, [*before, question], earlier=earlier, live=run)
+        return self.prepare(run.principal, run.agent, run.id, [*before, question], earlier=earlier, live=run)
 
     async def _take(self, run: LiveRun, part: Part) -> None:
         """Publish one part. Raises: CancelledError if the run has ended, and what LiveRun.take raises."""
@@ -308,7 +308,7 @@ class Runner:
         """Store a file of the answer, then publish it."""
         if len(run.message().attachments) >= FILES:
             raise AgentError(f"An answer may have at most {FILES} files.")
-        attachment = await self._store_file(run.who, run.thread_id, file)
+        attachment = await self._store_file(run.principal, run.thread_id, file)
         if not run.ending.done():  # else the file stays in the thread, without a message
             run.attach(attachment)
 
@@ -353,7 +353,7 @@ class Runner:
             run.changed = False
             began = time.monotonic()  # the lease counts from here: the process may be paused before the answer arrives
             try:
-                lease = await self._store.checkpoint(run.who, run.id, worker=self.worker, partial=partial)
+                lease = await self._store.checkpoint(run.principal, run.id, worker=self.worker, partial=partial)
             except StoreUnavailable as error:
                 logger.warning("run %s could not be checkpointed: %s", run.id, error)
                 self._contact.lose()

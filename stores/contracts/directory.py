@@ -85,12 +85,12 @@ class Directory(Protocol):
         """Delete the session, if it exists."""
         ...
 
-    async def create_agent(self, who: Principal, agent: Agent) -> Agent:
+    async def create_agent(self, principal: Principal, agent: Agent) -> Agent:
         """Store a new agent. It becomes the default if it says so, or if the organization has no default."""
         ...
 
     async def list_agents(
-        self, who: Principal, *, limit: int = 100, offset: int = 0, max_bytes: int = READ_BYTES
+        self, principal: Principal, *, limit: int = 100, offset: int = 0, max_bytes: int = READ_BYTES
     ) -> AgentPage:
         """Return the organization's agents that are not deleted, oldest first.
 
@@ -98,14 +98,14 @@ class Directory(Protocol):
         """
         ...
 
-    async def get_agent(self, who: Principal, agent_id: str | None, *, deleted: bool = False) -> Agent:
+    async def get_agent(self, principal: Principal, agent_id: str | None, *, deleted: bool = False) -> Agent:
         """Return one agent; for None the organization's default. `deleted` includes deleted agents.
 
         Raises: AgentNotFound.
         """
         ...
 
-    async def update_agent(self, who: Principal, agent: Agent, *, is_default: bool | None = None) -> Agent:
+    async def update_agent(self, principal: Principal, agent: Agent, *, is_default: bool | None = None) -> Agent:
         """Replace the agent.
 
         Args:
@@ -116,7 +116,7 @@ class Directory(Protocol):
         """
         ...
 
-    async def delete_agent(self, who: Principal, agent_id: str) -> None:
+    async def delete_agent(self, principal: Principal, agent_id: str) -> None:
         """Hide the agent; its threads stay readable. The oldest remaining agent becomes the default if it was.
 
         Raises: AgentNotFound.

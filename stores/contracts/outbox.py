@@ -34,7 +34,7 @@ class Outbox(msgspec.Struct, frozen=True):
     cut: bool = False
 
     @property
-    def who(self) -> Principal:
+    def principal(self) -> Principal:
         """The thread's organization; its facts have no user."""
         return Principal(self.organization_id, "")
 
@@ -70,6 +70,6 @@ class OutboxStore(Protocol):
         """
         ...
 
-    async def mark_published(self, who: Principal, thread_id: str, facts: Sequence[Fact]) -> None:
+    async def mark_published(self, principal: Principal, thread_id: str, facts: Sequence[Fact]) -> None:
         """Remove these facts from the outbox. Facts that are not in it, and a deleted thread, are ignored."""
         ...

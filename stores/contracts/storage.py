@@ -62,7 +62,7 @@ class Storage(Protocol):
         """Measure the organizations that were not measured for an hour, and correct their counts."""
         ...
 
-    async def begin_upload(self, who: Principal, thread_id: str, attachment_id: str, size: int) -> None:
+    async def begin_upload(self, principal: Principal, thread_id: str, attachment_id: str, size: int) -> None:
         """Store the removal of a blob before it is put, due when the process must be considered dead.
 
         `add_file` drops it. `size` has been reserved; it is released when the removal is finished.

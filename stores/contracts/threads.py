@@ -93,19 +93,19 @@ class ThreadStore(OutboxStore, Protocol):
     read during a run contains the run's message as of the last checkpoint.
     """
 
-    async def create(self, who: Principal, thread: Thread, idempotency: Idempotency | None = None) -> Created:
+    async def create(self, principal: Principal, thread: Thread, idempotency: Idempotency | None = None) -> Created:
         """Store a new thread, once per key (I6).
 
         Raises: IdempotencyMismatch if the key was used with another fingerprint.
         """
         ...
 
-    async def get(self, who: Principal, thread_id: str, *, message_limit: int = 50) -> Thread:
+    async def get(self, principal: Principal, thread_id: str, *, message_limit: int = 50) -> Thread:
         """Return the thread of `read`. Raises: ThreadNotFound."""
         ...
 
     async def read(
-        self, who: Principal, thread_id: str, *, message_limit: int, max_bytes: int = READ_BYTES
+        self, principal: Principal, thread_id: str, *, message_limit: int, max_bytes: int = READ_BYTES
     ) -> ThreadPart:
         """Return the thread with its latest messages, oldest first.
 
@@ -118,7 +118,7 @@ class ThreadStore(OutboxStore, Protocol):
 
     async def list_threads(
         self,
-        who: Principal,
+        principal: Principal,
         agent_id: str,
         *,
         limit: int,
@@ -134,12 +134,12 @@ class ThreadStore(OutboxStore, Protocol):
         ...
 
     async def update(
-        self, who: Principal, thread_id: str, *, title: str | None = None, archived: bool | None = None
+        self, principal: Principal, thread_id: str, *, title: str | None = None, archived: bool | None = None
     ) -> Thread:
         """Set what is not None, and return the thread without messages. Raises: ThreadNotFound."""
         ...
 
-    async def delete(self, who: Principal, thread_id: str) -> str | None:
+    async def delete(self, principal: Principal, thread_id: str) -> str | None:
         """Delete the thread with all its records, and return the id of the run in progress, if there is one.
 
         If the thread has blobs, their removal is stored with the thread's id (I10).
@@ -149,7 +149,7 @@ class ThreadStore(OutboxStore, Protocol):
         ...
 
     async def list_messages(
-        self, who: Principal, thread_id: str, *, before: str | None, limit: int, max_bytes: int = READ_BYTES
+        self, principal: Principal, thread_id: str, *, before: str | None, limit: int, max_bytes: int = READ_BYTES
     ) -> MessagePage:
         """Return the latest `limit` messages, or those before message `before`; oldest first and without holes.
 
@@ -159,36 +159,38 @@ class ThreadStore(OutboxStore, Protocol):
         """
         ...
 
-    async def get_message(self, who: Principal, thread_id: str, message_id: str) -> Message:
+    async def get_message(self, principal: Principal, thread_id: str, message_id: str) -> Message:
         """Return one message. Raises: ThreadNotFound, MessageNotFound."""
         ...
 
-    async def append_message(self, who: Principal, message: Message, idempotency: Idempotency | None = None) -> Posted:
+    async def append_message(
+        self, principal: Principal, message: Message, idempotency: Idempotency | None = None
+    ) -> Posted:
         """Store a message that starts no run, once per key (I6).
 
         Raises: ThreadNotFound, ThreadArchived, IdempotencyMismatch.
         """
         ...
 
-    async def replay(self, who: Principal, thread_id: str, idempotency: Idempotency) -> Posted | None:
+    async def replay(self, principal: Principal, thread_id: str, idempotency: Idempotency) -> Posted | None:
         """Return what this user's key has stored in this thread; None if nothing, or if the key is free again.
 
         Raises: ThreadNotFound, IdempotencyMismatch.
         """
         ...
 
-    async def add_file(self, who: Principal, file: StoredFile) -> None:
+    async def add_file(self, principal: Principal, file: StoredFile) -> None:
         """Store an attachment's record in its thread, unless that is being deleted, and drop its removal (I10).
 
         Raises: ThreadNotFound; StoreUnavailable if a sweeper has taken the removal, so that the blob may be gone.
         """
         ...
 
-    async def get_file(self, who: Principal, thread_id: str, attachment_id: str) -> StoredFile:
+    async def get_file(self, principal: Principal, thread_id: str, attachment_id: str) -> StoredFile:
         """Return an attachment's record. Raises: ThreadNotFound, AttachmentNotFound."""
         ...
 
-    async def remove_file(self, who: Principal, thread_id: str, attachment_id: str) -> None:
+    async def remove_file(self, principal: Principal, thread_id: str, attachment_id: str) -> None:
         """Delete an attachment's record, if it exists, and store the removal of its blob (I10).
 
         Messages that have the attachment still name it.
@@ -199,7 +201,7 @@ class ThreadStore(OutboxStore, Protocol):
 
     async def claim(
         self,
-        who: Principal,
+        principal: Principal,
         question: Message,
         answer: Message,
         *,
@@ -217,7 +219,7 @@ class ThreadStore(OutboxStore, Protocol):
         """
         ...
 
-    async def checkpoint(self, who: Principal, run_id: str, *, worker: str, partial: Message | None) -> Lease:
+    async def checkpoint(self, principal: Principal, run_id: str, *, worker: str, partial: Message | None) -> Lease:
         """Store the partial message, renew the lease, and return whether the run may continue.
 
         Args:
@@ -229,11 +231,11 @@ class ThreadStore(OutboxStore, Protocol):
         """
         ...
 
-    async def cancel(self, who: Principal, thread_id: str, run_id: str) -> None:
+    async def cancel(self, principal: Principal, thread_id: str, run_id: str) -> None:
         """Mark the run as cancelled, which its next checkpoint returns. Does nothing if the run is finished."""
         ...
 
-    async def finish(self, who: Principal, message: Message) -> Finished:
+    async def finish(self, principal: Principal, message: Message) -> Finished:
         """Replace the run's message by `message` and release the thread, if this run has the thread (I4).
 
         A failure that may be retried frees the run's idempotency key.
@@ -250,14 +252,14 @@ class ThreadStore(OutboxStore, Protocol):
         """
         ...
 
-    async def take_orphan(self, who: Principal, run_id: str, worker: str) -> RunRecord | None:
+    async def take_orphan(self, principal: Principal, run_id: str, worker: str) -> RunRecord | None:
         """Take over this run if its lease has expired; else return None."""
         ...
 
-    async def find_record(self, who: Principal, run_id: str) -> RunRecord | None:
+    async def find_record(self, principal: Principal, run_id: str) -> RunRecord | None:
         """Return the run's record, whatever its lease; None once it is deleted."""
         ...
 
-    async def delete_record(self, who: Principal, run_id: str) -> None:
+    async def delete_record(self, principal: Principal, run_id: str) -> None:
         """Delete the run's record: its terminal event is in the log (I3), or nothing refers to the run."""
         ...

@@ -253,7 +253,7 @@ class MongoRuns(MongoThreads):
             cancelled=run["cancelled"],
         )
         try:
-            _, entry = await self._find_entry(record.who, record.thread_id, record.id)
+            _, entry = await self._find_entry(record.principal, record.thread_id, record.id)
         except NotFound:
             return record, False
         return replace(record, partial=replace(record.partial, created_at=to_timestamp(entry["at"]))), True

@@ -63,8 +63,8 @@ async def test_an_upload_that_is_cancelled_as_its_record_is_stored_leaves_neithe
         store = cast(AIChatService, live.server.lifespan.state["service"]).store
         add_file = store.add_file
 
-        async def cancelled(who: Principal, file: StoredFile) -> None:
-            await add_file(who, file)
+        async def cancelled(principal: Principal, file: StoredFile) -> None:
+            await add_file(principal, file)
             raise asyncio.CancelledError
 
         monkeypatch.setattr(store, "add_file", cancelled)
@@ -84,12 +84,12 @@ async def test_the_blob_stays_while_it_is_unknown_whether_its_record_is_stored(
         store = cast(AIChatService, live.server.lifespan.state["service"]).store
         add_file = store.add_file
 
-        async def lost(who: Principal, file: StoredFile) -> None:
+        async def lost(principal: Principal, file: StoredFile) -> None:
             if stored:
-                await add_file(who, file)
+                await add_file(principal, file)
             raise StoreUnavailable("connection lost")
 
-        async def unavailable(who: Principal, thread_id: str, attachment_id: str) -> None:
+        async def unavailable(principal: Principal, thread_id: str, attachment_id: str) -> None:
             raise StoreUnavailable("still lost")
 
         monkeypatch.setattr(store, "add_file", lost)

@@ -43,8 +43,8 @@ async def stored_agent(live: Live, agent_id: str, **changes: Any) -> None:
     service = service_of(live)
     organization = await service.store.find_organization("default")
     assert organization is not None
-    who = Principal(organization.id, "")
-    await service.store.update_agent(who, replace(await service.store.get_agent(who, agent_id), **changes))
+    principal = Principal(organization.id, "")
+    await service.store.update_agent(principal, replace(await service.store.get_agent(principal, agent_id), **changes))
 
 
 @pytest.mark.parametrize(

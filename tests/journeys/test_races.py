@@ -213,11 +213,11 @@ def stubborn(monkeypatch: pytest.MonkeyPatch) -> Stubborn:
     return agent
 
 
-@pytest.mark.parametrize("who", ["owner", "canceller"])
+@pytest.mark.parametrize("finisher", ["owner", "canceller"])
 async def test_an_agent_that_ignores_cancellation_is_ended_and_publishes_nothing_more(
-    who: str, tmp_path: Path, stubborn: Stubborn
+    finisher: str, tmp_path: Path, stubborn: Stubborn
 ) -> None:
-    timing = Timing(agent_stop=0.2) if who == "owner" else Timing(agent_stop=1.0, cancel=0.2)
+    timing = Timing(agent_stop=0.2) if finisher == "owner" else Timing(agent_stop=1.0, cancel=0.2)
     async with critical(tmp_path, timing=timing) as race:
         thread = await race.live.scripted_thread(kind="stubborn")
         async with watcher(race.live, thread) as watching:

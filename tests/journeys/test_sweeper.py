@@ -70,15 +70,15 @@ async def test_an_organization_whose_answers_wait_to_be_rendered_delays_no_other
             await rendered.wait()
         return content
 
-    async def die(store: Store, who: Principal) -> tuple[str, str]:
+    async def die(store: Store, principal: Principal) -> tuple[str, str]:
         """A run whose process died: its thread, and its id."""
-        thread = await started_thread(store, who)
+        thread = await started_thread(store, principal)
         question, answer = turn(thread.id)
-        await store.claim(who, question, answer, worker=WORKER)
+        await store.claim(principal, question, answer, worker=WORKER)
         return thread.id, answer.id
 
-    async def failed(store: Store, who: Principal, *runs: tuple[str, str]) -> list[bool]:
-        return [(await store.get_message(who, *run)).status == "failed" for run in runs]
+    async def failed(store: Store, principal: Principal, *runs: tuple[str, str]) -> list[bool]:
+        return [(await store.get_message(principal, *run)).status == "failed" for run in runs]
 
     store, log = await open_sqlite(tmp_path / "chat.db", lease=0.0), MemoryLog()
     sweeper = Runner(store, log, Registry({}), _no_tools, render, timing=Timing(sweep=0.2))

@@ -133,7 +133,7 @@ class Race:
         assert isinstance(self.log.real, MemoryLog)
         return self.log.real._open(id_of(thread))
 
-    async def who(self) -> Principal:
+    async def principal(self) -> Principal:
         principal = await cast(Store, self.store).find_principal(
             self.live.http.headers["Authorization"][len("Bearer ") :]
         )
@@ -141,7 +141,7 @@ class Race:
         return principal
 
     async def record(self, run_id: str) -> RunRecord | None:
-        return await cast(Store, self.store).find_record(await self.who(), run_id)
+        return await cast(Store, self.store).find_record(await self.principal(), run_id)
 
     def other_process(self) -> Runner:
         """A runner such as another process on the same store and log would have."""

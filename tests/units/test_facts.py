@@ -43,9 +43,9 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
     await store.close()
 
 
-async def post(store: Store, facts: FactPublisher, who: Principal, thread: Thread, content: str) -> None:
-    posted = await store.append_message(who, new_message(thread.id, content, "system"))
-    facts.publish(who, thread.id, MessageCreated(posted.message))
+async def post(store: Store, facts: FactPublisher, principal: Principal, thread: Thread, content: str) -> None:
+    posted = await store.append_message(principal, new_message(thread.id, content, "system"))
+    facts.publish(principal, thread.id, MessageCreated(posted.message))
 
 
 async def contents(log: EventLog, thread: Thread, after: str) -> list[str]:
@@ -77,14 +77,14 @@ async def test_facts_that_are_too_many_while_redis_is_down_are_dropped_and_come_
 ) -> None:
     monkeypatch.setattr(redis_flusher, "PENDING_BYTES", 2_000_000)
     log = await open_redis_log(redis.url)
-    facts, who = FactPublisher(store, log), new_principal()
+    facts, principal = FactPublisher(store, log), new_principal()
     try:
-        threads = [await started_thread(store, who) for _ in range(3)]
+        threads = [await started_thread(store, principal) for _ in range(3)]
         starts = [await log.tail(thread.id) for thread in threads]
         redis.pause()
         monkeypatch.setattr(redis_flusher, "_UNREACHABLE_SECONDS", 0.0)
         for number in range(24):
-            await post(store, facts, who, threads[number % 3], f"{number:04}" + "x" * 500_000)
+            await post(store, facts, principal, threads[number % 3], f"{number:04}" + "x" * 500_000)
             assert log.pending_bytes < 3_000_000
         assert facts.pending <= 6
         redis.resume()
@@ -104,15 +104,15 @@ async def test_facts_that_are_too_many_while_redis_is_down_are_dropped_and_come_
 async def test_a_fact_waits_for_one_that_stayed_in_the_outbox_until_that_is_published(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log, who = MemoryLog(), new_principal()
+    log, principal = MemoryLog(), new_principal()
     facts = FactPublisher(store, log)
-    thread = await started_thread(store, who)
+    thread = await started_thread(store, principal)
     start = await log.tail(thread.id)
     with monkeypatch.context() as outage:
         outage.setattr(log, "writer", lambda thread_id: _AwayWriter())
-        await post(store, facts, who, thread, "0")
+        await post(store, facts, principal, thread, "0")
         await facts.close()
-    await post(store, facts, who, thread, "1")
+    await post(store, facts, principal, thread, "1")
     assert (facts.pending, await contents(log, thread, start)) == (0, [])
     unpublished = store.take_outboxes
 
@@ -120,13 +120,13 @@ async def test_a_fact_waits_for_one_that_stayed_in_the_outbox_until_that_is_publ
         """A fact that is stored while the earlier ones are published."""
         monkeypatch.setattr(store, "take_outboxes", unpublished)
         found = await unpublished(*thread_id)
-        await post(store, facts, who, thread, "2")
+        await post(store, facts, principal, thread, "2")
         return found
 
     monkeypatch.setattr(store, "take_outboxes", posting_meanwhile)
     await facts.sweep()
     assert await contents(log, thread, start) == ["0", "1", "2"]
-    await post(store, facts, who, thread, "3")
+    await post(store, facts, principal, thread, "3")
     await facts.close()
     assert await contents(log, thread, start) == ["0", "1", "2", "3"], "no later sweep is needed"
     await log.close()
@@ -135,14 +135,14 @@ async def test_a_fact_waits_for_one_that_stayed_in_the_outbox_until_that_is_publ
 async def test_a_thread_whose_facts_cannot_be_published_delays_no_other_one(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log, who = MemoryLog(), new_principal()
+    log, principal = MemoryLog(), new_principal()
     facts = FactPublisher(store, log)
-    failing, other = [await started_thread(store, who) for _ in range(2)]
+    failing, other = [await started_thread(store, principal) for _ in range(2)]
     start = await log.tail(other.id)
     writer = log.writer
     monkeypatch.setattr(log, "writer", lambda thread_id: _AwayWriter())
     for thread in (failing, other):
-        await post(store, facts, who, thread, "0")
+        await post(store, facts, principal, thread, "0")
     await facts.close()
     monkeypatch.setattr(log, "writer", lambda id: _AwayWriter() if id == failing.id else writer(id))
     await facts.sweep()
@@ -181,12 +181,12 @@ async def test_a_run_keeps_a_snapshot_of_what_it_cannot_send(
 
 async def test_watchers_get_a_snapshot_where_the_outbox_was_cut(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent_chat.stores.sqlite.outbox.OUTBOX_FACTS", 3)
-    log, who = MemoryLog(), new_principal()
+    log, principal = MemoryLog(), new_principal()
     facts = FactPublisher(store, log)
-    thread = await started_thread(store, who)
-    viewer = Viewer(store, log, who, thread.id, after=await log.tail(thread.id))
+    thread = await started_thread(store, principal)
+    viewer = Viewer(store, log, principal, thread.id, after=await log.tail(thread.id))
     for number in range(5):  # stored by a process that died before it published them
-        await store.append_message(who, new_message(thread.id, str(number), "system"))
+        await store.append_message(principal, new_message(thread.id, str(number), "system"))
     await swept(facts, store)
     async with asyncio.timeout(5):
         entries = await viewer.next()

@@ -169,8 +169,8 @@ def test_those_who_start_together_have_one_key(tmp_path: Path) -> None:
 
 async def agents_after(store: Store, folder: Path, kind: str, model: str | None = None) -> list[Agent]:
     owner = await first_member(store, kind=kind, model=model, servers={"tools": Server(command="x")})
-    who = Principal(owner.organization_id, owner.id)
-    return (await store.list_agents(who)).agents
+    principal = Principal(owner.organization_id, owner.id)
+    return (await store.list_agents(principal)).agents
 
 
 async def test_the_demo_agent_becomes_a_real_one_once_there_is_a_key(store: Store, tmp_path: Path) -> None:
@@ -183,6 +183,6 @@ async def test_the_demo_agent_becomes_a_real_one_once_there_is_a_key(store: Stor
 
 async def test_a_demo_agent_that_somebody_changed_stays_as_it_is(store: Store, tmp_path: Path) -> None:
     (demo,) = await agents_after(store, tmp_path, "demo")
-    who = Principal(demo.organization_id, "")
-    changed = await store.update_agent(who, replace(demo, instructions="Be brief.", updated_at="2100"))
+    principal = Principal(demo.organization_id, "")
+    changed = await store.update_agent(principal, replace(demo, instructions="Be brief.", updated_at="2100"))
     assert await agents_after(store, tmp_path, "claude") == [changed]

@@ -158,10 +158,10 @@ async def test_a_call_that_fails_during_an_elicitation_has_its_own_error(make_po
 
 async def test_each_call_names_the_organization_and_the_user(make_pool: MakePool) -> None:
     pool = make_pool(raw=raw())
-    for who in (ANN, BEN):
-        assert await result(pool.toolbox(agent("raw"), who), "meta") == {
-            "agent-chat-server/organization_id": who.organization_id,
-            "agent-chat-server/user_id": who.user_id,
+    for principal in (ANN, BEN):
+        assert await result(pool.toolbox(agent("raw"), principal), "meta") == {
+            "agent-chat-server/organization_id": principal.organization_id,
+            "agent-chat-server/user_id": principal.user_id,
         }
 
 
@@ -246,6 +246,6 @@ async def test_child_processes_of_a_server_are_stopped_with_it(tmp_path: Path) -
 async def test_the_back_off_after_a_failed_start_applies_to_all_callers(make_pool: MakePool, tmp_path: Path) -> None:
     starts = tmp_path / "starts"
     pool = make_pool(quits=Server(command="sh", args=["-c", f"echo >> {starts}"]))
-    for who in (ANN, BEN):
-        assert await names(pool.toolbox(agent("quits"), who)) == set()
+    for principal in (ANN, BEN):
+        assert await names(pool.toolbox(agent("quits"), principal)) == set()
     assert starts.read_text() == "\n"

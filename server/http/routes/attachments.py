@@ -38,8 +38,8 @@ async def upload(request: Request) -> Response:
 async def download(request: Request) -> Response:
     """Download a file as it was uploaded, or one range of its bytes."""
     path = request.path_params
-    who, service = principal_of(request), service_of(request)
-    attachment = await service.get_attachment(who, path["agent_id"], path["thread_id"], path["attachment_id"])
+    principal, service = principal_of(request), service_of(request)
+    attachment = await service.get_attachment(principal, path["agent_id"], path["thread_id"], path["attachment_id"])
     start, end = parse_range(request.headers.get("range"), attachment.size)
     headers = {
         "Content-Type": _media_type(attachment),
@@ -56,7 +56,7 @@ async def download(request: Request) -> Response:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{attachment.size}"
     if request.method == "HEAD":
         return Response(status_code=206 if partial else 200, headers=headers)
-    pieces = await service.read_attachment(who, path["thread_id"], attachment, start, end)
+    pieces = await service.read_attachment(principal, path["thread_id"], attachment, start, end)
     return StreamingResponse(pieces, 206 if partial else 200, headers)
 
 

@@ -32,11 +32,11 @@ async def watch(request: Request) -> Response:
 
     Without a position the first event is a `thread.snapshot`; with one the stream resumes after it.
     """
-    who, streams, path = principal_of(request), streams_of(request), request.path_params
+    principal, streams, path = principal_of(request), streams_of(request), request.path_params
     try:
-        with streams.starting(who) as slot:
+        with streams.starting(principal) as slot:
             after = last_event_id(request) or read_query(request, WatchQuery).after or None
-            viewer = await service_of(request).watch(who, path["agent_id"], path["thread_id"], after)
+            viewer = await service_of(request).watch(principal, path["agent_id"], path["thread_id"], after)
             return EventStream(streams, viewer, slot)
     except (RateLimited, StoreUnavailable):
         return retry_later()

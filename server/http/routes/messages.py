@@ -65,18 +65,20 @@ async def post_message(request: Request) -> Response:
 
     The response is the agent's finished message, the message in progress (`Prefer`), or the run's events (`stream`).
     """
-    who, service = principal_of(request), service_of(request)
+    principal, service = principal_of(request), service_of(request)
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
     if position := last_event_id(request):
-        with streams_of(request).starting(who) as slot:
-            return EventStream(streams_of(request), await service.resume(who, agent_id, thread_id, position), slot)
+        with streams_of(request).starting(principal) as slot:
+            return EventStream(
+                streams_of(request), await service.resume(principal, agent_id, thread_id, position), slot
+            )
     query = read_query(request, PostQuery)
     if not (accepts_stream(request) if query.stream is None else query.stream):
         posted = await _post(request, query.if_busy)
         return await _respond(request, posted, _replay_headers(posted))
-    with streams_of(request).starting(who) as slot:
+    with streams_of(request).starting(principal) as slot:
         posted = await _post(request, query.if_busy, stream=True)
-        viewer = await service.stream(who, thread_id, posted)
+        viewer = await service.stream(principal, thread_id, posted)
         return EventStream(streams_of(request), viewer, slot, _replay_headers(posted))
 
 
@@ -86,21 +88,28 @@ def _replay_headers(posted: Posted) -> dict[str, str]:
 
 async def _post(request: Request, if_busy: IfBusy, *, stream: bool = False) -> Posted:
     """Read the message, as JSON or as a form with files, and post it."""
-    who, service = principal_of(request), service_of(request)
+    principal, service = principal_of(request), service_of(request)
     agent_id, thread_id = request.path_params["agent_id"], request.path_params["thread_id"]
     key = idempotency_key(request)
     if is_multipart(request):
-        await service.find_thread(who, agent_id, thread_id)
+        await service.find_thread(principal, agent_id, thread_id)
         if key is None:  # a repeated key starts no run. The role is not known yet: assume a user's message
-            service.check_capacity(who)
+            service.check_capacity(principal)
         async with read_form(request) as form:
             body = decode_form(form.fields, files=bool(form.files))
             return await service.post_message(
-                who, agent_id, thread_id, body, idempotency_key=key, if_busy=if_busy, files=form.files, stream=stream
+                principal,
+                agent_id,
+                thread_id,
+                body,
+                idempotency_key=key,
+                if_busy=if_busy,
+                files=form.files,
+                stream=stream,
             )
     body = await read_body(request, MessageCreate)
     return await service.post_message(
-        who, agent_id, thread_id, body, idempotency_key=key, if_busy=if_busy, stream=stream
+        principal, agent_id, thread_id, body, idempotency_key=key, if_busy=if_busy, stream=stream
     )
 
 

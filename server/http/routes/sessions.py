@@ -22,6 +22,7 @@ from agent_chat.server.http.auth import authenticator_of, client_address, same_o
 from agent_chat.server.http.cookies import SESSION_SECONDS, clear_session, session_token, set_session
 from agent_chat.server.http.requests import public_path, service_of
 from agent_chat.server.limits import RequestRate
+from agent_chat.server.log_lines import security_facts
 from agent_chat.server.principals import Credential
 
 _FORM_BYTES = 8 * 2**10
@@ -59,15 +60,15 @@ async def sign_in(request: Request, key: str) -> Response:
 
     Raises: Unauthenticated, AuthRateLimited, RateLimited, StoreUnavailable.
     """
-    who = await authenticator_of(request).authenticate(request, Credential("key", key))
-    cast(RequestRate, request.state.rate).count(who.organization_id)
+    principal = await authenticator_of(request).authenticate(request, Credential("key", key))
+    cast(RequestRate, request.state.rate).count(principal.organization_id)
     store = service_of(request).store
     token = secrets.token_urlsafe(32)
-    principal = await store.create_session(key, token, seconds=SESSION_SECONDS)
-    if principal is None:  # the key was revoked after it was checked
+    created = await store.create_session(key, token, seconds=SESSION_SECONDS)
+    if created is None:  # the key was revoked after it was checked
         raise Unauthenticated
     await _end_session(request)
-    facts = {"organization_id": principal.organization_id, "user_id": principal.user_id}
+    facts = security_facts(principal)
     logger.info("signed in", extra={**facts, "address": client_address(request)})
     response = RedirectResponse(public_path(request, "/"), 303, headers={"Referrer-Policy": "no-referrer"})
     set_session(response, request, token)
@@ -109,7 +110,7 @@ async def _end_session(request: Request) -> None:
     await service_of(request).store.delete_session(token)
     principals.forget(Credential("session", token))
     if principal is not None:
-        facts = {"organization_id": principal.organization_id, "user_id": principal.user_id}
+        facts = security_facts(principal)
         logger.info("signed out", extra={**facts, "address": client_address(request)})
 
 

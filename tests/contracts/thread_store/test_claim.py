@@ -25,7 +25,7 @@ async def test_a_claim_appends_both_messages_and_stores_the_record(
     record = await store.find_record(principal, answer.id)
     assert record is not None
     assert (record.id, record.thread_id, record.worker, record.cancelled) == (answer.id, thread.id, WORKER, False)
-    assert record.who == Principal(principal.organization_id, principal.user_id)
+    assert record.principal == Principal(principal.organization_id, principal.user_id)
     assert record.partial == stored[1]
 
 

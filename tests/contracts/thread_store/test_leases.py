@@ -38,7 +38,7 @@ async def test_an_orphan_goes_to_one_caller_and_its_old_worker_has_lost_it(
         winner = workers[[bool(records) for records in taken].index(True)]
         assert (record.id, record.thread_id, record.worker) == (answer.id, thread.id, winner)
         assert record.partial.content == "Hal"
-        assert record.who == principal
+        assert record.principal == principal
         assert (
             await store.checkpoint(principal, answer.id, worker=WORKER, partial=with_content(answer, "late")) == "lost"
         )
