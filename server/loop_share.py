@@ -4,9 +4,10 @@ Requests are limited in number, but a page of 8 MB costs as much as fifty small 
 it is measured, not estimated: the CPU time of every step of a request or a run, and the time for which it occupies a
 thread of the embedded store. While others are served, an organization may take what they leave of a half of the time
 (`Limits.loop_target`), and at least a fifth (`Limits.loop_share`). What it takes beyond that is a debt, and its next
-requests wait until the debt is paid, in the order in which they came. Without others it may take all of the loop. A
-request begins with what the organization's requests took on average, so that a hundred at once do not all begin before
-the first has been measured.
+requests wait until the debt is paid, in the order in which they came. Only the organization that takes most waits, so
+that nobody waits because of another's excess; without others it may take all of the loop. A request begins with what
+the organization's requests took on average, so that a hundred at once do not all begin before the first has been
+measured.
 
 Relayed tokens are not counted: runs and streams have limits of their own, and nothing is added to the path of a token.
 
@@ -111,6 +112,10 @@ class LoopShares:
         self._cpu = cpu
         return max(self.limits.loop_share, self.limits.loop_target - max(0.0, self._rate.current() - rate))
 
+    def takes_most(self, share: LoopShare) -> bool:
+        """Whether no other organization has taken more of the loop lately: only the one that takes most waits."""
+        return share.rate >= max((other.rate for other in self._shares.values()), default=0.0)
+
     def has_others(self, share: LoopShare) -> bool:
         """Whether another organization is being served."""
         last = self._other_at if share is self._latest else self._latest_at
@@ -143,8 +148,13 @@ class LoopShare:
         self._all.count_step(self, self._all.clock())
         self._debt = max(0.0, self._current_debt() + seconds)
 
+    @property
+    def rate(self) -> float:
+        """CPU seconds per second that were taken lately."""
+        return self._rate.current()
+
     def _fraction(self) -> float:
-        return self._all.fraction(self._rate.current())
+        return self._all.fraction(self.rate)
 
     def _current_debt(self) -> float:
         """It shrinks by the organization's fraction of the time that passes."""
@@ -155,10 +165,10 @@ class LoopShare:
         return self._debt
 
     def _wait_seconds(self) -> float:
-        debt = self._current_debt()
-        if debt > self._all.limits.loop_burst and not self._all.has_others(self):
-            self._debt = debt = self._all.limits.loop_burst
-        return max(0.0, debt - self._all.limits.loop_burst) / self._fraction()
+        debt, burst = self._current_debt(), self._all.limits.loop_burst
+        if debt > burst and not (self._all.has_others(self) and self._all.takes_most(self)):
+            self._debt = debt = burst
+        return max(0.0, debt - burst) / self._fraction()
 
     async def turn(self, *, refuse: bool = True) -> None:
         """Wait until the organization may take more of the loop.

@@ -71,13 +71,13 @@ async def test_what_goes_beyond_the_share_is_waited_for_while_others_are_served(
 
 
 async def seconds_of_waiting(clock: Clock, shares: LoopShares, taken: float, busy: float) -> float:
-    """How long a request waits after its organization took some seconds, with the loop this busy by others."""
-    heavy, light = shares.of("heavy"), shares.of("light")
+    """How long a request waits after its organization took some seconds, with the loop this busy with streams."""
+    heavy = shares.of("heavy")
     heavy.charge(taken + BURST_SECONDS)
     clock.cpu += taken + BURST_SECONDS
     waiting, waited = asyncio.create_task(heavy.turn()), 0.0
     while not waiting.done():
-        light.charge(0.0)
+        shares.of("light").charge(0.0)
         clock.now += 0.01
         clock.cpu += 0.01 * busy
         waited += 0.01
@@ -92,12 +92,20 @@ async def test_what_others_leave_of_half_the_loop_may_be_taken_and_at_least_a_fi
     clock = Clock()
     shares = shares_with(clock, loop_target=0.5)
     for _ in range(500):  # so that the average is known
-        shares.of("light").charge(0.01 * busy)
         clock.now += 0.01
         clock.cpu += 0.01 * busy
         shares.fraction(0.0)
     waited = await seconds_of_waiting(clock, shares, 0.03, busy)
     assert waited == pytest.approx(0.03 / fraction, abs=0.03)
+
+
+async def test_only_the_organization_that_takes_most_waits() -> None:
+    shares = shares_with(Clock())
+    heavy, moderate = shares.of("heavy"), shares.of("moderate")
+    heavy.charge(2.0)
+    moderate.charge(1.0)
+    assert await is_immediate(moderate.turn())
+    assert not await is_immediate(heavy.turn())
 
 
 async def test_a_debt_ends_with_the_last_request_of_the_others() -> None:
