@@ -250,6 +250,7 @@ class _Measured(Awaitable[T]):
                 yield waits_for
             except BaseException as thrown:
                 error = thrown
+            del waits_for  # a stream that follows must not keep the result, which may have megabytes
         return (yield from steps)
 
 

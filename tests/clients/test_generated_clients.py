@@ -62,7 +62,7 @@ async def test_a_python_client_uploads_posts_and_reads(
 
     models = load("models")
     client = load("client").AuthenticatedClient(server.url, KEY, raise_on_unexpected_status=True)
-    [agent] = await load("api.agents.list_agents").asyncio(client=client)
+    agent = next(each for each in await load("api.agents.list_agents").asyncio(client=client) if each.is_default)
     thread = await load("api.threads.create_thread").asyncio(
         agent.id, client=client, body=models.ThreadCreate(title="Generated")
     )
