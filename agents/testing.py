@@ -184,7 +184,7 @@ async def run_reply(
 
     async def take(part: Part) -> None:
         if isinstance(part, File):
-            builder.attach(_stored(part))
+            builder.attach(_make_attachment(part))
         else:
             builder.take(part)
         parts.append(part)
@@ -221,7 +221,7 @@ async def _exhaust(reply: Reply, run: Run, take: Callable[[Part], Awaitable[None
             await parts.aclose()
 
 
-def _stored(file: File) -> Attachment:
+def _make_attachment(file: File) -> Attachment:
     digest = hashlib.sha256(file.data).hexdigest()
     now = timestamp(utcnow())
     return Attachment(new_id(), file.name, file.content_type, len(file.data), digest, "ready", 0, False, None, now)

@@ -35,7 +35,9 @@ _OTHERS_SECONDS = 3.0
 """For so long after its last step an organization counts as being served. A run takes one every two seconds."""
 _POLL_SECONDS = 0.1
 _WEIGHT_OF_LATEST = 0.2
+"""Of the latest request in the average cost of an organization's requests."""
 _KNOWN = 1000
+"""Beyond so many organizations those that are idle are dropped."""
 _WINDOW_SECONDS = 1.0
 
 _CURRENT: ContextVar[LoopShare | None] = ContextVar("loop_share", default=None)

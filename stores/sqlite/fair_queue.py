@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """A queue of items by key, for threads. None ends one thread, after all items.
+    """A queue of items by key, served by threads.
 
     Args:
         threads: how many threads call `get`; of several, one key never occupies all.
@@ -31,6 +31,7 @@ class FairQueue(Generic[T]):
         self._ends = 0
 
     def put(self, key: str, item: T) -> None:
+        """Append an item behind those of the same key."""
         with self._changed:
             self._queues.setdefault(key, deque()).append(item)
             self._changed.notify()
@@ -57,7 +58,7 @@ class FairQueue(Generic[T]):
             return self._take()
 
     def done(self, key: str) -> None:
-        """An item of this key has been served."""
+        """Report that an item of this key has been served."""
         with self._changed:
             self._running[key] -= 1
             if not self._running[key]:

@@ -173,7 +173,7 @@ async def test_the_installed_page_sends_a_message_and_shows_the_answer(
         page = await browser.new_page()
         key = client.headers["Authorization"].removeprefix("Bearer ")
         await page.goto(f"{client.base_url}?key={key}")
-        await page.get_by_text("What time is it in Tokyo?").click()
+        await page.get_by_role("button", name="What time is it in Tokyo?", exact=True).click()
         await page.locator("article.assistant[data-status=completed]").wait_for()
         assert await page.locator(".tool[data-status=done]").count() == 1
 
