@@ -16,6 +16,7 @@ TRIES = 6
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_the_server_adds_less_than_fifteen_milliseconds_to_the_first_token(tmp_path: Path) -> None:
     added = []
     async with serving(tmp_path, CHAT_MCP_CONFIG=str(mcp_file(tmp_path, {"raw": raw()}))) as (server, model_url):

@@ -287,6 +287,7 @@ async def test_a_deleted_agents_thread_can_be_read_but_not_written_in(visit: Vis
     agent = await visit.choose()
     await visit.say("say still here")
     await visit.answer("completed").wait_for()
+    await reads(page.locator("#title"), "say still here")  # else the request for a title would find the agent deleted
     await server.http.delete(f"/api/v1/agents/{agent['id']}")
     await page.reload()
     await visit.answer("completed").wait_for()

@@ -57,6 +57,22 @@ def server() -> Iterator[RedisServer]:
         yield running
 
 
+OpenLog = Callable[[], Awaitable[RedisLog]]
+
+
+@pytest.fixture
+async def open_log(server: RedisServer) -> AsyncIterator[OpenLog]:
+    """Opens logs, which are closed after the test, whether it passes or fails."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def opened() -> RedisLog:
+            log = await open_redis_log(server.url)
+            stack.push_async_callback(log.close)
+            return log
+
+        yield opened
+
+
 @pytest.fixture
 async def no_task_left() -> AsyncIterator[None]:
     yield
@@ -64,7 +80,7 @@ async def no_task_left() -> AsyncIterator[None]:
     assert [name for name in names if name.startswith(("log ", "fill "))] == []
 
 
-pytestmark = pytest.mark.usefixtures("no_task_left")
+pytestmark = pytest.mark.usefixtures("no_task_left")  # before `open_log`: it looks after the logs are closed
 
 
 class Speaker:
@@ -408,8 +424,10 @@ async def test_readers_of_a_lost_stream_end_with_the_same_message(server: RedisS
     assert all(listener.gaps for listener in listeners)
 
 
-async def test_a_snapshot_stands_behind_the_beginning_that_was_never_sent(server: RedisServer) -> None:
-    log = await open_redis_log(server.url)
+async def test_a_snapshot_stands_behind_the_beginning_that_was_never_sent(
+    server: RedisServer, open_log: OpenLog
+) -> None:
+    log = await open_log()
     thread_id = new_id()
     question, answer = turn(thread_id)
     so_far = Fold(answer)
@@ -425,14 +443,15 @@ async def test_a_snapshot_stands_behind_the_beginning_that_was_never_sent(server
     await writer.flush()
     said = [decode(entry.data) for entry in await rest(log, thread_id, start)]
     assert said == [RunStarted(answer), MessageSnapshot(so_far.message())]
-    await log.close()
 
 
 # Redis away
 
 
-async def test_writes_during_an_outage_of_redis_take_little_memory_and_every_fact_arrives(server: RedisServer) -> None:
-    log = await open_redis_log(server.url)
+async def test_writes_during_an_outage_of_redis_take_little_memory_and_every_fact_arrives(
+    server: RedisServer, open_log: OpenLog
+) -> None:
+    log = await open_log()
     thread_id = new_id()
     question, answer = turn(thread_id)
     so_far = Fold(answer)
@@ -462,17 +481,17 @@ async def test_writes_during_an_outage_of_redis_take_little_memory_and_every_fac
     said = [decode(entry.data) for entry in await rest(log, thread_id, opened.decode())]
     assert said == [MessageSnapshot(so_far.message()), updated, end]
     assert log.failures > 0
-    await log.close()
 
 
 @pytest.mark.parametrize("how", ["stopped", "hanging"])
+@pytest.mark.alone
 async def test_no_call_waits_long_for_an_unreachable_redis(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch, how: str
+    server: RedisServer, open_log: OpenLog, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """I19."""
     for name in ("reads.READ_SECONDS", "log._CLOSE_SECONDS", "feed._PAGE_SECONDS"):
         monkeypatch.setattr(f"agent_chat.stores.redis.{name}", 0.4)
-    log = await open_redis_log(server.url)
+    log = await open_log()
     thread_id = new_id()
     position = await log.tail(thread_id)
     cursor = log.cursor(thread_id, position)
@@ -499,10 +518,12 @@ async def test_no_call_waits_long_for_an_unreachable_redis(
         await writer.flush()
 
 
-async def test_it_can_be_opened_before_redis_is_there(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_can_be_opened_before_redis_is_there(
+    server: RedisServer, open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("agent_chat.stores.redis.reads.READ_SECONDS", 0.4)
     server.stop()
-    log = await open_redis_log(server.url)
+    log = await open_log()
     thread_id = new_id()
     writer = log.writer(thread_id)
     writer.write(ToolCallProgress("m", 0, 0, None, None))
@@ -511,15 +532,18 @@ async def test_it_can_be_opened_before_redis_is_there(server: RedisServer, monke
     server.start()
     async with asyncio.timeout(5):
         await writer.flush()
-        assert await log.tail(thread_id)
-    await log.close()
+        while True:
+            with contextlib.suppress(LogUnavailable):
+                assert await log.tail(thread_id)
+                break
+            await asyncio.sleep(0.01)
 
 
 # two processes
 
 
-async def test_a_signal_reaches_the_other_process_and_each_once(server: RedisServer) -> None:
-    one, two = await open_redis_log(server.url), await open_redis_log(server.url)
+async def test_a_signal_reaches_the_other_process_and_each_once(server: RedisServer, open_log: OpenLog) -> None:
+    one, two = await open_log(), await open_log()
     heard: list[str] = []
     came = asyncio.Event()
     one.on_signal(lambda run_id: heard.append(f"one {run_id}"))
@@ -534,14 +558,14 @@ async def test_a_signal_reaches_the_other_process_and_each_once(server: RedisSer
         await one.signal("run")
         await came.wait()
     assert sorted(heard) == ["one run", "two run"]
-    await one.close()
-    await two.close()
 
 
-async def test_channels_without_readers_are_unsubscribed(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_channels_without_readers_are_unsubscribed(
+    server: RedisServer, open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("agent_chat.stores.redis.log._LINGER_SECONDS", 0.0)
     monkeypatch.setattr("agent_chat.stores.redis.log._TICK_SECONDS", 0.05)
-    log = await open_redis_log(server.url)
+    log = await open_log()
     thread_id = new_id()
     cursor = log.cursor(thread_id, await log.tail(thread_id))
     channel = f"chat:{thread_id}".encode()
@@ -549,4 +573,3 @@ async def test_channels_without_readers_are_unsubscribed(server: RedisServer, mo
         await until(server, lambda answer: channel in answer, "PUBSUB", "CHANNELS")
         cursor.close()
         await until(server, lambda answer: channel not in answer, "PUBSUB", "CHANNELS")
-    await log.close()

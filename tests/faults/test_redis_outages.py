@@ -112,6 +112,7 @@ async def test_while_redis_is_down_runs_are_answered_and_afterwards_viewers_have
     await site.quiet(thread, other, third)
 
 
+@pytest.mark.alone
 async def test_no_request_waits_for_a_hanging_redis_twice(site: Site, redis: RedisServer) -> None:
     a = await site.server()
     agent = (await a.agent())["id"]

@@ -199,6 +199,7 @@ async def understood(server: Process, thread: str, files: list[File], talk: Talk
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of another process's memory is read from /proc")
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_hostile_files_neither_delay_other_streams_nor_exceed_the_memory_limit(
     server: Process,
 ) -> None:

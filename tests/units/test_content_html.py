@@ -181,6 +181,7 @@ async def test_a_megabyte_of_ordinary_text_is_rendered(renderer: Renderer) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_a_text_that_takes_too_long_is_escaped_and_the_loop_never_waits_for_it(hasty: Renderer) -> None:
     await started(hasty)
     begun = time.monotonic()
@@ -388,6 +389,7 @@ async def stall(render: Callable[[str, str], Awaitable[str]], text: str) -> floa
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_no_text_holds_up_the_event_loop(hasty: Renderer) -> None:
     await started(hasty)
     texts = [(longest_cheap(unit, True), True) for unit in UNITS]

@@ -462,6 +462,7 @@ async def test_a_worker_that_has_done_enough_is_replaced(limits: WorkerLimits) -
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_the_event_loop_hardly_notices(extractor: Extractor, heavy: Path, tmp_path: Path) -> None:
     large = tmp_path / "large.csv"
     large.write_text(CSV * (25 * 2**20 // len(CSV.encode())))

@@ -63,6 +63,7 @@ async def test_a_text_is_read_while_every_worker_is_busy(extractor: Extractor, t
     assert extractor._workers.processes == 0
 
 
+@pytest.mark.alone
 async def test_no_text_holds_up_the_event_loop(extractor: Extractor, tmp_path: Path) -> None:
     size = 4 * TEXT_CHARS
     texts = [b"\x01" * size, b"a:b\n" * size, "\ufffe".encode() * size, "é".encode() * size, b"<!---->" * size]
