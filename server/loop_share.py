@@ -213,7 +213,7 @@ class LoopShare:
         finally:
             unpaid = expected - (self._all.clock() - began) * self._fraction()
             self._owe(-max(0.0, unpaid))
-            self._per_request += (took - expected) * _WEIGHT_OF_LATEST
+            self._per_request += (took - self._per_request) * _WEIGHT_OF_LATEST
 
     async def serve_socket(self, socket: Awaitable[T]) -> T:
         """Serve a WebSocket and charge what it takes."""

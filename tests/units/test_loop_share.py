@@ -265,6 +265,24 @@ async def test_requests_at_once_begin_with_what_earlier_ones_took() -> None:
     await asyncio.wait(tasks)
 
 
+async def test_the_average_cost_is_never_above_the_most_that_a_request_took_however_many_are_served_at_once() -> None:
+    share = shares_with(Clock()).of("a")
+
+    async def costing(seconds: float, last: asyncio.Event) -> None:
+        charge = CHARGE.get()
+        assert charge is not None
+        charge(seconds)
+        await last.wait()
+
+    for seconds in (0.1, 0.001, 0.1):
+        last = asyncio.Event()
+        requests = [asyncio.create_task(share.serve(costing(seconds, last))) for _ in range(20)]
+        await asyncio.sleep(0)
+        last.set()
+        await asyncio.gather(*requests)
+        assert 0.0 <= share._per_request <= 0.101
+
+
 async def test_the_reserve_of_a_request_that_was_cheap_is_returned_and_not_what_time_has_paid() -> None:
     clock = Clock()
     share = shares_with(clock).of("a")
