@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import aiohttp
 import msgspec
@@ -28,6 +28,13 @@ class Noticed(msgspec.Struct):
     def percentile(self, name: str, share: float) -> float:
         values = self.took.get(name) or [float("nan")]
         return values[min(len(values) - 1, int(len(values) * share))]
+
+    @classmethod
+    def together(cls, rounds: Sequence[Noticed]) -> Noticed:
+        """What was noticed in all of these rounds."""
+        names = sorted({name for each in rounds for name in each.took})
+        took = {name: sorted(value for each in rounds for value in each.took.get(name, [])) for name in names}
+        return cls(took, sum(each.failed for each in rounds), sum(each.missing_tokens for each in rounds))
 
 
 class Victim:
