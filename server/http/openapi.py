@@ -23,7 +23,7 @@ from agent_chat.server.errors import (
     Unauthenticated,
     UnsupportedMediaType,
 )
-from agent_chat.server.http.operations import JSON, APIRoute, Operation, ResponseType
+from agent_chat.server.http.operations import JSON, REQUEST_ID, RETRY_AFTER, APIRoute, Header, Operation, ResponseType
 from agent_chat.server.http.problems import codes_of
 from agent_chat.server.http.query import parameter_schemas
 from agent_chat.server.http.schemas import MessageMetadata, Problem
@@ -60,6 +60,7 @@ _PATH_PARAMETERS: dict[str, tuple[JSONObject, type[Exception]]] = {
     "message_id": ({"type": "string", "format": "uuid"}, MessageNotFound),
     "attachment_id": ({"type": "string", "format": "uuid"}, AttachmentNotFound),
 }
+_RETRYABLE = (429, 503)
 _REFERENCE = "#/components/schemas/{name}"
 
 
@@ -203,11 +204,12 @@ def _parameters(route: APIRoute) -> list[JSONObject]:
     declared = deepcopy(parameter_schemas(route.operation.query)) if route.operation.query is not None else {}
     _complete(declared)
     in_query = [{"name": name, "in": "query", "schema": schema} for name, schema in declared.items()]
-    in_header = [
-        {"name": header.name, "in": "header", "description": header.description, "schema": header.schema}
-        for header in route.operation.headers
-    ]
+    in_header = [{"name": header.name, "in": "header", **_header(header)} for header in route.operation.headers]
     return [*in_path, *in_query, *in_header]
+
+
+def _header(header: Header) -> JSONObject:
+    return {"description": header.description, "schema": header.schema}
 
 
 def _responses(route: APIRoute, schemas: _Schemas) -> JSONObject:
@@ -221,15 +223,21 @@ def _responses(route: APIRoute, schemas: _Schemas) -> JSONObject:
             codes.setdefault(status, set()).add(code)
     for status in sorted(codes):
         description = " or ".join(f"`{code}`" for code in sorted(codes[status]))
-        responses[str(status)] = {"description": description, "content": content}
-    responses["default"] = {"description": "Any other problem.", "content": content}
+        headers = (RETRY_AFTER,) if status in _RETRYABLE else ()
+        responses[str(status)] = {"description": description, "headers": _headers(headers), "content": content}
+    responses["default"] = {"description": "Any other problem.", "headers": _headers(()), "content": content}
     return responses
 
 
 def _response(type: ResponseType, schemas: _Schemas) -> JSONObject:
-    if type.body is None:
-        return {"description": type.description}
-    return {"description": type.description, "content": {type.media_type: {"schema": schemas.of(type.body)}}}
+    response: JSONObject = {"description": type.description, "headers": _headers(type.headers)}
+    if type.body is not None:
+        response["content"] = {type.media_type: {"schema": schemas.of(type.body)}}
+    return response
+
+
+def _headers(headers: Sequence[Header]) -> JSONObject:
+    return {header.name: _header(header) for header in (*headers, REQUEST_ID)}
 
 
 def _errors(route: APIRoute) -> list[type[Exception]]:

@@ -18,20 +18,35 @@ EVENT_STREAM = "text/event-stream"
 
 
 class Header(msgspec.Struct, frozen=True):
-    """A request header."""
+    """A header of a request or a response."""
 
     name: str
     description: str
     schema: JSONObject = msgspec.field(default_factory=lambda: {"type": "string"})
 
 
+REQUEST_ID = Header("X-Request-Id", "What this request has in the server's log; every response has it.")
+RETRY_AFTER = Header("Retry-After", "In how many seconds to try again.", {"type": "integer", "minimum": 0})
+LOCATION = Header("Location", "The path of what was created.")
+LINK = Header("Link", '`<…>; rel="next"`: the next page (RFC 8288); absent on the last one.')
+MESSAGES_CUT = Header("X-Messages-Cut", "`true` if messages were left out, because the response would be too large.")
+IDEMPOTENCY_REPLAYED = Header("Idempotency-Replayed", "`true` if the key was used before: nothing new was stored.")
+PREFERENCE_APPLIED = Header("Preference-Applied", "What was applied of `Prefer` (RFC 7240).")
+
+
 class ResponseType(msgspec.Struct, frozen=True):
-    """A response that is not a problem. `body` is the type of its content; None: it has none."""
+    """A response that is not a problem.
+
+    Attributes:
+        body: the type of its content; None if it has none.
+        headers: what it has, at least in some cases, besides those of every response.
+    """
 
     body: Any = None
     status: int = 200
     media_type: str = JSON
     description: str = "Success."
+    headers: tuple[Header, ...] = ()
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):

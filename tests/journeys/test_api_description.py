@@ -70,6 +70,44 @@ async def test_responses_events_and_problems_fit_their_schemas(live: Live) -> No
     validator.check("Liveness", await live.get("/healthz"))
 
 
+_UNDECLARED = {"content-type", "content-length", "date", "cache-control", "x-accel-buffering", "transfer-encoding"}
+"""Headers of the transport and for proxies. Security headers (`X-Content-Type-Options` and others) are not listed."""
+_SECURITY = {"x-content-type-options", "content-security-policy", "referrer-policy", "x-frame-options"}
+
+
+async def test_every_header_of_a_response_is_declared(live: Live) -> None:
+    document: JSONObject = await live.get("/openapi.json")
+    thread = await live.scripted_thread()
+    pattern = "/api/v1/chat/{agent_id}/threads/{thread_id}"
+    files = {"files": ("a.txt", b"text")}
+    uploaded = await live.http.post(f"{thread}/attachments", files=files)
+    file = f"{thread}/attachments/{uploaded.json()[0]['id']}"
+    threads = thread.rpartition("/")[0]
+    await live.http.post(threads)
+    keyed = {"Idempotency-Key": "headers"}
+    asked = [
+        ("post", f"{pattern}/messages", await live.post(thread, "say hello", **keyed)),
+        ("post", f"{pattern}/messages", await live.post(thread, "say hello", **keyed)),
+        ("post", f"{pattern}/messages", await live.post(thread, "say hello", Prefer="respond-async")),
+        ("post", f"{pattern}/attachments", uploaded),
+        ("get", f"{pattern}/attachments/{{attachment_id}}", await live.http.get(file)),
+        ("get", f"{pattern}/attachments/{{attachment_id}}", await live.http.get(file, headers={"Range": "bytes=0-1"})),
+        ("post", "/api/v1/chat/{agent_id}/threads", await live.http.post(threads, headers=keyed)),
+        ("post", "/api/v1/chat/{agent_id}/threads", await live.http.post(threads, headers=keyed)),
+        ("get", "/api/v1/chat/{agent_id}/threads", await live.http.get(threads, params={"limit": 1})),
+        ("get", pattern, await live.http.get(thread)),
+        ("get", pattern, await live.http.get(f"{threads}/{uuid4()}")),
+    ]
+    seen = set[str]()
+    for method, path, response in asked:
+        responses = document["paths"][path][method]["responses"]
+        declared = {name.lower() for name in responses[str(response.status_code)]["headers"]}
+        found = set(response.headers.keys()) - _UNDECLARED - _SECURITY
+        assert found <= declared, (method, path, response.status_code)
+        seen |= found
+    assert seen >= {"location", "link", "idempotency-replayed", "preference-applied", "content-range", "x-request-id"}
+
+
 async def test_every_declared_query_parameter_is_checked_by_its_endpoint(live: Live) -> None:
     document: JSONObject = await live.get("/openapi.json")
     [_, agent_id, _, thread_id] = (await live.scripted_thread()).rsplit("/", 3)

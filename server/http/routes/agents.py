@@ -9,7 +9,7 @@ from starlette.responses import Response
 from agent_chat.server.errors import StorageFull
 from agent_chat.server.http.auth import principal_of
 from agent_chat.server.http.large_json import list_response
-from agent_chat.server.http.operations import APIRoute, Operation, ResponseType
+from agent_chat.server.http.operations import LINK, LOCATION, APIRoute, Operation, ResponseType
 from agent_chat.server.http.query import Offset, PageLimit, read_query
 from agent_chat.server.http.requests import as_json, next_link, public_path, read_body, service_of
 from agent_chat.server.inputs import AgentCreate, AgentUpdate
@@ -26,7 +26,7 @@ class AgentsQuery(msgspec.Struct, frozen=True):
 async def create_agent(request: Request) -> Response:
     """Create an agent. The first agent of an organization is its default."""
     agent = await service_of(request).create_agent(principal_of(request), await read_body(request, AgentCreate))
-    return as_json(agent, 201, {"Location": public_path(request, f"/api/v1/agents/{agent.id}")})
+    return as_json(agent, 201, {LOCATION.name: public_path(request, f"/api/v1/agents/{agent.id}")})
 
 
 async def list_agents(request: Request) -> Response:
@@ -39,7 +39,7 @@ async def list_agents(request: Request) -> Response:
     headers = {}
     if page.more:
         offset = query.offset + len(page.agents)
-        headers["Link"] = next_link(request, "/api/v1/agents", limit=query.limit, offset=offset)
+        headers[LINK.name] = next_link(request, "/api/v1/agents", limit=query.limit, offset=offset)
     return await list_response(page.agents, headers)
 
 
@@ -66,13 +66,18 @@ ROUTES = [
         "POST",
         "/api/v1/agents",
         create_agent,
-        Operation(tag="agents", responses=(ResponseType(Agent, 201),), body=AgentCreate, raises=(StorageFull,)),
+        Operation(
+            tag="agents",
+            responses=(ResponseType(Agent, 201, headers=(LOCATION,)),),
+            body=AgentCreate,
+            raises=(StorageFull,),
+        ),
     ),
     APIRoute(
         "GET",
         "/api/v1/agents",
         list_agents,
-        Operation(tag="agents", responses=(ResponseType(list[Agent]),), query=AgentsQuery),
+        Operation(tag="agents", responses=(ResponseType(list[Agent], headers=(LINK,)),), query=AgentsQuery),
     ),
     APIRoute("GET", "/api/v1/agents/{agent_id}", get_agent, Operation(tag="agents", responses=(ResponseType(Agent),))),
     APIRoute(

@@ -10,7 +10,7 @@ from starlette.responses import Response, StreamingResponse
 
 from agent_chat.server.errors import InvalidRequest, RangeNotSatisfiable, StorageFull, UnsupportedMediaType
 from agent_chat.server.http.auth import principal_of
-from agent_chat.server.http.operations import APIRoute, Operation, ResponseType
+from agent_chat.server.http.operations import APIRoute, Header, Operation, ResponseType
 from agent_chat.server.http.requests import RANGE, as_json, service_of
 from agent_chat.server.http.routes.threads import THREAD
 from agent_chat.server.http.schemas import Binary, UploadForm
@@ -97,6 +97,12 @@ def content_disposition(filename: str) -> str:
 
 
 _FILE = "application/octet-stream"
+_FILE_HEADERS = (
+    Header("Content-Disposition", "`attachment` with the file's name (RFC 6266)."),
+    Header("ETag", "The SHA-256 of the file."),
+    Header("Accept-Ranges", "`bytes`."),
+)
+_CONTENT_RANGE = Header("Content-Range", "Which bytes these are (RFC 9110).")
 ROUTES = [
     APIRoute(
         "POST",
@@ -113,8 +119,10 @@ ROUTES = [
         Operation(
             tag="attachments",
             responses=(
-                ResponseType(Binary, 200, _FILE, "The file; its media type is the attachment's `content_type`."),
-                ResponseType(Binary, 206, _FILE, "The range of the file."),
+                ResponseType(
+                    Binary, 200, _FILE, "The file; its media type is the attachment's `content_type`.", _FILE_HEADERS
+                ),
+                ResponseType(Binary, 206, _FILE, "The range of the file.", (*_FILE_HEADERS, _CONTENT_RANGE)),
             ),
             headers=(RANGE,),
             raises=(RangeNotSatisfiable,),

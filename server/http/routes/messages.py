@@ -14,7 +14,16 @@ from agent_chat.server.errors import AgentDeleted, Draining, RunFailedError, Sto
 from agent_chat.server.http.auth import principal_of
 from agent_chat.server.http.bodies import decode_form
 from agent_chat.server.http.large_json import list_response
-from agent_chat.server.http.operations import EVENT_STREAM, APIRoute, Operation, ResponseType
+from agent_chat.server.http.operations import (
+    EVENT_STREAM,
+    IDEMPOTENCY_REPLAYED,
+    LOCATION,
+    MESSAGES_CUT,
+    PREFERENCE_APPLIED,
+    APIRoute,
+    Operation,
+    ResponseType,
+)
 from agent_chat.server.http.problems import problem_of
 from agent_chat.server.http.query import MessageId, PageLimit, read_query
 from agent_chat.server.http.requests import (
@@ -31,7 +40,7 @@ from agent_chat.server.http.requests import (
     service_of,
     streams_of,
 )
-from agent_chat.server.http.routes.threads import MESSAGES_CUT, THREAD
+from agent_chat.server.http.routes.threads import THREAD
 from agent_chat.server.http.schemas import MessageForm
 from agent_chat.server.http.sse import EventStream
 from agent_chat.server.http.uploads import is_multipart, read_form
@@ -83,7 +92,7 @@ async def post_message(request: Request) -> Response:
 
 
 def _replay_headers(posted: Posted) -> dict[str, str]:
-    return {"Idempotency-Replayed": "true"} if posted.replayed else {}
+    return {IDEMPOTENCY_REPLAYED.name: "true"} if posted.replayed else {}
 
 
 async def _post(request: Request, if_busy: IfBusy, *, stream: bool = False) -> Posted:
@@ -118,9 +127,9 @@ async def _respond(request: Request, posted: Posted, headers: dict[str, str]) ->
     message = posted.answer or posted.message
     seconds = preferred_wait(request)
     path = MESSAGES.format(**request.path_params)
-    headers["Location"] = public_path(request, f"{path}/{message.id}")
+    headers[LOCATION.name] = public_path(request, f"{path}/{message.id}")
     if seconds is not None:
-        headers["Preference-Applied"] = f"wait={seconds:g}" if seconds else "respond-async"
+        headers[PREFERENCE_APPLIED.name] = f"wait={seconds:g}" if seconds else "respond-async"
     if message.in_progress and seconds != 0:
         message = await service_of(request).wait(principal_of(request), message.thread_id, message.id, seconds)
     if message.status == "failed":
@@ -142,7 +151,7 @@ async def list_messages(request: Request) -> Response:
         before=query.before,
         limit=query.limit,
     )
-    return await list_response(page.messages, {MESSAGES_CUT: "true"} if page.cut else {})
+    return await list_response(page.messages, {MESSAGES_CUT.name: "true"} if page.cut else {})
 
 
 async def get_message(request: Request) -> Response:
@@ -163,6 +172,7 @@ async def cancel(request: Request) -> Response:
     )
 
 
+_POSTED_HEADERS = (LOCATION, IDEMPOTENCY_REPLAYED, PREFERENCE_APPLIED)
 ROUTES = [
     APIRoute(
         "POST",
@@ -172,10 +182,20 @@ ROUTES = [
             tag="messages",
             responses=(
                 ResponseType(
-                    Message, 201, description="The agent's finished message; for other roles, the stored one."
+                    Message,
+                    201,
+                    description="The agent's finished message; for other roles, the stored one.",
+                    headers=_POSTED_HEADERS,
                 ),
-                ResponseType(str, 200, EVENT_STREAM, "The events of the run, as they are published."),
-                ResponseType(Message, 202, description="The message in progress; `Location` is where to poll it."),
+                ResponseType(
+                    str, 200, EVENT_STREAM, "The events of the run, as they are published.", (IDEMPOTENCY_REPLAYED,)
+                ),
+                ResponseType(
+                    Message,
+                    202,
+                    description="The message in progress; `Location` is where to poll it.",
+                    headers=_POSTED_HEADERS,
+                ),
             ),
             body=MessageCreate,
             form=MessageForm,
@@ -196,7 +216,9 @@ ROUTES = [
         "GET",
         MESSAGES,
         list_messages,
-        Operation(tag="messages", responses=(ResponseType(list[Message]),), query=MessagesQuery),
+        Operation(
+            tag="messages", responses=(ResponseType(list[Message], headers=(MESSAGES_CUT,)),), query=MessagesQuery
+        ),
     ),
     APIRoute(
         "GET", MESSAGES + "/{message_id}", get_message, Operation(tag="messages", responses=(ResponseType(Message),))

@@ -13,7 +13,15 @@ from starlette.routing import Route
 from agent_chat.server.errors import AgentDeleted, Draining, Gone, RunFailedError, StorageFull, ThreadEmpty
 from agent_chat.server.http.auth import principal_of
 from agent_chat.server.http.large_json import list_response, thread_response
-from agent_chat.server.http.operations import APIRoute, Operation, ResponseType
+from agent_chat.server.http.operations import (
+    IDEMPOTENCY_REPLAYED,
+    LINK,
+    LOCATION,
+    MESSAGES_CUT,
+    APIRoute,
+    Operation,
+    ResponseType,
+)
 from agent_chat.server.http.query import Offset, read_query
 from agent_chat.server.http.requests import (
     IDEMPOTENCY_KEY,
@@ -30,7 +38,6 @@ from agent_chat.stores.models import Thread
 
 THREADS = "/api/v1/chat/{agent_id}/threads"
 THREAD = THREADS + "/{thread_id}"
-MESSAGES_CUT = "X-Messages-Cut"
 
 
 class ThreadsQuery(msgspec.Struct, frozen=True):
@@ -57,9 +64,9 @@ async def create_thread(request: Request) -> Response:
         principal_of(request), request.path_params["agent_id"], body, idempotency_key=idempotency_key(request)
     )
     path = f"/api/v1/chat/{created.thread.agent_id}/threads/{created.thread.id}"
-    headers = {"Location": public_path(request, path)}
+    headers = {LOCATION.name: public_path(request, path)}
     if created.replayed:
-        headers["Idempotency-Replayed"] = "true"
+        headers[IDEMPOTENCY_REPLAYED.name] = "true"
     return await _respond(ThreadPart(created.thread, created.cut), 201, headers)
 
 
@@ -77,9 +84,9 @@ async def list_threads(request: Request) -> Response:
     headers = {}
     if page.more:
         path = f"/api/v1/chat/{request.path_params['agent_id']}/threads"
-        headers["Link"] = next_link(request, path, limit=query.limit, offset=query.offset + query.limit)
+        headers[LINK.name] = next_link(request, path, limit=query.limit, offset=query.offset + query.limit)
     if page.cut:
-        headers[MESSAGES_CUT] = "true"
+        headers[MESSAGES_CUT.name] = "true"
     return await list_response(page.threads, headers)
 
 
@@ -112,7 +119,7 @@ async def generate_title(request: Request) -> Response:
 
 
 async def _respond(part: ThreadPart, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    cut = {MESSAGES_CUT: "true"} if part.cut else {}
+    cut = {MESSAGES_CUT.name: "true"} if part.cut else {}
     return await thread_response(part.thread, status, {**(headers or {}), **cut})
 
 
@@ -121,6 +128,7 @@ async def gone(request: Request) -> Response:
     raise Gone("/api/v1/chat/{agent_id}/threads")
 
 
+_THREAD = ResponseType(Thread, headers=(MESSAGES_CUT,))
 _GONE_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 ROUTES = [
     Route("/api/v1/chat/conversations", gone, methods=_GONE_METHODS),
@@ -131,7 +139,7 @@ ROUTES = [
         create_thread,
         Operation(
             tag="threads",
-            responses=(ResponseType(Thread, 201),),
+            responses=(ResponseType(Thread, 201, headers=(LOCATION, IDEMPOTENCY_REPLAYED, MESSAGES_CUT)),),
             body=ThreadCreate,
             body_required=False,
             headers=(IDEMPOTENCY_KEY,),
@@ -142,12 +150,12 @@ ROUTES = [
         "GET",
         THREADS,
         list_threads,
-        Operation(tag="threads", responses=(ResponseType(list[Thread]),), query=ThreadsQuery),
+        Operation(
+            tag="threads", responses=(ResponseType(list[Thread], headers=(LINK, MESSAGES_CUT)),), query=ThreadsQuery
+        ),
     ),
-    APIRoute("GET", THREAD, get_thread, Operation(tag="threads", responses=(ResponseType(Thread),), query=ThreadQuery)),
-    APIRoute(
-        "PATCH", THREAD, update_thread, Operation(tag="threads", responses=(ResponseType(Thread),), body=ThreadUpdate)
-    ),
+    APIRoute("GET", THREAD, get_thread, Operation(tag="threads", responses=(_THREAD,), query=ThreadQuery)),
+    APIRoute("PATCH", THREAD, update_thread, Operation(tag="threads", responses=(_THREAD,), body=ThreadUpdate)),
     APIRoute("DELETE", THREAD, delete_thread, Operation(tag="threads", responses=(ResponseType(status=204),))),
     APIRoute(
         "POST",
@@ -155,7 +163,7 @@ ROUTES = [
         generate_title,
         Operation(
             tag="threads",
-            responses=(ResponseType(Thread),),
+            responses=(_THREAD,),
             raises=(ThreadEmpty, AgentDeleted, Draining, RunFailedError),
         ),
     ),
