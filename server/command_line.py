@@ -24,7 +24,14 @@ from agent_chat.server.own_key import KEY_FILE, OwnKey
 from agent_chat.server.serving import Server, freeze_startup_objects, listening_socket, share_interpreter
 from agent_chat.server.settings import BadSetting, Settings, environment, load, unknown
 from agent_chat.stores.contracts import Store
-from agent_chat.stores.errors import BadBlobsURL, DataFolderInUse, DataFolderUnusable, StoreError, StoreUnavailable
+from agent_chat.stores.errors import (
+    BadBlobsURL,
+    DataFolderInUse,
+    DataFolderUnusable,
+    SchemaTooNew,
+    StoreError,
+    StoreUnavailable,
+)
 from agent_chat.stores.open import open_store
 
 R = TypeVar("R")
@@ -81,7 +88,7 @@ def serve() -> None:
         pass
     except SystemExit:
         failure = getattr(app.state, "failure", None)
-        if isinstance(failure, DataFolderInUse | DataFolderUnusable | StoreUnavailable | ValueError):
+        if isinstance(failure, DataFolderInUse | DataFolderUnusable | SchemaTooNew | StoreUnavailable | ValueError):
             _stop(_line(failure, settings))
         if isinstance(failure, OSError):
             _stop(f"CHAT_DATA_DIR: {failure}")

@@ -113,8 +113,8 @@ class BadBlobsURL(StoreError):
 class DataFolderInUse(StoreError):
     """Another server is using the data folder."""
 
-    def __init__(self, folder: str) -> None:
-        super().__init__(f"another server is using the data folder {folder}")
+    def __init__(self, folder: str, advice: str = "") -> None:
+        super().__init__(f"another server is using the data folder {folder}{advice and f'; {advice}'}")
 
 
 class DataFolderUnusable(StoreError):
@@ -122,6 +122,16 @@ class DataFolderUnusable(StoreError):
 
     def __init__(self, folder: str, reason: str) -> None:
         super().__init__(f"CHAT_DATA_DIR: cannot store anything in {folder}: {reason}")
+
+
+class SchemaTooNew(StoreError):
+    """The data were written by a later version of the server, which stores them in another way."""
+
+    def __init__(self, database: str, found: int, known: int) -> None:
+        super().__init__(
+            f"{database} was written by a later version of this server (schema version {found}; this one knows versions"
+            f" up to {known}): start that version, or restore a backup"
+        )
 
 
 class Gap(Exception):

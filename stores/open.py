@@ -40,6 +40,7 @@ async def open_store(where: Where, *, serving: bool = True) -> Store:
     Raises:
         DataFolderInUse: another server serves from the data folder.
         DataFolderUnusable: the folder cannot be created or written to.
+        SchemaTooNew: a later version of the server wrote the data.
         StoreUnavailable: the database does not respond.
         ValueError: its URL is invalid; the text names the setting.
     """

@@ -33,6 +33,7 @@ async def open_sqlite(
     Raises:
         DataFolderInUse: another server serves from this folder.
         DataFolderUnusable: the files cannot be made private.
+        SchemaTooNew: a later version of the server wrote the data.
         StoreDamaged: the file is damaged, or is not a database.
         StoreUnavailable: the file cannot be opened.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,20 @@ def test_a_database_file_that_is_none_is_named(tmp_path: Path, arguments: list[s
     assert refused(tmp_path, arguments) == (
         f"The database is damaged ({path}: file is not a database): restore it from a backup."
     )
+
+
+@pytest.mark.parametrize("arguments", [[], ["keys", "list"]], ids=["serve", "keys"])
+def test_data_of_a_later_version_are_refused_and_stay_as_they_are(tmp_path: Path, arguments: list[str]) -> None:
+    path = tmp_path / "data" / "chat.db"
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE threads (a_later_schema TEXT)")
+        db.execute("PRAGMA user_version = 1000")
+    before = path.read_bytes()
+    assert refused(tmp_path, arguments).startswith(
+        f"{path} was written by a later version of this server (schema version 1000; this one knows versions up to "
+    )
+    assert path.read_bytes() == before
 
 
 def test_a_database_url_that_is_none_is_named_by_the_keys_commands(tmp_path: Path) -> None:
