@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from agent_chat.stores.errors import DataFolderInUse, StoreUnavailable
+from agent_chat.stores.models import Idempotency, Principal
 from agent_chat.stores.sqlite import database as sqlite_database
 from agent_chat.stores.sqlite import migrations
 from agent_chat.stores.sqlite.migrations import MIGRATIONS
 from agent_chat.stores.sqlite.store import open_sqlite
+from tests.support.earlier_data import recorded, unpack_folder
+from tests.support.samples import new_thread
 
 
 def version(path: Path) -> int:
@@ -75,3 +79,27 @@ async def test_processes_of_the_command_line_that_open_a_new_folder_together_all
     assert len({organization.id for organization in created}) == 1
     for store in stores:
         await store.close()
+
+
+async def test_idempotency_keys_of_version_0_1_0_still_count(tmp_path: Path) -> None:
+    path = unpack_folder("0.1.0", tmp_path) / "chat.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.row_factory = sqlite3.Row
+        of_messages = db.execute("SELECT i.*, organization_id FROM idempotency i JOIN threads t ON t.id = thread_id")
+        messages = of_messages.fetchall()
+        threads = db.execute("SELECT * FROM threads WHERE key IS NOT NULL").fetchall()
+    assert (len(messages), len(threads)) == (4, 2)
+    at = datetime.fromisoformat(recorded("0.1.0", "sqlite")["recorded_at"])
+    store = await open_sqlite(path, clock=lambda: at)
+    for row in messages:
+        principal = Principal(row["organization_id"], row["user_id"])
+        posted = await store.replay(principal, row["thread_id"], Idempotency(row["key"], row["fingerprint"]))
+        assert posted is not None
+        assert (posted.message.id, posted.run_id) == (row["message_id"], row["run_id"])
+    for row in threads:
+        principal = Principal(row["organization_id"], row["user_id"])
+        created = await store.create(
+            principal, new_thread(principal, row["agent_id"]), Idempotency(row["key"], row["fingerprint"])
+        )
+        assert (created.thread.id, created.replayed) == (row["id"], True)
+    await store.close()
