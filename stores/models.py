@@ -33,6 +33,8 @@ NESTING = 64
 """How deep JSON from clients and tools may be nested: bodies, and arguments and results of tools."""
 ACTIVITY = "activity"
 """The key of `metadata["run"]` that exists only while a run waits for something, and names it."""
+SERVER_FACTS = "thread"
+"""The key of a thread's metadata that is the server's: `{"external_id": …}`, present only if the thread has one."""
 MESSAGE_BYTES = 8 * 2**20
 """The largest size of one message, including its tool calls."""
 
@@ -240,6 +242,22 @@ class Thread(msgspec.Struct, frozen=True):
     updated_at: Timestamp
     archived: bool
     messages: list[Message] = []
+
+    @property
+    def external_id(self) -> str | None:
+        """The client's own id of the thread, from `metadata["thread"]`; None if it has none."""
+        facts = self.metadata.get(SERVER_FACTS)
+        return facts.get("external_id") if isinstance(facts, dict) else None
+
+    def with_external_id(self, external_id: str) -> Thread:
+        """Return the same thread with this external id."""
+        return replace(self, metadata={**self.metadata, SERVER_FACTS: {"external_id": external_id}})
+
+    def client_metadata(self) -> JSONObject:
+        """The metadata without what the server adds to it: what stores keep as the thread's metadata."""
+        if self.external_id is None:
+            return self.metadata
+        return {name: value for name, value in self.metadata.items() if name != SERVER_FACTS}
 
 
 class Idempotency(msgspec.Struct, frozen=True):

@@ -37,6 +37,9 @@ Events
     I21. Facts and terminal events are stored before they are published.
     I22. `fold` of a run's events without its terminal event has the content and the tool calls of the stored message.
     I23. Applying an event twice changes nothing.
+
+External ids
+    I24. An external id names at most one thread of a user with an agent. Deleting the thread releases it.
 """
 
 from __future__ import annotations

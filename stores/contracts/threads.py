@@ -17,10 +17,18 @@ LEASE_SECONDS = 20.0
 
 
 class Created(msgspec.Struct, frozen=True):
-    """A new thread. `replayed`: it was created by an earlier call with the same key. `cut`: as in `ThreadPart`."""
+    """A new thread, or the one that exists already.
+
+    Attributes:
+        thread: the thread.
+        replayed: it was created by an earlier call with the same key.
+        found: it has the external id and was created by another call.
+        cut: as in `ThreadPart`.
+    """
 
     thread: Thread
     replayed: bool
+    found: bool = False
     cut: bool = False
 
 
@@ -94,10 +102,17 @@ class ThreadStore(OutboxStore, Protocol):
     """
 
     async def create(self, principal: Principal, thread: Thread, idempotency: Idempotency | None = None) -> Created:
-        """Store a new thread, once per key (I6).
+        """Store a new thread, once per key (I6); or return the one that has its external id (I24).
+
+        The key is checked first. It belongs to the call that created the thread: one that only finds the thread stores
+        nothing.
 
         Raises: IdempotencyMismatch if the key was used with another fingerprint.
         """
+        ...
+
+    async def find_thread(self, principal: Principal, agent_id: str, external_id: str) -> Thread | None:
+        """Return this user's thread with the external id (I24), without its messages; None if there is none."""
         ...
 
     async def get(self, principal: Principal, thread_id: str, *, message_limit: int = 50) -> Thread:
@@ -126,10 +141,14 @@ class ThreadStore(OutboxStore, Protocol):
         archived: bool | None,
         message_limit: int,
         max_bytes: int,
+        external_id: str | None = None,
     ) -> ThreadPage:
         """Return the organization's threads with this agent, latest `updated_at` first.
 
         Where their messages would exceed `max_bytes` of JSON, each thread has fewer, the latest (I9).
+
+        Args:
+            external_id: only threads with this external id, of any user; None for all.
         """
         ...
 

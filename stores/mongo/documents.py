@@ -4,7 +4,7 @@ A thread is one document:
 
     {_id, organization_id, agent_id, user_id, title, metadata, created_at, updated_at, archived,
      running: null | {id, n, at}, messages: [entry], keys: [key], total, pushed, fence, count, bytes, paged_bytes?,
-     key_id?, key_fingerprint?, key_at?, outbox?, outbox_at?}
+     external_id?, key_id?, key_fingerprint?, key_at?, outbox?, outbox_at?}
 
 - An entry is {id, n, at, size, body, by?}: a message's place in its thread, its time, and the whole message as JSON
   text, compressed if it is large. It is not stored as BSON, whose numbers and keys differ from those of JSON. `by`
@@ -69,6 +69,7 @@ THREAD_FIELDS: Document = dict.fromkeys(
         "created_at",
         "updated_at",
         "archived",
+        "external_id",
         "running",
         "total",
     ],
@@ -154,13 +155,14 @@ def build_entry(packed: Packed, n: object, at: object) -> Document:
 
 def build_thread_document(principal: Principal, thread: Thread) -> Document:
     """Build the document of a new thread."""
-    return {
+    metadata = encode_json(thread.client_metadata())
+    document: Document = {
         "_id": thread.id,
         "organization_id": principal.organization_id,
         "agent_id": thread.agent_id,
         "user_id": principal.user_id,
         "title": thread.title,
-        "metadata": encode_json(thread.metadata),
+        "metadata": metadata,
         "created_at": to_millis(thread.created_at),
         "updated_at": to_millis(thread.updated_at),
         "archived": thread.archived,
@@ -171,13 +173,14 @@ def build_thread_document(principal: Principal, thread: Thread) -> Document:
         "pushed": [-(2**53)],
         "fence": 0,
         "count": 0,
-        "bytes": RECORD_BYTES + len(thread.metadata and encode_json(thread.metadata)) + len(thread.title),
+        "bytes": RECORD_BYTES + len(metadata) + len(thread.title),
     }
+    return document if thread.external_id is None else document | {"external_id": thread.external_id}
 
 
 def build_thread(document: Document, messages: list[Message] | None = None) -> Thread:
     """Build a thread from its document."""
-    return Thread(
+    thread = Thread(
         id=document["_id"],
         agent_id=document["agent_id"],
         user_id=document["user_id"],
@@ -189,6 +192,8 @@ def build_thread(document: Document, messages: list[Message] | None = None) -> T
         archived=document["archived"],
         messages=messages or [],
     )
+    external_id = document.get("external_id")
+    return thread if external_id is None else thread.with_external_id(external_id)
 
 
 def key_id(*parts: str) -> str:

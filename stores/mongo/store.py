@@ -49,6 +49,12 @@ INDEXES = {
             [("organization_id", 1), ("agent_id", 1), ("archived", 1), ("updated_at", -1), ("_id", -1)], name="page"
         ),
         IndexModel("key_id", name="key", unique=True, sparse=True),
+        IndexModel(
+            [("organization_id", 1), ("agent_id", 1), ("external_id", 1), ("user_id", 1)],
+            name="external_id",
+            unique=True,
+            partialFilterExpression={"external_id": {"$exists": True}},
+        ),
         IndexModel([("organization_id", 1), ("bytes", 1), ("paged_bytes", 1)], name="stored"),
         IndexModel("sweep_at", name="sweep", sparse=True),
         IndexModel("outbox_at", name="outbox", sparse=True),

@@ -76,18 +76,25 @@ class MongoThreads(MongoOutbox, MongoStorage):
         for _ in range(TRIES):
             if await self.db.threads.insert(document):
                 return Created(build_thread(document), replayed=False)
-            if idempotency is None:
+            if idempotency and (replayed := await self._find_created(document, idempotency, now)):
+                return Created(replayed, replayed=True)
+            if thread.external_id is not None and (
+                found := await self.find_thread(principal, thread.agent_id, thread.external_id)
+            ):
+                return Created(found, replayed=False, found=True)
+            if idempotency is None and thread.external_id is None:
                 break
-            same_key = {"key_id": document["key_id"]}
-            earlier = await self.db.threads.find_one(same_key, {**THREAD_FIELDS, "key_fingerprint": 1, "key_at": 1})
-            if earlier is None:
-                continue
-            used_at = earlier["key_at"] / 1000
-            if rules.key_counts(idempotency, earlier["key_fingerprint"], used_at, now / 1000):
-                return Created(build_thread(earlier), replayed=True)
-            outdated = {**same_key, "key_at": earlier["key_at"]}
-            await self.db.threads.update_one(outdated, {"$unset": {"key_id": 1}}, {"_id": 1})
         raise contention(thread.id)
+
+    async def find_thread(self, principal: Principal, agent_id: str, external_id: str) -> Thread | None:
+        query = {
+            "organization_id": principal.organization_id,
+            "agent_id": agent_id,
+            "external_id": external_id,
+            "user_id": principal.user_id,
+        }
+        document = await self.db.threads.find_one(query, THREAD_FIELDS)
+        return build_thread(document) if document else None
 
     async def get(self, principal: Principal, thread_id: str, *, message_limit: int = 50) -> Thread:
         return (await self.read(principal, thread_id, message_limit=message_limit)).thread
@@ -108,6 +115,7 @@ class MongoThreads(MongoOutbox, MongoStorage):
         archived: bool | None,
         message_limit: int,
         max_bytes: int,
+        external_id: str | None = None,
     ) -> ThreadPage:
         """Reads the sizes of the embedded messages first, then those that fit. Messages in pages are left out."""
         outlines = await self.db.threads.find(
@@ -115,6 +123,7 @@ class MongoThreads(MongoOutbox, MongoStorage):
                 "organization_id": principal.organization_id,
                 "agent_id": agent_id,
                 "archived": {"$in": [False, True]} if archived is None else archived,
+                **({} if external_id is None else {"external_id": external_id}),
             },
             {"running": 1, "total": 1, "messages.id": 1, "messages.n": 1, "messages.size": 1},
             sort=[("updated_at", -1), ("_id", -1)],
@@ -295,6 +304,21 @@ class MongoThreads(MongoOutbox, MongoStorage):
         return await self._replay(principal, thread_id, build_used_key(key)) if key and not key["free"] else None
 
     # idempotency keys
+
+    async def _find_created(self, document: Document, idempotency: Idempotency, now: int) -> Thread | None:
+        """The thread that the key of this document created before; a key that no longer counts is freed.
+
+        Raises: IdempotencyMismatch.
+        """
+        same_key = {"key_id": document["key_id"]}
+        earlier = await self.db.threads.find_one(same_key, {**THREAD_FIELDS, "key_fingerprint": 1, "key_at": 1})
+        if earlier is None:
+            return None
+        if rules.key_counts(idempotency, earlier["key_fingerprint"], earlier["key_at"] / 1000, now / 1000):
+            return build_thread(earlier)
+        outdated = {**same_key, "key_at": earlier["key_at"]}
+        await self.db.threads.update_one(outdated, {"$unset": {"key_id": 1}}, {"_id": 1})
+        return None
 
     async def _read_head(
         self, principal: Principal, thread_id: str, idempotency: Idempotency | None

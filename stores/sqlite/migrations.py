@@ -41,7 +41,7 @@ CREATE INDEX IF NOT EXISTS agents_of ON agents (organization_id);
 CREATE TABLE IF NOT EXISTS threads (
     id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, agent_id TEXT NOT NULL, user_id TEXT NOT NULL,
     title TEXT NOT NULL, metadata BLOB NOT NULL, created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
-    archived INTEGER NOT NULL, running TEXT, key TEXT, fingerprint TEXT, key_at REAL);
+    archived INTEGER NOT NULL, running TEXT, key TEXT, fingerprint TEXT, key_at REAL, external_id TEXT);
 CREATE INDEX IF NOT EXISTS threads_of ON threads (organization_id, agent_id, updated_at DESC, id DESC);
 CREATE UNIQUE INDEX IF NOT EXISTS thread_keys ON threads (organization_id, user_id, agent_id, key)
     WHERE key IS NOT NULL;
@@ -76,8 +76,13 @@ CREATE INDEX IF NOT EXISTS removals_due ON removals (due);
 CREATE INDEX IF NOT EXISTS removals_of ON removals (organization_id, size);
 CREATE TABLE IF NOT EXISTS probe (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
 """
-_ADDED_COLUMNS = {"keys": {"source": "TEXT", "held_at": "REAL"}}
+_ADDED_COLUMNS = {"keys": {"source": "TEXT", "held_at": "REAL"}, "threads": {"external_id": "TEXT"}}
 """Columns that databases without a version may lack."""
+_ADDED_INDEXES = """
+CREATE UNIQUE INDEX IF NOT EXISTS thread_external_ids ON threads (organization_id, agent_id, external_id, user_id)
+    WHERE external_id IS NOT NULL;
+"""
+"""Indexes of those columns."""
 
 
 def _create_tables(db: sqlite3.Connection) -> None:
@@ -88,6 +93,8 @@ def _create_tables(db: sqlite3.Connection) -> None:
         present = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
         for name in columns.keys() - present:
             db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {columns[name]}")
+    for statement in _ADDED_INDEXES.split(";"):
+        db.execute(statement)
 
 
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_tables,)

@@ -36,7 +36,7 @@ def decode_message(body: bytes) -> Message:
 
 def build_thread(row: sqlite3.Row, messages: list[Message] | None = None) -> Thread:
     """Build a thread from its row."""
-    return Thread(
+    thread = Thread(
         id=row["id"],
         agent_id=row["agent_id"],
         user_id=row["user_id"],
@@ -48,6 +48,7 @@ def build_thread(row: sqlite3.Row, messages: list[Message] | None = None) -> Thr
         archived=bool(row["archived"]),
         messages=messages or [],
     )
+    return thread if row["external_id"] is None else thread.with_external_id(row["external_id"])
 
 
 def build_record(row: sqlite3.Row) -> RunRecord:

@@ -32,6 +32,7 @@ class SQLiteThreads(SQLiteBase):
         self, db: sqlite3.Connection, principal: Principal, thread: Thread, idempotency: Idempotency | None = None
     ) -> Created:
         now = self.clock().timestamp()
+        outdated: sqlite3.Row | None = None
         if idempotency:
             earlier = db.execute(
                 "SELECT * FROM threads WHERE organization_id = ? AND user_id = ? AND agent_id = ? AND key = ?",
@@ -39,26 +40,22 @@ class SQLiteThreads(SQLiteBase):
             ).fetchone()
             if earlier and rules.key_counts(idempotency, earlier["fingerprint"], earlier["key_at"], now):
                 return Created(build_thread(earlier), replayed=True)
-            if earlier:
-                db.execute("UPDATE threads SET key = NULL WHERE id = ?", (earlier["id"],))
-        db.execute(
-            "INSERT INTO threads VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, ?)",
-            (
-                thread.id,
-                principal.organization_id,
-                thread.agent_id,
-                principal.user_id,
-                thread.title,
-                msgspec.json.encode(thread.metadata),
-                thread.created_at,
-                thread.updated_at,
-                thread.archived,
-                idempotency.key if idempotency else None,
-                idempotency.fingerprint if idempotency else None,
-                now,
-            ),
-        )
+            outdated = earlier
+        if thread.external_id is not None and (
+            found := _row_with_external_id(db, principal, thread.agent_id, thread.external_id)
+        ):
+            return Created(build_thread(found), replayed=False, found=True)
+        if outdated:
+            db.execute("UPDATE threads SET key = NULL WHERE id = ?", (outdated["id"],))
+        _insert_thread(db, principal, thread, idempotency, now)
         return Created(build_thread(thread_row(db, principal, thread.id)), replayed=False)
+
+    @runs_in_reader
+    def find_thread(
+        self, db: sqlite3.Connection, principal: Principal, agent_id: str, external_id: str
+    ) -> Thread | None:
+        row = _row_with_external_id(db, principal, agent_id, external_id)
+        return build_thread(row) if row else None
 
     @runs_in_reader
     def get(self, db: sqlite3.Connection, principal: Principal, thread_id: str, *, message_limit: int = 50) -> Thread:
@@ -91,11 +88,14 @@ class SQLiteThreads(SQLiteBase):
         archived: bool | None,
         message_limit: int,
         max_bytes: int,
+        external_id: str | None = None,
     ) -> ThreadPage:
+        named = "" if external_id is None else " AND external_id = ?6"
         rows = db.execute(
-            "SELECT * FROM threads WHERE organization_id = ? AND agent_id = ? AND (?3 IS NULL OR archived = ?3)"
+            "SELECT * FROM threads WHERE organization_id = ?1 AND agent_id = ?2"
+            f" AND (?3 IS NULL OR archived = ?3){named}"
             " ORDER BY updated_at DESC, id DESC LIMIT ?4 OFFSET ?5",
-            (principal.organization_id, agent_id, archived, limit + 1, offset),
+            (principal.organization_id, agent_id, archived, limit + 1, offset, *([external_id] if named else [])),
         ).fetchall()
         shown = rows[:limit]
         sized = [message_sizes(db, row["id"], message_limit) for row in shown]
@@ -139,3 +139,37 @@ class SQLiteThreads(SQLiteBase):
         add_fact(db, principal, thread_id, ThreadDeleted(thread_id), self.lease)
         running: str | None = row["running"]
         return running
+
+
+def _row_with_external_id(
+    db: sqlite3.Connection, principal: Principal, agent_id: str, external_id: str
+) -> sqlite3.Row | None:
+    """The thread that the external id names (I24)."""
+    row: sqlite3.Row | None = db.execute(
+        "SELECT * FROM threads WHERE organization_id = ? AND agent_id = ? AND external_id = ? AND user_id = ?",
+        (principal.organization_id, agent_id, external_id, principal.user_id),
+    ).fetchone()
+    return row
+
+
+def _insert_thread(
+    db: sqlite3.Connection, principal: Principal, thread: Thread, idempotency: Idempotency | None, now: float
+) -> None:
+    values = {
+        "id": thread.id,
+        "organization_id": principal.organization_id,
+        "agent_id": thread.agent_id,
+        "user_id": principal.user_id,
+        "title": thread.title,
+        "metadata": msgspec.json.encode(thread.client_metadata()),
+        "created_at": thread.created_at,
+        "updated_at": thread.updated_at,
+        "archived": thread.archived,
+        "key": idempotency.key if idempotency else None,
+        "fingerprint": idempotency.fingerprint if idempotency else None,
+        "key_at": now,
+        "external_id": thread.external_id,
+    }
+    db.execute(
+        f"INSERT INTO threads ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})", tuple(values.values())
+    )

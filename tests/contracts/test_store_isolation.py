@@ -31,6 +31,9 @@ from tests.support.samples import (
     turn,
 )
 
+CHAT = "chat-1"
+"""The external id of the organization's thread."""
+
 
 class World(msgspec.Struct, frozen=True):
     """What an organization has: a finished and a running turn, an agent, a user, idempotency keys of every kind."""
@@ -48,7 +51,8 @@ async def populate(store: Store) -> World:
     user = await store.create_user((await store.create_organization("Acme")).id, "Ada")
     principal = Principal(user.organization_id, user.id)
     agent = await store.create_agent(principal, new_agent(principal))
-    thread = (await store.create(principal, new_thread(principal, agent.id, metadata=AWKWARD), idempotent())).thread
+    named = new_thread(principal, agent.id, metadata=AWKWARD).with_external_id(CHAT)
+    thread = (await store.create(principal, named, idempotent())).thread
     finished = await finished_run(store, principal, thread.id)
     await store.append_message(principal, new_message(thread.id, role="system"), idempotent())
     file = new_file(thread.id)
@@ -62,6 +66,7 @@ async def everything(store: Store, world: World) -> str:
     return exactly(
         [
             await store.get(principal, world.thread.id),
+            await store.find_thread(principal, world.agent.id, CHAT),
             await store.list_threads(
                 principal, world.agent.id, limit=50, offset=0, archived=None, message_limit=50, max_bytes=2**23
             ),
@@ -138,6 +143,13 @@ CASES: dict[str, tuple[Case, Outcome]] = {
         lambda store, principal, world: store.create(principal, new_thread(principal, world.agent.id), idempotent()),
         Other,
     ),
+    "create with an external id": (
+        lambda store, principal, world: store.create(
+            principal, new_thread(principal, world.agent.id).with_external_id(CHAT)
+        ),
+        Other,
+    ),
+    "find_thread": (lambda store, principal, world: store.find_thread(principal, world.agent.id, CHAT), None),
     "get": (lambda store, principal, world: store.get(principal, world.thread.id), ThreadNotFound),
     "read": (lambda store, principal, world: store.read(principal, world.thread.id, message_limit=5), ThreadNotFound),
     "list_threads": (page_threads, []),
@@ -243,8 +255,9 @@ async def test_what_a_stranger_creates_belongs_to_the_stranger(open_store: OpenS
     async with open_store() as store:
         world = await populate(store)
         principal = Principal((await store.create_organization("Elsewhere")).id, new_id())
-        created = await store.create(principal, new_thread(principal, world.agent.id), idempotent())
-        assert created.replayed is False
+        named = new_thread(principal, world.agent.id).with_external_id(CHAT)
+        created = await store.create(principal, named, idempotent())
+        assert (created.replayed, created.found) == (False, False)
         assert [thread.id for thread in await page_threads(store, principal, world)] == [created.thread.id]
         assert [thread.id for thread in await page_threads(store, world.principal, world)] == [world.thread.id]
         with pytest.raises(ThreadNotFound):

@@ -23,6 +23,7 @@ async def read_page(
     archived: bool | None = None,
     message_limit: int = 50,
     max_bytes: int = READ_BYTES,
+    external_id: str | None = None,
 ) -> ThreadPage:
     return await store.list_threads(
         principal,
@@ -32,6 +33,7 @@ async def read_page(
         archived=archived,
         message_limit=message_limit,
         max_bytes=max_bytes,
+        external_id=external_id,
     )
 
 
