@@ -1,15 +1,11 @@
-"""`python -m tests.bench.first_token`: what the server adds to a model's answer, in time and in CPU.
+"""`python -m tests.bench.first_token`: how much later than the model itself the server sends the first token.
 
-First: from posting to the first delta, less what the stand-in takes when it is asked directly. Then: CPU of the server
-process per 1,000 tokens at 50 streams, beside a bare relay (the SDK's typed events written out as SSE, nothing kept),
-with the SDK's own HTTP client and with aiohttp. The stand-in and the clients are processes of their own.
+The stand-in, the server and the client are processes of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import statistics
 import sys
 import tempfile
@@ -17,68 +13,25 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import uvicorn
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import StreamingResponse
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from agent_chat.server.serving import listening_socket
-from tests.support.anthropic_api import TIME, StandIn, Stream, says, text
+from tests.support.anthropic_api import StandIn, says, text
 from tests.support.client import Client
 from tests.support.servers import Process, server_process
 
-STREAMS = 50
-TOKENS = 200
-PACE = 0.02
 POSTS = 55
 WARM_UP = 5
 
 
 def model() -> StandIn:
-    """Answers at once with a few words; with many, slowly, where the question is `long`; with times where `timed`."""
+    """Answers at once with a few words."""
     service = StandIn()
-    brief = says(text("Here ", "I ", "am."))
-    long = says(text(*(f"word{index % 100} " for index in range(TOKENS))))
-    long = Stream(long.events, pace=PACE)
-    timed = Stream(says(text(*[f"{TIME} "] * TOKENS)).events, pace=4 * PACE, timed=True)
-
-    def reply(request: dict[str, Any]) -> Stream:
-        question = request["messages"][-1]["content"][-1]["text"]
-        return {"long": long, "timed": timed}.get(question, brief)
-
-    service.otherwise = reply
+    service.otherwise = lambda request: says(text("Here ", "I ", "am."))
     return service
-
-
-def relay(url: str, aiohttp: bool) -> ASGIApp:
-    """The least that a server with the SDK can do."""
-    import anthropic  # takes a second or two: the model's process does without
-
-    http = anthropic.DefaultAioHttpClient() if aiohttp else None
-    client = anthropic.AsyncAnthropic(api_key="a-key", base_url=url, http_client=http)
-
-    async def post(request: Request) -> StreamingResponse:
-        words = (await request.json())["content"]
-
-        async def events() -> AsyncIterator[bytes]:
-            stream = await client.messages.create(
-                model="stand-in-1",
-                max_tokens=100,
-                stream=True,
-                messages=[{"role": "user", "content": [{"type": "text", "text": words}]}],
-            )
-            async for event in stream:
-                if event.type == "content_block_delta" and event.delta.type == "text_delta":
-                    yield f"data: {json.dumps({'text': event.delta.text})}\n\n".encode()
-
-        return StreamingResponse(events(), media_type="text/event-stream")
-
-    return Starlette(routes=[Route("/", post, methods=["POST"])])
 
 
 def serve(app: ASGIApp) -> None:
@@ -151,61 +104,21 @@ async def serving(folder: Path, **environment: str) -> AsyncIterator[tuple[Proce
         yield server, model_url
 
 
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-async def drain(client: httpx.AsyncClient, url: str, sign: bytes, **headers: str) -> None:
-    seen = b""
-    async with client.stream("POST", url, json={"content": "long"}, headers=headers) as response:
-        async for data in response.aiter_raw():
-            seen = seen[-100_000:] + data
-    assert sign in seen, seen[-1000:]
-
-
-async def per_thousand(pid: int, client: httpx.AsyncClient, urls: list[str], sign: bytes, **headers: str) -> float:
-    """Milliseconds of that process's CPU per 1,000 tokens relayed."""
-    before = cpu_seconds(pid)
-    await asyncio.gather(*(drain(client, url, sign, **headers) for url in urls))
-    return (cpu_seconds(pid) - before) * 1000 / (len(urls) * TOKENS / 1000)
-
-
 def show(line: str) -> None:
     print(line, flush=True)  # noqa: T201
 
 
 async def main() -> None:
-    limits = httpx.Limits(max_connections=None)
     with tempfile.TemporaryDirectory() as folder:
-        async with (
-            serving(Path(folder)) as (server, model_url),
-            httpx.AsyncClient(timeout=60, limits=limits) as client,
-        ):
+        async with serving(Path(folder)) as (server, model_url):
             through, direct = await first_tokens(server, model_url)
             added = statistics.median(through) - statistics.median(direct)
             show(f"first token, median of {len(through)}: {statistics.median(through):.1f} ms through the server, ")
             show(f"  {statistics.median(direct):.1f} ms from the model itself: {added:.1f} ms added")
 
-            server.http._transport = httpx.AsyncHTTPTransport(limits=limits)
-            threads = [await server.thread() for _ in range(STREAMS)]
-            urls = [f"{thread}/messages" for thread in threads]
-            ours = []
-            for _ in range(3):
-                sign = b"event: run.completed"
-                ours.append(await per_thousand(server.pid, server.http, urls, sign, Accept="text/event-stream"))
-            show(f"CPU per 1,000 tokens at {STREAMS} streams: {min(ours):.0f} ms in the server")
-            for name in ("httpx", "aiohttp"):
-                async with process("relay", model_url, name) as (url, pid):
-                    bare = [await per_thousand(pid, client, [url] * STREAMS, b"data: ") for _ in range(3)]
-                    show(f"  {min(bare):.0f} ms in a bare relay of the SDK over {name}")
-
 
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["model"]:
-            serve(model())
-        case ["relay", url, http]:
-            serve(relay(url, http == "aiohttp"))
-        case _:
-            asyncio.run(main())
+    if sys.argv[1:] == ["model"]:
+        serve(model())
+    else:
+        asyncio.run(main())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -27,7 +26,6 @@ from tests.support.anthropic_rules import faults
 JSON = dict[str, Any]
 USAGE = {"input_tokens": 10, "cache_creation_input_tokens": 5, "cache_read_input_tokens": 3, "output_tokens": 1}
 OUTPUT_TOKENS = 7
-TIME = "<time>"
 
 
 class Gate:
@@ -52,7 +50,7 @@ class Stream(msgspec.Struct, frozen=True):
 
     stop: nothing more is done to it. end: the body ends, properly. cut: the connection breaks. stall: nothing more
     comes. garbage: a line that is no JSON. Anything else is the type of an `error` event. `joined`: all in one write;
-    `pace`: seconds between two events; `timed`: TIME in an event becomes the time at which it is sent.
+    `pace`: seconds between two events.
     """
 
     events: list[JSON]
@@ -61,7 +59,6 @@ class Stream(msgspec.Struct, frozen=True):
     gate: tuple[int, Gate] | None = None
     joined: bool = False
     pace: float = 0.0
-    timed: bool = False
 
     def ends(self, ending: str, after: int | None = None) -> Stream:
         return msgspec.structs.replace(self, ending=ending, after=after)
@@ -211,7 +208,7 @@ class StandIn:
                     await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
                     waiting.cancel()
                 data = frame(event)
-                await write(data.replace(TIME.encode(), b"%f" % time.time()) if stream.timed else data)
+                await write(data)
                 if stream.pace:
                     await asyncio.sleep(stream.pace)
             match stream.ending:
