@@ -6,6 +6,9 @@ measure time; while one of them runs, no other process of pytest runs a test.
 """
 
 import fcntl
+import gc
+import os
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
@@ -16,6 +19,18 @@ from agent_chat.agents.mcp import toolbox as mcp_toolbox
 FAULTS = Path(__file__).parent / "faults"
 QUEUE, RUNNING = Path(__file__), Path(__file__).with_name("__init__.py")
 """Files whose locks `alone` needs."""
+
+
+# Also where PYTHONDONTWRITEBYTECODE is set: without bytecode each process of pytest spends five seconds on rewriting
+# the asserts of all tests, and each server process half a second on compiling our modules.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_collection_finish() -> None:
+    """Exclude what importing the tests has made from garbage collections: half a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,12 +43,18 @@ TOP = {"server", "agents", "stores", "tests", "web_demo", "pyproject.toml", "Pro
 BESIDE = {"LICENSE", "*.lock"}
 
 
+@cache
 def tree(module: Path) -> ast.Module:
     return ast.parse((ROOT / module).read_text(encoding="utf-8"), str(module))
 
 
-def imports(module: Path) -> Iterator[str]:
+@cache
+def imports(module: Path) -> frozenset[str]:
     """The dotted names that a module imports, wherever in it, with relative ones made absolute."""
+    return frozenset(_imports(module))
+
+
+def _imports(module: Path) -> Iterator[str]:
     for node in ast.walk(tree(module)):
         match node:
             case ast.Import(names=names):
