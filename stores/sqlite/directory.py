@@ -149,7 +149,7 @@ class SQLiteDirectory(SQLiteBase):
     @runs_in_writer
     def create_agent(self, db: sqlite3.Connection, principal: Principal, agent: Agent) -> Agent:
         db.execute(
-            "INSERT INTO agents (id, organization_id, body) VALUES (?, ?, ?)",
+            "INSERT INTO agents (id, organization_id, agent) VALUES (?, ?, CAST(? AS TEXT))",
             (agent.id, principal.organization_id, msgspec.json.encode(agent)),
         )
         self._set_default(db, principal, rules.default_after_creation(self._default_id(db, principal), agent))
@@ -166,8 +166,7 @@ class SQLiteDirectory(SQLiteBase):
         max_bytes: int = READ_BYTES,
     ) -> AgentPage:
         sized = db.execute(
-            "SELECT id, length(body) AS size FROM agents WHERE organization_id = ? AND NOT deleted"
-            " ORDER BY seq LIMIT ? OFFSET ?",
+            "SELECT id, size FROM agents WHERE organization_id = ? AND NOT deleted ORDER BY seq LIMIT ? OFFSET ?",
             (principal.organization_id, limit + 1, offset),
         ).fetchall()
         chosen = select_fitting([row["size"] for row in sized[:limit]], max_bytes)
@@ -187,7 +186,7 @@ class SQLiteDirectory(SQLiteBase):
         self, db: sqlite3.Connection, principal: Principal, agent: Agent, *, is_default: bool | None = None
     ) -> Agent:
         self._read_agent(db, principal, agent.id)
-        db.execute("UPDATE agents SET body = ? WHERE id = ?", (msgspec.json.encode(agent), agent.id))
+        db.execute("UPDATE agents SET agent = CAST(? AS TEXT) WHERE id = ?", (msgspec.json.encode(agent), agent.id))
         self._set_default(
             db, principal, rules.default_after_update(self._default_id(db, principal), agent.id, is_default)
         )
@@ -210,12 +209,12 @@ class SQLiteDirectory(SQLiteBase):
     ) -> Agent:
         """Raises: AgentNotFound."""
         row = db.execute(
-            "SELECT body, deleted FROM agents WHERE id = ? AND organization_id = ?",
+            "SELECT CAST(agent AS BLOB) AS agent, deleted FROM agents WHERE id = ? AND organization_id = ?",
             (agent_id, principal.organization_id),
         ).fetchone()
         if row is None or (row["deleted"] and not deleted):
             raise AgentNotFound(agent_id)
-        agent = msgspec.json.decode(row["body"], type=Agent)
+        agent = msgspec.json.decode(row["agent"], type=Agent)
         return replace(agent, is_default=agent.id == self._default_id(db, principal))
 
     def _default_id(self, db: sqlite3.Connection, principal: Principal) -> str | None:

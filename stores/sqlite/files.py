@@ -23,7 +23,7 @@ class SQLiteFiles(SQLiteBase):
         if not cancel_removal(db, file.attachment.id):  # I10
             raise StoreUnavailable(f"storing attachment {file.attachment.id} took too long")
         db.execute(
-            "INSERT INTO attachments (id, organization_id, size, body, thread_id) VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO attachments (id, organization_id, size, file, thread_id) VALUES (?, ?, ?, CAST(? AS TEXT), ?)",
             (
                 file.attachment.id,
                 principal.organization_id,
@@ -37,11 +37,12 @@ class SQLiteFiles(SQLiteBase):
     def get_file(self, db: sqlite3.Connection, principal: Principal, thread_id: str, attachment_id: str) -> StoredFile:
         thread_row(db, principal, thread_id)
         row = db.execute(
-            "SELECT body FROM attachments WHERE id = ? AND thread_id = ?", (attachment_id, thread_id)
+            "SELECT CAST(file AS BLOB) AS file FROM attachments WHERE id = ? AND thread_id = ?",
+            (attachment_id, thread_id),
         ).fetchone()
         if row is None:
             raise AttachmentNotFound(attachment_id)
-        return msgspec.json.decode(row["body"], type=StoredFile)
+        return msgspec.json.decode(row["file"], type=StoredFile)
 
     @runs_in_writer
     def remove_file(self, db: sqlite3.Connection, principal: Principal, thread_id: str, attachment_id: str) -> None:

@@ -6,6 +6,15 @@ process that is killed during one leaves the database as it was before, and the 
 
 A new database runs the same migrations. A second description of the newest schema, for new databases only, was refused:
 the two would come to differ.
+
+Messages, agents, attachments, metadata and the records of runs are JSON text, for people and SQLite's JSON functions:
+
+    SELECT json_extract(message, '$.role'), json_extract(message, '$.content') FROM messages WHERE thread_id = …;
+    SELECT json_extract(agent, '$.name') FROM agents;
+    SELECT json_extract(file, '$.attachment.filename') FROM attachments;
+
+It is written as `CAST(? AS TEXT)` of bytes and read as `CAST(… AS BLOB)`: Python's str between SQLite and msgspec would
+double the time of text that is not ASCII. The sizes are columns because `length()` of a text reads all of it.
 """
 
 from __future__ import annotations
@@ -20,81 +29,118 @@ from agent_chat.stores.errors import SchemaTooNew
 logger = logging.getLogger(__name__)
 
 _TABLES = """
-CREATE TABLE IF NOT EXISTS organizations (
+CREATE TABLE organizations (
     id TEXT PRIMARY KEY, name TEXT NOT NULL, default_agent_id TEXT, created_at TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS users (
+CREATE TABLE users (
     id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, name TEXT NOT NULL, created_at TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS users_of ON users (organization_id);
-CREATE TABLE IF NOT EXISTS keys (
+CREATE TABLE keys (
     id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, user_id TEXT NOT NULL, hash TEXT NOT NULL,
     hint TEXT NOT NULL, created_at TEXT NOT NULL, revoked_at TEXT, source TEXT, held_at REAL);
-CREATE UNIQUE INDEX IF NOT EXISTS valid_keys ON keys (hash) WHERE revoked_at IS NULL;
-CREATE TABLE IF NOT EXISTS sessions (
+CREATE TABLE sessions (
     hash TEXT PRIMARY KEY, key_id TEXT NOT NULL, organization_id TEXT NOT NULL, user_id TEXT NOT NULL,
     created_at TEXT NOT NULL, expires_at TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS expired_sessions ON sessions (expires_at);
-CREATE INDEX IF NOT EXISTS sessions_of ON sessions (key_id, created_at);
-CREATE TABLE IF NOT EXISTS agents (
-    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, organization_id TEXT NOT NULL, body BLOB NOT NULL,
-    deleted INTEGER NOT NULL DEFAULT 0);
-CREATE INDEX IF NOT EXISTS agents_of ON agents (organization_id);
-CREATE TABLE IF NOT EXISTS threads (
+CREATE TABLE agents (
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, organization_id TEXT NOT NULL,
+    deleted INTEGER NOT NULL DEFAULT 0,
+    size INTEGER GENERATED ALWAYS AS (length(CAST(agent AS BLOB))) STORED, agent TEXT NOT NULL);
+CREATE TABLE threads (
     id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, agent_id TEXT NOT NULL, user_id TEXT NOT NULL,
-    title TEXT NOT NULL, metadata BLOB NOT NULL, created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
-    archived INTEGER NOT NULL, running TEXT, key TEXT, fingerprint TEXT, key_at REAL, external_id TEXT);
-CREATE INDEX IF NOT EXISTS threads_of ON threads (organization_id, agent_id, updated_at DESC, id DESC);
-CREATE UNIQUE INDEX IF NOT EXISTS thread_keys ON threads (organization_id, user_id, agent_id, key)
-    WHERE key IS NOT NULL;
-CREATE TABLE IF NOT EXISTS messages (
-    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, created_at TEXT NOT NULL, body BLOB NOT NULL,
-    thread_id TEXT NOT NULL REFERENCES threads (id) ON DELETE CASCADE);
-CREATE INDEX IF NOT EXISTS messages_of ON messages (thread_id, seq);
-CREATE TABLE IF NOT EXISTS runs (
-    id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, user_id TEXT NOT NULL, worker TEXT NOT NULL,
-    lease REAL NOT NULL, cancelled INTEGER NOT NULL DEFAULT 0, partial BLOB NOT NULL,
-    thread_id TEXT NOT NULL REFERENCES threads (id) ON DELETE CASCADE);
-CREATE TABLE IF NOT EXISTS attachments (
-    id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, size INTEGER NOT NULL, body BLOB NOT NULL,
-    thread_id TEXT NOT NULL REFERENCES threads (id) ON DELETE CASCADE);
-CREATE INDEX IF NOT EXISTS attachments_of ON attachments (organization_id, size);
-CREATE INDEX IF NOT EXISTS attachments_in ON attachments (thread_id);
-CREATE TABLE IF NOT EXISTS idempotency (
+    title TEXT NOT NULL, created_at TEXT NOT NULL, updated_at TEXT NOT NULL, archived INTEGER NOT NULL, running TEXT,
+    key TEXT, fingerprint TEXT, key_at REAL, external_id TEXT,
+    size INTEGER GENERATED ALWAYS AS (length(CAST(title AS BLOB)) + length(CAST(metadata AS BLOB))) STORED,
+    metadata TEXT NOT NULL);
+CREATE TABLE messages (
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, created_at TEXT NOT NULL,
+    thread_id TEXT NOT NULL REFERENCES threads (id) ON DELETE CASCADE,
+    size INTEGER GENERATED ALWAYS AS (length(CAST(message AS BLOB))) STORED, message TEXT NOT NULL);
+CREATE TABLE runs (
+    id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, user_id TEXT NOT NULL,
+    thread_id TEXT NOT NULL REFERENCES threads (id) ON DELETE CASCADE, worker TEXT NOT NULL, lease REAL NOT NULL,
+    cancelled INTEGER NOT NULL DEFAULT 0,
+    size INTEGER GENERATED ALWAYS AS (length(CAST(partial AS BLOB))) STORED, partial TEXT NOT NULL);
+CREATE TABLE attachments (
+    id TEXT PRIMARY KEY, organization_id TEXT NOT NULL,
+    thread_id TEXT NOT NULL REFERENCES threads (id) ON DELETE CASCADE, size INTEGER NOT NULL,
+    record_size INTEGER GENERATED ALWAYS AS (length(CAST(file AS BLOB))) STORED, file TEXT NOT NULL);
+CREATE TABLE idempotency (
     thread_id TEXT NOT NULL REFERENCES threads (id) ON DELETE CASCADE, user_id TEXT NOT NULL, key TEXT NOT NULL,
     fingerprint TEXT NOT NULL, message_id TEXT NOT NULL, run_id TEXT, at REAL NOT NULL,
     free INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (thread_id, user_id, key));
-CREATE TABLE IF NOT EXISTS outbox (
+CREATE TABLE outbox (
     seq INTEGER PRIMARY KEY, thread_id TEXT NOT NULL, organization_id TEXT NOT NULL, id TEXT NOT NULL,
     type TEXT NOT NULL, due REAL NOT NULL, cut INTEGER NOT NULL DEFAULT 0);
-CREATE INDEX IF NOT EXISTS outbox_of ON outbox (thread_id, seq);
-CREATE INDEX IF NOT EXISTS outbox_due ON outbox (due);
-CREATE TABLE IF NOT EXISTS storage (
+CREATE TABLE storage (
     organization_id TEXT PRIMARY KEY, stored INTEGER NOT NULL DEFAULT 0, measure_at REAL NOT NULL DEFAULT 0);
-CREATE TABLE IF NOT EXISTS removals (
+CREATE TABLE removals (
     id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, thread_id TEXT NOT NULL, attachment_id TEXT,
     size INTEGER NOT NULL, due REAL NOT NULL, taken INTEGER NOT NULL);
-CREATE INDEX IF NOT EXISTS removals_due ON removals (due);
-CREATE INDEX IF NOT EXISTS removals_of ON removals (organization_id, size);
-CREATE TABLE IF NOT EXISTS probe (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE probe (id INTEGER PRIMARY KEY, data BLOB NOT NULL)
 """
-_ADDED_COLUMNS = {"keys": {"source": "TEXT", "held_at": "REAL"}, "threads": {"external_id": "TEXT"}}
-"""Columns that databases without a version may lack."""
-_ADDED_INDEXES = """
-CREATE UNIQUE INDEX IF NOT EXISTS thread_external_ids ON threads (organization_id, agent_id, external_id, user_id)
+"""Tables whose rows have a JSON text in the last column; the generated size before it is read without the text."""
+_INDEXES = """
+CREATE INDEX users_of ON users (organization_id);
+CREATE UNIQUE INDEX valid_keys ON keys (hash) WHERE revoked_at IS NULL;
+CREATE INDEX expired_sessions ON sessions (expires_at);
+CREATE INDEX sessions_of ON sessions (key_id, created_at);
+CREATE INDEX agents_of ON agents (organization_id);
+CREATE INDEX threads_of ON threads (organization_id, agent_id, updated_at DESC, id DESC);
+CREATE UNIQUE INDEX thread_keys ON threads (organization_id, user_id, agent_id, key) WHERE key IS NOT NULL;
+CREATE UNIQUE INDEX thread_external_ids ON threads (organization_id, agent_id, external_id, user_id)
     WHERE external_id IS NOT NULL;
+CREATE INDEX messages_of ON messages (thread_id, seq);
+CREATE INDEX attachments_of ON attachments (organization_id, size);
+CREATE INDEX attachments_in ON attachments (thread_id);
+CREATE INDEX outbox_of ON outbox (thread_id, seq);
+CREATE INDEX outbox_due ON outbox (due);
+CREATE INDEX removals_due ON removals (due);
+CREATE INDEX removals_of ON removals (organization_id, size)
 """
-"""Indexes of those columns."""
+_CONVERSIONS = {
+    ("agents", "agent"): "CAST(body AS TEXT)",
+    ("threads", "metadata"): "CAST(metadata AS TEXT)",
+    ("messages", "message"): "CAST(body AS TEXT)",
+    ("runs", "partial"): "CAST(partial AS TEXT)",
+    ("attachments", "file"): "CAST(body AS TEXT)",
+}
+"""Columns of version 1 that are not copied as they are, as expressions of the columns without a version."""
 
 
 def _create_tables(db: sqlite3.Connection) -> None:
-    """1: create what is missing; databases without a version have some of the tables, perhaps with fewer columns."""
-    for statement in _TABLES.split(";"):
+    """1: create the tables, and move to them what databases without a version have.
+
+    Those have some of the tables, perhaps with fewer columns, and JSON in BLOBs.
+    """
+    statements = _TABLES.split(";")
+    names = [statement.split()[2] for statement in statements]
+    earlier = [name for name in names if _columns(db, name)]
+    for name in earlier:
+        db.execute(f"ALTER TABLE {name} RENAME TO earlier_{name}")
+    for statement in statements:
         db.execute(statement)
-    for table, columns in _ADDED_COLUMNS.items():
-        present = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
-        for name in columns.keys() - present:
-            db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {columns[name]}")
-    for statement in _ADDED_INDEXES.split(";"):
+    for name in earlier:
+        _move_rows(db, name)
+    for name in reversed(earlier):
+        db.execute(f"DROP TABLE earlier_{name}")
+    for statement in _INDEXES.split(";"):
         db.execute(statement)
+
+
+def _move_rows(db: sqlite3.Connection, name: str) -> None:
+    present = _columns(db, f"earlier_{name}")
+    values = {
+        column: _CONVERSIONS.get((name, column), column)
+        for column in _columns(db, name)
+        if column in present or (name, column) in _CONVERSIONS
+    }
+    db.execute(
+        f"INSERT INTO {name} ({', '.join(values)}) SELECT {', '.join(values.values())} FROM earlier_{name}"
+        " ORDER BY rowid"
+    )
+
+
+def _columns(db: sqlite3.Connection, table: str) -> list[str]:
+    """The columns that can be written; none if there is no such table."""
+    return [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
 
 
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_tables,)
@@ -111,6 +157,7 @@ def is_outdated(db: sqlite3.Connection, path: Path) -> bool:
 
 def migrate(db: sqlite3.Connection, path: Path) -> None:
     """Bring the data to this code's version. The caller holds the lock of the data folder."""
+    db.execute("PRAGMA foreign_keys = OFF")  # else dropping a table deletes the rows that refer to it
     while is_outdated(db, path):
         db.execute("BEGIN IMMEDIATE")
         version = _read_version(db)

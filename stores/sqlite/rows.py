@@ -24,14 +24,13 @@ NEWEST = 2**62
 _JOINED = """
 FROM messages m JOIN threads t ON t.id = m.thread_id LEFT JOIN runs r ON r.id = m.id AND r.id = t.running
 """
-_MESSAGES = f"SELECT m.seq, COALESCE(r.partial, m.body) AS body {_JOINED}"
-_SIZES = f"SELECT m.seq, COALESCE(length(r.partial), length(m.body)) AS size, r.id IS NOT NULL AS running {_JOINED}"
-"""Reads no body: SQLite takes the length of a blob from its row's header."""
+_MESSAGES = f"SELECT m.seq, CAST(COALESCE(r.partial, m.message) AS BLOB) AS message {_JOINED}"
+_SIZES = f"SELECT m.seq, COALESCE(r.size, m.size) AS size, r.id IS NOT NULL AS running {_JOINED}"
 
 
-def decode_message(body: bytes) -> Message:
+def decode_message(text: bytes | str) -> Message:
     """Decode a stored message."""
-    return msgspec.json.decode(body, type=Message)
+    return msgspec.json.decode(text, type=Message)
 
 
 def build_thread(row: sqlite3.Row, messages: list[Message] | None = None) -> Thread:
@@ -89,7 +88,9 @@ def message_sizes(db: sqlite3.Connection, thread_id: str, limit: int, before: in
 def read_messages(db: sqlite3.Connection, rows: Iterable[sqlite3.Row]) -> list[Message]:
     """The messages whose `seq` is in `rows`, oldest first."""
     query = f"{_MESSAGES} WHERE m.seq = ?"
-    return [decode_message(db.execute(query, (seq,)).fetchone()["body"]) for seq in sorted(row["seq"] for row in rows)]
+    return [
+        decode_message(db.execute(query, (seq,)).fetchone()["message"]) for seq in sorted(row["seq"] for row in rows)
+    ]
 
 
 def latest_messages(db: sqlite3.Connection, thread_id: str, limit: int, max_bytes: int) -> tuple[list[Message], bool]:
@@ -105,7 +106,7 @@ def read_message(db: sqlite3.Connection, thread_id: str, message_id: str) -> Mes
     row = db.execute(f"{_MESSAGES} WHERE m.id = ? AND m.thread_id = ?", (message_id, thread_id)).fetchone()
     if row is None:
         raise MessageNotFound(message_id)
-    return decode_message(row["body"])
+    return decode_message(row["message"])
 
 
 def message_seq(db: sqlite3.Connection, thread_id: str, message_id: str) -> int:
@@ -123,7 +124,7 @@ def insert_message(db: sqlite3.Connection, message: Message) -> Message:
     ).fetchone()
     message = replace(message, created_at=next_timestamp(message.created_at, last[0] if last else None))
     db.execute(
-        "INSERT INTO messages (id, thread_id, created_at, body) VALUES (?, ?, ?, ?)",
+        "INSERT INTO messages (id, thread_id, created_at, message) VALUES (?, ?, ?, CAST(? AS TEXT))",
         (message.id, message.thread_id, message.created_at, msgspec.json.encode(message)),
     )
     return message

@@ -56,7 +56,7 @@ class SQLiteRuns(SQLiteMessages):
     def _insert_record(self, db: sqlite3.Connection, principal: Principal, answer: Message, worker: str) -> None:
         db.execute(
             "INSERT INTO runs (id, thread_id, organization_id, user_id, worker, lease, partial)"
-            f" VALUES (?, ?, ?, ?, ?, {NOW} + ?, ?)",
+            f" VALUES (?, ?, ?, ?, ?, {NOW} + ?, CAST(? AS TEXT))",
             (
                 answer.id,
                 answer.thread_id,
@@ -76,7 +76,7 @@ class SQLiteRuns(SQLiteMessages):
             stored = db.execute("SELECT created_at FROM messages WHERE id = ?", (run_id,)).fetchone()
             partial = replace(partial, created_at=stored[0]) if stored else partial
         row = db.execute(
-            f"UPDATE runs SET lease = {NOW} + ?, partial = COALESCE(?, partial)"
+            f"UPDATE runs SET lease = {NOW} + ?, partial = COALESCE(CAST(? AS TEXT), partial)"
             " WHERE id = ? AND organization_id = ? AND worker = ? RETURNING cancelled",
             (self.lease, msgspec.json.encode(partial) if partial else None, run_id, principal.organization_id, worker),
         ).fetchone()
@@ -99,7 +99,9 @@ class SQLiteRuns(SQLiteMessages):
         if row["running"] != message.id:  # I4
             return Finished(stored, won=False)
         message = replace(message, created_at=stored.created_at)
-        db.execute("UPDATE messages SET body = ? WHERE id = ?", (msgspec.json.encode(message), message.id))
+        db.execute(
+            "UPDATE messages SET message = CAST(? AS TEXT) WHERE id = ?", (msgspec.json.encode(message), message.id)
+        )
         db.execute("UPDATE threads SET running = NULL WHERE id = ?", (message.thread_id,))
         touch(db, row, self.clock())
         if rules.frees_key(message):

@@ -19,15 +19,14 @@ from agent_chat.stores.sqlite.database import NOW, SQLiteBase, runs_in_reader, r
 
 _MEASURE = f"""
 SELECT
-    (SELECT COALESCE(SUM(length(m.body) + {RECORD_BYTES}), 0)
+    (SELECT COALESCE(SUM(m.size + {RECORD_BYTES}), 0)
         FROM threads t JOIN messages m ON m.thread_id = t.id WHERE t.organization_id = ?1)
-    + (SELECT COALESCE(SUM(length(metadata) + length(title) + {RECORD_BYTES}), 0)
+    + (SELECT COALESCE(SUM(size + {RECORD_BYTES}), 0)
         FROM threads WHERE organization_id = ?1)
-    + (SELECT COALESCE(SUM(size + length(body)), 0) FROM attachments WHERE organization_id = ?1)
-    + (SELECT COALESCE(SUM(length(body)), 0) FROM agents WHERE organization_id = ?1)
+    + (SELECT COALESCE(SUM(size + record_size), 0) FROM attachments WHERE organization_id = ?1)
+    + (SELECT COALESCE(SUM(size), 0) FROM agents WHERE organization_id = ?1)
     + (SELECT COALESCE(SUM(size), 0) FROM removals WHERE organization_id = ?1)
 """
-"""Reads no body: SQLite takes the length of a blob from its row's header."""
 
 
 def add_bytes(db: sqlite3.Connection, organization_id: str, count: int) -> None:
@@ -39,10 +38,10 @@ def add_bytes(db: sqlite3.Connection, organization_id: str, count: int) -> None:
 def thread_bytes(db: sqlite3.Connection, thread_id: str) -> int:
     """How many bytes deleting the thread releases."""
     (messages,) = db.execute(
-        f"SELECT COALESCE(SUM(length(body) + {RECORD_BYTES}), 0) FROM messages WHERE thread_id = ?", (thread_id,)
+        f"SELECT COALESCE(SUM(size + {RECORD_BYTES}), 0) FROM messages WHERE thread_id = ?", (thread_id,)
     ).fetchone()
     (files,) = db.execute(
-        "SELECT COALESCE(SUM(size + length(body)), 0) FROM attachments WHERE thread_id = ?", (thread_id,)
+        "SELECT COALESCE(SUM(size + record_size), 0) FROM attachments WHERE thread_id = ?", (thread_id,)
     ).fetchone()
     return int(messages) + int(files) + RECORD_BYTES
 

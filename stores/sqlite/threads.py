@@ -161,7 +161,7 @@ def _insert_thread(
         "agent_id": thread.agent_id,
         "user_id": principal.user_id,
         "title": thread.title,
-        "metadata": msgspec.json.encode(thread.client_metadata()),
+        "metadata": msgspec.json.encode(thread.client_metadata()).decode(),
         "created_at": thread.created_at,
         "updated_at": thread.updated_at,
         "archived": thread.archived,

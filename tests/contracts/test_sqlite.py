@@ -117,7 +117,7 @@ async def test_a_store_that_finds_damage_while_serving_is_not_ready(tmp_path: Pa
     try:
         assert await store.ready() is True
         with pytest.raises(StoreDamaged):
-            await store.reader.run(lambda db: db.execute("SELECT sum(length(hex(body))) FROM messages").fetchall())
+            await store.reader.run(lambda db: db.execute("SELECT sum(length(hex(message))) FROM messages").fetchall())
         assert await store.ready() is False
         assert store.failures == 1
     finally:

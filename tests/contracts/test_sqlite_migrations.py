@@ -17,7 +17,7 @@ from agent_chat.stores.sqlite import migrations
 from agent_chat.stores.sqlite.migrations import MIGRATIONS
 from agent_chat.stores.sqlite.store import open_sqlite
 from tests.support.earlier_data import recorded, unpack_folder
-from tests.support.samples import new_thread
+from tests.support.samples import new_agent, new_message, new_principal, new_thread, started_thread
 
 
 def version(path: Path) -> int:
@@ -103,3 +103,33 @@ async def test_idempotency_keys_of_version_0_1_0_still_count(tmp_path: Path) -> 
         )
         assert (created.thread.id, created.replayed) == (row["id"], True)
     await store.close()
+
+
+async def test_json_is_text_that_people_can_read_with_sqlite(tmp_path: Path) -> None:
+    path = unpack_folder("0.1.0", tmp_path) / "chat.db"
+    store = await open_sqlite(path)
+    principal = new_principal()
+    thread = await started_thread(store, principal)
+    await store.append_message(principal, new_message(thread.id, "Grüße 🚢"))
+    await store.create_agent(principal, new_agent(principal))
+    await store.close()
+    columns = {
+        "agents": "agent",
+        "threads": "metadata",
+        "messages": "message",
+        "runs": "partial",
+        "attachments": "file",
+    }
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        for table, column in columns.items():
+            size = "record_size" if table == "attachments" else "size - length(title)" if table == "threads" else "size"
+            (count, right) = db.execute(
+                f"SELECT count(*), sum(typeof({column}) = 'text' AND json_valid({column})"
+                f" AND {size} >= length({column})) FROM {table}"
+            ).fetchone()
+            assert count == right > 0, table
+        contents = db.execute("SELECT json_extract(message, '$.content') FROM messages ORDER BY seq DESC").fetchall()
+        assert ("Grüße 🚢",) in contents
+        assert ("Hello once",) in contents
+        names = db.execute("SELECT json_extract(file, '$.attachment.filename') FROM attachments").fetchall()
+        assert ("berths.csv",) in names
