@@ -1,4 +1,4 @@
-"""The command line: `agent-chat` serves; `agent-chat keys …` creates, lists and revokes keys."""
+"""The command line: `agent-chat` serves; `keys` has commands for API keys; `import` and `export` copy threads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import socket
 import sys
 from collections.abc import Awaitable, Callable
-from typing import NoReturn, TypeVar
+from typing import BinaryIO, NoReturn, TypeVar
 from urllib.parse import quote
 
 import click
@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from agent_chat.agents.mcp.config import InvalidMcpFile, read_servers
 from agent_chat.server.app import create_app, default_kind
+from agent_chat.server.files.content_html import Renderer
 from agent_chat.server.files.worker_process import hide_process
 from agent_chat.server.http.connections import ConnectionLimits, connections_for, raise_file_limit
 from agent_chat.server.http.hosts import default_hosts, is_loopback
@@ -23,6 +24,11 @@ from agent_chat.server.organizations import member, new_secret
 from agent_chat.server.own_key import KEY_FILE, OwnKey
 from agent_chat.server.serving import Server, freeze_startup_objects, listening_socket, share_interpreter
 from agent_chat.server.settings import BadSetting, Settings, environment, load, unknown
+from agent_chat.server.transfer.exporter import Exporter
+from agent_chat.server.transfer.importer import Importer
+from agent_chat.server.transfer.lines import BadLine
+from agent_chat.server.transfer.progress import Progress
+from agent_chat.server.transfer.references import References, UnknownReference
 from agent_chat.stores.contracts import Store
 from agent_chat.stores.errors import (
     BadBlobsURL,
@@ -169,11 +175,85 @@ def revoke_key(key_id: str) -> None:
     click.echo(f"Revoked {_in_store(revoke)}")
 
 
-def _in_store(work: Callable[[Store], Awaitable[R]]) -> R:
+@main.command("import")
+@click.argument("file", type=click.File("rb"))
+@click.option("--organization", required=True, help="A name or an id.")
+@click.option("--user", help="For threads that name no user: a name or an id; a new name creates a user.")
+@click.option("--agent", help="For threads that name no agent of the organization: a name or an id, or `default`.")
+def import_threads(file: BinaryIO, organization: str, user: str | None, agent: str | None) -> None:
+    """Import the threads in FILE (`-` reads standard input). No runs are started.
+
+    The file has a JSON object per line: a thread, then its messages, as `agent-chat export` writes them;
+    server/ai_chat_service.md describes them. What is there already is not imported again. A bad line stops the import
+    before anything of its thread is stored. With the embedded database no server may be running.
+    """
+
+    async def run(store: Store) -> str:
+        organization_id = await _organization_id(store, organization)
+        references = References(store, organization_id)
+        renderer = Renderer()
+        importer = Importer(
+            store,
+            organization_id,
+            references,
+            renderer,
+            user_id=await references.user_id(user) if user else None,
+            agent_id=await references.agent_id(agent) if agent else None,
+            report=Progress().report,
+        )
+        try:
+            await importer.run(file)
+        except (BadLine, StoreError):
+            click.echo(f"Imported before the error: {importer.counts}", err=True)
+            raise
+        finally:
+            await renderer.close()
+        return str(importer.counts)
+
+    click.echo(f"Imported: {_in_store(run, exclusive=True)}")
+
+
+@main.command("export")
+@click.argument("file", type=click.File("wb"), default="-")
+@click.option("--organization", required=True, help="A name or an id.")
+@click.option("--user", help="Only threads of this user: a name or an id.")
+@click.option("--agent", help="Only threads with this agent: a name or an id, or `default`.")
+def export_threads(file: BinaryIO, organization: str, user: str | None, agent: str | None) -> None:
+    """Write the organization's threads to FILE (default: standard output), in the format of `agent-chat import`.
+
+    Uploaded files are not exported; messages still name them. An answer that is being generated is left out.
+    """
+
+    async def run(store: Store) -> str:
+        organization_id = await _organization_id(store, organization)
+        references = References(store, organization_id)
+        exporter = Exporter(
+            store,
+            organization_id,
+            references,
+            user_id=await references.user_id(user, create=False) if user else None,
+            agent_id=await references.agent_id(agent) if agent else None,
+            report=Progress().report,
+        )
+        await exporter.run(file)
+        return str(exporter.counts)
+
+    click.echo(f"Exported: {_in_store(run)}", err=True)
+
+
+async def _organization_id(store: Store, id_or_name: str) -> str:
+    organization = await store.find_organization(id_or_name)
+    if organization is None:
+        raise UnknownReference(f"There is no organization {id_or_name!r}; `agent-chat keys create` creates one.")
+    return organization.id
+
+
+def _in_store(work: Callable[[Store], Awaitable[R]], *, exclusive: bool = False) -> R:
+    """Run this with the store. `exclusive`: only while no server uses the data folder."""
     settings = _loaded()
 
     async def run() -> R:
-        store = await open_store(settings.where, serving=False)
+        store = await open_store(settings.where, serving=exclusive)
         try:
             return await work(store)
         finally:

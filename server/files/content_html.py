@@ -11,7 +11,7 @@ import asyncio
 import logging
 
 from agent_chat.server.errors import RateLimited
-from agent_chat.server.files.markdown import HTML_BYTES, escape, is_cheap, to_html
+from agent_chat.server.files.markdown import HTML_BYTES, Source, escape, is_cheap, to_html
 from agent_chat.server.files.turns import QueueFull, Turns
 from agent_chat.server.files.worker import WorkerFailed, WorkerLimits, Workers
 
@@ -57,24 +57,28 @@ class Renderer:
         Raises:
             RateLimited: the organization's queue is full.
         """
-        return await self._render(organization_id, _to_utf8(content), markdown=True, bounded=True)
+        return await self._render(organization_id, _to_utf8(content), "markdown", bounded=True)
 
     async def render_answer(self, organization_id: str, content: str) -> str:
         """Render a run's answer: as `render_markdown`, but never refused, since the limit on runs bounds the queue."""
-        return await self._render(organization_id, _to_utf8(content), markdown=True, bounded=False)
+        return await self._render(organization_id, _to_utf8(content), "markdown", bounded=False)
 
     async def sanitize(self, organization_id: str, html: str) -> str:
         """Sanitize a client's HTML; bounds, fallback and errors as for `render_markdown`."""
-        return await self._render(organization_id, _to_utf8(html), markdown=False, bounded=True)
+        return await self._render(organization_id, _to_utf8(html), "html", bounded=True)
+
+    async def sanitize_stored(self, organization_id: str, html: str) -> str:
+        """Sanitize HTML that this or another server has made, which does not change it. Never refused."""
+        return await self._render(organization_id, _to_utf8(html), "stored", bounded=False)
 
     async def close(self) -> None:
         """Kill the workers and wait until they have ended. From now on texts that need one are escaped."""
         await self._workers.close()
 
-    async def _render(self, organization_id: str, data: bytes, *, markdown: bool, bounded: bool) -> str:
-        if is_cheap(data, markdown):
+    async def _render(self, organization_id: str, data: bytes, source: Source, *, bounded: bool) -> str:
+        if is_cheap(data, source):
             try:
-                return to_html(data, markdown)
+                return to_html(data, source)
             except Exception as error:  # a bug in a library must not cost the message
                 logger.warning(
                     "Markdown or HTML of %d bytes could not be rendered and is escaped: %s",
@@ -83,7 +87,7 @@ class Renderer:
                 )
                 self.fallbacks += 1
                 return escape(data)
-        request = (b"m" if markdown else b"h") + data
+        request = f"{source}\n".encode() + data
         weight = len(data) + _OVERHEAD_BYTES
         for last in (False, True):
             try:

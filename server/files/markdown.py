@@ -19,6 +19,7 @@ import html
 import re
 import string
 from collections.abc import Sequence
+from typing import Literal, cast, get_args
 
 import nh3
 from linkify_it import LinkifyIt  # type: ignore[import-untyped]
@@ -32,6 +33,9 @@ from mdit_py_plugins.footnote import footnote_plugin
 
 from agent_chat.server.files import worker_process
 from agent_chat.server.files.worker_process import RequestContext
+
+Source = Literal["markdown", "html", "stored"]
+"""`html`: a client's own. `stored`: what this server has made of either before, which stays as it is."""
 
 HTML_BYTES = 4 * 2**20
 HTML_RATIO = 8
@@ -183,13 +187,18 @@ def _build_markdown() -> MarkdownIt:
     return markdown
 
 
-def _build_cleaner(*, markdown: bool) -> nh3.Cleaner:
-    """Build the sanitizer. Only Markdown may have `input` elements: a client's own could ask for a password."""
+def _build_cleaner(source: Source) -> nh3.Cleaner:
+    """Build the sanitizer. A client's HTML has no `input` elements: its own could ask for a password.
+
+    Those of stored HTML become disabled checkboxes, which is what Markdown makes of a task list.
+    """
+    boxes = source != "html"
     box = {"type": {"checkbox"}, "disabled": {""}, "checked": {""}, "aria-label": {"Done", "To do"}}
     return nh3.Cleaner(
-        tags=(nh3.ALLOWED_TAGS - {"area", "map"}) | ({"input"} if markdown else set()),
+        tags=(nh3.ALLOWED_TAGS - {"area", "map"}) | ({"input"} if boxes else set()),
         attributes=_ATTRIBUTES,
-        tag_attribute_values=_VALUES | ({"input": box} if markdown else {}),
+        tag_attribute_values=_VALUES | ({"input": box} if boxes else {}),
+        set_tag_attribute_values={"input": {"type": "checkbox", "disabled": ""}} if source == "stored" else None,
         attribute_filter=_filter_attribute,
         url_schemes={"http", "https", "mailto"},
         url_relative="deny",
@@ -204,16 +213,16 @@ def _filter_attribute(tag: str, name: str, value: str) -> str | None:
 
 
 _MARKDOWN = _build_markdown()
-_CLEANERS = {markdown: _build_cleaner(markdown=markdown) for markdown in (True, False)}
+_CLEANERS = {source: _build_cleaner(source) for source in get_args(Source)}
 
 
-def is_cheap(data: bytes, markdown: bool) -> bool:
+def is_cheap(data: bytes, source: Source) -> bool:
     """Return True if `to_html` provably takes a few milliseconds at most, so that the event loop can call it.
 
     Every character at which a rule of Markdown stops, and every line, costs up to 80 µs; a table's cells are its
     columns times its lines. A client's HTML costs most by its attributes, which are compared with each other.
     """
-    if not markdown:
+    if source != "markdown":
         return len(data) <= CHEAP_HTML_BYTES
     if len(data) > CHEAP_BYTES:
         return False
@@ -222,7 +231,7 @@ def is_cheap(data: bytes, markdown: bool) -> bool:
     return marks <= _CHEAP_MARKS and lines <= _CHEAP_LINES and marks * lines <= _CHEAP_CELLS
 
 
-def to_html(data: bytes, markdown: bool) -> str:
+def to_html(data: bytes, source: Source) -> str:
     """Convert a text to safe HTML; escape it if the HTML would be too large or too deeply nested.
 
     Raises:
@@ -230,7 +239,7 @@ def to_html(data: bytes, markdown: bool) -> str:
     """
     text = data.decode()
     try:
-        result = _CLEANERS[markdown].clean(str(_MARKDOWN.render(text)) if markdown else text)
+        result = _CLEANERS[source].clean(str(_MARKDOWN.render(text)) if source == "markdown" else text)
     except RecursionError:
         return escape(data)
     fits = len(result.encode()) <= min(HTML_BYTES, max(HTML_RATIO * len(data), HTML_FLOOR))
@@ -254,8 +263,9 @@ def escape(data: bytes) -> str:
 
 
 def _handle(request: bytes, context: RequestContext) -> bytes:
-    """Handle a request of `content_html`: `m` for Markdown or `h` for HTML, then the text."""
-    return to_html(request[1:], request[:1] == b"m").encode()
+    """Handle a request of `content_html`: the source, a line end, and the text."""
+    source, _, text = request.partition(b"\n")
+    return to_html(text, cast(Source, source.decode())).encode()
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ def check_body(body: B, path: str = "", *, files: bool = False) -> B:
         if isinstance(value, MessageCreate):
             check_body(value, f"{path}{name}.")
         elif value is not UNSET:
-            _check_values(value, path + name)
+            check_values(value, path + name)
     if isinstance(body, MessageCreate):
         if body.metadata is not UNSET and "run" in body.metadata:
             raise InvalidRequest(f"{path}metadata.run", "The metadata key `run` is reserved for the server.")
@@ -122,7 +122,7 @@ class _Place(NamedTuple):
         return "".join(reversed(steps)).removeprefix(".")
 
 
-def _check_values(value: Any, field: str) -> None:
+def check_values(value: Any, field: str) -> None:
     """Refuse NUL characters (BSON keys cannot contain them) and deep nesting, without recursion."""
     pending: list[tuple[Any, _Place, int]] = [(value, _Place(None, field), 1)]
     while pending:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, Protocol
 
 import msgspec
@@ -113,6 +114,34 @@ class ThreadStore(OutboxStore, Protocol):
 
     async def find_thread(self, principal: Principal, agent_id: str, external_id: str) -> Thread | None:
         """Return this user's thread with the external id (I24), without its messages; None if there is none."""
+        ...
+
+    async def import_thread(self, principal: Principal, thread: Thread, messages: Iterable[Message]) -> bool:
+        """Store a new thread with these messages exactly as they are, ids and times included: all of it or nothing.
+
+        No fact is stored, since nobody can watch a thread that does not exist. The bytes count as stored.
+
+        Args:
+            messages: of this thread, none of them in progress, each later than the one before it. They are iterated
+                once, perhaps in another thread, and never all in memory.
+
+        Returns:
+            False, and nothing is stored, if the thread's id is taken, whatever organization has it, or its external id;
+            if its id is that of a thread whose deletion is not complete; or if the id of a message is taken and this
+            store needs them to differ.
+        """
+        ...
+
+    async def scan_threads(
+        self, principal: Principal, *, user_id: str | None, agent_id: str | None, after: str | None, limit: int
+    ) -> list[Thread]:
+        """Return the organization's threads without their messages, ordered by id, those after the id `after`.
+
+        Args:
+            user_id: only threads of this user; None for all.
+            agent_id: only threads with this agent; None for all.
+            limit: how many at most.
+        """
         ...
 
     async def get(self, principal: Principal, thread_id: str, *, message_limit: int = 50) -> Thread:

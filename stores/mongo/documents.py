@@ -336,7 +336,7 @@ def _select_oldest(
     chunk: list[Document] = []
     size = 0
     for entry in entries[: _count_movable(entries, limits, everything=everything)]:
-        size += _stored_size(entry)
+        size += stored_size(entry)
         if chunk and (entry["n"] != chunk[-1]["n"] + 1 or len(chunk) == PAGE_MESSAGES or size > PAGE_BYTES):
             break
         if entry["id"] != running:
@@ -350,19 +350,20 @@ def _select_oldest(
 
 def _count_movable(entries: list[Document], limits: EmbeddingLimits, *, everything: bool) -> int:
     """How many of the oldest entries exceed what stays. If they exceed its bytes, half of the room is cleared."""
-    total = sum(map(_stored_size, entries))
+    total = sum(map(stored_size, entries))
     if everything or not limits.exceeded(len(entries), total):
         return len(entries) if everything else 0
     room = limits.bytes if total <= limits.bytes else limits.bytes // 2
     size = 0
     for count, entry in enumerate(reversed(entries)):
-        size += _stored_size(entry)
+        size += stored_size(entry)
         if count >= limits.messages or (size > room and not (count == 0 and size <= limits.bytes)):
             return len(entries) - count
     return 0
 
 
-def _stored_size(entry: Document) -> int:
+def stored_size(entry: Document) -> int:
+    """About how many bytes an entry takes."""
     return len(entry["body"]) + _ENTRY_BYTES
 
 

@@ -27,6 +27,7 @@ from agent_chat.stores.mongo.database import Collection
 from agent_chat.stores.mongo.directory import MongoDirectory
 from agent_chat.stores.mongo.documents import Document, Pipeline
 from agent_chat.stores.mongo.runs import MongoRuns
+from agent_chat.stores.mongo.transfer import MongoTransfer
 
 DATABASE = "chat"
 _PROBE = "probe"
@@ -48,6 +49,7 @@ INDEXES = {
         IndexModel(
             [("organization_id", 1), ("agent_id", 1), ("archived", 1), ("updated_at", -1), ("_id", -1)], name="page"
         ),
+        IndexModel([("organization_id", 1), ("_id", 1)], name="id"),
         IndexModel("key_id", name="key", unique=True, sparse=True),
         IndexModel(
             [("organization_id", 1), ("agent_id", 1), ("external_id", 1), ("user_id", 1)],
@@ -241,7 +243,7 @@ class MotorCollections:
         self._client.close()
 
 
-class MongoStore(MongoRuns, MongoDirectory):
+class MongoStore(MongoRuns, MongoTransfer, MongoDirectory):
     """The whole store in MongoDB."""
 
     @property

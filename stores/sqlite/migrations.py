@@ -84,6 +84,7 @@ CREATE INDEX expired_sessions ON sessions (expires_at);
 CREATE INDEX sessions_of ON sessions (key_id, created_at);
 CREATE INDEX agents_of ON agents (organization_id);
 CREATE INDEX threads_of ON threads (organization_id, agent_id, updated_at DESC, id DESC);
+CREATE INDEX threads_by_id ON threads (organization_id, id);
 CREATE UNIQUE INDEX thread_keys ON threads (organization_id, user_id, agent_id, key) WHERE key IS NOT NULL;
 CREATE UNIQUE INDEX thread_external_ids ON threads (organization_id, agent_id, external_id, user_id)
     WHERE external_id IS NOT NULL;

@@ -13,9 +13,10 @@ from agent_chat.stores.sqlite.outbox import SQLiteOutbox
 from agent_chat.stores.sqlite.runs import SQLiteRuns
 from agent_chat.stores.sqlite.storage import SQLiteStorage
 from agent_chat.stores.sqlite.threads import SQLiteThreads
+from agent_chat.stores.sqlite.transfer import SQLiteTransfer
 
 
-class SQLiteStore(SQLiteThreads, SQLiteRuns, SQLiteFiles, SQLiteOutbox, SQLiteDirectory, SQLiteStorage):
+class SQLiteStore(SQLiteThreads, SQLiteTransfer, SQLiteRuns, SQLiteFiles, SQLiteOutbox, SQLiteDirectory, SQLiteStorage):
     """All contracts; SQLiteRuns brings the messages."""
 
 

@@ -47,7 +47,7 @@ class SQLiteThreads(SQLiteBase):
             return Created(build_thread(found), replayed=False, found=True)
         if outdated:
             db.execute("UPDATE threads SET key = NULL WHERE id = ?", (outdated["id"],))
-        _insert_thread(db, principal, thread, idempotency, now)
+        insert_thread(db, principal, thread, idempotency, now)
         return Created(build_thread(thread_row(db, principal, thread.id)), replayed=False)
 
     @runs_in_reader
@@ -152,9 +152,10 @@ def _row_with_external_id(
     return row
 
 
-def _insert_thread(
+def insert_thread(
     db: sqlite3.Connection, principal: Principal, thread: Thread, idempotency: Idempotency | None, now: float
 ) -> None:
+    """Insert the row of a new thread. Raises: sqlite3.IntegrityError if its id or its external id is taken."""
     values = {
         "id": thread.id,
         "organization_id": principal.organization_id,

@@ -146,7 +146,7 @@ async def test_an_answer_looks_the_same_while_it_is_written_and_at_the_end(visit
 async def test_the_page_renders_markdown_as_the_server_does(visit: Visit) -> None:
     page = await visit.enter()
     for corner in CORNERS:
-        rendered, expected = await page.evaluate(BOTH, [corner, to_html(corner.encode(), markdown=True)])
+        rendered, expected = await page.evaluate(BOTH, [corner, to_html(corner.encode(), "markdown")])
         assert rendered == expected
 
 

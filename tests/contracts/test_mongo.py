@@ -330,6 +330,8 @@ async def test_every_query_has_an_index(mongo_url: str, mongo_server: str, princ
         await store.delete_agent(owner, agent.id)
         thread = (await store.create(principal, new_thread(principal), idempotent())).thread
         await store.create(principal, new_thread(principal), idempotent())
+        await store.import_thread(principal, imported := new_thread(principal), [new_message(imported.id)])
+        await store.scan_threads(principal, user_id=None, agent_id=None, after=thread.id, limit=9)
         first = await store.append_message(principal, new_message(thread.id), idempotent())
         for _ in range(5):
             await finished_run(store, principal, thread.id)

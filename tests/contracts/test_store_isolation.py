@@ -150,6 +150,18 @@ CASES: dict[str, tuple[Case, Outcome]] = {
         Other,
     ),
     "find_thread": (lambda store, principal, world: store.find_thread(principal, world.agent.id, CHAT), None),
+    "import_thread": (
+        lambda store, principal, world: store.import_thread(
+            principal,
+            replace(new_thread(principal, world.agent.id), id=world.thread.id),
+            [new_message(world.thread.id)],
+        ),
+        False,
+    ),
+    "scan_threads": (
+        lambda store, principal, world: store.scan_threads(principal, user_id=None, agent_id=None, after=None, limit=9),
+        [],
+    ),
     "get": (lambda store, principal, world: store.get(principal, world.thread.id), ThreadNotFound),
     "read": (lambda store, principal, world: store.read(principal, world.thread.id, message_limit=5), ThreadNotFound),
     "list_threads": (page_threads, []),

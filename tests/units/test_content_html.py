@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from agent_chat.server.errors import RateLimited
 from agent_chat.server.files.content_html import LIMITS, Renderer
-from agent_chat.server.files.markdown import HTML_BYTES, is_cheap, to_html
+from agent_chat.server.files.markdown import HTML_BYTES, Source, is_cheap, to_html
 from tests.support.gaps import STEP_SECONDS, gaps
 
 LARGE = (
@@ -360,7 +360,7 @@ async def test_many_urls_tasks_and_footnotes_cost_no_more_each(unit: str) -> Non
     def seconds(size: int) -> float:
         text = ("[^1]: a\n\n" + unit * (size // len(unit))).encode()
         begun = time.process_time()
-        to_html(text, True)
+        to_html(text, "markdown")
         return time.process_time() - begun
 
     assert min(seconds(40_000) for _ in range(2)) < 8 * max(seconds(10_000) for _ in range(2))
@@ -388,12 +388,29 @@ async def stall(render: Callable[[str, str], Awaitable[str]], text: str) -> floa
     return min(worst)
 
 
+@pytest.mark.parametrize("unit", UNITS)
+def test_stored_html_of_markdown_is_stable(unit: str) -> None:
+    html = to_html((unit * 7 + "\n\n- [x] a\n- [ ] b\n").encode(), "markdown")
+    assert to_html(html.encode(), "stored") == html
+
+
+@pytest.mark.parametrize("unit", HTML_UNITS)
+def test_stored_html_of_clients_is_stable(unit: str) -> None:
+    html = to_html((unit * 7).encode(), "html")
+    assert to_html(html.encode(), "stored") == html
+
+
+def test_stored_html_has_no_inputs_but_checkboxes_and_no_scripts() -> None:
+    html = to_html(b"<form><input type=password name=a><script>1</script><b onclick=x>b</b></form>", "stored")
+    assert html == '<input type="checkbox" disabled=""><b>b</b>'
+
+
 @pytest.mark.slow
 @pytest.mark.alone
 async def test_no_text_holds_up_the_event_loop(hasty: Renderer) -> None:
     await started(hasty)
-    texts = [(longest_cheap(unit, True), True) for unit in UNITS]
-    texts += [(longest_cheap(unit, False), False) for unit in HTML_UNITS]
+    texts = [(longest_cheap(unit, "markdown"), True) for unit in UNITS]
+    texts += [(longest_cheap(unit, "html"), False) for unit in HTML_UNITS]
     texts += [((unit * 16_384)[:16_384], True) for unit in ("_*", "1. a\n", "![", "|a|b|\n|-|-|\n")]
     found = {}
     for text, markdown in texts:
@@ -403,10 +420,10 @@ async def test_no_text_holds_up_the_event_loop(hasty: Renderer) -> None:
     assert found[worst] < 0.01
 
 
-def longest_cheap(unit: str, markdown: bool) -> str:
+def longest_cheap(unit: str, source: Source) -> str:
     """The longest text of such units that the event loop renders itself."""
     count = 1
-    while is_cheap((unit * (count + 1)).encode(), markdown):
+    while is_cheap((unit * (count + 1)).encode(), source):
         count += 1
     return unit * count
 
