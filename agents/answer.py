@@ -30,8 +30,22 @@ from agent_chat.stores.events import (
     ToolCallStarted,
 )
 from agent_chat.stores.fold import Fold
-from agent_chat.stores.models import MESSAGE_BYTES, NESTING, Attachment, Clock, JSONObject, Message, depth, timestamp
+from agent_chat.stores.models import (
+    MESSAGE_BYTES,
+    NESTING,
+    REASONING_BYTES,
+    Attachment,
+    Clock,
+    JSONObject,
+    Message,
+    depth,
+    new_id,
+    timestamp,
+)
 from agent_chat.stores.text import without_surrogates
+
+REASONING_CUT = "\n\n[The rest of the reasoning is left out.]"
+"""What stored reasoning ends with where it exceeds its bound."""
 
 
 class TooLong(Exception):
@@ -56,8 +70,16 @@ class AnswerBuilder:
         self._fold = Fold(message)
         self._clock = clock
         self._calls: list[JSONObject] = []
-        self._reasoning_length = 0
+        self._unnamed: int | None = None
+        self._block = (-1, -1, -1)
+        self._block_length = 0
+        self._reasoning_size = 0
         self._size = 0
+
+    @property
+    def stores_reasoning(self) -> bool:
+        """Whether reasoning becomes part of the message."""
+        return self._fold.reasoning is not None
 
     @property
     def tool_call_count(self) -> int:
@@ -88,9 +110,7 @@ class AnswerBuilder:
             case Reasoning(text=text):
                 if not text:
                     return None
-                text = _without_lone_surrogates(text)
-                self._reasoning_length += len(text)
-                return ReasoningDelta(self._id, self._reasoning_length - len(text), text)
+                return self._take_reasoning(_without_lone_surrogates(text))
             case ToolStarted() | ToolProgress() | ToolCompleted():
                 return self._take_tool_part(part)
             case Ended():
@@ -111,6 +131,32 @@ class AnswerBuilder:
         self._fold.apply(event)
         return event
 
+    def _take_reasoning(self, text: str) -> ReasoningDelta | None:
+        """A block of reasoning ends with the next text or the next call. Returns None beyond the bound."""
+        if self.stores_reasoning and not (text := self._within_bound(text)):
+            return None
+        index, *place = self._block
+        if place != [self._fold.length, len(self._calls)]:
+            self._block = (index + 1, self._fold.length, len(self._calls))
+            self._block_length = 0
+        index, after, _ = self._block
+        delta = ReasoningDelta(self._id, index, after, self._block_length, text)
+        self._block_length += len(text)
+        self._fold.apply(delta)
+        return delta
+
+    def _within_bound(self, text: str) -> str:
+        """The text, cut and marked where the reasoning exceeds its bound; "" after that."""
+        encoded = text.encode()
+        room = REASONING_BYTES - self._reasoning_size
+        self._reasoning_size += len(encoded)
+        if room < 0:
+            return ""
+        if len(encoded) > room:
+            text = encoded[:room].decode(errors="ignore") + REASONING_CUT
+        self._grow(len(text.encode()))
+        return text
+
     def _take_tool_part(self, part: ToolPart) -> Event:
         if not isinstance(part, ToolProgress):
             part = _bounded(part)
@@ -118,28 +164,33 @@ class AnswerBuilder:
         index = self._index(part.id)
         match part:
             case ToolStarted():
-                if index is not None:
+                if index is not None and part.id:
                     raise ValueError(f"tool call {part.id!r} was started twice")
                 return self._start_call(part)
             case ToolProgress() if index is not None:
-                return ToolCallProgress(self._id, index, part.progress, part.total, part.message)
+                return ToolCallProgress(
+                    self._id, self._calls[index]["id"], index, part.progress, part.total, part.message
+                )
             case ToolCompleted() if index is not None:
                 call = self._fold.tool_calls[index]
                 call = replace(call, result=part.result, error=part.error, end_time=timestamp(self._clock()))
-                return self.apply(ToolCallCompleted(self._id, index, call))
+                return self.apply(ToolCallCompleted(self._id, self._calls[index]["id"], index, call))
             case _:
                 raise ValueError(f"tool call {part.id!r} was never started")
 
     def _start_call(self, part: ToolStarted) -> Event:
-        call: JSONObject = {"id": part.id, "round": part.round, "offset": self._fold.length}
         index = len(self._calls)
+        if not part.id:
+            self._unnamed = index
+        call_id = part.id or new_id()
+        call: JSONObject = {"id": call_id, "round": part.round, "offset": self._fold.length}
         if part.repeatable:
             call["repeatable"] = True
         elif self.first_final is None:
             self.first_final = index
         self._calls.append(call)
         now = timestamp(self._clock())
-        return self.apply(ToolCallStarted(self._id, index, part.tool_name, part.arguments, now))
+        return self.apply(ToolCallStarted(self._id, call_id, index, part.tool_name, part.arguments, now))
 
     def _separator(self) -> str:
         """What to insert before text: a blank line where the text follows a tool call."""
@@ -148,6 +199,8 @@ class AnswerBuilder:
         return separator(self._fold.message().content)
 
     def _index(self, call_id: str) -> int | None:
+        if not call_id:
+            return self._unnamed
         return next((index for index, call in enumerate(self._calls) if call["id"] == call_id), None)
 
     def _grow(self, size: int) -> None:

@@ -14,7 +14,11 @@ class Text(msgspec.Struct, frozen=True):
 
 
 class Reasoning(msgspec.Struct, frozen=True):
-    """More of the model's reasoning: published while the run is in progress, not stored."""
+    """More of the model's reasoning, published and, unless the operator refuses that, stored with its place.
+
+    At most 256 KB of an answer's reasoning are stored; then it ends with a note, and the rest is not published either.
+    Stored reasoning is for readers of the thread: it must not be sent to the model again as if it were its own.
+    """
 
     text: str
 
@@ -26,7 +30,8 @@ class ToolStarted(msgspec.Struct, frozen=True):
     repeatable. A run that fails after such a call is never retryable, and its Idempotency-Key stays used.
 
     Attributes:
-        id: names the call; unique within the run.
+        id: names the call; unique within the run. With "" the server makes an id, and the parts of this call have ""
+            too: they belong to the latest call without an id.
         round: the model's turn that requested the call, from 0.
         repeatable: whether making the call again is harmless: the tool only reads, is idempotent, or is not called.
     """

@@ -14,9 +14,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from typing import Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from agent_chat.agents.parts import ToolCompleted, ToolPart
-from agent_chat.stores.models import JSONObject
+from agent_chat.stores.models import JSONObject, new_id
 
 Publish = Callable[[ToolPart], Awaitable[None]]
 
@@ -36,7 +37,7 @@ class Tool(msgspec.Struct, frozen=True):
 
 
 class ToolUse(msgspec.Struct, frozen=True):
-    """A call that the agent requests. `id` is unique within the run."""
+    """A call that the agent requests. `id` is unique within the run; with "" the server makes one."""
 
     id: str
     name: str
@@ -63,6 +64,10 @@ class Toolbox(Protocol):
         `error` of its ToolCompleted, never an exception. Closing the iterator cancels the calls.
         """
         ...
+
+
+def _with_id(use: ToolUse) -> ToolUse:
+    return use if use.id else replace(use, id=new_id())
 
 
 async def _publish_nothing(part: ToolPart) -> None:
@@ -97,7 +102,7 @@ class RunTools:
     def call(self, uses: Sequence[ToolUse], *, round: int = 0) -> AsyncIterator[ToolPart]:
         """Make the calls concurrently and yield their parts, which the generator yields in turn. See Toolbox.call."""
         self._round = max(self._round, round)
-        return self._toolbox.call(uses, round=round)
+        return self._toolbox.call([_with_id(use) for use in uses], round=round)
 
     async def invoke(self, use: ToolUse, *, round: int | None = None) -> ToolCompleted:
         """Make one call and publish its parts, which the generator must not yield again.
@@ -118,6 +123,7 @@ class RunTools:
         if round is None:
             round = max(0, self._round if self._calls else self._round + 1)
         self._round = max(self._round, round)
+        use = _with_id(use)
         # a task of its own, so that close() can end it where a framework has left it behind
         call = asyncio.create_task(self._invoke(use, round), name=f"tool call {use.id}")
         self._calls.add(call)

@@ -269,6 +269,7 @@ def _service(
         store_file=attached.add_generated,
         permitted=settings.model_policy.permitted,
         charge=quota.charge,
+        keep_reasoning=settings.keep_reasoning,
         run_seconds=settings.run_seconds,
         timing=setup.timing,
     )

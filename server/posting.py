@@ -44,7 +44,6 @@ from agent_chat.stores.models import (
     Message,
     Principal,
     Thread,
-    new_answer,
     new_id,
     timestamp,
 )
@@ -213,7 +212,7 @@ class Posting:
         """Store the user's message, claim the thread for its run, and start the run."""
         if self._runner.draining:
             raise Draining
-        answer = new_answer(question.thread_id, question.id, agent.model, question.created_at)
+        answer = self._runner.new_answer(question, agent)
 
         def claim() -> Awaitable[Posted]:
             return self._store.claim(principal, question, answer, worker=self._runner.worker, idempotency=idempotency)

@@ -60,6 +60,7 @@ class Settings(msgspec.Struct, frozen=True):
     reuse_port: bool = False
     drain_seconds: float = 20.0
     run_seconds: float = 600.0
+    keep_reasoning: bool = True
     storage_megabytes: int = 10240
     max_connections: int | None = None
     log_format: Literal["text", "json"] = "text"
@@ -119,6 +120,7 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         reuse_port=_switch(env, "CHAT_REUSE_PORT"),
         drain_seconds=_seconds(env, "CHAT_DRAIN_SECONDS", 20.0),
         run_seconds=_seconds(env, "CHAT_RUN_SECONDS", 600.0),
+        keep_reasoning=_switch(env, "CHAT_KEEP_REASONING", default="1"),
         storage_megabytes=_integer(env, "CHAT_STORAGE_MEGABYTES", 10240, 1, 10**9),
         max_connections=_integer(env, "CHAT_MAX_CONNECTIONS", 0, 0, 10**6) or None,
         log_format="json" if _choice(env, "CHAT_LOG_FORMAT", "text", "json") == "json" else "text",
@@ -183,8 +185,8 @@ def _integer(env: Mapping[str, str], name: str, default: int, low: int, high: in
     return int(text)
 
 
-def _switch(env: Mapping[str, str], name: str) -> bool:
-    text = env.get(name) or "0"
+def _switch(env: Mapping[str, str], name: str, *, default: str = "0") -> bool:
+    text = env.get(name) or default
     if text not in ("0", "1"):
         raise BadSetting(name, f"{text!r} is neither 1 nor 0")
     return text == "1"

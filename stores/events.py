@@ -91,15 +91,23 @@ class MessageDelta(PartEvent, frozen=True, tag="message.delta"):
 
 
 class ReasoningDelta(PartEvent, frozen=True, tag="reasoning.delta"):
-    """More reasoning, which is shown but not stored. `offset` counts the characters of the reasoning only."""
+    """More text of the message's block of reasoning number `index`.
 
+    A block stands after the first `after` characters of the message's text, and after the tool calls that were started
+    before it. `offset` is the number of characters of the block before `text`. The message stores it if its
+    `metadata.run` has `reasoning`.
+    """
+
+    index: int
+    after: int
     offset: int
     text: str
 
 
 class ToolCallStarted(PartEvent, frozen=True, tag="tool_call.started"):
-    """The message's tool call number `index` was started."""
+    """The message's tool call number `index` was started. `id` is unique within the message."""
 
+    id: str
     index: int
     tool_name: str
     arguments: JSONObject
@@ -109,6 +117,7 @@ class ToolCallStarted(PartEvent, frozen=True, tag="tool_call.started"):
 class ToolCallProgress(PartEvent, frozen=True, tag="tool_call.progress"):
     """The progress that a tool reports, which is shown but not stored. `total` and `message` may be unknown."""
 
+    id: str
     index: int
     progress: float
     total: float | None
@@ -118,6 +127,7 @@ class ToolCallProgress(PartEvent, frozen=True, tag="tool_call.progress"):
 class ToolCallCompleted(PartEvent, frozen=True, tag="tool_call.completed"):
     """The message's tool call number `index`, with its result or error."""
 
+    id: str
     index: int
     tool_call: ToolCall
 
@@ -216,8 +226,22 @@ def encode(event: Event) -> bytes:
 
 
 def decode(data: bytes) -> Event:
-    """Decode what `encode` returned."""
-    return _decoder.decode(data)
+    """Decode what `encode` returned, in this version or an earlier one: logs in Redis survive an upgrade."""
+    try:
+        return _decoder.decode(data)
+    except msgspec.ValidationError:
+        event: Event = msgspec.convert(_with_later_fields(msgspec.json.decode(data)), Event)
+        return event
+
+
+def _with_later_fields(fields: JSONObject) -> JSONObject:
+    """Add the fields that events of version 0.1.0 do not have. Messages of that version store no reasoning."""
+    match fields.get("type", "").partition("."):
+        case ("tool_call", *_):
+            return {"id": f"call_{fields.get('index')}", **fields}
+        case ("reasoning", *_):
+            return {"index": 0, "after": 0, **fields}
+    return fields
 
 
 def type_of(data: bytes) -> str:
@@ -266,7 +290,7 @@ def terminal_event(message: Message) -> Terminal:
 
 
 def join_deltas(events: Iterable[Event]) -> list[Event]:
-    """Return the same events with each group of consecutive deltas of one message and class as one delta."""
+    """Return the same events with each group of consecutive deltas of one text or block of reasoning as one delta."""
     joined: list[Event] = []
     deltas: list[Delta] = []
 
@@ -277,7 +301,15 @@ def join_deltas(events: Iterable[Event]) -> list[Event]:
 
     for event in events:
         if isinstance(event, Delta):
-            if deltas and (type(event) is not type(deltas[0]) or event.message_id != deltas[0].message_id):
+            if deltas and (
+                type(event) is not type(first := deltas[0])
+                or event.message_id != first.message_id
+                or (
+                    isinstance(event, ReasoningDelta)
+                    and isinstance(first, ReasoningDelta)
+                    and event.index != first.index
+                )
+            ):
                 close()
             deltas.append(event)
         else:

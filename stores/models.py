@@ -36,7 +36,9 @@ ACTIVITY = "activity"
 SERVER_FACTS = "thread"
 """The key of a thread's metadata that is the server's: `{"external_id": …}`, present only if the thread has one."""
 MESSAGE_BYTES = 8 * 2**20
-"""The largest size of one message, including its tool calls."""
+"""The largest size of one message, including its tool calls and its reasoning."""
+REASONING_BYTES = 256 * 2**10
+"""How much reasoning of one message is stored, in bytes of UTF-8."""
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -196,9 +198,19 @@ class Message(msgspec.Struct, frozen=True):
     def run(self) -> JSONObject | None:
         """status, in_reply_to, model, usage, stop_reason, error and tool_calls of the run; None if no run generated it.
 
-        While the run waits for tool servers, also `activity`: `connecting_to_tools`.
+        Where reasoning is stored, also `reasoning`. While the run waits for tool servers, also `activity`:
+        `connecting_to_tools`.
         """
         return self.metadata.get("run")
+
+    @property
+    def reasoning(self) -> list[JSONObject] | None:
+        """The blocks of reasoning of the run, in order; None if its reasoning is not stored.
+
+        Each is `{"index", "after", "calls", "text"}`: it stands after so many characters of the content and after so
+        many tool calls. No two blocks stand in one place.
+        """
+        return (self.run or {}).get("reasoning")
 
     @property
     def status(self) -> Status | None:
@@ -215,8 +227,13 @@ class Message(msgspec.Struct, frozen=True):
         return replace(self, metadata={**self.metadata, "run": {**(self.run or {}), **changes}})
 
 
-def new_answer(thread_id: str, in_reply_to: str, model: str | None, created_at: str) -> Message:
-    """Build the empty assistant message that a run begins with; the run's id is this message's id."""
+def new_answer(
+    thread_id: str, in_reply_to: str, model: str | None, created_at: str, *, store_reasoning: bool = True
+) -> Message:
+    """Build the empty assistant message that a run begins with; the run's id is this message's id.
+
+    Whether its reasoning is stored is decided here for every process that reads the run's events.
+    """
     run: JSONObject = {
         "status": "in_progress",
         "in_reply_to": in_reply_to,
@@ -226,6 +243,8 @@ def new_answer(thread_id: str, in_reply_to: str, model: str | None, created_at: 
         "error": None,
         "tool_calls": [],
     }
+    if store_reasoning:
+        run["reasoning"] = []
     return Message(new_id(), thread_id, "", "", "assistant", [], [], {"run": run}, created_at)
 
 

@@ -7,9 +7,8 @@
 //     const answer = await chat.post(thread, { content: "Tell me about this server" });
 //     setTimeout(() => chat.cancel(thread, answer.id).then(watching.close), 2000); // watchers see all of it
 //
-// Posting and watching are separate. A post only starts a run; its events arrive, in this and every other window, on
-// the stream that watches the thread: server-sent events, read with fetch, because EventSource cannot send a key and
-// does not reconnect after a 503.
+// Posting and watching are separate. A post only starts a run; its events arrive, in every window, on the stream that
+// watches the thread: server-sent events, read with fetch: EventSource sends no key and gives up after a 503.
 
 const FINAL = [401, 404, 410]; // no key, no such thread, gone: reconnecting is useless. Everything else is temporary.
 const SILENCE_MS = 45_000; // the server sends something every 15 s: after this time the connection is dead
@@ -37,12 +36,9 @@ export class ChatClient {
     throw new ChatError(response.status, problem, Number(response.headers.get("Retry-After")) || 0);
   }
 
-  /**
-   * Post a message. Returns the assistant's message, in progress. After a network failure it is sent again with the
-   * same Idempotency-Key, because it may have arrived. `ifBusy: "interrupt"` cancels a run in progress first.
-   */
+  /** Post a message, after a network failure again with the same key. Returns the assistant's message, in progress. */
   async post(thread, message, { key = randomKey(), attempts = 5, ifBusy = "reject" } = {}) {
-    const path = `${thread}/messages?if_busy=${ifBusy}`;
+    const path = `${thread}/messages?if_busy=${ifBusy}`; // "interrupt" cancels a run in progress first
     const headers = { "Idempotency-Key": key, Prefer: "respond-async" };
     for (let failures = 1; ; failures++) {
       try {
@@ -123,9 +119,9 @@ export class ChatClient {
 export const EMPTY = { thread: null, messages: [], reasoning: {}, calls: {}, hole: false, deleted: false };
 
 /**
- * Return the state after one more event. Pure; applying an event twice changes nothing. `reasoning` is keyed by message
- * id; `calls`, keyed by message id and index, has the facts of a call that are not stored: offset, progress, total,
- * message. A `hole` means that events are missing: a snapshot is needed.
+ * Return the state after one more event. Pure; applying an event twice changes nothing. `calls`, by message id and
+ * index, has facts of calls that were seen: id, offset, progress, total, message. `reasoning`, by message id, has blocks
+ * that the server does not store, blank where they were missed. A `hole` means missing events: a snapshot is needed.
  */
 export function reduce(state, event) {
   const { type, message, thread, message_id: id, index, tool_name, arguments: given, start_time } = event;
@@ -150,14 +146,20 @@ export function reduce(state, event) {
       if (event.offset > lengthOf(content)) return { ...state, hole: true };
       return put({ ...found, content: content + skip(event.text, lengthOf(content) - event.offset) });
     case "reasoning.delta": {
-      const { text, end } = state.reasoning[id] ?? { text: "", end: 0 }; // late viewers get only the rest of it
-      const read = { text: text + skip(event.text, end - event.offset), end: event.offset + lengthOf(event.text) };
-      return { ...state, reasoning: { ...state.reasoning, [id]: read.end > end ? read : { text, end } } };
+      const { run } = found.metadata; // it has `reasoning` if the server stores it
+      const blocks = [...(run.reasoning ?? state.reasoning[id] ?? [])];
+      const block = blocks[index] ?? { index, after: event.after, calls: calls.length, text: "" };
+      const missed = event.offset - lengthOf(block.text);
+      const early = index > blocks.length || event.after > lengthOf(content) || missed > 0;
+      if (run.reasoning && early) return { ...state, hole: true };
+      blocks[index] = { ...block, text: block.text + " ".repeat(Math.max(0, missed)) + skip(event.text, -missed) };
+      if (!run.reasoning) return { ...state, reasoning: { ...state.reasoning, [id]: blocks } };
+      return put({ ...found, metadata: { ...found.metadata, run: { ...run, reasoning: blocks } } });
     }
     case "tool_call.started": {
       if (index !== calls.length) return index < calls.length ? state : { ...state, hole: true };
       const call = { tool_name, arguments: given, result: null, error: null, start_time, end_time: null };
-      return put({ ...found, tool_calls: [...calls, call] }, facts({ offset: lengthOf(content) }));
+      return put({ ...found, tool_calls: [...calls, call] }, facts({ id: event.id, offset: lengthOf(content) }));
     }
     case "tool_call.progress": return { ...state, ...facts({ progress: event.progress, total: event.total, message }) };
     case "tool_call.completed":
@@ -173,11 +175,9 @@ const skip = (text, count) => (count > 0 ? Array.from(text).slice(count).join(""
 /** Milliseconds to wait: exponential, limited, with jitter, so that many clients do not reconnect at the same time. */
 const backOff = (failed, least = 0) => least * 1000 + Math.min(20_000, 500 * 2 ** failed) * (0.5 + Math.random() / 2);
 
-/** Call a callback. What it throws is reported as an unhandled rejection and does not stop the watching. */
-const notify = async (callback, ...values) => callback(...values);
+const notify = async (callback, ...values) => callback(...values); // what it throws is reported and stops nothing
 
-/** crypto.randomUUID does not exist on pages loaded over plain http. */
-export const randomKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
+export const randomKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-"); // randomUUID requires HTTPS
 
 /** Yield the frames of an event stream, and an empty frame for each comment, as a sign of life. */
 async function* eventStream(body) {

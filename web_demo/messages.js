@@ -93,7 +93,8 @@ class AnswerView {
   }
 
   show(message, state, urlOf) {
-    const reasoning = state.reasoning[message.id]?.text ?? "";
+    const blocks = message.metadata.run?.reasoning ?? state.reasoning[message.id] ?? [];
+    const reasoning = blocks.map((block) => block?.text.trim()).filter(Boolean).join("\n\n");
     if (reasoning !== this.shownReasoning) {
       this.shownReasoning = reasoning;
       this.reasoning.textContent = reasoning;

@@ -48,7 +48,7 @@ class MessageForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RunToolCall(msgspec.Struct, frozen=True):
-    """Where a tool call of the message belongs: the model's id of it, its round, and its offset in the content.
+    """Where a tool call of the message belongs: its id, its round, and its offset in the content.
 
     `repeatable` is true for calls that may be made again, and absent otherwise.
     """
@@ -59,10 +59,23 @@ class RunToolCall(msgspec.Struct, frozen=True):
     repeatable: bool | UnsetType = UNSET
 
 
+class RunReasoning(msgspec.Struct, frozen=True):
+    """A block of the model's reasoning.
+
+    It stands after the first `after` characters of the content, and after the first `calls` tool calls.
+    """
+
+    index: int
+    after: int
+    calls: int
+    text: str
+
+
 class Run(msgspec.Struct, frozen=True):
     """`metadata.run` of a message that a run makes.
 
-    `usage` has the model's token counts. `activity` is present only while the run waits, and names for what.
+    `usage` has the model's token counts. `reasoning` is absent where it is not stored. `activity` is present only while
+    the run waits, and names for what.
     """
 
     status: Status
@@ -72,6 +85,7 @@ class Run(msgspec.Struct, frozen=True):
     stop_reason: str | None
     error: RunError | None
     tool_calls: list[RunToolCall]
+    reasoning: list[RunReasoning] | UnsetType = UNSET
     activity: str | UnsetType = UNSET
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 import msgspec
 from msgspec.structs import replace
 
-from agent_chat.agents import Text, ToolCompleted, ToolStarted
+from agent_chat.agents import Reasoning, Text, ToolCompleted, ToolStarted
 from agent_chat.agents.answer import AnswerBuilder
 from agent_chat.agents.parts import InlinePart
 from agent_chat.stores.contracts import EventLog, Posted
@@ -139,6 +139,8 @@ class LiveRun:
             self.changed = True
             if self.first_text_at is None:
                 self.first_text_at = time.monotonic()
+        elif isinstance(part, Reasoning):
+            self.changed = self.changed or self.answer.stores_reasoning
         elif isinstance(part, ToolStarted | ToolCompleted):
             self.changed = True
             self.checkpoint_due.set()
@@ -175,10 +177,12 @@ def finish_message(partial: Message, ending: Ending, now: str) -> tuple[Message,
     """The finished message as it is stored, and the events that close its open tool calls."""
     closed: list[ToolCallCompleted] = []
     calls = list(partial.tool_calls)
+    infos: list[JSONObject] = (partial.run or {}).get("tool_calls", [])
     for index, call in enumerate(calls):
         if call.end_time is None:
             calls[index] = replace(call, error=ending.open_calls, end_time=now)
-            closed.append(ToolCallCompleted(partial.id, index, calls[index]))
+            call_id = infos[index]["id"] if index < len(infos) else f"call_{index}"
+            closed.append(ToolCallCompleted(partial.id, call_id, index, calls[index]))
     error = msgspec.to_builtins(_final_error(ending.error, partial))
     run = {name: value for name, value in (partial.run or {}).items() if name != ACTIVITY}
     message = replace(partial, tool_calls=calls, metadata={**partial.metadata, "run": run})

@@ -182,11 +182,12 @@ class Repairer:
 
 
 def _longer(checkpoint: Message, logged: Message) -> Message:
-    """The message with more text, or with equally much text and more completed tool calls; with the files of both."""
+    """The message with more text, then more tool calls, then more reasoning; with the files of both."""
 
-    def extent(message: Message) -> tuple[int, int, int]:
+    def extent(message: Message) -> tuple[int, int, int, int]:
         completed = sum(call.end_time is not None for call in message.tool_calls)
-        return len(message.content), len(message.tool_calls), completed
+        reasoning = sum(len(block["text"]) for block in message.reasoning or ())
+        return len(message.content), len(message.tool_calls), completed, reasoning
 
     longer = logged if extent(logged) > extent(checkpoint) else checkpoint
     return replace(longer, attachments=max(checkpoint.attachments, logged.attachments, key=len))

@@ -42,7 +42,7 @@ from agent_chat.server.timing import Timing
 from agent_chat.stores.contracts import EventLog, Posted, Store
 from agent_chat.stores.errors import BlobUnavailable, LogDeleted, LogUnavailable, StoreUnavailable, ThreadNotFound
 from agent_chat.stores.events import RunError
-from agent_chat.stores.models import Agent, Attachment, Clock, Message, Principal, new_id, utcnow
+from agent_chat.stores.models import Agent, Attachment, Clock, Message, Principal, new_answer, new_id, utcnow
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ class Runner:
         store_file: stores a file of an answer in its thread. Raises: AgentError if the file cannot be stored.
         permitted: the agent within the operator's limits on models. Raises: AgentError for a model that is not allowed.
         charge: counts the bytes of an answer that was stored.
+        keep_reasoning: whether the reasoning of new runs is stored with their messages.
         run_seconds: how long a run may take.
 
     Attributes:
@@ -91,6 +92,7 @@ class Runner:
         store_file: StoreFile = _store_no_file,
         permitted: Callable[[Agent], Agent] = lambda agent: agent,
         charge: Charge = lambda organization_id, count: None,
+        keep_reasoning: bool = True,
         run_seconds: float = 600.0,
         timing: Timing = Timing(),
         clock: Clock = utcnow,
@@ -105,6 +107,7 @@ class Runner:
         self._files = files
         self._store_file = store_file
         self._permitted = permitted
+        self._keep_reasoning = keep_reasoning
         self._run_seconds = run_seconds
         self._timing = timing
         self._clock = clock
@@ -142,6 +145,11 @@ class Runner:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await run.is_stored.wait()
+
+    def new_answer(self, question: Message, agent: Agent) -> Message:
+        """Build the empty message of a run that answers `question`."""
+        thread_id, created_at = question.thread_id, question.created_at
+        return new_answer(thread_id, question.id, agent.model, created_at, store_reasoning=self._keep_reasoning)
 
     def start(self, principal: Principal, agent: Agent, posted: Posted, slot: Slot) -> None:
         """Start the run that `posted` has claimed, in a task of its own.

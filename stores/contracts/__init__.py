@@ -35,7 +35,8 @@ Log
 
 Events
     I21. Facts and terminal events are stored before they are published.
-    I22. `fold` of a run's events without its terminal event has the content and the tool calls of the stored message.
+    I22. `fold` of a run's events without its terminal event has the content, the tool calls and the reasoning of the
+         stored message.
     I23. Applying an event twice changes nothing.
 
 External ids

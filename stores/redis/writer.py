@@ -93,7 +93,8 @@ def _size_of(event: Event) -> int:
     if isinstance(event, MessageEvent):
         message = event.message
         calls = len(msgspec.json.encode(message.tool_calls)) if message.tool_calls else 0
-        return len(message.content) + len(message.content_html) + calls + _EVENT_BYTES
+        reasoning = sum(len(block["text"]) for block in message.reasoning or ())
+        return len(message.content) + len(message.content_html) + calls + reasoning + _EVENT_BYTES
     return len(encode(event))
 
 

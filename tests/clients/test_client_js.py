@@ -17,7 +17,6 @@ from agent_chat.stores.events import (
     MessageCreated,
     MessageDelta,
     MessageSnapshot,
-    ReasoningDelta,
     RunCompleted,
     RunStarted,
     ThreadDeleted,
@@ -32,6 +31,7 @@ from tests.support.node import node, scripted_stream
 from tests.support.proxy import BreakingProxy
 from tests.support.run_events import (
     EMPTY,
+    NOT_STORING,
     NOW,
     a_run,
     delta,
@@ -40,6 +40,7 @@ from tests.support.run_events import (
     read_again,
     repeated,
     started,
+    think,
     without_snapshots,
 )
 from tests.support.servers import Live
@@ -82,12 +83,20 @@ async def test_the_reducer_gives_what_fold_gives_for_any_events_in_any_pieces_an
         (message,) = state["messages"]
         assert message["content"] == expected.content
         assert message["tool_calls"] == msgspec.to_builtins(expected.tool_calls)
+        assert message["metadata"]["run"]["reasoning"] == expected.reasoning
 
 
 @pytest.mark.parametrize(
     "events",
-    [[delta(0, "😀"), delta(2, "!")], [started(1)], [started(0), ended(1)]],
-    ids=["delta", "tool call", "completed tool call"],
+    [
+        [delta(0, "😀"), delta(2, "!")],
+        [started(1)],
+        [started(0), ended(1)],
+        [think(1, "hm")],
+        [think(0, "hm", offset=1)],
+        [think(0, "hm", after=1)],
+    ],
+    ids=["delta", "tool call", "completed tool call", "reasoning", "part of reasoning", "text before reasoning"],
 )
 async def test_a_hole_is_seen_and_a_snapshot_closes_it(events: list[Event]) -> None:
     assert (await reduced(events))["hole"] is True
@@ -98,7 +107,7 @@ async def test_a_hole_is_seen_and_a_snapshot_closes_it(events: list[Event]) -> N
 
 @pytest.mark.parametrize(
     "late",
-    [delta(5, "!"), started(0), ended(0), RunStarted(EMPTY), MessageSnapshot(EMPTY), ReasoningDelta(EMPTY.id, 0, "hm")],
+    [delta(5, "!"), started(0), ended(0), RunStarted(EMPTY), MessageSnapshot(EMPTY), think(0, "hm")],
     ids=lambda event: type(event).__name__,
 )
 async def test_a_finished_message_is_never_opened_again(late: Event) -> None:
@@ -134,16 +143,21 @@ async def test_the_later_thread_wins_and_its_messages_stay() -> None:
     assert (await reduced([ThreadDeleted(THREAD.id)]))["deleted"] is True
 
 
-async def test_reasoning_and_progress_accumulate_aside() -> None:
-    thoughts = [
-        ReasoningDelta(EMPTY.id, 0, "h😀"),
-        ReasoningDelta(EMPTY.id, 0, "h😀"),
-        ReasoningDelta(EMPTY.id, 1, "😀m"),
-    ]
-    progress = ToolCallProgress(EMPTY.id, 0, 1.0, 2.0, "half")
-    state = await reduced([*thoughts, delta(0, "😀"), started(0), progress])
-    assert state["reasoning"][EMPTY.id]["text"] == "h😀m"
-    assert state["calls"] == {f"{EMPTY.id}/0": {"offset": 1, "progress": 1, "total": 2, "message": "half"}}
+async def test_reasoning_that_the_server_does_not_store_and_progress_accumulate_aside() -> None:
+    thoughts = [think(0, "h😀"), think(0, "h😀"), think(0, "😀m", offset=1)]
+    progress = ToolCallProgress(EMPTY.id, "call_0", 0, 1.0, 2.0, "half")
+    state = await reduced([*thoughts, delta(0, "😀"), started(0), progress], [NOT_STORING])
+    assert state["reasoning"] == {EMPTY.id: [{"index": 0, "after": 0, "calls": 0, "text": "h😀m"}]}
+    facts = {"id": "call_0", "offset": 1, "progress": 1, "total": 2, "message": "half"}
+    assert state["calls"] == {f"{EMPTY.id}/0": facts}
+    assert "reasoning" not in state["messages"][0]["metadata"]["run"]
+
+
+async def test_a_late_viewer_of_reasoning_that_is_not_stored_gets_the_rest_of_it() -> None:
+    rest = think(1, "ly?", offset=4)
+    state = await reduced([rest, rest, think(1, "?!", offset=6)], [NOT_STORING])
+    assert state["hole"] is False
+    assert state["reasoning"][EMPTY.id] == [None, {"index": 1, "after": 0, "calls": 0, "text": "    ly?!"}]
 
 
 async def test_an_unknown_message_and_an_unknown_event_change_nothing() -> None:
@@ -155,12 +169,14 @@ async def test_an_unknown_message_and_an_unknown_event_change_nothing() -> None:
 
 async def test_no_character_is_lost_or_doubled_over_a_network_that_breaks_repeatedly(server: Live) -> None:
     thread = await server.scripted_thread(mcp_servers=["demo"])
-    script = 'say # 🎈😀\ncount 150 5\ntool calculate {"expression": "6*7"}\ncount 150 5'
+    script = 'think 🎈 hm\nsay # 🎈😀\ncount 150 5\nthink so\ntool calculate {"expression": "6*7"}\ncount 150 5'
     async with BreakingProxy(server.port, random.Random(1)) as proxy:
         seen = await node("watch.mjs", proxy.url, KEY, thread, script)
     stored = (await server.get(thread))["messages"][-1]
     assert seen["before"]["content"] == stored["content"]
     assert seen["before"]["tool_calls"] == stored["tool_calls"]
+    assert seen["before"]["metadata"]["run"]["reasoning"] == stored["metadata"]["run"]["reasoning"]
+    assert [block["text"] for block in stored["metadata"]["run"]["reasoning"]] == ["🎈 hm", "so"]
     assert proxy.cuts >= 2
     assert seen["snapshots"] == 1
     assert {"live", "reconnecting"} <= set(seen["statuses"])

@@ -259,7 +259,7 @@ async def test_ten_thousand_events_are_retained_and_earlier_positions_are_a_gap(
     following, entries = log.cursor(thread_id, start), list[Entry]()
     async with asyncio.timeout(30):
         for n in range(12_000):
-            writer.write(ToolCallProgress("m", 0, n, None, None))
+            writer.write(ToolCallProgress("m", "call_0", 0, n, None, None))
             if n % 1000 == 999:
                 await writer.flush()
                 entries += await read(following, await log.tail(thread_id))
@@ -278,7 +278,7 @@ async def test_ten_thousand_events_are_retained_and_earlier_positions_are_a_gap(
 async def test_a_reader_behind_what_was_trimmed_gets_a_gap(log: EventLog) -> None:
     thread_id = new_id()
     slow = log.cursor(thread_id, await log.tail(thread_id))
-    await publish(log, thread_id, *[ToolCallProgress("m", 0, n, None, None) for n in range(12_000)])
+    await publish(log, thread_id, *[ToolCallProgress("m", "call_0", 0, n, None, None) for n in range(12_000)])
     assert await raises_gap(slow)
 
 
@@ -349,7 +349,9 @@ async def test_a_signal_without_callbacks_does_no_harm(log: EventLog) -> None:
 
 async def test_backwards_yields_every_entry_from_a_position_to_the_oldest(log: EventLog) -> None:
     thread_id = new_id()
-    start, entries = await publish_all(log, thread_id, *[ToolCallProgress("m", 0, n, None, None) for n in range(120)])
+    start, entries = await publish_all(
+        log, thread_id, *[ToolCallProgress("m", "call_0", 0, n, None, None) for n in range(120)]
+    )
     positions = [start] + [entry.position for entry in entries]
     for number in (0, 1, 60, 120):
         found = [entry.position async for entry in log.backwards(thread_id, positions[number])]

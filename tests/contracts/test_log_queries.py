@@ -109,7 +109,7 @@ async def test_find_turn_returns_none_for_what_was_trimmed(log: EventLog) -> Non
     thread_id = new_id()
     question, answer, events = build_turn(thread_id)
     await publish(log, thread_id, *events)
-    await publish(log, thread_id, *[ToolCallProgress("m", 0, n, None, None) for n in range(12_000)])
+    await publish(log, thread_id, *[ToolCallProgress("m", "call_0", 0, n, None, None) for n in range(12_000)])
     for run_id in (answer.id, None):
         assert await find_turn(log, thread_id, question.id, run_id) is None
 

@@ -52,7 +52,7 @@ async def test_the_events_of_each_of_two_writers_stay_in_order(log: EventLog) ->
     wanted: dict[str, list[Event]] = {"a": [], "b": []}
     for n in range(200):
         name = chance.choice("ab")
-        call = ToolCallStarted(name, n, "look", {}, NOW)
+        call = ToolCallStarted(name, f"call_{n}", n, "look", {}, NOW)
         wanted[name].append(call)
         writers[name].write(call)
         if chance.random() < 0.1:
@@ -119,7 +119,7 @@ async def test_a_writer_whose_last_entry_was_trimmed_appends_a_snapshot(log: Eve
     writer = log.writer(thread_id, lambda: MessageSnapshot(answer))
     writer.write(RunStarted(answer))
     await writer.flush()
-    await publish(log, thread_id, *[ToolCallProgress("m", 0, n, None, None) for n in range(12_000)])
+    await publish(log, thread_id, *[ToolCallProgress("m", "call_0", 0, n, None, None) for n in range(12_000)])
     start = await log.tail(thread_id)
     writer.write(MessageDelta(answer.id, 0, "a"))
     await writer.flush()
@@ -157,7 +157,7 @@ async def test_no_event_of_a_run_is_appended_after_another_writers_terminal_even
     asked, answer = turn(thread_id)
     paused, other = log.writer(thread_id, lambda: MessageSnapshot(answer)), log.writer(thread_id)
     await write_and_flush(paused, RunStarted(answer))
-    await write_and_flush(other, ToolCallProgress("another run", 0, 1, None, None))
+    await write_and_flush(other, ToolCallProgress("another run", "call_0", 0, 1, None, None))
     await write_and_flush(paused, MessageDelta(answer.id, 0, "in time"))
     end = RunFailed(answer, RunError("interrupted", "It stopped.", retryable=True))
     await write_and_flush(other, end)

@@ -107,10 +107,10 @@ class Speaker:
         if kind < 0.7:
             self._say(MessageDelta(self.id, self._fold.length, self._chance.choice(["wörd ", "😀", "a\r\n", "x" * 50])))
         elif kind < 0.85:
-            self._say(ReasoningDelta(self.id, self._reasoned, "hm"))
+            self._say(ReasoningDelta(self.id, 0, 0, self._reasoned, "hm"))
             self._reasoned += 2
         else:
-            self._say(ToolCallProgress(self.id, 0, self._progress, None, None))
+            self._say(ToolCallProgress(self.id, "call_0", 0, self._progress, None, None))
             self._progress += 1
         if self._chance.random() < 0.05:
             self.stored = self._fold.message()
@@ -369,7 +369,7 @@ async def test_an_append_whose_answer_was_lost_appears_once(server: RedisServer)
         log = await open_redis_log(proxy.url)
         thread_id = new_id()
         start = await log.tail(thread_id)
-        events: list[Event] = [ToolCallProgress("m", 0, n, None, None) for n in range(5)]
+        events: list[Event] = [ToolCallProgress("m", "call_0", 0, n, None, None) for n in range(5)]
         writer = log.writer(thread_id)
         for event in events:
             proxy.swallow_responses = 1
@@ -389,7 +389,7 @@ async def test_a_first_append_whose_answer_was_lost_appears_once(server: RedisSe
         log = await open_redis_log(proxy.url)
         for thread_id in [new_id() for _ in range(5)]:
             proxy.swallow_responses = 1
-            await publish(log, thread_id, ToolCallProgress("m", 0, 0, None, None))
+            await publish(log, thread_id, ToolCallProgress("m", "call_0", 0, 0, None, None))
             assert await asyncio.to_thread(server.command, "XLEN", f"chat:{thread_id}") == b":2\r\n"
         await log.close()
 
@@ -469,7 +469,7 @@ async def test_writes_during_an_outage_of_redis_take_little_memory_and_every_fac
         delta = MessageDelta(answer.id, n, "x")
         so_far.apply(delta)
         writer.write(delta)
-        writer.write(ToolCallProgress(answer.id, 0, n, None, None))
+        writer.write(ToolCallProgress(answer.id, "call_0", 0, n, None, None))
         if n == 10_000:
             writer.write(updated)
     assert len(writer._pending) < 1000
@@ -499,7 +499,7 @@ async def test_no_call_waits_long_for_an_unreachable_redis(
     writer = log.writer(thread_id)
     server.stop() if how == "stopped" else server.pause()
     began = time.monotonic()
-    writer.write(ToolCallProgress("m", 0, 0, None, None))
+    writer.write(ToolCallProgress("m", "call_0", 0, 0, None, None))
     questions = [
         log.tail(thread_id),
         find_turn(log, thread_id, "m", None),
@@ -526,7 +526,7 @@ async def test_it_can_be_opened_before_redis_is_there(
     log = await open_log()
     thread_id = new_id()
     writer = log.writer(thread_id)
-    writer.write(ToolCallProgress("m", 0, 0, None, None))
+    writer.write(ToolCallProgress("m", "call_0", 0, 0, None, None))
     with pytest.raises(LogUnavailable):
         await log.tail(thread_id)
     server.start()

@@ -39,16 +39,16 @@ MEGABYTE = 2**20
 def build_turn(thread_id: str, words: int = 5) -> tuple[Message, Message, list[Event]]:
     """Build a user message, its finished answer, and the events that are published for them."""
     question, answer = turn(thread_id)
-    events: list[Event] = [MessageCreated(question), RunStarted(answer), ReasoningDelta(answer.id, 0, "hm 😀")]
+    events: list[Event] = [MessageCreated(question), RunStarted(answer), ReasoningDelta(answer.id, 0, 0, 0, "hm 😀")]
     offset = 0
     for word in [f"wörd{n}😀\r\n " for n in range(words)]:
         events.append(MessageDelta(answer.id, offset, word))
         offset += len(word)
     call = awkward_call()
     events += [
-        ToolCallStarted(answer.id, 0, call.tool_name, AWKWARD, call.start_time),
-        ToolCallProgress(answer.id, 0, 1, 2.5, None),
-        ToolCallCompleted(answer.id, 0, call),
+        ToolCallStarted(answer.id, "call_0", 0, call.tool_name, AWKWARD, call.start_time),
+        ToolCallProgress(answer.id, "call_0", 0, 1, 2.5, None),
+        ToolCallCompleted(answer.id, "call_0", 0, call),
     ]
     final = fold(events, answer).with_run(status="completed")
     return question, final, [*events, terminal_event(final)]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
+
+from msgspec.structs import replace
 
 from agent_chat.stores.events import (
     Event,
@@ -20,6 +23,8 @@ NOW = "2026-01-31T12:00:00.000Z"
 
 
 EMPTY = new_answer("thread", "question", "model", NOW)
+NOT_STORING = replace(new_answer("thread", "question", "model", NOW, store_reasoning=False), id=EMPTY.id)
+"""The same message of a server that stores no reasoning."""
 
 
 ALPHABET = "ab é漢😀👩‍👧\n"
@@ -30,17 +35,25 @@ def delta(offset: int, text: str) -> MessageDelta:
 
 
 def started(index: int, name: str = "look") -> ToolCallStarted:
-    return ToolCallStarted(EMPTY.id, index, name, {"n": index}, NOW)
+    return ToolCallStarted(EMPTY.id, f"call_{index}", index, name, {"n": index}, NOW)
 
 
 def ended(index: int, result: int = 1, name: str = "look") -> ToolCallCompleted:
-    return ToolCallCompleted(EMPTY.id, index, ToolCall(name, {"n": index}, {"r": result}, None, NOW, NOW))
+    return ToolCallCompleted(
+        EMPTY.id, f"call_{index}", index, ToolCall(name, {"n": index}, {"r": result}, None, NOW, NOW)
+    )
+
+
+def think(index: int, text: str, *, after: int = 0, offset: int = 0) -> ReasoningDelta:
+    return ReasoningDelta(EMPTY.id, index, after, offset, text)
 
 
 def a_run(chance: random.Random) -> list[Event]:
-    """What a run says, text and tool calls in any order, and perhaps a snapshot in its middle."""
+    """What a run says, text, reasoning and tool calls in any order, and perhaps a snapshot in its middle."""
     events: list[Event] = [RunStarted(EMPTY)]
     text, calls, open_calls = "", 0, []
+    blocks: list[tuple[int, int]] = []
+    thought = ""
     for _ in range(chance.randrange(5, 40)):
         kind = chance.choice(["text", "text", "text", "reasoning", "start", "end", "snapshot"])
         if kind == "text":
@@ -48,7 +61,12 @@ def a_run(chance: random.Random) -> list[Event]:
             events.append(delta(len(text), more))
             text += more
         elif kind == "reasoning":
-            events.append(ReasoningDelta(EMPTY.id, 0, "hm"))
+            if blocks[-1:] != [(len(text), calls)]:
+                blocks.append((len(text), calls))
+                thought = ""
+            more = "".join(chance.choices(ALPHABET, k=chance.randrange(1, 6)))
+            events.append(think(len(blocks) - 1, more, after=len(text), offset=len(thought)))
+            thought += more
         elif kind == "start":
             events.append(started(calls))
             open_calls.append(calls)
@@ -82,15 +100,17 @@ def repeated(events: list[Event], chance: random.Random) -> list[Event]:
 def in_other_pieces(events: list[Event], chance: random.Random) -> list[Event]:
     """The events with every delta cut and overlapping what was said before it."""
     seen: list[Event] = []
-    text = ""
+    texts: defaultdict[int | None, str] = defaultdict(str)
     for event in events:
-        if not isinstance(event, MessageDelta):
+        if not isinstance(event, MessageDelta | ReasoningDelta):
             seen.append(event)
             continue
-        said, text = len(text), text + event.text
+        block = event.index if isinstance(event, ReasoningDelta) else None
+        said, text = len(texts[block]), texts[block] + event.text
+        texts[block] = text
         while said < len(text):
             begin, said = chance.randrange(said + 1), chance.randrange(said + 1, len(text) + 1)
-            seen.append(delta(begin, text[begin:said]))
+            seen.append(replace(event, offset=begin, text=text[begin:said]))
     return seen
 
 

@@ -19,7 +19,7 @@ MESSAGE_KEYS = {
     "id", "thread_id", "content", "content_html", "role", "tool_calls", "attachments", "metadata", "created_at",
 }  # fmt: skip
 TOOL_CALL_KEYS = {"tool_name", "arguments", "result", "error", "start_time", "end_time"}
-RUN_KEYS = {"status", "in_reply_to", "model", "usage", "stop_reason", "error", "tool_calls"}
+RUN_KEYS = {"status", "in_reply_to", "model", "usage", "stop_reason", "error", "tool_calls", "reasoning"}
 PROBLEM_KEYS = {"type", "title", "status", "code", "detail"}
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -58,6 +58,8 @@ def is_message(body: Any) -> dict[str, Any]:
         assert set(run) == RUN_KEYS
         assert len(run["tool_calls"]) == len(body["tool_calls"])
         assert all(set(call) - {"repeatable"} == {"id", "round", "offset"} for call in run["tool_calls"])
+        assert len({call["id"] for call in run["tool_calls"]}) == len(run["tool_calls"])
+        assert all(set(block) == {"index", "after", "calls", "text"} for block in run["reasoning"])
     return dict(body)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import get_args
 
+import msgspec
 import pytest
 
 from agent_chat.stores.events import (
@@ -52,10 +53,10 @@ SAMPLES: dict[str, Event] = {
     "message.created": MessageCreated(QUESTION),
     "run.started": RunStarted(ANSWER),
     "message.delta": MessageDelta("m", 0, "déjà 😀\r\n"),
-    "reasoning.delta": ReasoningDelta("m", 7, "hm"),
-    "tool_call.started": ToolCallStarted("m", 0, "look", {"big": 2**70}, NOW),
-    "tool_call.progress": ToolCallProgress("m", 0, 0.5, None, None),
-    "tool_call.completed": ToolCallCompleted("m", 0, CALL),
+    "reasoning.delta": ReasoningDelta("m", 0, 0, 7, "hm"),
+    "tool_call.started": ToolCallStarted("m", "call_0", 0, "look", {"big": 2**70}, NOW),
+    "tool_call.progress": ToolCallProgress("m", "call_0", 0, 0.5, None, None),
+    "tool_call.completed": ToolCallCompleted("m", "call_0", 0, CALL),
     "message.snapshot": MessageSnapshot(ANSWER),
     "run.completed": RunCompleted(ANSWER.with_run(status="completed")),
     "run.failed": RunFailed(ANSWER, ERROR),
@@ -79,6 +80,33 @@ def test_decode_returns_the_event_that_was_encoded(name: str) -> None:
     event = SAMPLES[name]
     assert decode(encode(event)) == event
     assert encode(decode(encode(event))) == encode(event)
+
+
+@pytest.mark.parametrize("name", ["tool_call.started", "tool_call.progress", "tool_call.completed"])
+def test_tool_events_of_version_0_1_0_get_an_id(name: str) -> None:
+    body = json.loads(encode(SAMPLES[name]))
+    del body["id"]
+    assert decode(json.dumps(body).encode()) == SAMPLES[name]
+
+
+def test_reasoning_of_version_0_1_0_is_decoded() -> None:
+    old = b'{"type":"reasoning.delta","message_id":"m","offset":7,"text":"hm"}'
+    assert decode(old) == ReasoningDelta("m", 0, 0, 7, "hm")
+
+
+def test_an_event_that_is_none_is_refused() -> None:
+    for data in (b'{"type":"tool_call.started","message_id":"m"}', b'{"type":"message.delta"}'):
+        with pytest.raises(msgspec.ValidationError):
+            decode(data)
+
+
+def test_events_have_the_fields_of_the_api_in_its_order() -> None:
+    fields = {name: list(json.loads(encode(event)))[1:] for name, event in SAMPLES.items()}
+    assert fields["message.delta"] == ["message_id", "offset", "text"]
+    assert fields["reasoning.delta"] == ["message_id", "index", "after", "offset", "text"]
+    assert fields["tool_call.started"] == ["message_id", "id", "index", "tool_name", "arguments", "start_time"]
+    assert fields["tool_call.progress"] == ["message_id", "id", "index", "progress", "total", "message"]
+    assert fields["tool_call.completed"] == ["message_id", "id", "index", "tool_call"]
 
 
 @by_type
@@ -143,11 +171,12 @@ def test_consecutive_deltas_of_one_message_and_class_are_joined() -> None:
 
 
 def test_other_deltas_and_other_events_are_not_joined() -> None:
-    call = ToolCallStarted("m", 0, "look", {}, NOW)
+    call = ToolCallStarted("m", "call_0", 0, "look", {}, NOW)
     events: list[Event] = [
         MessageDelta("m", 0, "a"),
-        ReasoningDelta("m", 0, "b"),
-        ReasoningDelta("m", 1, "c"),
+        ReasoningDelta("m", 0, 0, 0, "b"),
+        ReasoningDelta("m", 0, 0, 1, "c"),
+        ReasoningDelta("m", 1, 0, 0, "of another block"),
         MessageDelta("m", 1, "d"),
         MessageDelta("n", 0, "e"),
         call,
@@ -156,7 +185,8 @@ def test_other_deltas_and_other_events_are_not_joined() -> None:
     ]
     assert join_deltas(events) == [
         MessageDelta("m", 0, "a"),
-        ReasoningDelta("m", 0, "bc"),
+        ReasoningDelta("m", 0, 0, 0, "bc"),
+        ReasoningDelta("m", 1, 0, 0, "of another block"),
         MessageDelta("m", 1, "d"),
         MessageDelta("n", 0, "e"),
         call,

@@ -11,7 +11,6 @@ from msgspec.structs import replace
 from agent_chat.stores.events import (
     Event,
     MessageSnapshot,
-    ReasoningDelta,
     RunCompleted,
     RunStarted,
     ThreadDeleted,
@@ -22,6 +21,7 @@ from agent_chat.stores.fold import Fold, fold
 from agent_chat.stores.models import Message, ToolCall
 from tests.support.run_events import (
     EMPTY,
+    NOT_STORING,
     NOW,
     a_run,
     delta,
@@ -30,6 +30,7 @@ from tests.support.run_events import (
     read_again,
     repeated,
     started,
+    think,
     without_snapshots,
 )
 
@@ -101,11 +102,50 @@ def test_a_tool_call_after_a_missing_one_is_not_applied() -> None:
     assert fold([started(1), ended(1), ended(0)], EMPTY).tool_calls == []
 
 
-def test_reasoning_progress_and_events_of_the_thread_change_nothing() -> None:
+def test_blocks_of_reasoning_have_their_places_among_text_and_calls() -> None:
+    events: list[Event] = [
+        think(0, "Hm, "),
+        think(0, "well 😀", offset=4),
+        delta(0, "He"),
+        started(0),
+        think(1, "And", after=2),
+        ended(0),
+        think(1, " then?", after=2, offset=3),
+        started(1),
+        think(2, "So.", after=2),
+        delta(2, "llo"),
+    ]
+    assert fold(events, EMPTY).reasoning == [
+        {"index": 0, "after": 0, "calls": 0, "text": "Hm, well 😀"},
+        {"index": 1, "after": 2, "calls": 1, "text": "And then?"},
+        {"index": 2, "after": 2, "calls": 2, "text": "So."},
+    ]
+
+
+def test_reasoning_after_a_missing_delta_is_not_applied() -> None:
+    assert fold([think(0, "m", offset=1)], EMPTY).reasoning == []
+    assert fold([think(1, "hm")], EMPTY).reasoning == []
+    assert fold([think(0, "hm", after=1)], EMPTY).reasoning == []
+    partial = fold([think(0, "h"), think(0, "!", offset=2), think(0, "hm")], EMPTY)
+    assert [block["text"] for block in partial.reasoning or ()] == ["hm"]
+
+
+def test_a_run_that_does_not_store_reasoning_never_does() -> None:
+    events: list[Event] = [RunStarted(NOT_STORING), think(0, "hm"), MessageSnapshot(NOT_STORING), think(1, "so")]
+    assert fold(events, NOT_STORING) == NOT_STORING
+    assert "reasoning" not in (NOT_STORING.run or {})
+
+
+def test_what_a_checkpoint_has_of_the_reasoning_is_replaced_where_the_log_begins_anew() -> None:
+    checkpoint = fold([think(0, "hm, well")], EMPTY)
+    assert fold([RunStarted(EMPTY), think(0, "hm")], checkpoint) == fold([think(0, "hm")], EMPTY)
+    assert fold([think(0, "hm, well, so")], checkpoint) == fold([think(0, "hm, well, so")], EMPTY)
+
+
+def test_progress_and_events_of_the_thread_change_nothing() -> None:
     events: list[Event] = [
         started(0),
-        ReasoningDelta(EMPTY.id, 0, "hm"),
-        ToolCallProgress(EMPTY.id, 0, 1.0, 2.0, "half"),
+        ToolCallProgress(EMPTY.id, "call_0", 0, 1.0, 2.0, "half"),
         ThreadDeleted("thread"),
     ]
     assert fold(events, EMPTY) == fold(events[:1], EMPTY)
@@ -161,10 +201,13 @@ def test_fold_changes_neither_its_base_nor_messages_that_it_returned() -> None:
     base = replace(EMPTY, content="a")
     folding = Fold(base)
     early = folding.message()
-    for event in (delta(1, "b"), started(0)):
+    for event in (delta(1, "b"), started(0), think(0, "h", after=2)):
         folding.apply(event)
     before = folding.message()
     folding.apply(ended(0))
+    folding.apply(think(0, "m", after=2, offset=1))
+    assert (base.reasoning, early.reasoning) == ([], [])
+    assert [block["text"] for block in before.reasoning or ()] == ["h"]
     assert (base.content, base.tool_calls) == (early.content, early.tool_calls) == ("a", [])
     assert before.tool_calls[0].end_time is None
 

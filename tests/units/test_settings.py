@@ -19,6 +19,7 @@ def test_nothing_set_is_a_server_on_this_machine_alone() -> None:
     ("name", "value"),
     [
         ("CHAT_REUSE_PORT", "yes"),
+        ("CHAT_KEEP_REASONING", "no"),
         ("PORT", "http"),
         ("PORT", "65536"),
         ("PORT", "-1"),
@@ -40,6 +41,11 @@ def test_nothing_set_is_a_server_on_this_machine_alone() -> None:
 def test_a_bad_value_is_refused_by_its_name(name: str, value: str) -> None:
     with pytest.raises(BadSetting, match=f"^{name}: "):
         load({name: value})
+
+
+def test_reasoning_is_stored_unless_that_is_switched_off() -> None:
+    assert load({}).keep_reasoning
+    assert not load({"CHAT_KEEP_REASONING": "0"}).keep_reasoning
 
 
 def test_a_shared_database_needs_shared_events_and_the_other_way_round() -> None:
