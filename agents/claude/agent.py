@@ -130,7 +130,8 @@ class Claude:
                 break
             yield builder.ended()
             builder.add_thinking(round, response.thinking)
-            async with aclosing(_make_calls(run, round, response.calls, names)) as calls:
+            requested = builder.with_unique_ids(response.calls, round)
+            async with aclosing(_make_calls(run, round, requested, names)) as calls:
                 async for call in calls:
                     builder.add(call)
                     yield call
@@ -252,8 +253,8 @@ async def _make_calls(
 ) -> AsyncGenerator[Part, None]:
     """Make the calls of one round. One whose arguments are not a JSON object completes with an error instead."""
     uses: list[ToolUse] = []
-    for index, call in enumerate(calls):
-        use = ToolUse(f"{round}_{index}", names.get(call.name, call.name), call.arguments)
+    for call in calls:
+        use = ToolUse(call.id, names.get(call.name, call.name), call.arguments)
         if call.unreadable:
             yield ToolStarted(use.id, use.name, use.arguments, round, repeatable=True)  # it is not made
             yield ToolCompleted(use.id, error="The arguments were no JSON object.")

@@ -31,6 +31,7 @@ class _Delta(msgspec.Struct):
 
 class _Block(msgspec.Struct):
     type: str | None = ""
+    id: Any = None
     name: str | None = ""
     text: str | None = ""
     thinking: str | None = ""
@@ -96,12 +97,14 @@ class Failure(Exception):
 class RequestedCall(msgspec.Struct, frozen=True):
     """A tool call that the model requests.
 
-    `unreadable`: its arguments were not a JSON object; `arguments` then contains their text.
+    `unreadable`: its arguments were not a JSON object; `arguments` then contains their text. `id`: the service's; "" if
+    it sent none.
     """
 
     name: str
     arguments: JSONObject
     unreadable: bool = False
+    id: str = ""
 
 
 class StreamedResponse:
@@ -275,13 +278,15 @@ def _decode_leniently(data: bytes) -> _Event:
 
 def _requested_call(block: _Block, text: str) -> RequestedCall:
     """The call of a closed block. Its arguments are the joined deltas, or the block's `input` if there were none."""
+    call_id = block.id if isinstance(block.id, str) else ""
     try:
         found = msgspec.json.decode(text) if text.strip() else (block.input or {})
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         found = None
     if isinstance(found, dict):
-        return RequestedCall(block.name or "", found)
-    return RequestedCall(block.name or "", {"unreadable": text[:4_000] or str(block.input)[:4_000]}, unreadable=True)
+        return RequestedCall(block.name or "", found, id=call_id)
+    unreadable = {"unreadable": text[:4_000] or str(block.input)[:4_000]}
+    return RequestedCall(block.name or "", unreadable, unreadable=True, id=call_id)
 
 
 def failure_of_event(error: object) -> Failure:

@@ -5,7 +5,8 @@ One function makes the turns of both (history.py), so that the prefix that a pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -19,11 +20,12 @@ from agent_chat.agents.claude.history import (
     message_turns,
     replace_images,
 )
-from agent_chat.agents.claude.messages_api import Failure, StreamedResponse
+from agent_chat.agents.claude.messages_api import Failure, RequestedCall, StreamedResponse
 from agent_chat.agents.claude.tool_schemas import NO_TOOL
 from agent_chat.agents.rounds import separator
 from agent_chat.stores.models import JSONObject, Message, ToolCall
 
+_CALL_ID = re.compile(r"[\w.:|-]{1,128}", re.ASCII)
 _SHRINK = 3
 """The divisor of the budget after a request that was too long."""
 
@@ -100,6 +102,18 @@ class RequestBuilder:
             case ToolCompleted():
                 index = self._indexes[part.id]
                 self._calls[index] = msgspec.structs.replace(self._calls[index], result=part.result, error=part.error)
+
+    def with_unique_ids(self, calls: Sequence[RequestedCall], round: int) -> list[RequestedCall]:
+        """The calls of a round with the service's ids, where those are usable and new; some servers repeat theirs."""
+        used = set(self._indexes)
+        unique: list[RequestedCall] = []
+        for index, call in enumerate(calls):
+            call_id = call.id if _CALL_ID.fullmatch(call.id) and call.id not in used else f"{round}_{index}"
+            while call_id in used:
+                call_id += "_"
+            used.add(call_id)
+            unique.append(msgspec.structs.replace(call, id=call_id))
+        return unique
 
     def add_thinking(self, round: int, blocks: list[JSONObject]) -> None:
         """Store a round's thinking: the API requires it back, signed, in the later requests of the run."""

@@ -103,7 +103,8 @@ async def test_two_tools_are_called_stored_and_sent_back_in_every_transport(
     assert 0.2 <= long < 2
     assert short < long - 0.05, "each has its own end"
     run = answer["metadata"]["run"]
-    assert run["tool_calls"] == [{"id": "0_0", "round": 0, "offset": 12}, {"id": "0_1", "round": 0, "offset": 12}]
+    place = {"round": 0, "offset": 12}
+    assert run["tool_calls"] == [{"id": "toolu_echo", **place}, {"id": "toolu_wait", **place}]
 
     assert [turn["role"] for turn in service.requests[1]["messages"]] == ["user", "assistant", "user"]
     assert (await live.post(thread, "And?")).status_code == 201
@@ -224,7 +225,21 @@ async def test_calls_of_one_round_are_made_concurrently(live: Live, service: Sta
     assert [call["result"]["content"][0]["text"] for call in answer["tool_calls"]] == ["met"] * 5
 
 
-async def test_thinking_is_published_not_stored_and_sent_back_signed_while_tools_are_called(
+@pytest.mark.parametrize("given", ["same", "0_1", "", None, 7, "x" * 129, "a b", "\ud83d", "ü"])
+async def test_calls_have_unique_ids_whatever_the_service_sends(live: Live, service: StandIn, given: Any) -> None:
+    calls = [use("echo", {"text": "."}, id=given) for _ in range(3)]
+    service.will(says(*calls), says(*calls), DONE)
+    stream = await live.streamed(await live.thread(), "Hello?")
+    stored = stream[-1].data["message"]["metadata"]["run"]["tool_calls"]
+    ids = [call["id"] for call in stored]
+    assert len(set(ids)) == len(ids) == 6
+    assert (ids[0] == given) is (given in ("same", "0_1"))
+    published = [frame.data for frame in stream if frame.event.startswith("tool_call.")]
+    assert {(data["index"], data["id"]) for data in published} == set(enumerate(ids))
+    assert service.refused == []
+
+
+async def test_thinking_is_published_and_stored_and_sent_back_signed_only_while_tools_are_called(
     live: Live, service: StandIn
 ) -> None:
     agent = await live.agent(
@@ -246,8 +261,17 @@ async def test_thinking_is_published_not_stored_and_sent_back_signed_while_tools
         {"type": "thinking", "thinking": "Hm, well.", "signature": "signed Hm, well."},
         {"type": "redacted_thinking", "data": "xyz"},
     ]
+    assert stream[-1].data["message"]["metadata"]["run"]["reasoning"] == [
+        {"index": 0, "after": 0, "calls": 0, "text": "Hm, well."},
+        {"index": 1, "after": 8, "calls": 1, "text": "So."},
+        {"index": 2, "after": 8, "calls": 2, "text": "Ah!"},
+    ]
     assert (await live.post(thread, "And?")).status_code == 201
     assert service.refused == []
+    unsigned = [turn["content"] for turn in service.requests[-1]["messages"] if turn["role"] == "assistant"]
+    kinds = [[block["type"] for block in blocks] for blocks in unsigned]
+    assert kinds == [["text", "tool_use"], ["tool_use"], ["text"]]
+    assert not any(thought in json.dumps(unsigned) for thought in ("Hm", "So.", "Ah!"))
 
 
 async def test_an_unreachable_server_costs_only_its_tools_and_the_model_is_informed(

@@ -86,13 +86,13 @@ def redacted(data: str) -> list[JSON]:
     return _block({"type": "redacted_thinking", "data": data}, [])
 
 
-def use(name: str, arguments: object, *, pieces: int = 3) -> list[JSON]:
-    """A call, its arguments' JSON (or the text as it is) in pieces."""
+def use(name: str, arguments: object, *, pieces: int = 3, **more: object) -> list[JSON]:
+    """A call, its arguments' JSON (or the text as it is) in pieces; `more` replaces fields of its block."""
     whole = arguments if isinstance(arguments, str) else json.dumps(arguments)
     step = -(-len(whole) // pieces) or 1
     parts = ["", *(whole[start : start + step] for start in range(0, len(whole), step))]
     deltas = [{"type": "input_json_delta", "partial_json": part} for part in parts]
-    return _block({"type": "tool_use", "id": f"toolu_{name}", "name": name, "input": {}}, deltas)
+    return _block({"type": "tool_use", "id": f"toolu_{name}", "name": name, "input": {}, **more}, deltas)
 
 
 def _block(start: JSON, deltas: list[JSON]) -> list[JSON]:
