@@ -26,7 +26,7 @@ async def pool() -> AsyncIterator[Pool]:
 
 
 async def answer(pool: Pool, message: str, agent: Agent = AGENT) -> list[Part]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         return [part async for part in reply(run(pool, message, agent))]
 
 
