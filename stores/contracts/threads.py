@@ -100,6 +100,10 @@ class ThreadStore(OutboxStore, Protocol):
 
     A store moves the time of a message or a thread past the previous one where clocks disagree (I7). A thread that is
     read during a run contains the run's message as of the last checkpoint.
+
+    The last activity of a thread is the time of its latest message, or of the end of an answer where that is later; of
+    a thread without messages its `created_at`. Other writes do not change it. It is stored, and orders lists, but is no
+    part of a Thread.
     """
 
     async def create(self, principal: Principal, thread: Thread, idempotency: Idempotency | None = None) -> Created:
@@ -172,7 +176,7 @@ class ThreadStore(OutboxStore, Protocol):
         max_bytes: int,
         external_id: str | None = None,
     ) -> ThreadPage:
-        """Return the organization's threads with this agent, latest `updated_at` first.
+        """Return the organization's threads with this agent, latest activity first, ties by id.
 
         Where their messages would exceed `max_bytes` of JSON, each thread has fewer, the latest (I9).
 

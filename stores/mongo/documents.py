@@ -2,7 +2,7 @@
 
 A thread is one document:
 
-    {_id, organization_id, agent_id, user_id, title, metadata, created_at, updated_at, archived,
+    {_id, organization_id, agent_id, user_id, title, metadata, created_at, updated_at, last_activity_at, archived,
      running: null | {id, n, at}, messages: [entry], keys: [key], total, pushed, fence, count, bytes, paged_bytes?,
      external_id?, key_id?, key_fingerprint?, key_at?, outbox?, outbox_at?}
 
@@ -165,6 +165,7 @@ def build_thread_document(principal: Principal, thread: Thread) -> Document:
         "metadata": metadata,
         "created_at": to_millis(thread.created_at),
         "updated_at": to_millis(thread.updated_at),
+        "last_activity_at": to_millis(thread.created_at),
         "archived": thread.archived,
         "running": None,
         "messages": [],
@@ -227,14 +228,25 @@ def _literal(value: object) -> Document:
     return {"$literal": value}
 
 
-def write_pipeline(now: int, *stages: Document, fact: Document | None = None) -> Pipeline:
+def write_pipeline(
+    now: int, *stages: Document, fact: Document | None = None, active_at: object | None = None
+) -> Pipeline:
     """The stages, followed by what every write to a thread does: move `updated_at` on, and measure the document.
 
-    `updated_at` moves as `rules.next_timestamp` moves it. `fact`: the stage that puts what is written into the outbox
-    (`outbox.add_fact_stage`).
+    `updated_at` moves as `rules.next_timestamp` moves it.
+
+    Args:
+        fact: the stage that puts what is written into the outbox (`outbox.add_fact_stage`).
+        active_at: the time of the message or of the answer that is written; None for any other write.
     """
-    touch = {"$set": {"updated_at": {"$max": [now, {"$add": ["$updated_at", 1]}]}}}
-    return [*stages, touch, *([fact] if fact else []), *MEASURE_STAGES]
+    times: Document = {"updated_at": {"$max": [now, {"$add": ["$updated_at", 1]}]}}
+    if active_at is not None:
+        times["last_activity_at"] = {"$max": ["$last_activity_at", active_at]}
+    return [*stages, {"$set": times}, *([fact] if fact else []), *MEASURE_STAGES]
+
+
+LAST_PUSHED: Document = {"$arrayElemAt": ["$pushed", -1]}
+"""The time of the thread's last message, as an expression."""
 
 
 MEASURE_STAGES: Pipeline = [{"$set": {"count": {"$size": "$messages"}, "bytes": {"$bsonSize": "$$ROOT"}}}]
@@ -252,7 +264,7 @@ def append_stages(messages: Sequence[Packed], key: Document | None, run: str | N
     Each message is later than the one before it, by `rules.next_timestamp`. Keys that count no more are deleted.
     """
     times: list[Document] = []
-    before: Document = {"$arrayElemAt": ["$pushed", -1]}
+    before = LAST_PUSHED
     for message in messages:
         before = {"$max": [message.at, {"$add": [before, 1]}]}
         times.append(before)

@@ -22,6 +22,7 @@ from agent_chat.stores.mongo.database import Collections
 from agent_chat.stores.mongo.documents import (
     DOCUMENT_BYTES,
     HEAD_FIELDS,
+    LAST_PUSHED,
     Document,
     EmbeddingLimits,
     Packed,
@@ -101,7 +102,8 @@ class MongoRuns(MongoThreads):
         packed = await pack(message)
         by = f"{self.id}:{hashlib.sha256(packed.body).hexdigest()[:16]}"
         stage = finish_stage(packed, by, frees_key=rules.frees_key(message))
-        pipeline = write_pipeline(self.now(), stage)
+        now = self.now()
+        pipeline = write_pipeline(now, stage, active_at=now)
         guard = {
             **thread_query(principal, message.thread_id),
             "running.id": message.id,
@@ -190,7 +192,7 @@ class MongoRuns(MongoThreads):
                 "running": None,
                 "fence": head["fence"],
             },
-            write_pipeline(now, *append_stages(appended, new_key, answer.id, now)),
+            write_pipeline(now, *append_stages(appended, new_key, answer.id, now), active_at=LAST_PUSHED),
             {**HEAD_FIELDS, "pushed": 1},
         )
         if stored is None:

@@ -47,7 +47,8 @@ after one timeout per attempt. Set `timeoutMS=0` for a start that builds an inde
 INDEXES = {
     "threads": [
         IndexModel(
-            [("organization_id", 1), ("agent_id", 1), ("archived", 1), ("updated_at", -1), ("_id", -1)], name="page"
+            [("organization_id", 1), ("agent_id", 1), ("archived", 1), ("last_activity_at", -1), ("_id", -1)],
+            name="activity",
         ),
         IndexModel([("organization_id", 1), ("_id", 1)], name="id"),
         IndexModel("key_id", name="key", unique=True, sparse=True),
@@ -86,7 +87,7 @@ INDEXES = {
     "storage": [IndexModel("measure_at", name="measure")],
     "removals": [IndexModel("due", name="due"), IndexModel("organization_id", name="organization")],
 }
-UNUSED_INDEXES = {"attachments": ["kept"]}
+UNUSED_INDEXES = {"attachments": ["kept"], "threads": ["page"]}
 """Indexes that earlier versions created and no query uses any more."""
 
 
@@ -224,6 +225,11 @@ class MotorCollections:
     async def prepare(self) -> None:
         """Create the indexes that are missing, and drop those that no query uses any more."""
         with translated_errors():
+            last_activity = {"$max": ["$created_at", {"$arrayElemAt": ["$pushed", -1]}]}
+            await self._database["threads"].update_many(
+                {"last_activity_at": {"$exists": False}, "organization_id": {"$ne": None}},
+                [{"$set": {"last_activity_at": last_activity}}],
+            )
             for name, indexes in INDEXES.items():
                 await self._database[name].create_indexes(indexes)
             for name, unused in UNUSED_INDEXES.items():

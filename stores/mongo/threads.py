@@ -19,6 +19,7 @@ from agent_chat.stores.mongo.documents import (
     DOCUMENT_BYTES,
     HEAD_FIELDS,
     KEY_MILLIS,
+    LAST_PUSHED,
     THREAD_FIELDS,
     Document,
     append_stages,
@@ -126,7 +127,7 @@ class MongoThreads(MongoOutbox, MongoStorage):
                 **({} if external_id is None else {"external_id": external_id}),
             },
             {"running": 1, "total": 1, "messages.id": 1, "messages.n": 1, "messages.size": 1},
-            sort=[("updated_at", -1), ("_id", -1)],
+            sort=[("last_activity_at", -1), ("_id", -1)],
             skip=offset,
             limit=limit + 1,
         )
@@ -144,8 +145,8 @@ class MongoThreads(MongoOutbox, MongoStorage):
         groups = await asyncio.gather(
             *[self._read_threads(principal, ids, count) for count, ids in ids_by_count.items()]
         )
-        threads = [thread for group in groups for thread in group]
-        threads.sort(key=lambda thread: (thread.updated_at, thread.id), reverse=True)
+        found = {thread.id: thread for group in groups for thread in group}
+        threads = [found[outline["_id"]] for outline in outlines if outline["_id"] in found]
         return ThreadPage(threads, more=more, cut=cut)
 
     async def _partial_sizes(self, outlines: list[Document]) -> dict[str, int]:
@@ -293,7 +294,8 @@ class MongoThreads(MongoOutbox, MongoStorage):
             new_key = self._build_key(principal, thread_id, idempotency, message.id, None, now)
             guard = {**append_guard(principal, head, len(packed.body)), **key_guard(head, new_key, key, now)}
             fact = add_fact_stage("message.created", {"$literal": message.id}, self.lease)
-            pipeline = write_pipeline(now, *append_stages([packed], new_key, None, now), fact=fact)
+            stages = append_stages([packed], new_key, None, now)
+            pipeline = write_pipeline(now, *stages, fact=fact, active_at=LAST_PUSHED)
             if stored := await self.db.threads.update_one(guard, pipeline, {**HEAD_FIELDS, "pushed": 1}):
                 await self._move_surplus(principal, thread_id, stored["count"], stored["bytes"])
                 return Posted(replace(message, created_at=to_timestamp(stored["pushed"][0])), None, replayed=False)

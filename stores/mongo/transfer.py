@@ -48,7 +48,7 @@ class MongoTransfer(MongoStorage):
             packed = await pack(message)
             entries.append(build_entry(packed, n, packed.at))
             size += stored_size(entries[-1])
-            document |= {"total": n + 1, "pushed": [packed.at]}
+            document |= {"total": n + 1, "pushed": [packed.at], "last_activity_at": packed.at}
             while self.limits.exceeded(len(entries), size) and (page := next_page(document, self.limits)):
                 await self.db.pages.insert(page)
                 moved = sum(map(stored_size, page["messages"]))

@@ -61,7 +61,7 @@ class SQLiteMessages(SQLiteBase):
         if key is not None and decision == "replay":
             return replayed(db, thread_id, key)
         stored = insert_message(db, message)
-        touch(db, row, self.clock())
+        touch(db, row, self.clock(), stored.created_at)
         add_fact(db, principal, thread_id, MessageCreated(stored), self.lease)
         posted = Posted(stored, None, replayed=False)
         self._store_key(db, principal, posted, idempotency)

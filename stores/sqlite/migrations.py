@@ -46,7 +46,7 @@ CREATE TABLE agents (
 CREATE TABLE threads (
     id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, agent_id TEXT NOT NULL, user_id TEXT NOT NULL,
     title TEXT NOT NULL, created_at TEXT NOT NULL, updated_at TEXT NOT NULL, archived INTEGER NOT NULL, running TEXT,
-    key TEXT, fingerprint TEXT, key_at REAL, external_id TEXT,
+    key TEXT, fingerprint TEXT, key_at REAL, external_id TEXT, last_activity_at TEXT NOT NULL,
     size INTEGER GENERATED ALWAYS AS (length(CAST(title AS BLOB)) + length(CAST(metadata AS BLOB))) STORED,
     metadata TEXT NOT NULL);
 CREATE TABLE messages (
@@ -83,7 +83,7 @@ CREATE UNIQUE INDEX valid_keys ON keys (hash) WHERE revoked_at IS NULL;
 CREATE INDEX expired_sessions ON sessions (expires_at);
 CREATE INDEX sessions_of ON sessions (key_id, created_at);
 CREATE INDEX agents_of ON agents (organization_id);
-CREATE INDEX threads_of ON threads (organization_id, agent_id, updated_at DESC, id DESC);
+CREATE INDEX threads_of ON threads (organization_id, agent_id, last_activity_at DESC, id DESC);
 CREATE INDEX threads_by_id ON threads (organization_id, id);
 CREATE UNIQUE INDEX thread_keys ON threads (organization_id, user_id, agent_id, key) WHERE key IS NOT NULL;
 CREATE UNIQUE INDEX thread_external_ids ON threads (organization_id, agent_id, external_id, user_id)
@@ -99,6 +99,8 @@ CREATE INDEX removals_of ON removals (organization_id, size)
 _CONVERSIONS = {
     ("agents", "agent"): "CAST(body AS TEXT)",
     ("threads", "metadata"): "CAST(metadata AS TEXT)",
+    ("threads", "last_activity_at"): "COALESCE((SELECT m.created_at FROM earlier_messages m"
+    " WHERE m.thread_id = earlier_threads.id ORDER BY seq DESC LIMIT 1), created_at)",
     ("messages", "message"): "CAST(body AS TEXT)",
     ("runs", "partial"): "CAST(partial AS TEXT)",
     ("attachments", "file"): "CAST(body AS TEXT)",

@@ -73,10 +73,18 @@ def thread_row(db: sqlite3.Connection, principal: Principal, thread_id: str) -> 
     return row
 
 
-def touch(db: sqlite3.Connection, row: sqlite3.Row, now: datetime) -> None:
-    """Move the thread's `updated_at` on; `row` is the thread before this write."""
+def touch(db: sqlite3.Connection, row: sqlite3.Row, now: datetime, active_at: str | None = None) -> None:
+    """Move the thread's `updated_at` on, and `last_activity_at` if this write is an activity.
+
+    Args:
+        row: the thread before this write.
+        active_at: the time of the message or of the answer that is written; None for any other write.
+    """
     stamp = next_timestamp(timestamp(now), row["updated_at"])
-    db.execute("UPDATE threads SET updated_at = ? WHERE id = ?", (stamp, row["id"]))
+    db.execute(
+        "UPDATE threads SET updated_at = ?, last_activity_at = MAX(last_activity_at, ?) WHERE id = ?",
+        (stamp, active_at or "", row["id"]),
+    )
 
 
 def message_sizes(db: sqlite3.Connection, thread_id: str, limit: int, before: int = NEWEST) -> list[sqlite3.Row]:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from agent_chat.stores import rules
 from agent_chat.stores.contracts import Finished, Lease, Posted
-from agent_chat.stores.models import Idempotency, Message, Principal, RunRecord
+from agent_chat.stores.models import Idempotency, Message, Principal, RunRecord, timestamp
 from agent_chat.stores.sqlite.database import NOW, runs_in_reader, runs_in_writer
 from agent_chat.stores.sqlite.messages import SQLiteMessages, replayed
 from agent_chat.stores.sqlite.rows import build_record, insert_message, read_message, thread_row, touch
@@ -47,7 +47,7 @@ class SQLiteRuns(SQLiteMessages):
             question = insert_message(db, question)
         answer = insert_message(db, answer)
         db.execute("UPDATE threads SET running = ? WHERE id = ?", (answer.id, thread_id))
-        touch(db, row, self.clock())
+        touch(db, row, self.clock(), answer.created_at)
         self._insert_record(db, principal, answer, worker)
         posted = Posted(question, answer, replayed=False, again=key is not None)
         self._store_key(db, principal, posted, idempotency)
@@ -103,7 +103,8 @@ class SQLiteRuns(SQLiteMessages):
             "UPDATE messages SET message = CAST(? AS TEXT) WHERE id = ?", (msgspec.json.encode(message), message.id)
         )
         db.execute("UPDATE threads SET running = NULL WHERE id = ?", (message.thread_id,))
-        touch(db, row, self.clock())
+        now = self.clock()
+        touch(db, row, now, timestamp(now))
         if rules.frees_key(message):
             db.execute(
                 "UPDATE idempotency SET free = 1 WHERE thread_id = ? AND run_id = ?", (message.thread_id, message.id)

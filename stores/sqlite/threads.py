@@ -94,7 +94,7 @@ class SQLiteThreads(SQLiteBase):
         rows = db.execute(
             "SELECT * FROM threads WHERE organization_id = ?1 AND agent_id = ?2"
             f" AND (?3 IS NULL OR archived = ?3){named}"
-            " ORDER BY updated_at DESC, id DESC LIMIT ?4 OFFSET ?5",
+            " ORDER BY last_activity_at DESC, id DESC LIMIT ?4 OFFSET ?5",
             (principal.organization_id, agent_id, archived, limit + 1, offset, *([external_id] if named else [])),
         ).fetchall()
         shown = rows[:limit]
@@ -170,6 +170,7 @@ def insert_thread(
         "fingerprint": idempotency.fingerprint if idempotency else None,
         "key_at": now,
         "external_id": thread.external_id,
+        "last_activity_at": thread.created_at,
     }
     db.execute(
         f"INSERT INTO threads ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})", tuple(values.values())

@@ -16,6 +16,7 @@ from agent_chat.stores.models import Principal
 from agent_chat.stores.mongo import threads as mongo_threads
 from agent_chat.stores.mongo.documents import Document, EmbeddingLimits
 from agent_chat.stores.mongo.store import open_mongo
+from tests.contracts.thread_store.calls import read_page
 from tests.support.mongo_commands import Commands, Read, loaded, opened
 from tests.support.mongo_server import mongo_process
 from tests.support.samples import (
@@ -332,6 +333,9 @@ async def test_every_query_has_an_index(mongo_url: str, mongo_server: str, princ
         await store.create(principal, new_thread(principal), idempotent())
         await store.import_thread(principal, imported := new_thread(principal), [new_message(imported.id)])
         await store.scan_threads(principal, user_id=None, agent_id=None, after=thread.id, limit=9)
+        for _ in range(2):
+            await store.create(principal, new_thread(principal).with_external_id("chat-1"))
+        await store.find_thread(principal, "agent", "chat-1")
         first = await store.append_message(principal, new_message(thread.id), idempotent())
         for _ in range(5):
             await finished_run(store, principal, thread.id)
@@ -339,10 +343,8 @@ async def test_every_query_has_an_index(mongo_url: str, mongo_server: str, princ
         await store.replay(principal, thread.id, idempotent())
         await store.list_messages(principal, thread.id, before=running.id, limit=9)
         await store.get_message(principal, thread.id, first.message_id)
-        for archived in (None, True):
-            await store.list_threads(
-                principal, "agent", limit=9, offset=0, archived=archived, message_limit=9, max_bytes=2**20
-            )
+        for archived, external_id in ((None, None), (True, None), (None, "chat-1"), (True, "chat-1")):
+            await read_page(store, principal, archived=archived, external_id=external_id)
         await store.update(principal, thread.id, title="x")
         await store.checkpoint(principal, running.id, worker=WORKER, partial=running)
         await store.cancel(principal, thread.id, running.id)

@@ -139,7 +139,7 @@ def anonymous(document: Document, thread_id: str) -> Document:
     outbox: Document = {name: document[name] for name in ("outbox", "outbox_at") if name in document}
     if "bytes" in document:
         document = {**document, "bytes": document["bytes"] - len(bson.encode(outbox)) + len(bson.encode({}))}
-    unlike = ("created_at", "updated_at", "pushed", "thread_id", *outbox, "paged_bytes")
+    unlike = ("created_at", "updated_at", "last_activity_at", "pushed", "thread_id", *outbox, "paged_bytes")
     messages = [
         (sorted(entry), entry["n"], entry["size"], unpack_body(entry["body"]).content) for entry in document["messages"]
     ]

@@ -133,3 +133,16 @@ async def test_json_is_text_that_people_can_read_with_sqlite(tmp_path: Path) -> 
         assert ("Hello once",) in contents
         names = db.execute("SELECT json_extract(file, '$.attachment.filename') FROM attachments").fetchall()
         assert ("berths.csv",) in names
+
+
+async def test_threads_of_version_0_1_0_are_ordered_by_their_latest_messages(tmp_path: Path) -> None:
+    path = unpack_folder("0.1.0", tmp_path) / "chat.db"
+    await (await open_sqlite(path)).close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        rows = db.execute(
+            "SELECT t.created_at, t.updated_at, last_activity_at, MAX(m.created_at)"
+            " FROM threads t LEFT JOIN messages m ON m.thread_id = t.id GROUP BY t.id"
+        ).fetchall()
+    assert all(active_at == (latest or created_at) for created_at, _, active_at, latest in rows)
+    assert any(latest is None for *_, latest in rows)
+    assert any(active_at != updated_at for _, updated_at, active_at, _ in rows)

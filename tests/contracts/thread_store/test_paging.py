@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from agent_chat.stores.contracts import Store, ThreadPage
 from agent_chat.stores.fitting import READ_BYTES
 from agent_chat.stores.models import Principal, Thread, timestamp
-from tests.contracts.thread_store.calls import increases, read_page, with_content
+from tests.contracts.thread_store.calls import read_page, with_content
 from tests.support.backends import OpenStore
 from tests.support.samples import (
     WORKER,
@@ -21,37 +21,65 @@ from tests.support.samples import (
     new_thread,
     started_run,
     started_thread,
+    turn,
 )
 
 
-async def test_threads_are_listed_latest_updated_first(open_store: OpenStore, principal: Principal) -> None:
+async def test_messages_and_answers_move_a_thread_up_in_the_list_and_nothing_else_does(
+    open_store: OpenStore, principal: Principal
+) -> None:
     clock = HandClock()
     async with open_store(clock=clock) as store:
         at = timestamp(clock.now)
-        threads = [replace(new_thread(principal), created_at=at, updated_at=at) for _ in range(5)]
+        threads = [replace(new_thread(principal), created_at=at, updated_at=at) for _ in range(4)]
         for thread in threads:
             await store.create(principal, thread)
+        by_id = sorted((thread.id for thread in threads), reverse=True)
 
-        async def newest(thread: Thread) -> None:
-            found = (await read_page(store, principal)).threads
-            assert found[0].id == thread.id
-            assert increases([found[1].updated_at, found[0].updated_at])
+        async def order() -> list[str]:
             clock.move(seconds=1)
+            return [thread.id for thread in (await read_page(store, principal)).threads]
 
-        clock.move(seconds=1)
-        await store.append_message(principal, new_message(threads[1].id))
-        await newest(threads[1])
-        await store.update(principal, threads[0].id, title="x")
-        await newest(threads[0])
-        answer = await started_run(store, principal, threads[2].id)
-        await newest(threads[2])
-        await store.update(principal, threads[3].id, archived=True)
-        await newest(threads[3])
-        await store.finish(principal, completed(answer))
-        await newest(threads[2])
-        assert [thread.id for thread in (await read_page(store, principal)).threads] == [
-            threads[n].id for n in (2, 3, 0, 1, 4)
-        ]
+        async def newest() -> int:
+            return [thread.id for thread in threads].index((await order())[0])
+
+        assert await order() == by_id
+        await store.update(principal, by_id[-1], title="x")
+        await store.update(principal, by_id[-2], archived=True)
+        await store.update(principal, by_id[-2], archived=False)
+        assert await order() == by_id
+        await store.append_message(principal, new_message(threads[1].id, at=clock.now))
+        assert await newest() == 1
+        question, answer = turn(threads[2].id, at=clock.now)
+        posted = await store.claim(principal, question, answer, worker=WORKER)
+        assert await newest() == 2
+        await store.append_message(principal, new_message(threads[3].id, at=clock.now))
+        partial = with_content(posted.answer or answer, "Hal")
+        await store.checkpoint(principal, answer.id, worker=WORKER, partial=partial)
+        await store.cancel(principal, threads[2].id, answer.id)
+        assert await newest() == 3
+        await store.finish(principal, completed(partial))
+        assert await newest() == 2
+        await store.update(principal, threads[3].id, title="y")
+        assert await newest() == 2
+        rest = [each for each in by_id if each == threads[0].id]
+        assert await order() == [threads[2].id, threads[3].id, threads[1].id, *rest]
+
+
+async def test_an_activity_never_moves_a_thread_down(open_store: OpenStore, principal: Principal) -> None:
+    """The message of a process whose clock is behind, or an imported one."""
+    clock = HandClock()
+    async with open_store(clock=clock) as store:
+        at = timestamp(clock.now)
+        other = replace(new_thread(principal), created_at=at, updated_at=at)
+        clock.move(days=1)
+        at = timestamp(clock.now)
+        active = replace(new_thread(principal), created_at=at, updated_at=at)
+        for thread in (other, active):
+            await store.create(principal, thread)
+        clock.move(days=-30)
+        await store.append_message(principal, new_message(active.id, at=clock.now))
+        assert [thread.id for thread in (await read_page(store, principal)).threads] == [active.id, other.id]
 
 
 async def test_limit_and_offset_page_through_all_threads(open_store: OpenStore, principal: Principal) -> None:
