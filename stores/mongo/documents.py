@@ -4,7 +4,7 @@ A thread is one document:
 
     {_id, organization_id, agent_id, user_id, title, metadata, created_at, updated_at, last_activity_at, archived,
      running: null | {id, n, at}, messages: [entry], keys: [key], total, pushed, fence, count, bytes, paged_bytes?,
-     external_id?, key_id?, key_fingerprint?, key_at?, outbox?, outbox_at?}
+     external_id?, external_key?, key_id?, key_fingerprint?, key_at?, outbox?, outbox_at?}
 
 - An entry is {id, n, at, size, body, by?}: a message's place in its thread, its time, and the whole message as JSON
   text, compressed if it is large. It is not stored as BSON, whose numbers and keys differ from those of JSON. `by`
@@ -13,6 +13,7 @@ A thread is one document:
   twice; `free` as in `rules.UsedKey`.
 - `total` is the number of messages; `pushed` has the times that the newest write appended, so its last is the thread's
   last. `count` and `bytes` measure the document; `paged_bytes` is how much moving has taken out of it.
+- `external_key` is what makes `external_id` unique: a hash of it with the organization, the user and the agent.
 - `fence` is incremented by writes that must make a claim under way fail: moving messages, and a sweeper that takes over
   the claim's record.
 - Times are milliseconds since 1970, so that a pipeline can move one past another.
@@ -176,7 +177,10 @@ def build_thread_document(principal: Principal, thread: Thread) -> Document:
         "count": 0,
         "bytes": RECORD_BYTES + len(metadata) + len(thread.title),
     }
-    return document if thread.external_id is None else document | {"external_id": thread.external_id}
+    if thread.external_id is None:
+        return document
+    key = external_key(principal, thread.agent_id, thread.external_id)
+    return document | {"external_id": thread.external_id, "external_key": key}
 
 
 def build_thread(document: Document, messages: list[Message] | None = None) -> Thread:
@@ -200,6 +204,11 @@ def build_thread(document: Document, messages: list[Message] | None = None) -> T
 def key_id(*parts: str) -> str:
     """A name for an Idempotency-Key within everything that it belongs to."""
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+def external_key(principal: Principal, agent_id: str, external_id: str) -> str:
+    """Return the `external_key` of a thread."""
+    return key_id("thread", principal.organization_id, principal.user_id, agent_id, external_id)
 
 
 def build_key(id: str, idempotency: Idempotency, message_id: str, run_id: str | None, now: int) -> Document:

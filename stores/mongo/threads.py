@@ -28,6 +28,7 @@ from agent_chat.stores.mongo.documents import (
     build_thread_document,
     build_used_key,
     embedded_tail,
+    external_key,
     key_id,
     pack,
     set_stage,
@@ -88,13 +89,9 @@ class MongoThreads(MongoOutbox, MongoStorage):
         raise contention(thread.id)
 
     async def find_thread(self, principal: Principal, agent_id: str, external_id: str) -> Thread | None:
-        query = {
-            "organization_id": principal.organization_id,
-            "agent_id": agent_id,
-            "external_id": external_id,
-            "user_id": principal.user_id,
-        }
-        document = await self.db.threads.find_one(query, THREAD_FIELDS)
+        document = await self.db.threads.find_one(
+            {"external_key": external_key(principal, agent_id, external_id)}, THREAD_FIELDS
+        )
         return build_thread(document) if document else None
 
     async def get(self, principal: Principal, thread_id: str, *, message_limit: int = 50) -> Thread:
