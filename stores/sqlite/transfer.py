@@ -33,8 +33,8 @@ class SQLiteTransfer(SQLiteBase):
                 "INSERT INTO messages (id, thread_id, created_at, message) VALUES (?, ?, ?, CAST(? AS TEXT))", rows
             )
             db.execute(
-                "UPDATE threads SET last_activity_at = COALESCE("
-                "(SELECT created_at FROM messages WHERE thread_id = ?1 ORDER BY seq DESC LIMIT 1), created_at) WHERE id = ?1",
+                "UPDATE threads SET last_activity_at = COALESCE((SELECT created_at FROM messages"
+                " WHERE thread_id = ?1 ORDER BY seq DESC LIMIT 1), created_at) WHERE id = ?1",
                 (thread.id,),
             )
             add_bytes(db, principal.organization_id, thread_bytes(db, thread.id))

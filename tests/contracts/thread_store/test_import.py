@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from agent_chat.stores.contracts import Store
 from agent_chat.stores.errors import ThreadNotFound
 from agent_chat.stores.models import Message, Principal, Thread, new_id, timestamp, utcnow
+from tests.contracts.thread_store.calls import read_page
 from tests.support.backends import OpenStore
 from tests.support.samples import (
     AWKWARD,
@@ -214,3 +215,13 @@ async def test_imported_threads_are_there_after_a_restart(open_store: OpenStore,
         assert await store.import_thread(principal, thread, messages)
     async with open_store() as store:
         assert exactly(await read_all(store, principal, thread.id)) == exactly(messages)
+
+
+async def test_imported_threads_are_listed_by_their_latest_messages(store: Store, principal: Principal) -> None:
+    quiet, active = an_old_thread(principal), an_old_thread(principal)
+    between = replace(an_old_thread(principal), created_at=timestamp(EARLIER + timedelta(seconds=60)))
+    await store.import_thread(principal, active, make_messages(active.id, 200))
+    await store.import_thread(principal, between, [])
+    await store.import_thread(principal, quiet, make_messages(quiet.id, 2))
+    page = await read_page(store, principal)
+    assert [thread.id for thread in page.threads] == [active.id, between.id, quiet.id]
