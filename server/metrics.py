@@ -84,6 +84,8 @@ class Metrics(Collector):
         yield GaugeMetricFamily(
             "chat_log_unavailable", "1 while the event log takes no events.", int(self._log.unreachable)
         )
+        yield GaugeMetricFamily("chat_log_volatile", "1 while events are kept in memory only.", int(self._log.volatile))
+        yield GaugeMetricFamily("chat_log_disk_bytes", "Bytes of the event log on this disk.", self._log.disk_bytes)
         yield CounterMetricFamily("chat_loop_restarts", "Background loops started again.", self._supervisor.restarts)
         yield GaugeMetricFamily("chat_loops_failing", "Background loops that fail.", len(self._supervisor.failing))
         connected = GaugeMetricFamily(

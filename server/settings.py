@@ -34,7 +34,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     Times are in seconds. `port` 0 lets the system choose one. What None means: `max_connections`, as many as files may
     be open, up to 10,000; `mcp_config`, the bundled demo tools; `database_url`, SQLite in the data folder;
-    `events_url`, memory; `blobs_url`, a folder in the data folder.
+    `events_url`, files in the data folder; `blobs_url`, a folder in the data folder.
     """
 
     host: str = "127.0.0.1"
@@ -56,6 +56,7 @@ class Settings(msgspec.Struct, frozen=True):
     database_url: str | None = None
     events_url: str | None = None
     events_megabytes: int = 256
+    events_disk_megabytes: int = 128
     blobs_url: str | None = None
     reuse_port: bool = False
     drain_seconds: float = 20.0
@@ -80,7 +81,13 @@ class Settings(msgspec.Struct, frozen=True):
     @property
     def where(self) -> Where:
         """Where the stores are opened."""
-        return Where(self.data_dir, self.database_url, self.events_url, self.events_megabytes * 2**20)
+        return Where(
+            self.data_dir,
+            self.database_url,
+            self.events_url,
+            self.events_megabytes * 2**20,
+            self.events_disk_megabytes * 2**20,
+        )
 
 
 def environment() -> Mapping[str, str]:
@@ -116,6 +123,7 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         database_url=database_url,
         events_url=events_url,
         events_megabytes=_integer(env, "CHAT_EVENTS_MEGABYTES", 256, 16, 10**6),
+        events_disk_megabytes=_integer(env, "CHAT_EVENTS_DISK_MEGABYTES", 128, 16, 10**6),
         blobs_url=env.get("CHAT_BLOBS_URL") or None,
         reuse_port=_switch(env, "CHAT_REUSE_PORT"),
         drain_seconds=_seconds(env, "CHAT_DRAIN_SECONDS", 20.0),

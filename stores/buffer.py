@@ -19,7 +19,7 @@ from agent_chat.stores.events import type_of
 RETAINED_EVENTS = 10_000
 RETAINED_BYTES = 8 * 2**20
 RETAINED_SECONDS = 3600.0
-"""How much of a log is retained, and for how long after its last event (I18)."""
+"""How much of a log is retained, and how long at least (I18)."""
 
 _TRIM_EVERY = 500
 _CACHED_ENTRIES = 64
@@ -91,6 +91,16 @@ class Entry:
         self.budget = None
 
 
+class Bounds:
+    """How many entries a buffer holds, and how many bytes of data; whoever shares it with buffers may change it."""
+
+    __slots__ = ("bytes", "events")
+
+    def __init__(self, events: int = RETAINED_EVENTS, bytes: int = RETAINED_BYTES) -> None:
+        self.events = events
+        self.bytes = bytes
+
+
 class Buffer:
     """The newest entries of one thread's log, in this process.
 
@@ -99,14 +109,15 @@ class Buffer:
             Returns nothing only if the position has come into the buffer, or the buffer is lost.
         budget: bounds the memory of all logs of the process.
         evicted: called when the budget evicts the last entry; by default the buffer is lost.
+        bounds: by default what a log retains.
+        before: the position of the entry that precedes the first one in the log; None if it is unknown.
 
     Attributes:
         entries: oldest first.
         first: the index of `entries[0]`: the number of entries before it that were dropped.
+        before: the position of the last entry that was dropped, or the argument.
         bytes: of the entries' data.
         lost: what follows does not continue these entries; every cursor raises Gap.
-        evicted_end: `end` when entries were last evicted; -1 if never. A run whose entries were evicted has to publish
-            its whole message: they may be newer than its last checkpoint, which late readers begin with.
         cursors: those that are open.
     """
 
@@ -115,13 +126,16 @@ class Buffer:
         pages: Callable[[str], Awaitable[list[Entry]]] | None = None,
         budget: LogBudget | None = None,
         evicted: Callable[[], None] | None = None,
+        bounds: Bounds | None = None,
+        before: str | None = None,
     ) -> None:
         self.entries: list[Entry] = []
         self.first = 0
+        self.before = before
         self.bytes = 0
         self.lost = False
-        self.evicted_end = -1
         self.pages = pages
+        self._bounds = bounds or Bounds()
         self.cursors: set[Cursor] = set()
         self._evicted = evicted or self.lose
         self._budget = budget or LogBudget()
@@ -142,9 +156,9 @@ class Buffer:
         budget.used += size + _ENTRY_BYTES
         if len(entries) > _CACHED_ENTRIES:
             entries[-1 - _CACHED_ENTRIES].drop_forms()
-            if len(entries) >= RETAINED_EVENTS + _TRIM_EVERY:
-                self._drop(len(entries) - RETAINED_EVENTS)
-        while self.bytes > RETAINED_BYTES and len(entries) > 1:
+            if len(entries) >= self._bounds.events + _TRIM_EVERY:
+                self._drop(len(entries) - self._bounds.events)
+        while self.bytes > self._bounds.bytes and len(entries) > 1:
             self._drop(max(1, len(entries) // 20))
         if budget.used > budget.limit:
             budget.make_room(self)
@@ -152,7 +166,8 @@ class Buffer:
             cursor.notify()
 
     def _drop(self, count: int) -> None:
-        """Remove the oldest entries."""
+        """Remove the oldest entries, one at least."""
+        self.before = self.entries[count - 1].position
         size = 0
         for entry in self.entries[:count]:
             entry.drop_forms()
@@ -164,14 +179,14 @@ class Buffer:
 
     def drop_all_but_last(self) -> None:
         """Remove all entries but the last: a reader at the end continues, all others get a Gap."""
-        self._drop(len(self.entries) - 1)
+        if len(self.entries) > 1:
+            self._drop(len(self.entries) - 1)
 
     def evict(self, *, keep_last: bool) -> bool:
         """Remove the older half if there are cursors, else all entries but the last; on the next call the last one.
 
         As in BudgetedLog.
         """
-        self.evicted_end = self.end
         if len(self.entries) <= 1 and keep_last:
             return False
         if len(self.entries) <= 1:
@@ -186,7 +201,8 @@ class Buffer:
         """Declare that what follows does not continue the entries: every cursor gets a Gap, the memory is freed."""
         if not self.lost:
             self.lost = True
-            self._drop(len(self.entries))
+            if self.entries:
+                self._drop(len(self.entries))
             self._budget.used -= _BUFFER_BYTES
             self._budget.remove(self)
         for cursor in self.cursors:
@@ -209,7 +225,7 @@ class Buffer:
         for back, entry in enumerate(reversed(self.entries)):
             if entry.position == position:
                 return self.end - back
-        return None
+        return self.first if position == self.before else None
 
 
 class Cursor:

@@ -11,8 +11,9 @@ import msgspec
 
 from agent_chat.stores.budget import LOG_BYTES, LogBudget
 from agent_chat.stores.contracts import LEASE_SECONDS, EventLog, Store
+from agent_chat.stores.embedded.log import open_embedded_log
+from agent_chat.stores.embedded.segments import DISK_BYTES
 from agent_chat.stores.folder import make_folder
-from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.sqlite.store import open_sqlite
 
 
@@ -22,8 +23,9 @@ class Where(msgspec.Struct, frozen=True):
     Args:
         data_dir: contains everything embedded.
         database_url: `mongodb://…`; None for SQLite in the data folder.
-        events_url: `redis://…`; None for memory.
+        events_url: `redis://…`; None for files in the data folder.
         events_bytes: how much memory all logs of this process may take.
+        events_disk_bytes: how much those files may take together.
         lease: how many seconds a run's lease lasts.
     """
 
@@ -31,6 +33,7 @@ class Where(msgspec.Struct, frozen=True):
     database_url: str | None = None
     events_url: str | None = None
     events_bytes: int = LOG_BYTES
+    events_disk_bytes: int = DISK_BYTES
     lease: float = LEASE_SECONDS
 
 
@@ -70,7 +73,7 @@ async def open_backends(where: Where) -> AsyncIterator[tuple[Store, EventLog]]:
 async def _open_log(where: Where) -> EventLog:
     budget = LogBudget(where.events_bytes)
     if where.events_url is None:
-        return MemoryLog(budget=budget)
+        return await open_embedded_log(where.data_dir / "log", disk_bytes=where.events_disk_bytes, budget=budget)
     from agent_chat.stores.redis.log import open_redis_log
 
     with _naming("CHAT_EVENTS_URL"):

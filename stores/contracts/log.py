@@ -28,7 +28,7 @@ class LogWriter(Protocol):
 class EventLog(Protocol):
     """One log per thread, with any number of writers and readers in any process.
 
-    A log retains 10,000 events or 8 MB, for an hour after its last event (I18). While it is unreachable, its calls
+    A log retains 10,000 events or 8 MB, each for an hour at least (I18). While it is unreachable, its calls
     raise `LogUnavailable` within 2 s (I19), and callers continue with what the store contains. So does the `next` of a
     cursor that has to read, which may be called again; a cursor that has read everything keeps waiting.
     """
@@ -41,6 +41,16 @@ class EventLog(Protocol):
     @property
     def failures(self) -> int:
         """The number of attempts to append that have failed since the log was opened."""
+        ...
+
+    @property
+    def volatile(self) -> bool:
+        """True while events are published, but only in the memory of this process: its disk takes no writes."""
+        ...
+
+    @property
+    def disk_bytes(self) -> int:
+        """What the log takes on the disk of this process."""
         ...
 
     @property

@@ -82,6 +82,16 @@ class RedisLog:
         return self._flusher.unreachable
 
     @property
+    def volatile(self) -> bool:
+        """False: what Redis does not take waits."""
+        return False
+
+    @property
+    def disk_bytes(self) -> int:
+        """0: it is in Redis."""
+        return 0
+
+    @property
     def failures(self) -> int:
         """As in EventLog."""
         return self._flusher.failures

@@ -18,7 +18,7 @@ from agent_chat.agents.claude.request import RequestBuilder
 from agent_chat.agents.parts import InlinePart
 from agent_chat.server.runs.live_run import LiveRun
 from agent_chat.stores.contracts import Posted
-from agent_chat.stores.memory_log import MemoryLog
+from agent_chat.stores.embedded.log import EmbeddedLog
 from agent_chat.stores.models import Message, Principal, ToolCall, new_answer, new_id, utcnow
 from tests.support.anthropic_rules import faults
 from tests.support.claude_runs import AGENT, Tools, message, png
@@ -135,7 +135,7 @@ async def test_a_run_sends_its_own_message_as_later_runs_send_it(seed: int) -> N
     question = message("user", "What?")
     builder = builder_of([question])
     posted = Posted(question, new_answer("t", question.id, None, ""), replayed=False)
-    live = LiveRun(builder.run.principal, AGENT, posted, MemoryLog(), utcnow)
+    live = LiveRun(builder.run.principal, AGENT, posted, EmbeddedLog(), utcnow)
 
     def take(part: InlinePart) -> None:
         live.take(part)

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from agent_chat.server.reading.dialects.native import sse_frame
+from agent_chat.stores.embedded.log import EmbeddedLog
 from agent_chat.stores.events import MessageCreated, MessageDelta
-from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.models import Message, new_id
 
 _COUNT = 20_000
@@ -29,7 +29,7 @@ async def append(*, read: bool) -> float:
     """The best of seven: µs of CPU per append of a delta."""
     best = float("inf")
     for _ in range(7):
-        log = MemoryLog()
+        log = EmbeddedLog()
         thread_id, message_id = new_id(), new_id()
         cursor = log.cursor(thread_id, await log.tail(thread_id))
         writer = log.writer(thread_id)
@@ -48,7 +48,7 @@ async def append(*, read: bool) -> float:
 
 async def tokens() -> float:
     """MB for 300 threads of 2,000 tokens, each read as SSE."""
-    log, before = MemoryLog(), rss()
+    log, before = EmbeddedLog(), rss()
     for _ in range(300):
         thread_id, message_id = new_id(), new_id()
         cursor = log.cursor(thread_id, await log.tail(thread_id))
@@ -65,7 +65,7 @@ async def tokens() -> float:
 
 async def posts() -> float:
     """MB for 160 messages of 1.9 MB in 40 threads."""
-    log, before = MemoryLog(), rss()
+    log, before = EmbeddedLog(), rss()
     threads = [new_id() for _ in range(40)]
     for n in range(160):
         thread_id = threads[n % 40]

@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from agent_chat.stores.contracts import EventLog, Store
-from agent_chat.stores.memory_log import MemoryLog
+from agent_chat.stores.embedded.log import EmbeddedLog, open_embedded_log
 from agent_chat.stores.models import Clock, new_id, utcnow
 from agent_chat.stores.mongo.store import open_mongo
 from agent_chat.stores.redis.log import open_redis_log
@@ -55,13 +55,25 @@ class OpenedLog(msgspec.Struct):
 @asynccontextmanager
 async def memory() -> AsyncIterator[OpenedLog]:
     clock = Seconds()
-    log = MemoryLog(clock)
+    log = EmbeddedLog(clock=clock)
 
     async def expire() -> None:
         clock.now += 3601
-        await log.tail(new_id())
+        log._tick()
 
     yield OpenedLog(log, expire)
+    await log.close()
+
+
+@asynccontextmanager
+async def embedded(folder: Path) -> AsyncIterator[OpenedLog]:
+    log = await open_embedded_log(folder / "log")
+
+    async def reset() -> None:
+        for thread_id in list(log._logs):
+            await log.reset(thread_id)
+
+    yield OpenedLog(log, reset)
     await log.close()
 
 
@@ -82,7 +94,7 @@ async def redis(url: str) -> AsyncIterator[OpenedLog]:
         await lose()
 
 
-LOGS = ("memory", "redis")
+LOGS = ("memory", "embedded", "redis")
 
 
 @pytest.fixture(params=STORES)
@@ -108,16 +120,22 @@ async def store(open_store: OpenStore) -> AsyncIterator[Store]:
         yield opened
 
 
-@pytest.fixture
-def embedded(store_name: str) -> None:
+@pytest.fixture(name="embedded")
+def only_embedded(store_name: str) -> None:
     """Keep a test to the stores of one process."""
     if store_name not in EMBEDDED:
         pytest.skip(f"{store_name} is no embedded store")
 
 
 @pytest.fixture(params=LOGS)
-async def opened_log(request: pytest.FixtureRequest) -> AsyncIterator[OpenedLog]:
-    opening = redis(request.getfixturevalue("redis_url")) if request.param == "redis" else memory()
+async def opened_log(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenedLog]:
+    match request.param:
+        case "redis":
+            opening = redis(request.getfixturevalue("redis_url"))
+        case "embedded":
+            opening = embedded(tmp_path)
+        case _:
+            opening = memory()
     async with opening as opened:
         yield opened
 

@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
+from agent_chat.stores.events import TERMINAL_TYPES
 from tests.support.client import Frame, frames
 from tests.support.servers import Process, server_process
-from tests.support.thread_view import View, status
+from tests.support.thread_view import status
 
 SCRIPT = "say The answer\nopen oven\nhold for ever"
 
@@ -32,7 +33,7 @@ async def resumed(server: Process, thread: str, position: str) -> list[Frame]:
     async with server.watching(thread, position) as stream:
         async for frame in stream:
             seen.append(frame)
-            if frame.event == "thread.snapshot" or frame.event.startswith("run."):
+            if frame.event == "thread.snapshot" or frame.event in TERMINAL_TYPES:
                 return seen
     return seen
 
@@ -70,11 +71,16 @@ async def test_after_a_kill_the_partial_answer_is_interrupted_and_the_thread_usa
         assert await server.get(f"{thread}/messages/{run}") == answer
         assert (await server.http.post(f"{thread}/messages/{run}/cancel")).json() == answer
 
-        for position in {seen[0].id, seen[-1].id, "0-1", "nonsense"}:
-            view = View()
-            for frame in await resumed(server, thread, position):
-                view.apply(frame)
-            assert view.listed() == [asked, answer]
+        for index, frame in enumerate(seen):
+            missed = seen[index + 1 :]
+            rest_of_it = await resumed(server, thread, frame.id)
+            assert [one.raw for one in rest_of_it[: len(missed)]] == [one.raw for one in missed]
+            assert (rest_of_it[-1].event, rest_of_it[-1].data["message"]) == ("run.failed", answer)
+            async with server.http.stream("POST", f"{thread}/messages", headers={"Last-Event-ID": frame.id}) as rest:
+                assert [one.raw async for one in frames(rest)] == [one.raw for one in rest_of_it]
+        for position in ("0-1", "nonsense"):
+            (snapshot,) = await resumed(server, thread, position)
+            assert snapshot.data["thread"]["messages"] == [asked, answer]
             async with server.http.stream("POST", f"{thread}/messages", headers={"Last-Event-ID": position}) as rest:
                 assert rest.status_code == 200
                 assert [frame.data["thread"]["messages"] async for frame in frames(rest)] == [[asked, answer]]

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 import httpx
 import pytest
 
-from agent_chat.stores import buffer as feed
+from agent_chat.stores.embedded import thread_log
 from agent_chat.stores.events import TERMINAL_TYPES
 from tests.support.client import KEY, Client, Frame, frames, parse
 from tests.support.gates import Race, all_left, critical, eventually, no_runs
@@ -214,7 +214,7 @@ class SlowClient(Client):
 async def test_a_reader_that_stops_delays_no_one_and_catches_up_exactly(
     race: Race, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "RETAINED_EVENTS", kept)
+    monkeypatch.setattr(thread_log, "RETAINED_EVENTS", kept)
     thread = await race.live.scripted_thread()
     slow = SlowClient(race.live.url)
     async with watcher(race.live, thread) as watching, slow.posting(thread, "hold here\ncount 3000") as posting:

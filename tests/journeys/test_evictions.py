@@ -12,8 +12,8 @@ import pytest
 
 from agent_chat.server.reading.queries import read_run_events
 from agent_chat.stores.contracts import EventLog
+from agent_chat.stores.embedded.log import EmbeddedLog
 from agent_chat.stores.events import encode, type_of
-from agent_chat.stores.memory_log import MemoryLog
 from tests.support.chaos import Chaos
 from tests.support.gates import Race, critical, id_of, no_runs
 from tests.support.services import redis_url as redis_url
@@ -24,7 +24,7 @@ SCRIPT = "say one\nlookup oven\nopen kettle\nhold end"
 
 @pytest.fixture
 async def race(tmp_path: Path) -> AsyncIterator[Race]:
-    async with critical(tmp_path) as race:
+    async with critical(tmp_path, in_memory=True) as race:
         yield race
 
 
@@ -34,7 +34,7 @@ async def lose_events(race: Race, thread: str, how: str) -> None:
         case "half":
             race.buffer(thread).evict(keep_last=False)
         case "all but one":
-            race.buffer(thread).evicted_end = race.buffer(thread).end
+            race.buffer(thread).evict(keep_last=False)
             race.buffer(thread).drop_all_but_last()
         case "all":
             await race.log.reset(id_of(thread))
@@ -95,7 +95,7 @@ async def test_readers_that_connect_after_the_log_was_lost_see_open_calls_closed
     tmp_path: Path, log: str, request: pytest.FixtureRequest
 ) -> None:
     redis_url = request.getfixturevalue("redis_url") if log == "redis" else None
-    async with critical(tmp_path, redis_url=redis_url) as race:
+    async with critical(tmp_path, redis_url=redis_url, in_memory=True) as race:
         thread = await race.live.scripted_thread()
         run = await race.live.start_run(thread, SCRIPT)
         await race.live.gates.reached("end")
@@ -166,7 +166,7 @@ async def test_a_repair_shows_what_it_stores_though_the_owner_publishes_more_mea
 
 async def test_with_a_tiny_budget_every_viewer_of_random_traffic_ends_with_the_stored_thread(tmp_path: Path) -> None:
     rng = random.Random(1)
-    async with critical(tmp_path, events_bytes=20_000) as race, asyncio.timeout(15):
+    async with critical(tmp_path, events_bytes=20_000, in_memory=True) as race, asyncio.timeout(15):
         until = asyncio.get_running_loop().time() + 0.8
         agent = (await race.live.agent())["id"]
         chaos = [Chaos(race, random.Random(rng.random()), await race.live.thread(agent), until) for _ in range(4)]
@@ -183,4 +183,4 @@ async def test_with_a_tiny_budget_every_viewer_of_random_traffic_ends_with_the_s
             stored = {message["id"]: message for message in await race.live.get(f"{each.thread}/messages", limit=100)}
             for view in (viewer.result() for viewer in views):
                 assert view.messages == {message_id: stored[message_id] for message_id in view.messages}
-        assert cast(MemoryLog, race.log.real).budget.evictions > 10
+        assert cast(EmbeddedLog, race.log.real).budget.evictions > 10

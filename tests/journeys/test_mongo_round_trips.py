@@ -9,7 +9,7 @@ from pathlib import Path
 from pymongo.monitoring import CommandStartedEvent
 
 from agent_chat.stores.contracts import EventLog, Store
-from agent_chat.stores.memory_log import MemoryLog
+from agent_chat.stores.embedded.log import EmbeddedLog
 from agent_chat.stores.open import Where
 from tests.support.mongo_commands import Read, opened
 from tests.support.mongo_server import mongo_server as mongo_server
@@ -46,7 +46,7 @@ async def test_a_posted_message_is_claimed_by_few_commands(tmp_path: Path, mongo
 
     @asynccontextmanager
     async def backends(where: Where) -> AsyncIterator[tuple[Store, EventLog]]:
-        log = MemoryLog()
+        log = EmbeddedLog()
         async with opened(mongo_url, read=read) as store:
             yield store, log
         await log.close()

@@ -482,16 +482,16 @@ async def test_a_restarted_server_publishes_once_what_a_dead_writer_stored_and_d
     async with critical(tmp_path) as race:
         death = race.store.hold("finish", "after")
         thread = await race.live.scripted_thread()
+        start = await race.embedded_log.tail(id_of(thread))
         run = await race.live.start_run(thread, "say all")
         await death.reached()
         death.kill()
         await no_runs()
         assert await race.record(run)
     async with critical(tmp_path) as race:
-        sees_all = race.buffer(thread).entries
         stored = await race.live.get(f"{thread}/messages/{run}")
         assert status(stored) == "completed"
-        async with watcher(race.live, thread, after=sees_all[0].position) as watching:
+        async with watcher(race.live, thread, after=start) as watching:
             await race.settled(thread, watching)
             assert [frame.data["message"] for frame in watching.terminals()] == [stored]
             await race.runner.repairer.sweep()
@@ -595,7 +595,7 @@ async def test_a_claim_in_progress_when_the_server_stops_is_stored_as_interrupte
 
 async def test_a_stream_that_opens_while_the_server_stops_is_closed_immediately(race: Race) -> None:
     thread = await race.live.scripted_thread()
-    position = race.buffer(thread).entries[-1].position
+    position = await race.embedded_log.tail(id_of(thread))
     await race.live.app.state.drain()
     async with asyncio.timeout(4):
         answer = await race.live.http.get(f"{thread}/events", headers={"Last-Event-ID": position})

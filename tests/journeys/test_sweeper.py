@@ -12,7 +12,7 @@ from agent_chat.agents.registry import Registry
 from agent_chat.server.runs.runner import Runner
 from agent_chat.server.timing import Timing
 from agent_chat.stores.contracts import Store
-from agent_chat.stores.memory_log import MemoryLog
+from agent_chat.stores.embedded.log import EmbeddedLog
 from agent_chat.stores.models import Principal
 from agent_chat.stores.sqlite.store import open_sqlite
 from tests.support.gates import critical, no_runs
@@ -80,7 +80,7 @@ async def test_an_organization_whose_answers_wait_to_be_rendered_delays_no_other
     async def failed(store: Store, principal: Principal, *runs: tuple[str, str]) -> list[bool]:
         return [(await store.get_message(principal, *run)).status == "failed" for run in runs]
 
-    store, log = await open_sqlite(tmp_path / "chat.db", lease=0.0), MemoryLog()
+    store, log = await open_sqlite(tmp_path / "chat.db", lease=0.0), EmbeddedLog()
     sweeper = Runner(store, log, Registry({}), _no_tools, render, timing=Timing(sweep=0.2))
     async with asyncio.timeout(5):
         waiting = [await die(store, slow), await die(store, slow)]

@@ -20,7 +20,7 @@ from agent_chat.server.runs.runner import Runner
 from agent_chat.stores.budget import LOG_BYTES, LogBudget
 from agent_chat.stores.buffer import Buffer
 from agent_chat.stores.contracts import EventLog, Store
-from agent_chat.stores.memory_log import MemoryLog
+from agent_chat.stores.embedded.log import EmbeddedLog, open_embedded_log
 from agent_chat.stores.models import Principal, RunRecord, new_id
 from agent_chat.stores.open import Where
 from agent_chat.stores.redis.log import open_redis_log
@@ -128,10 +128,21 @@ class Race:
     def streams(self) -> Streams:
         return cast(Streams, self.live.server.lifespan.state["streams"])
 
+    @property
+    def embedded_log(self) -> EmbeddedLog:
+        assert isinstance(self.log.real, EmbeddedLog)
+        return self.log.real
+
     def buffer(self, thread: str) -> Buffer:
-        """The buffer of the thread's log in memory."""
-        assert isinstance(self.log.real, MemoryLog)
-        return self.log.real._open(id_of(thread))
+        """What is in memory of the thread's log, which somebody reads."""
+        self.embedded_log.flush()
+        buffer = self.embedded_log._logs[id_of(thread)].buffer
+        assert buffer is not None
+        return buffer
+
+    def has_cursors(self, thread: str) -> bool:
+        log = self.embedded_log._logs.get(id_of(thread))
+        return log is not None and log.buffer is not None and bool(log.buffer.cursors)
 
     async def principal(self) -> Principal:
         principal = await cast(Store, self.store).find_principal(
@@ -187,16 +198,26 @@ async def critical(
     lease: float = 20.0,
     events_bytes: int = LOG_BYTES,
     redis_url: str | None = None,
+    in_memory: bool = False,
     **settings: Any,
 ) -> AsyncIterator[Race]:
-    """A live server with gates; calls still held are released at the end. `redis_url`: None for events in memory."""
+    """A live server with gates; calls still held are released at the end.
+
+    `redis_url`: None for an embedded log, in the data folder or `in_memory`.
+    """
     gated: list[Gated] = []
 
     @asynccontextmanager
     async def backends(where: Where) -> AsyncIterator[tuple[Store, EventLog]]:
         store = await open_sqlite(where.data_dir / "chat.db", lease=lease)
         budget = LogBudget(events_bytes)
-        log = await open_redis_log(redis_url, prefix=new_id(), budget=budget) if redis_url else MemoryLog(budget=budget)
+        log: EventLog
+        if redis_url:
+            log = await open_redis_log(redis_url, prefix=new_id(), budget=budget)
+        elif in_memory:
+            log = EmbeddedLog(budget=budget)
+        else:
+            log = await open_embedded_log(where.data_dir / "log", budget=budget)
         gated[:] = [Gated(store), Gated(log)]
         try:
             yield cast(Store, gated[0]), cast(EventLog, gated[1])
@@ -222,5 +243,5 @@ async def eventually(so: Callable[[], bool]) -> None:
 async def all_left(race: Race, *threads: str) -> None:
     """Wait until runs and readers have left no task, no stream and no cursor."""
     await no_runs()
-    await eventually(lambda: len(race.streams) == 0 and not any(race.buffer(thread).cursors for thread in threads))
+    await eventually(lambda: len(race.streams) == 0 and not any(map(race.has_cursors, threads)))
     assert race.runner.count == 0

@@ -11,6 +11,7 @@ import pytest
 from agent_chat.server.facts import FactPublisher
 from agent_chat.server.reading.viewer import Viewer
 from agent_chat.stores.contracts import EventLog, Outbox, Store
+from agent_chat.stores.embedded.log import EmbeddedLog
 from agent_chat.stores.errors import LogUnavailable
 from agent_chat.stores.events import (
     Event,
@@ -21,7 +22,6 @@ from agent_chat.stores.events import (
     ThreadSnapshot,
     decode,
 )
-from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.models import Principal, Thread
 from agent_chat.stores.redis import flusher as redis_flusher
 from agent_chat.stores.redis.log import open_redis_log
@@ -104,7 +104,7 @@ async def test_facts_that_are_too_many_while_redis_is_down_are_dropped_and_come_
 async def test_a_fact_waits_for_one_that_stayed_in_the_outbox_until_that_is_published(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log, principal = MemoryLog(), new_principal()
+    log, principal = EmbeddedLog(), new_principal()
     facts = FactPublisher(store, log)
     thread = await started_thread(store, principal)
     start = await log.tail(thread.id)
@@ -135,7 +135,7 @@ async def test_a_fact_waits_for_one_that_stayed_in_the_outbox_until_that_is_publ
 async def test_a_thread_whose_facts_cannot_be_published_delays_no_other_one(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log, principal = MemoryLog(), new_principal()
+    log, principal = EmbeddedLog(), new_principal()
     facts = FactPublisher(store, log)
     failing, other = [await started_thread(store, principal) for _ in range(2)]
     start = await log.tail(other.id)
@@ -181,7 +181,7 @@ async def test_a_run_keeps_a_snapshot_of_what_it_cannot_send(
 
 async def test_watchers_get_a_snapshot_where_the_outbox_was_cut(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent_chat.stores.sqlite.outbox.OUTBOX_FACTS", 3)
-    log, principal = MemoryLog(), new_principal()
+    log, principal = EmbeddedLog(), new_principal()
     facts = FactPublisher(store, log)
     thread = await started_thread(store, principal)
     viewer = Viewer(store, log, principal, thread.id, after=await log.tail(thread.id))

@@ -133,8 +133,8 @@ def test_the_environment_is_read_by_the_settings() -> None:
 
 
 def test_only_stores_open_and_the_tests_know_which_backend_is_in_use() -> None:
-    backend = re.compile(r"agent_chat\.stores\.(sqlite|mongo|memory_log|redis)\b.*")
-    outside = [module for module in MODULES if not re.match(r"stores/(open|sqlite|mongo|memory|redis)", str(module))]
+    backend = re.compile(r"agent_chat\.stores\.(sqlite|mongo|embedded|redis)\b.*")
+    outside = [module for module in MODULES if not re.match(r"stores/(open|sqlite|mongo|embedded|redis)", str(module))]
     knowing = {str(module) for module in outside if any(backend.fullmatch(name) for name in imports(module))}
     assert knowing == set()
 

@@ -11,8 +11,9 @@ from msgspec.structs import replace
 
 from agent_chat.server.reading.dialects.native import sse_frame, websocket_frame
 from agent_chat.server.reading.queries import read_run_events
-from agent_chat.stores import memory_log
 from agent_chat.stores.budget import LogBudget
+from agent_chat.stores.embedded import log as embedded_log
+from agent_chat.stores.embedded.log import EmbeddedLog
 from agent_chat.stores.errors import Gap
 from agent_chat.stores.events import (
     MessageCreated,
@@ -24,7 +25,6 @@ from agent_chat.stores.events import (
     decode,
 )
 from agent_chat.stores.fold import Fold, fold
-from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.models import new_id
 from tests.support.backends import Seconds
 from tests.support.samples import cancelled, new_message, rest, turn
@@ -32,13 +32,14 @@ from tests.support.samples import cancelled, new_message, rest, turn
 MEGABYTE = 2**20
 
 
-def fill(log: MemoryLog, thread_id: str, count: int = 3, size: int = 1000) -> None:
+def fill(log: EmbeddedLog, thread_id: str, count: int = 3, size: int = 1000) -> None:
     for number in range(count):
         log.writer(thread_id).write(MessageDelta("m", number * size, "x" * size))
+    log.flush()
 
 
 async def test_the_budget_counts_what_the_logs_take() -> None:
-    log = MemoryLog()
+    log = EmbeddedLog()
     gc.collect()
     tracemalloc.start()
     try:
@@ -59,18 +60,19 @@ async def test_the_budget_counts_what_the_logs_take() -> None:
 
 
 async def test_the_budget_is_kept_for_any_number_of_threads() -> None:
-    log = MemoryLog(budget=LogBudget(8 * MEGABYTE))
+    log = EmbeddedLog(budget=LogBudget(8 * MEGABYTE))
     threads = [new_id() for _ in range(40)]
     for number in range(160):
         thread_id = threads[number % 40]
         log.writer(thread_id).write(MessageCreated(new_message(thread_id, "x" * 500_000)))
+        log.flush()
         assert log.budget.used <= log.budget.limit
     assert log.budget.evictions > 0
     await log.close()
 
 
 async def test_logs_with_readers_are_evicted_last_and_their_readers_miss_nothing() -> None:
-    log = MemoryLog(budget=LogBudget(MEGABYTE))
+    log = EmbeddedLog(budget=LogBudget(MEGABYTE))
     followed, earlier = new_id(), new_id()
     start = await log.tail(followed)
     cursor = log.cursor(followed, start)
@@ -91,7 +93,7 @@ async def test_logs_with_readers_are_evicted_last_and_their_readers_miss_nothing
 
 
 async def test_after_an_eviction_a_reader_behind_gets_a_gap_and_a_reader_at_the_end_continues() -> None:
-    log = MemoryLog(budget=LogBudget(MEGABYTE))
+    log = EmbeddedLog(budget=LogBudget(MEGABYTE))
     thread_id = new_id()
     start = await log.tail(thread_id)
     behind, at_the_end = log.cursor(thread_id, start), log.cursor(thread_id, start)
@@ -107,7 +109,7 @@ async def test_after_an_eviction_a_reader_behind_gets_a_gap_and_a_reader_at_the_
 
 async def test_a_run_whose_log_was_evicted_publishes_its_whole_message() -> None:
     """A reader that joins then has the last checkpoint, and no entry between that and the next delta (I15)."""
-    log = MemoryLog()
+    log = EmbeddedLog()
     _, answer = turn("t")
     folding = Fold(answer)
     follower = log.cursor("t", await log.tail("t"))
@@ -140,11 +142,12 @@ async def test_a_run_whose_log_was_evicted_publishes_its_whole_message() -> None
 
 
 async def test_a_run_that_another_writer_ended_publishes_nothing_more_though_its_own_entries_were_evicted() -> None:
-    log = MemoryLog()
+    log = EmbeddedLog()
     _, answer = turn("t")
     writer = log.writer("t", lambda: MessageSnapshot(answer))
     writer.write(RunStarted(replace(answer, content="x" * 10_000)))
     log.writer("t").write(RunCancelled(cancelled(answer)))
+    log.flush()
     log.budget.limit = log.budget.used
     fill(log, new_id(), 1, 1)
     assert log.budget.evictions == 1
@@ -157,9 +160,9 @@ async def test_a_run_that_another_writer_ended_publishes_nothing_more_though_its
 async def test_deleted_and_silent_logs_are_released_without_another_being_opened(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(memory_log, "_TICK_SECONDS", 0.01)
+    monkeypatch.setattr(embedded_log, "_TICK_SECONDS", 0.01)
     clock = Seconds()
-    log = MemoryLog(clock)
+    log = EmbeddedLog(clock=clock)
     deleted, silent = new_id(), new_id()
     for thread_id in (deleted, silent):
         fill(log, thread_id, 1, MEGABYTE)

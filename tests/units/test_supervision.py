@@ -14,8 +14,8 @@ from agent_chat.server.supervision import Supervisor
 from agent_chat.server.timing import Timing
 from agent_chat.stores.buffer import Entry
 from agent_chat.stores.contracts import EventLog, Store
+from agent_chat.stores.embedded.log import EmbeddedLog
 from agent_chat.stores.errors import Gap
-from agent_chat.stores.memory_log import MemoryLog
 from agent_chat.stores.open import Where
 from agent_chat.stores.sqlite.store import open_sqlite
 from tests.support.servers import Live, live_server
@@ -75,7 +75,7 @@ async def test_readiness_reports_a_loop_that_keeps_failing(tmp_path: Path) -> No
                 pass
 
 
-class Lossy(MemoryLog):
+class Lossy(EmbeddedLog):
     """A log that has always just lost what is to be read, as a Redis that evicts."""
 
     reads = 0

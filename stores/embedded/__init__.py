@@ -1,0 +1,1 @@
+"""The log of one process, in files of the data folder or in memory."""
