@@ -22,6 +22,7 @@ import msgspec
 from msgspec.structs import replace
 
 from agent_chat.server.files.content_html import Renderer, escape_text
+from agent_chat.server.lookup import DEFAULT
 from agent_chat.server.transfer.lines import (
     LINE_BYTES,
     BadLine,
@@ -176,25 +177,24 @@ class Importer:
             yield current
 
     async def _begin_thread(self, number: int, line: ThreadLine) -> IncomingThread:
+        agent = line.agent or (DEFAULT if self._agent_id is None else None)
         try:
-            user_id = await self._find(line.user, self._references.user_id, self._user_id, "user")
-            agent_id = await self._find(line.agent, self._references.agent_id, self._agent_id, "agent")
+            user_id = await self._find(line.user, self._references.user_id, self._user_id)
+            agent_id = await self._find(agent, self._references.agent_id, self._agent_id)
         except UnknownReference as error:
             raise BadLine(number, str(error)) from error
         return IncomingThread(line, Principal(self._organization_id, user_id), agent_id)
 
-    async def _find(
-        self, reference: str | None, find: Callable[[str], Awaitable[str]], default: str | None, noun: str
-    ) -> str:
+    async def _find(self, reference: str | None, find: Callable[[str], Awaitable[str]], alternative: str | None) -> str:
+        """The id of what the line names; else that of the option."""
         try:
-            if reference is not None:
-                return await find(reference)
+            if reference is None:
+                raise UnknownReference("The thread names no user, and there is no option --user.")
+            return await find(reference)
         except UnknownReference:
-            if default is None:
+            if alternative is None:
                 raise
-        if default is None:
-            raise UnknownReference(f"The thread names no {noun}, and there is no option --{noun}.")
-        return default
+            return alternative
 
     async def _add_message(self, thread: IncomingThread, number: int, line: MessageLine) -> None:
         if line.thread_id not in (None, thread.line.id):

@@ -196,3 +196,9 @@ def new_file(thread_id: str, *, filename: str = 'a "file".txt', size: int = 5, t
         created_at=timestamp(utcnow()),
     )
     return StoredFile(attachment, thread_id, text)
+
+
+def an_attachment() -> JSONObject:
+    """An attachment as clients see it."""
+    attachment: JSONObject = msgspec.to_builtins(new_file(new_id()).attachment)
+    return attachment
