@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -22,6 +23,8 @@ LIST_BYTES = 2 * 2**20
 """The largest size of the descriptions and schemas of one server. Tools beyond that are skipped."""
 DESCRIPTION_CHARACTERS = 10_000
 NAME_CHARACTERS = 200
+_REMEMBERED_BYTES = 16 * 2**10
+"""The largest schema whose validator is reused when a server lists it again."""
 _HINTS = ("readOnlyHint", "idempotentHint")
 _log = logging.getLogger(__name__)
 
@@ -95,7 +98,8 @@ async def list_tools(client: Client) -> dict[str, ListedTool]:
 
 def _parse_tool(tool: Tool) -> ListedTool | None:
     try:
-        validator = _build_validator(tool.input_schema)
+        schema = msgspec.json.encode(tool.input_schema)
+        validator = (_reuse_validator if len(schema) <= _REMEMBERED_BYTES else _build_validator)(schema)
     except Exception as error:  # not only SchemaError: a deeply nested schema raises RecursionError
         reason = error.message if isinstance(error, SchemaError) else error
         _log.warning("MCP tool %s skipped: invalid input schema: %s", tool.name, str(reason)[:500])
@@ -105,7 +109,12 @@ def _parse_tool(tool: Tool) -> ListedTool | None:
     return ListedTool(tool.description or "", tool.input_schema, validator, repeatable)
 
 
-def _build_validator(schema: JSONObject) -> Any:
+def _build_validator(encoded: bytes) -> Any:
+    schema = msgspec.json.decode(encoded)
     dialect = validator_for(schema, default=Draft202012Validator)
     dialect.check_schema(schema)
     return dialect(schema, registry=Registry())  # the empty registry: a $ref must not be fetched over the network
+
+
+# Checking a schema against its dialect takes milliseconds of the event loop, and every reconnect lists the same ones.
+_reuse_validator = lru_cache(1024)(_build_validator)

@@ -27,7 +27,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live
 @pytest.fixture
 async def visit(desk: Desk, server: Live) -> AsyncIterator[Visit]:
     """An empty tab; unexpected errors in its console fail the test."""
-    async with desk.visit(server) as visit:
+    async with desk.visit_as_new(server) as visit:
         yield visit
 
 

@@ -71,7 +71,7 @@ async def test_no_state_of_the_page_has_a_violation(visit: Visit, server: Live) 
     assert package is not None
     assert package.origin is not None
     visit.expected = ["status of 401"]
-    await visit.context.add_init_script(path=Path(package.origin).with_name("axe.min.js"))
+    await visit.page.add_init_script(path=Path(package.origin).with_name("axe.min.js"))
     page = await visit.enter()
     await page.locator("#starters button").first.wait_for()
     found = await violations(page, "empty")

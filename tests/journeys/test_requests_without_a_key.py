@@ -44,7 +44,7 @@ async def test_wrong_keys_are_limited_per_address_and_valid_ones_still_work(
     elsewhere = {**wrong, "X-Forwarded-For": "203.0.113.9"}
     assert (await live.http.get("/api/v1/agents", headers=elsewhere)).status_code == 401
     ended = {"Cookie": f"chat_session_{live.url.rpartition(':')[2]}=ended"}
-    async with httpx.AsyncClient(base_url=live.url) as http:
+    async with httpx.AsyncClient(base_url=live.url, verify=False) as http:
         assert (await http.get("/api/v1/agents", headers=ended)).status_code == 401
     logged = [record for record in caplog.records if record.name == "chat.security"]
     ours = [record for record in logged if record.__dict__["address"] == "127.0.0.1"]
@@ -90,7 +90,7 @@ async def test_requests_for_other_hosts_are_refused(live: Live) -> None:
 
 async def test_metrics_need_the_operators_token(live: Live, tmp_path_factory: pytest.TempPathFactory) -> None:
     is_problem(await live.http.get("/metrics"), 401, "unauthenticated")
-    async with httpx.AsyncClient(base_url=live.url) as http:
+    async with httpx.AsyncClient(base_url=live.url, verify=False) as http:
         is_problem(await http.get("/metrics"), 401, "unauthenticated")
     answer = await live.http.get("/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
     assert (answer.status_code, "chat_runs_in_progress" in answer.text) == (200, True)

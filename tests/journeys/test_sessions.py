@@ -45,7 +45,7 @@ def live(world: tuple[Live, Store]) -> Live:
 
 @pytest.fixture
 async def browser(live: Live) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=live.url, timeout=20) as http:
+    async with httpx.AsyncClient(base_url=live.url, timeout=20, verify=False) as http:
         yield http
 
 
@@ -90,7 +90,7 @@ async def test_the_cookie_of_https_is_bound_to_the_host(
         assert ("secure" in cookie.lower().split("; ")) is bool(headers)
         sent = {"Cookie": cookie.partition(";")[0], "Authorization": "", "Host": "chat.example", **headers}
         del sent["Authorization"]
-        async with httpx.AsyncClient(base_url=live.url) as http:
+        async with httpx.AsyncClient(base_url=live.url, verify=False) as http:
             assert (await http.get("/api/v1/agents", headers=sent)).status_code == 200
             foreign = {**sent, "Origin": "http://chat.example" if headers else "https://chat.example"}
             assert (await http.get("/api/v1/agents", headers=foreign)).status_code == 401

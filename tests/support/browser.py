@@ -117,15 +117,16 @@ class Visit:
 
 
 class Desk:
+    """A browser. `visit_as_new` is for one server only: the one of its first call."""
+
     def __init__(self, browser: Browser) -> None:
         self._browser = browser
+        self._reused: Page | None = None
 
     @asynccontextmanager
     async def visit(self, server: Client, **options: Any) -> AsyncIterator[Visit]:
         """Open a new browser context; fails at the end if its console has unexpected errors."""
-        options = {"base_url": str(server.http.base_url), "reduced_motion": "reduce", **options}
-        context = await self._browser.new_context(**options)
-        await context.add_init_script(SAMPLES)
+        context = await self._new_context(**{"base_url": str(server.http.base_url), **options})
         try:
             visit = Visit(context, server)
             visit.page = await visit.tab()
@@ -133,6 +134,35 @@ class Desk:
             assert not visit.unexpected(), visit.unexpected()
         finally:
             await context.close()
+
+    @asynccontextmanager
+    async def visit_as_new(self, server: Client) -> AsyncIterator[Visit]:
+        """Like `visit`, in a context that is used again, emptied before: half the CPU time of a new one."""
+        if self._reused is None:
+            context = await self._new_context(base_url=str(server.http.base_url))
+            self._reused = await context.new_page()
+            await self._reused.goto("/healthz")  # a page that stays open keeps the site's process alive
+        context = self._reused.context
+        visit = Visit(context, server)
+        visit.page = await visit.tab()
+        await context.clear_cookies()
+        session = await context.new_cdp_session(visit.page)
+        await session.send("Storage.clearDataForOrigin", {"origin": server.url, "storageTypes": "all"})
+        await session.detach()
+        try:
+            yield visit
+            assert not visit.unexpected(), visit.unexpected()
+        finally:
+            for page in context.pages:
+                if page is not self._reused:
+                    await page.close()
+            await context.clear_permissions()
+            await context.set_offline(False)
+
+    async def _new_context(self, **options: Any) -> BrowserContext:
+        context = await self._browser.new_context(**{"reduced_motion": "reduce", **options})
+        await context.add_init_script(SAMPLES)
+        return context
 
 
 @asynccontextmanager
