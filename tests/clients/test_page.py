@@ -230,7 +230,7 @@ async def test_an_agent_is_created_edited_and_deleted(visit: Visit) -> None:
 
 async def test_reasoning_can_be_opened_and_markdown_is_rendered(visit: Visit, server: Live) -> None:
     await visit.choose()
-    await visit.say("hold until watched\nthink Let me see\nsay **bold** <b>no tag</b>")
+    await visit.say("hold until watched\nthink Let me see\nsay **bold** <b>no tag</b>\nthink Enough")
     await visit.answer("in_progress").wait_for()
     server.gates.release("until watched")
     answer = visit.answer("completed")
@@ -238,6 +238,11 @@ async def test_reasoning_can_be_opened_and_markdown_is_rendered(visit: Visit, se
     await reads(answer.locator(".body"), "<b>no tag</b>")
     await answer.locator("summary").click()
     await reads(answer.locator(".thoughts"), "Let me see")
+    await reads(answer.locator(".thoughts"), "Enough")
+    await visit.page.reload()
+    await reads(answer.locator("strong"), "bold")
+    await answer.locator("summary").click()
+    assert (await answer.locator(".thoughts").inner_text()).strip() == "Let me see\n\nEnough"
 
 
 async def test_the_text_is_followed_unless_the_reader_goes_up(visit: Visit, server: Live) -> None:

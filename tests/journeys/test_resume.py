@@ -85,6 +85,7 @@ async def test_the_fold_of_the_stream_is_the_stored_message_and_the_json_answer_
     assert (asked["content"], answer.json()) == (script, stored)
     assert (message.id, message.content) == (stored["id"], stored["content"])
     assert msgspec.to_builtins(message.tool_calls) == stored["tool_calls"]
+    assert message.reasoning == stored["metadata"]["run"]["reasoning"] != []
     assert [call["result"] is not None for call in stored["tool_calls"]] == [True, True]
 
 
