@@ -11,7 +11,6 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from msgspec import UNSET
-from msgspec.structs import replace
 
 from agent_chat.agents.mcp.config import Server as McpServer
 from agent_chat.agents.registry import Registry
@@ -28,7 +27,6 @@ from agent_chat.server.inputs import (
     ThreadCreate,
     ThreadUpdate,
     Upload,
-    make_idempotency,
 )
 from agent_chat.server.limits import Limits, Slots
 from agent_chat.server.log_lines import security_facts
@@ -39,10 +37,10 @@ from agent_chat.server.quota import Quota, size_of
 from agent_chat.server.reading.queries import find_turn
 from agent_chat.server.reading.viewer import SNAPSHOT_MESSAGES, Viewer, resume
 from agent_chat.server.runs.runner import Runner
+from agent_chat.server.thread_creation import ThreadCreation
 from agent_chat.server.timing import Timing
 from agent_chat.server.titles import generate_title
 from agent_chat.stores.contracts import AgentPage, Created, EventLog, MessagePage, Posted, Store, ThreadPage, ThreadPart
-from agent_chat.stores.contracts.storage import RECORD_BYTES
 from agent_chat.stores.errors import LogUnavailable, MessageNotFound
 from agent_chat.stores.events import ThreadDeleted, ThreadUpdated
 from agent_chat.stores.fitting import READ_BYTES
@@ -94,6 +92,7 @@ class AIChatService:
         self._timing = timing
         self._clock = clock
         self._lookup = Lookup(store)
+        self._creation = ThreadCreation(store, self._lookup, quota, clock)
         self._agents = AgentConfiguration(
             store,
             kinds=registry,
@@ -154,32 +153,11 @@ class AIChatService:
     async def create_thread(
         self, principal: Principal, agent_ref: str, body: ThreadCreate, *, idempotency_key: str | None = None
     ) -> Created:
-        """Create a thread, or return the one that the key created before.
+        """Create a thread, or return the one that the key created before, or that has the external id.
 
         Raises: AgentNotFound, InvalidRequest, IdempotencyMismatch, StorageFull.
         """
-        agent = await self._lookup.agent(principal, agent_ref)
-        if body.agent_id is not UNSET and body.agent_id != agent.id:
-            raise InvalidRequest("agent_id", "agent_id must be the agent of the path.")
-        now = self._now()
-        thread = Thread(
-            id=new_id(),
-            agent_id=agent.id,
-            user_id=principal.user_id,
-            organization_id=principal.organization_id,
-            title="" if body.title is UNSET else body.title,
-            metadata={} if body.metadata is UNSET else body.metadata,
-            created_at=now,
-            updated_at=now,
-            archived=False,
-        )
-        async with self._quota.spending(principal.organization_id, RECORD_BYTES + size_of(thread)) as spent:
-            created = await self.store.create(principal, thread, make_idempotency(idempotency_key, body))
-        if not created.replayed:
-            return created
-        spent.give_back()
-        part = await self.store.read(principal, created.thread.id, message_limit=SNAPSHOT_MESSAGES)
-        return replace(created, thread=part.thread, cut=part.cut)
+        return await self._creation.create(principal, agent_ref, body, idempotency_key)
 
     async def list_threads(
         self,
@@ -190,6 +168,7 @@ class AIChatService:
         offset: int,
         archived: bool | None,
         message_limit: int,
+        external_id: str | None = None,
     ) -> ThreadPage:
         """List the organization's threads with an agent, which may be deleted. Raises: AgentNotFound."""
         agent = await self._lookup.agent(principal, agent_ref, deleted=True)
@@ -201,6 +180,7 @@ class AIChatService:
             archived=archived,
             message_limit=message_limit,
             max_bytes=READ_BYTES,
+            external_id=external_id,
         )
 
     async def find_thread(self, principal: Principal, agent_ref: str, thread_id: str) -> Thread:

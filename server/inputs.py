@@ -24,6 +24,7 @@ FILES = 10
 IfBusy = Literal["reject", "interrupt"]
 """What to do with a user's message while another run has the thread: refuse it, or cancel that run first."""
 
+ExternalId = Annotated[str, Meta(min_length=1, max_length=255)]
 Title = Annotated[str, Meta(max_length=500)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 ServerNames = Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=100)]
@@ -31,9 +32,10 @@ ToolNames = Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_lengt
 
 
 class ThreadCreate(Struct, forbid_unknown_fields=True, frozen=True):
-    """A new thread, as a client sends it."""
+    """A new thread, as a client sends it. `external_id`: the client's own id of it, unique per user and agent."""
 
     agent_id: str | UnsetType = UNSET
+    external_id: ExternalId | UnsetType = UNSET
     title: Title | UnsetType = UNSET
     metadata: JSONObject | UnsetType = UNSET
 

@@ -13,12 +13,14 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from agent_chat.server.errors import InvalidRequest, MalformedBody, TooLarge
-from agent_chat.server.inputs import MessageCreate
-from agent_chat.stores.models import NESTING
+from agent_chat.server.inputs import MessageCreate, ThreadCreate
+from agent_chat.stores.models import NESTING, SERVER_FACTS
 
 BODY_BYTES = 2 * 2**20
 CONTENT_BYTES = 2**20
 METADATA_BYTES = 16 * 2**10
+_RESERVED: dict[type[Struct], tuple[str, ...]] = {ThreadCreate: (SERVER_FACTS,), MessageCreate: ("run", "branch")}
+"""The server's own metadata keys."""
 
 B = TypeVar("B", bound=Struct)
 
@@ -62,11 +64,11 @@ def check_body(body: B, path: str = "", *, files: bool = False) -> B:
             check_body(value, f"{path}{name}.")
         elif value is not UNSET:
             check_values(value, path + name)
-    if isinstance(body, MessageCreate):
-        if body.metadata is not UNSET and "run" in body.metadata:
-            raise InvalidRequest(f"{path}metadata.run", "The metadata key `run` is reserved for the server.")
-        if not (body.content or body.attachments or files):
-            raise InvalidRequest(f"{path}content", "The content may be empty only with an attachment.")
+    for name in _RESERVED.get(type(body), ()):
+        if (metadata := getattr(body, "metadata", UNSET)) is not UNSET and name in metadata:
+            raise InvalidRequest(f"{path}metadata.{name}", f"The metadata key `{name}` is reserved for the server.")
+    if isinstance(body, MessageCreate) and not (body.content or body.attachments or files):
+        raise InvalidRequest(f"{path}content", "The content may be empty only with an attachment.")
     return body
 
 

@@ -75,5 +75,7 @@ def _expected(schema: JSONObject) -> str:
             return "true or false"
         case {"enum": choices}:
             return " or ".join(choices)
+        case {"minLength": low, "maxLength": high}:
+            return f"{low} to {high} characters long"
         case _:
             return "a message's id"

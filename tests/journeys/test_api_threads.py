@@ -109,14 +109,15 @@ async def test_under_another_agents_path_a_thread_is_not_found(live: Live) -> No
     assert await live.get(thread) == before
 
 
-async def test_threads_are_listed_newest_updated_first(live: Live) -> None:
+async def test_threads_are_listed_latest_activity_first(live: Live) -> None:
     threads = await several(live, 3)
     path = threads_of(threads[0])
     assert await listed(live, path) == threads[::-1]
     await live.post(threads[0], "say hello")
     assert await listed(live, path) == [threads[0], threads[2], threads[1]]
     await patched(live, threads[1], title="x")
-    assert await listed(live, path) == [threads[1], threads[0], threads[2]]
+    await patched(live, threads[2], archived=True)
+    assert await listed(live, path) == [threads[0], threads[2], threads[1]]
 
 
 async def test_pages_of_ten_are_followed_by_their_links(live: Live) -> None:
@@ -151,7 +152,7 @@ async def test_threads_are_listed_archived_or_not_or_both(live: Live) -> None:
     path = threads_of(one)
     assert await listed(live, path, archived="true") == [one]
     assert await listed(live, path, archived="false") == [two]
-    assert await listed(live, path) == [one, two]
+    assert await listed(live, path) == [two, one]
     assert (await patched(live, one, archived=False))["archived"] is False
     assert await listed(live, path, archived="true") == []
 

@@ -49,6 +49,9 @@ class ThreadsQuery(msgspec.Struct, frozen=True):
         Annotated[bool, Meta(description="Only archived threads, or only the others. Without it: both.")] | None
     ) = None
     message_limit: Annotated[int, Meta(ge=0, le=50, description="How many messages of each thread to return.")] = 50
+    external_id: (
+        Annotated[str, Meta(min_length=1, max_length=255, description="Only threads with this external id.")] | None
+    ) = None
 
 
 class ThreadQuery(msgspec.Struct, frozen=True):
@@ -58,7 +61,10 @@ class ThreadQuery(msgspec.Struct, frozen=True):
 
 
 async def create_thread(request: Request) -> Response:
-    """Create a thread with an agent."""
+    """Create a thread with an agent, or return the caller's thread with the same `external_id` (200).
+
+    `metadata.thread` of a thread with an external id is `{"external_id": …}`.
+    """
     body = await read_body(request, ThreadCreate, empty=ThreadCreate())
     created = await service_of(request).create_thread(
         principal_of(request), request.path_params["agent_id"], body, idempotency_key=idempotency_key(request)
@@ -67,7 +73,7 @@ async def create_thread(request: Request) -> Response:
     headers = {LOCATION.name: public_path(request, path)}
     if created.replayed:
         headers[IDEMPOTENCY_REPLAYED.name] = "true"
-    return await _respond(ThreadPart(created.thread, created.cut), 201, headers)
+    return await _respond(ThreadPart(created.thread, created.cut), 200 if created.found else 201, headers)
 
 
 async def list_threads(request: Request) -> Response:
@@ -80,6 +86,7 @@ async def list_threads(request: Request) -> Response:
         offset=query.offset,
         archived=query.archived,
         message_limit=query.message_limit,
+        external_id=query.external_id,
     )
     headers = {}
     if page.more:
@@ -139,7 +146,12 @@ ROUTES = [
         create_thread,
         Operation(
             tag="threads",
-            responses=(ResponseType(Thread, 201, headers=(LOCATION, IDEMPOTENCY_REPLAYED, MESSAGES_CUT)),),
+            responses=(
+                ResponseType(Thread, 201, headers=(LOCATION, IDEMPOTENCY_REPLAYED, MESSAGES_CUT)),
+                ResponseType(
+                    Thread, 200, headers=(LOCATION, MESSAGES_CUT), description="The thread with this `external_id`."
+                ),
+            ),
             body=ThreadCreate,
             body_required=False,
             headers=(IDEMPOTENCY_KEY,),
