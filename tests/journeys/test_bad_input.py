@@ -57,6 +57,7 @@ PLACES = {
         {
             "agent_id": [None, 1, "", "nonsense", NOBODY, "default", []],
             "title": [None, 1, "x" * 501, ["x"]],
+            "external_id": [None, 1, "", "x" * 256, ["x"]],
             "metadata": [None, [], "x", 1],
         },
     ),
