@@ -74,6 +74,9 @@ CREATE TABLE storage (
 CREATE TABLE removals (
     id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, thread_id TEXT NOT NULL, attachment_id TEXT,
     size INTEGER NOT NULL, due REAL NOT NULL, taken INTEGER NOT NULL);
+CREATE TABLE thread_ranges (
+    organization_id TEXT NOT NULL, agent_id TEXT NOT NULL, since TEXT NOT NULL, active INTEGER NOT NULL DEFAULT 0,
+    archived INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (organization_id, agent_id, since)) WITHOUT ROWID;
 CREATE TABLE probe (id INTEGER PRIMARY KEY, data BLOB NOT NULL)
 """
 """Tables whose rows have a JSON text in the last column; the generated size before it is read without the text."""
@@ -83,7 +86,7 @@ CREATE UNIQUE INDEX valid_keys ON keys (hash) WHERE revoked_at IS NULL;
 CREATE INDEX expired_sessions ON sessions (expires_at);
 CREATE INDEX sessions_of ON sessions (key_id, created_at);
 CREATE INDEX agents_of ON agents (organization_id);
-CREATE INDEX threads_of ON threads (organization_id, agent_id, last_activity_at DESC, id DESC);
+CREATE INDEX threads_of ON threads (organization_id, agent_id, archived, last_activity_at DESC, id DESC);
 CREATE INDEX threads_by_id ON threads (organization_id, id);
 CREATE UNIQUE INDEX thread_keys ON threads (organization_id, user_id, agent_id, key) WHERE key IS NOT NULL;
 CREATE UNIQUE INDEX thread_external_ids ON threads (organization_id, agent_id, external_id, user_id)
@@ -95,6 +98,55 @@ CREATE INDEX outbox_of ON outbox (thread_id, seq);
 CREATE INDEX outbox_due ON outbox (due);
 CREATE INDEX removals_due ON removals (due);
 CREATE INDEX removals_of ON removals (organization_id, size)
+"""
+_RANGE_OF = """(SELECT MAX(since) FROM thread_ranges WHERE organization_id = {0}.organization_id
+    AND agent_id = {0}.agent_id AND since <= {0}.last_activity_at)"""
+_NEW_RANGE, _OLD_RANGE = _RANGE_OF.format("NEW"), _RANGE_OF.format("OLD")
+_ADD = f"""
+    INSERT OR IGNORE INTO thread_ranges (organization_id, agent_id, since)
+        VALUES (NEW.organization_id, NEW.agent_id, '');
+    UPDATE thread_ranges SET active = active + NOT NEW.archived, archived = archived + NEW.archived
+        WHERE organization_id = NEW.organization_id AND agent_id = NEW.agent_id AND since = {_NEW_RANGE};
+"""
+_SUBTRACT = f"""
+    UPDATE thread_ranges SET active = active - NOT OLD.archived, archived = archived - OLD.archived
+        WHERE organization_id = OLD.organization_id AND agent_id = OLD.agent_id AND since = {_OLD_RANGE};
+    DELETE FROM thread_ranges WHERE organization_id = OLD.organization_id AND agent_id = OLD.agent_id
+        AND since = {_OLD_RANGE} AND active + archived = 0 AND since > '';
+"""
+_NEXT = """COALESCE((SELECT MIN(n.since) FROM thread_ranges n WHERE n.organization_id = NEW.organization_id
+    AND n.agent_id = NEW.agent_id AND n.since > {0}), '~')"""
+_COUNT = f"""(SELECT count(*) FROM threads t WHERE t.organization_id = NEW.organization_id
+    AND t.agent_id = NEW.agent_id AND t.archived = {{0}} AND t.last_activity_at >= thread_ranges.since
+    AND t.last_activity_at < {_NEXT.format("thread_ranges.since")})"""
+_TRIGGERS = (
+    f"CREATE TRIGGER add_thread AFTER INSERT ON threads BEGIN {_ADD} END",
+    f"CREATE TRIGGER remove_thread AFTER DELETE ON threads BEGIN {_SUBTRACT} END",
+    f"""CREATE TRIGGER move_thread AFTER UPDATE OF last_activity_at, archived ON threads
+    WHEN OLD.archived <> NEW.archived OR {_OLD_RANGE} <> {_NEW_RANGE} BEGIN {_SUBTRACT} {_ADD} END""",
+    f"""CREATE TRIGGER split_range AFTER UPDATE ON thread_ranges
+    WHEN NEW.active + NEW.archived > OLD.active + OLD.archived
+        AND NEW.active + NEW.archived >= 1000 AND (NEW.active + NEW.archived) % 500 = 0
+    BEGIN
+        INSERT OR IGNORE INTO thread_ranges (organization_id, agent_id, since)
+            SELECT organization_id, agent_id, last_activity_at FROM threads
+            WHERE organization_id = NEW.organization_id AND agent_id = NEW.agent_id AND archived IN (0, 1)
+                AND last_activity_at >= NEW.since AND last_activity_at < {_NEXT.format("NEW.since")}
+            ORDER BY last_activity_at LIMIT 1 OFFSET 500;
+        UPDATE thread_ranges SET active = {_COUNT.format(0)}, archived = {_COUNT.format(1)}
+            WHERE organization_id = NEW.organization_id AND agent_id = NEW.agent_id
+                AND since IN (NEW.since, {_NEXT.format("NEW.since")});
+    END""",
+)
+"""They maintain the ranges that `listing.py` explains. A range of 1000 threads is split in the middle; one whose
+threads have all the same last activity cannot be split, and the next attempt is made when it has grown by 500."""
+_CREATE_RANGES = """
+INSERT INTO thread_ranges (organization_id, agent_id, since, active, archived)
+SELECT organization_id, agent_id, CASE part WHEN 0 THEN '' ELSE MIN(last_activity_at) END,
+    SUM(NOT archived), SUM(archived)
+FROM (SELECT organization_id, agent_id, archived, last_activity_at,
+    (RANK() OVER (PARTITION BY organization_id, agent_id ORDER BY last_activity_at) - 1) / 500 AS part FROM threads)
+GROUP BY organization_id, agent_id, part
 """
 _CONVERSIONS = {
     ("agents", "agent"): "CAST(body AS TEXT)",
@@ -124,7 +176,7 @@ def _create_tables(db: sqlite3.Connection) -> None:
         _move_rows(db, name)
     for name in reversed(earlier):
         db.execute(f"DROP TABLE earlier_{name}")
-    for statement in _INDEXES.split(";"):
+    for statement in (*_INDEXES.split(";"), _CREATE_RANGES, *_TRIGGERS):
         db.execute(statement)
 
 

@@ -12,6 +12,7 @@ from agent_chat.stores.events import ThreadDeleted, ThreadUpdated
 from agent_chat.stores.fitting import READ_BYTES, count_fitting
 from agent_chat.stores.models import Idempotency, Principal, Thread
 from agent_chat.stores.sqlite.database import SQLiteBase, runs_in_reader, runs_in_writer
+from agent_chat.stores.sqlite.listing import read_page, read_page_of_external_id
 from agent_chat.stores.sqlite.outbox import add_fact
 from agent_chat.stores.sqlite.rows import (
     build_thread,
@@ -90,13 +91,11 @@ class SQLiteThreads(SQLiteBase):
         max_bytes: int,
         external_id: str | None = None,
     ) -> ThreadPage:
-        named = "" if external_id is None else " AND external_id = ?6"
-        rows = db.execute(
-            "SELECT * FROM threads WHERE organization_id = ?1 AND agent_id = ?2"
-            f" AND (?3 IS NULL OR archived = ?3){named}"
-            " ORDER BY last_activity_at DESC, id DESC LIMIT ?4 OFFSET ?5",
-            (principal.organization_id, agent_id, archived, limit + 1, offset, *([external_id] if named else [])),
-        ).fetchall()
+        of = (principal.organization_id, agent_id)
+        if external_id is None:
+            rows = read_page(db, *of, archived, limit + 1, offset)
+        else:
+            rows = read_page_of_external_id(db, *of, external_id, archived, limit + 1, offset)
         shown = rows[:limit]
         sized = [message_sizes(db, row["id"], message_limit) for row in shown]
         counts = count_fitting([[each["size"] for each in of_thread] for of_thread in sized], max_bytes)
