@@ -173,7 +173,7 @@ async def _start(app: Starlette, stack: AsyncExitStack, setup: Setup) -> State:
     streams = Streams(limits, setup.timing)
     principals = Principals(store, setup.timing.key_lookup)
     failures = AuthFailures(limits.auth_failures)
-    shares = LoopShares(limits)
+    shares = LoopShares(limits, others_seconds=setup.timing.others)
 
     async def drain() -> None:
         await service.runner.drain(settings.drain_seconds)

@@ -26,13 +26,12 @@ from typing import Any, ParamSpec, TypeVar
 
 from agent_chat.server.errors import RateLimited
 from agent_chat.server.limits import Limits
+from agent_chat.server.timing import Timing
 from agent_chat.stores.charging import CHARGE, ORGANIZATION_ID
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
-_OTHERS_SECONDS = 3.0
-"""For so long after its last step an organization counts as being served. A run takes one every two seconds."""
 _POLL_SECONDS = 0.1
 _WEIGHT_OF_LATEST = 0.2
 """Of the latest request in the average cost of an organization's requests."""
@@ -69,6 +68,7 @@ class LoopShares:
     Args:
         clock: monotonic seconds.
         cpu_clock: seconds of CPU time that the event loop's thread has taken.
+        others_seconds: `Timing.others`.
 
     Attributes:
         waits: how often a request had to wait.
@@ -80,7 +80,9 @@ class LoopShares:
         *,
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = time.thread_time,
+        others_seconds: float = Timing().others,
     ) -> None:
+        self.others_seconds = others_seconds
         self.waits = 0
         self.limits = limits
         self.clock = clock
@@ -121,7 +123,7 @@ class LoopShares:
     def has_others(self, share: LoopShare) -> bool:
         """Whether another organization is being served."""
         last = self._other_at if share is self._latest else self._latest_at
-        return self.clock() - last < _OTHERS_SECONDS
+        return self.clock() - last < self.others_seconds
 
 
 class LoopShare:
@@ -139,7 +141,11 @@ class LoopShare:
 
     def is_idle(self) -> bool:
         """Whether it has used nothing lately and nothing waits for it."""
-        return not self._waiting and self._debt_at < self._all.clock() - _OTHERS_SECONDS and not self._current_debt()
+        return (
+            not self._waiting
+            and self._debt_at < self._all.clock() - self._all.others_seconds
+            and not self._current_debt()
+        )
 
     def charge(self, seconds: float) -> None:
         """Count CPU time that was taken for this organization."""

@@ -2,7 +2,7 @@
 
 Tests pass a Timing with short times in place of the defaults. What an operator sets is in `Settings`. Times that belong
 to one mechanism stand with it: of connections in `ConnectionLimits`, of worker processes in `WorkerLimits`, of the stop
-in `serving`, of the shares of the event loop in `loop_share`.
+in `serving`, of the log in Redis in `RedisTiming`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Timing(msgspec.Struct, frozen=True):
         auth_delay: how much later a wrong key is refused once its address has sent too many.
         body_silence: how long a client may send nothing of its body.
         rate_pause: how long a WebSocket that exceeds its rate is not read.
+        others: for how long after its last step an organization counts as being served, so that others yield to it. A
+            run takes a step every two seconds.
         restart: the pause before a background loop that failed is started again; it doubles up to `longest_restart`.
         longest_restart: see `restart`.
         healthy: after how long without a failure a background loop counts as healthy again.
@@ -60,6 +62,7 @@ class Timing(msgspec.Struct, frozen=True):
     auth_delay: float = 1.0
     body_silence: float = 60.0
     rate_pause: float = 0.25
+    others: float = 3.0
     restart: float = 0.5
     longest_restart: float = 30.0
     healthy: float = 60.0

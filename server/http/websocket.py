@@ -23,6 +23,7 @@ from agent_chat.server.errors import AuthRateLimited, InvalidRequest, MalformedB
 from agent_chat.server.http.auth import authenticator_of, credential_of, same_origin
 from agent_chat.server.http.bodies import decode_body
 from agent_chat.server.http.problems import problem_of
+from agent_chat.server.http.query import read_query
 from agent_chat.server.inputs import IfBusy, MessageCreate
 from agent_chat.server.limits import RequestRate, Slot
 from agent_chat.server.loop_share import LoopShares, begin_streaming, measured, pause
@@ -51,6 +52,12 @@ _MAX_BEYOND_RATE = 20
 """How many frames in a row above the rate, each followed by a pause, close the socket."""
 _DISCONNECTED = (WebSocketDisconnect, RuntimeError, OSError)
 """What writing to a disconnected client raises."""
+
+
+class SocketQuery(Struct, frozen=True):
+    """The query of a WebSocket."""
+
+    after: Annotated[str, Meta(description="The position to resume after.")] | None = None
 
 
 class CreateMessage(Struct, tag="message.create", forbid_unknown_fields=True, frozen=True):
@@ -111,7 +118,7 @@ async def _open_viewer(websocket: WebSocket, credential: Credential) -> tuple[Vi
     service, path = cast(AIChatService, websocket.state.service), websocket.path_params
     principal = await authenticator_of(websocket).authenticate(websocket, credential)
     cast(RequestRate, websocket.state.rate).count(principal.organization_id)
-    after = websocket.query_params.get("after") or None
+    after = read_query(websocket, SocketQuery).after or None
     with cast(Streams, websocket.state.streams).starting(principal) as slot:
         return await service.watch(principal, path["agent_id"], path["thread_id"], after), slot
 

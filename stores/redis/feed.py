@@ -22,7 +22,6 @@ from agent_chat.stores.redis.connection import Backoff
 logger = logging.getLogger(__name__)
 
 PAGE = 500
-_PAGE_SECONDS = 2.0
 _STASH_MESSAGES = 10_000
 _STASH_BYTES = 2**20
 
@@ -38,6 +37,7 @@ class Feed:
 
     Args:
         start: the position of its first reader.
+        page_seconds: how long it waits for a page.
 
     Attributes:
         readers: the number of open cursors; `idle_since`: when the last one was closed.
@@ -50,8 +50,17 @@ class Feed:
         _refill_again: the stream has to be read (again).
     """
 
-    def __init__(self, thread_id: str, start: str, read: Read, open: Open, budget: LogBudget | None = None) -> None:
+    def __init__(
+        self,
+        thread_id: str,
+        start: str,
+        read: Read,
+        open: Open,
+        budget: LogBudget | None = None,
+        page_seconds: float = 2.0,
+    ) -> None:
         self.thread_id = thread_id
+        self._page_seconds = page_seconds
         self.readers = 0
         self.idle_since = 0.0
         self.filled_at = time.monotonic()
@@ -154,7 +163,7 @@ class Feed:
     async def _read_page(self, buffer: Buffer, position: str) -> list[Entry]:
         """Return what follows the position in the stream, up to the buffer's first entry: `Buffer.pages`."""
         try:
-            async with asyncio.timeout(_PAGE_SECONDS):
+            async with asyncio.timeout(self._page_seconds):
                 while not buffer.lost and buffer.index_after(position) is None:
                     rows = await self._read(self.thread_id, position)
                     if not rows or rows[0].position != position:
@@ -164,7 +173,7 @@ class Feed:
                     await asyncio.wait({self.refill()})
                 return []
         except TimeoutError as error:
-            raise LogUnavailable(f"no page within {_PAGE_SECONDS:g} seconds") from error
+            raise LogUnavailable(f"no page within {self._page_seconds:g} seconds") from error
 
     async def close(self) -> None:
         """Stop reading; every cursor gets a Gap."""

@@ -30,14 +30,11 @@ from agent_chat.stores.redis.flusher import Flusher
 from agent_chat.stores.redis.reads import Reads
 from agent_chat.stores.redis.script import APPEND_SHA, RESET
 from agent_chat.stores.redis.subscription import Subscription
+from agent_chat.stores.redis.timing import RedisTiming
 from agent_chat.stores.redis.writer import RedisWriter
 
 logger = logging.getLogger(__name__)
 
-_CLOSE_SECONDS = 2.0
-_REFILL_SECONDS = 15.0
-_LINGER_SECONDS = 5.0
-_TICK_SECONDS = 1.0
 _BACKWARDS_FIRST = 50
 """How many entries the first page of a reading backwards has; each further one has twice as many."""
 
@@ -51,9 +48,22 @@ def _is_position(position: str) -> bool:
 
 
 class RedisLog:
-    """Every thread's log, as this process sees it."""
+    """Every thread's log, as this process sees it.
 
-    def __init__(self, url: str, *, prefix: str, spacing: float = 0.0, budget: LogBudget | None = None) -> None:
+    Attributes:
+        timing: its time constants. They may be replaced while it is open, except `read`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str,
+        spacing: float = 0.0,
+        budget: LogBudget | None = None,
+        timing: RedisTiming = RedisTiming(),
+    ) -> None:
+        self.timing = timing
         self.budget = budget or LogBudget()
         connector = Connector(url)
         self._prefix = prefix
@@ -63,7 +73,7 @@ class RedisLog:
         self._signals = f"{prefix}:signals"
         self._pipelines = Pipeline(connector), Pipeline(connector)
         self._evictor = LogEvictor(prefix)
-        self._reads = Reads(self._pipelines[0].exchange, self._evictor)
+        self._reads = Reads(self._pipelines[0].exchange, self._evictor, timing.read)
         self._flusher = Flusher(
             self._pipelines[1].exchange,
             self._process,
@@ -120,7 +130,9 @@ class RedisLog:
         channel = self._key(thread_id)
         feed = self._feeds.get(channel.encode())
         if feed is None:
-            feed = self._feeds[channel.encode()] = Feed(thread_id, after, self._read_page, self.tail, self.budget)
+            feed = self._feeds[channel.encode()] = Feed(
+                thread_id, after, self._read_page, self.tail, self.budget, self.timing.page
+            )
             self._subscription.add(channel)
         return feed.cursor(after)
 
@@ -155,7 +167,7 @@ class RedisLog:
 
     async def close(self) -> None:
         """Send what can be sent within two seconds; every cursor gets a Gap."""
-        await self._flusher.close(_CLOSE_SECONDS)
+        await self._flusher.close(self.timing.close)
         self._ticks.cancel()
         await asyncio.wait({self._ticks})
         await self._subscription.close()
@@ -202,7 +214,7 @@ class RedisLog:
     async def _tick_forever(self) -> None:
         """Refill every feed from time to time, whatever pub/sub brought, and close those without readers."""
         while True:
-            await asyncio.sleep(_TICK_SECONDS)
+            await asyncio.sleep(self.timing.tick)
             try:
                 await self._tick()
             except Exception:
@@ -211,11 +223,11 @@ class RedisLog:
     async def _tick(self) -> None:
         now = time.monotonic()
         for channel, feed in list(self._feeds.items()):
-            if not feed.readers and now - feed.idle_since > _LINGER_SECONDS:
+            if not feed.readers and now - feed.idle_since > self.timing.linger:
                 del self._feeds[channel]
                 self._subscription.remove(channel.decode())
                 await feed.close()
-            elif now - feed.filled_at > _REFILL_SECONDS:
+            elif now - feed.filled_at > self.timing.refill:
                 feed.refill()
 
 
@@ -223,7 +235,9 @@ def _random_number() -> str:
     return str(secrets.randbits(60))
 
 
-async def open_redis_log(url: str, *, prefix: str = "chat", budget: LogBudget | None = None) -> RedisLog:
+async def open_redis_log(
+    url: str, *, prefix: str = "chat", budget: LogBudget | None = None, timing: RedisTiming = RedisTiming()
+) -> RedisLog:
     """Open the log; Redis may still be unreachable.
 
     Args:
@@ -234,4 +248,4 @@ async def open_redis_log(url: str, *, prefix: str = "chat", budget: LogBudget | 
     Raises: ValueError if the URL is not understood, or Redis refuses its user or password.
     """
     await Connector(url).check_login()
-    return RedisLog(url, prefix=prefix, budget=budget)
+    return RedisLog(url, prefix=prefix, budget=budget, timing=timing)

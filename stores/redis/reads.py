@@ -17,9 +17,6 @@ from agent_chat.stores.redis.eviction import LogEvictor
 
 logger = logging.getLogger(__name__)
 
-READ_SECONDS = 2.0
-"""How long a request waits for Redis (I19)."""
-
 _PIPELINE_REQUESTS = 100
 
 
@@ -32,13 +29,17 @@ class _Request:
 class Reads:
     """Requests to Redis. All that wait go out in one pipeline, in a task that no reader's cancellation ends.
 
+    Args:
+        seconds: how long a request waits for Redis (I19).
+
     Attributes:
         _requests: those without a reply, oldest first.
         _requested: set while there are any.
         _silent_since: since when Redis has not replied; None if nothing is in flight.
     """
 
-    def __init__(self, exchange: Exchange, evictor: LogEvictor) -> None:
+    def __init__(self, exchange: Exchange, evictor: LogEvictor, seconds: float) -> None:
+        self._seconds = seconds
         self._exchange = exchange
         self._evictor = evictor
         self._requests: deque[_Request] = deque()
@@ -52,19 +53,19 @@ class Reads:
         Raises: LogUnavailable after two seconds without a reply, immediately while Redis is known to be unreachable.
         """
         if self._is_silent:
-            raise LogUnavailable(f"no reply for over {READ_SECONDS:g} seconds")
+            raise LogUnavailable(f"no reply for over {self._seconds:g} seconds")
         request = _Request(command)
         self._requests.append(request)
         self._requested.set()
         try:
-            async with asyncio.timeout(READ_SECONDS):
+            async with asyncio.timeout(self._seconds):
                 return await request.reply
         except TimeoutError as error:
-            raise LogUnavailable(f"no reply within {READ_SECONDS:g} seconds") from error
+            raise LogUnavailable(f"no reply within {self._seconds:g} seconds") from error
 
     @property
     def _is_silent(self) -> bool:
-        return self._silent_since is not None and time.monotonic() - self._silent_since >= READ_SECONDS
+        return self._silent_since is not None and time.monotonic() - self._silent_since >= self._seconds
 
     async def close(self) -> None:
         """Fail all requests."""

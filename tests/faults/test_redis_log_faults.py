@@ -35,6 +35,7 @@ from agent_chat.stores.events import (
 from agent_chat.stores.fold import Fold, fold
 from agent_chat.stores.models import Message, new_id
 from agent_chat.stores.redis.log import RedisLog, open_redis_log
+from agent_chat.stores.redis.timing import RedisTiming
 from tests.support.flaky_log import FlakyLog
 from tests.support.proxy import LossyProxy
 from tests.support.samples import new_principal, new_thread, publish, rest, turn
@@ -57,7 +58,8 @@ def server() -> Iterator[RedisServer]:
         yield running
 
 
-OpenLog = Callable[[], Awaitable[RedisLog]]
+OpenLog = Callable[..., Awaitable[RedisLog]]
+"""Open a log, with a RedisTiming if others than the default times are needed."""
 
 
 @pytest.fixture
@@ -65,8 +67,8 @@ async def open_log(server: RedisServer) -> AsyncIterator[OpenLog]:
     """Opens logs, which are closed after the test, whether it passes or fails."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def opened() -> RedisLog:
-            log = await open_redis_log(server.url)
+        async def opened(timing: RedisTiming = RedisTiming()) -> RedisLog:
+            log = await open_redis_log(server.url, timing=timing)
             stack.push_async_callback(log.close)
             return log
 
@@ -330,12 +332,9 @@ async def test_killed_clients_lose_and_double_nothing(server: RedisServer, kind:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_messages_dropped_doubled_and_late_lose_and_double_nothing(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
-    monkeypatch.setattr("agent_chat.stores.redis.log._REFILL_SECONDS", 1.0)
+async def test_messages_dropped_doubled_and_late_lose_and_double_nothing(server: RedisServer, seed: int) -> None:
     chance = random.Random(seed)
-    logs = [FlakyLog(server.url, prefix="chat", random=chance) for _ in range(2)]
+    logs = [FlakyLog(server.url, prefix="chat", random=chance, timing=RedisTiming(refill=1.0)) for _ in range(2)]
 
     async def fault() -> None:
         for log in logs:
@@ -485,13 +484,9 @@ async def test_writes_during_an_outage_of_redis_take_little_memory_and_every_fac
 
 @pytest.mark.parametrize("how", ["stopped", "hanging"])
 @pytest.mark.alone
-async def test_no_call_waits_long_for_an_unreachable_redis(
-    server: RedisServer, open_log: OpenLog, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+async def test_no_call_waits_long_for_an_unreachable_redis(server: RedisServer, open_log: OpenLog, how: str) -> None:
     """I19."""
-    for name in ("reads.READ_SECONDS", "log._CLOSE_SECONDS", "feed._PAGE_SECONDS"):
-        monkeypatch.setattr(f"agent_chat.stores.redis.{name}", 0.4)
-    log = await open_log()
+    log = await open_log(RedisTiming(read=0.4, close=0.4, page=0.4))
     thread_id = new_id()
     position = await log.tail(thread_id)
     cursor = log.cursor(thread_id, position)
@@ -518,12 +513,9 @@ async def test_no_call_waits_long_for_an_unreachable_redis(
         await writer.flush()
 
 
-async def test_it_can_be_opened_before_redis_is_there(
-    server: RedisServer, open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("agent_chat.stores.redis.reads.READ_SECONDS", 0.4)
+async def test_it_can_be_opened_before_redis_is_there(server: RedisServer, open_log: OpenLog) -> None:
     server.stop()
-    log = await open_log()
+    log = await open_log(RedisTiming(read=0.4))
     thread_id = new_id()
     writer = log.writer(thread_id)
     writer.write(ToolCallProgress("m", "call_0", 0, 0, None, None))
@@ -560,12 +552,8 @@ async def test_a_signal_reaches_the_other_process_and_each_once(server: RedisSer
     assert sorted(heard) == ["one run", "two run"]
 
 
-async def test_channels_without_readers_are_unsubscribed(
-    server: RedisServer, open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("agent_chat.stores.redis.log._LINGER_SECONDS", 0.0)
-    monkeypatch.setattr("agent_chat.stores.redis.log._TICK_SECONDS", 0.05)
-    log = await open_log()
+async def test_channels_without_readers_are_unsubscribed(server: RedisServer, open_log: OpenLog) -> None:
+    log = await open_log(RedisTiming(linger=0.0, tick=0.05))
     thread_id = new_id()
     cursor = log.cursor(thread_id, await log.tail(thread_id))
     channel = f"chat:{thread_id}".encode()

@@ -8,11 +8,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
-import pytest
 
-from agent_chat.server import loop_share
 from agent_chat.server.limits import Limits
 from agent_chat.server.organizations import member
+from agent_chat.server.timing import Timing
 from agent_chat.stores.contracts import EventLog, Store
 from agent_chat.stores.open import Where, open_backends
 from tests.support.client import Client
@@ -25,11 +24,6 @@ LIMITS = Limits(loop_share=0.001, loop_target=0.0, loop_burst=0.05, waiting=2)
 """So little that a debt is not paid within a test."""
 
 
-@pytest.fixture(autouse=True)
-def others_are_soon_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_share, "_OTHERS_SECONDS", 0.5)
-
-
 @asynccontextmanager
 async def two_organizations(data_dir: Path) -> AsyncIterator[tuple[Live, Client]]:
     @asynccontextmanager
@@ -40,7 +34,7 @@ async def two_organizations(data_dir: Path) -> AsyncIterator[tuple[Live, Client]
             yield store, log
 
     token = METRICS["Authorization"].removeprefix("Bearer ")
-    async with live_server(data_dir, backends, LIMITS, metrics_token=token) as live:
+    async with live_server(data_dir, backends, LIMITS, timing=Timing(others=0.5), metrics_token=token) as live:
         other = Client(live.url, OTHERS_KEY)
         try:
             yield live, other

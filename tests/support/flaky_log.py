@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from agent_chat.stores.redis.log import RedisLog
+from agent_chat.stores.redis.timing import RedisTiming
 
 
 class FlakyLog(RedisLog):
@@ -13,10 +14,10 @@ class FlakyLog(RedisLog):
     chance = 0.0
     dropped = doubled = held = 0
 
-    def __init__(self, url: str, *, prefix: str, random: random.Random) -> None:
+    def __init__(self, url: str, *, prefix: str, random: random.Random, timing: RedisTiming) -> None:
         self._random = random
         self._held: list[tuple[bytes, bytes]] = []
-        super().__init__(url, prefix=prefix)
+        super().__init__(url, prefix=prefix, timing=timing)
 
     def _on_message(self, channel: bytes, payload: bytes) -> None:
         if self._random.random() >= self.chance:

@@ -24,6 +24,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from msgspec.structs import replace
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -113,11 +114,18 @@ async def _backends(where: Where) -> AsyncIterator[tuple[Store, EventLog]]:
     """MongoDB and Redis, with the lease and the death that the test asked for."""
     from agent_chat.stores.mongo.store import open_mongo
     from agent_chat.stores.redis.log import open_redis_log
+    from agent_chat.stores.redis.timing import RedisTiming
 
     assert where.database_url is not None
     assert where.events_url is not None
     store: Store = await open_mongo(where.database_url, lease=where.lease)
-    log = await open_redis_log(where.events_url)
+    timing = RedisTiming(tick=0.05, refill=float(os.environ.get("TEST_REFILL", RedisTiming().refill)))
+    log = await open_redis_log(where.events_url, timing=timing)
+
+    def release_logs() -> None:
+        log.timing = replace(log.timing, linger=0.0)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, release_logs)
     if gate := os.environ.get("TEST_HOLDS"):
         await FolderGates(Path(os.environ["TEST_GATES"])).hold(gate)
     try:
@@ -126,12 +134,6 @@ async def _backends(where: Where) -> AsyncIterator[tuple[Store, EventLog]]:
     finally:
         await log.close()
         await store.close()
-
-
-def _release_logs(*_: object) -> None:
-    from agent_chat.stores.redis import log as redis_log
-
-    redis_log._LINGER_SECONDS = 0.0
 
 
 def _timing() -> Timing:
@@ -147,21 +149,10 @@ def _timing() -> Timing:
     )
 
 
-def _shrink_log_intervals() -> None:
-    """Set the intervals of the Redis log as the environment asks."""
-    from agent_chat.stores.redis import log as redis_log
-
-    redis_log._REFILL_SECONDS = float(os.environ.get("TEST_REFILL", redis_log._REFILL_SECONDS))
-    redis_log._TICK_SECONDS = 0.05
-    signal.signal(signal.SIGUSR1, _release_logs)
-
-
 def serve() -> None:
     """Read the command line and serve until a signal ends it."""
     toolbox.READY_SECONDS = 20.0  # on a busy machine a tool server takes longer than the 2 s that a run waits for it
     is_shared = "CHAT_DATABASE_URL" in os.environ
-    if is_shared:
-        _shrink_log_intervals()
     extra = ExtraTasks()
 
     def create(settings: Settings) -> Starlette:
