@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 from agent_chat.server.errors import ChatError, InvalidRequest, TooLarge
 from agent_chat.server.http.bodies import CONTENT_BYTES, METADATA_BYTES, check_body, check_values
 from agent_chat.server.http.schemas import Run
-from agent_chat.server.inputs import FILES, Title
+from agent_chat.server.inputs import FILES, ExternalId, Title
 from agent_chat.stores.models import (
     NESTING,
     SERVER_FACTS,
@@ -38,7 +38,7 @@ from agent_chat.stores.models import (
 LINE_BYTES = 16 * 2**20
 """The length of a line. A stored message is shorter: 8 MB, and its HTML 4 MB."""
 
-Reference = Annotated[str, Meta(min_length=1, max_length=200)]
+Reference = Annotated[str, Meta(min_length=1, max_length=255)]
 """A name or an id."""
 Moment = Annotated[datetime, Meta(tz=True)]
 
@@ -79,7 +79,7 @@ class ThreadLine(Struct, tag_field="type", tag="thread", forbid_unknown_fields=T
 class ThreadFacts(Struct, forbid_unknown_fields=True, frozen=True):
     """`metadata.thread` of a thread."""
 
-    external_id: Annotated[str, Meta(min_length=1, max_length=200)]
+    external_id: ExternalId
 
 
 class ToolCallLine(Struct, forbid_unknown_fields=True, frozen=True):
@@ -147,6 +147,8 @@ def _check_thread(line: ThreadLine) -> None:
 def _check_message(line: MessageLine) -> None:
     """Check a message. What agents and tools generate may contain NUL characters, and more text than a client's."""
     metadata = {name: value for name, value in line.metadata.items() if name != "run"}
+    if "branch" in metadata:
+        raise InvalidRequest("metadata.branch", "The metadata key `branch` is reserved for the server.")
     if metadata:
         check_values(metadata, "metadata")
         if len(msgspec.json.encode(metadata)) > METADATA_BYTES:

@@ -110,6 +110,7 @@ def of_every_shape() -> list[Line]:
     ]
     calls = [{**call, "start_time": at(2), "end_time": at(3)} for call in calls]
     answer = message_line(external, 2, "assistant", tool_calls=calls, metadata=a_run(question, 2))
+    answer["metadata"]["run"]["reasoning"] = [{"index": 0, "after": 0, "calls": 0, "text": "Hm." * 9000}]
     empty = thread_line(archived=True)
     long = thread_line()
     asked = message_line(long, 0)
@@ -216,6 +217,7 @@ BAD: dict[str, tuple[str, Line]] = {
     "metadata": ("larger than", {"metadata": {"x": "x" * 2**14}}),
     "NUL": ("NUL", {"metadata": {"a": "\0"}}),
     "in progress": ("in progress", {"metadata": a_run({"id": "1"}, status="in_progress")}),
+    "branch": ("reserved", {"metadata": {"branch": {}}}),
     "run": ("metadata.run", {"metadata": {"run": 1}}),
     "places of calls": ("must match", {"metadata": a_run({"id": "1"}, 1)}),
     "call without result": ("result or an error", {"tool_calls": [{"tool_name": "a"}]}),
