@@ -55,11 +55,13 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             forwarded_allow_ips=forwarded_allow_ips,
+            # the default is to wait for ever
             timeout_graceful_shutdown=_CLOSE_SECONDS,
             lifespan="on",
             timeout_keep_alive=math.ceil(limits.idle_seconds),
             ws=WebSocketProtocol,
             ws_max_size=BODY_BYTES,
+            # on by default; costs memory and CPU per socket and frame
             ws_per_message_deflate=False,
         )
         super().__init__(config)

@@ -196,8 +196,10 @@ class StreamedResponse:
             case "message_delta":
                 self.stop_reason = (event.delta and event.delta.stop_reason) or self.stop_reason
                 self._update_usage(event.usage)
+            # a stream may end before this without an error of the SDK
             case "message_stop":
                 self.complete = True
+            # the raw event stream raises nothing for these
             case "error":
                 self.failure = failure_of_event(event.error)
         return None

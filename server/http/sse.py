@@ -29,8 +29,10 @@ _PIECE_BYTES = 256 * 2**10
 _PING = b":\n"
 _RETRY_HINT = b"retry: %d\n\n" % RETRY_MS
 
+# nginx buffers a response unless X-Accel-Buffering is `no`; others compress it, and so buffer it, unless `no-transform`
 _HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
 
+# else sse-starlette ends all streams within half a second of SIGTERM
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 
@@ -60,6 +62,7 @@ class EventStream(EventSourceResponse):
     def __init__(
         self, streams: Streams, viewer: Viewer | None, slot: Slot, headers: Mapping[str, str] | None = None
     ) -> None:
+        # some clients split at "\n\n" only: with the default CRLF they receive no event
         super().__init__(_no_events(), sep="\n", headers={**_HEADERS, **(headers or {})})
         del self.headers["Connection"]  # uvicorn decides: it sends `close` where it closes
         self._streams = streams

@@ -87,6 +87,7 @@ async def serve_thread(websocket: WebSocket) -> None:
     """Send a thread's events and run commands until either side closes."""
     offered = websocket.scope.get("subprotocols", [])
     with suppress(*_DISCONNECTED):
+        # never select `bearer.<key>`: the response would contain the key
         await websocket.accept(subprotocol=_PROTOCOL if _PROTOCOL in offered else None)
     bearer = next((name.removeprefix(_BEARER) for name in offered if name.startswith(_BEARER)), None)
     if bearer is None and not same_origin(websocket):

@@ -91,6 +91,7 @@ class Connector:
                 "decode_responses": False,
                 "socket_timeout": None,
                 "socket_connect_timeout": CONNECT_SECONDS,
+                # by default redis-py sends a whole pipeline again, and with it appends that were already done
                 "retry": Retry(NoBackoff(), 0),
                 "retry_on_timeout": False,
                 "health_check_interval": 0,

@@ -10,6 +10,7 @@ from agent_chat.stores.buffer import Entry
 
 def sse_frame(entry: Entry) -> bytes:
     """Encode a server-sent event with LF line ends, `id` last: a reader cut off inside the frame must not skip it."""
+    # `id:` is last: some clients store it when they parse that line, before they dispatch the event
     return b"event: %b\ndata: %b\nid: %b\n\n" % (entry.type.encode(), entry.data, entry.position.encode())
 
 
