@@ -15,7 +15,7 @@ from __future__ import annotations
 import sqlite3
 
 RANGE = 1000
-"""A range of so many threads is split, unless their last activities are equal."""
+"""A range of so many threads is split, unless their last activities are equal; the triggers have the number too."""
 
 _LAST = "~"
 """After all times."""
