@@ -92,7 +92,7 @@ class Entry:
 
 
 class Bounds:
-    """How many entries a buffer holds, and how many bytes of data; whoever shares it with buffers may change it."""
+    """How many entries a buffer holds, and how many bytes of data. Several buffers may share one, which may change."""
 
     __slots__ = ("bytes", "events")
 

@@ -1,7 +1,8 @@
 """The contracts that every backend keeps: Protocols, one module per noun, and the invariants behind them.
 
 No invariant needs more than one atomic document write (stores) or one atomic script (log). That is what MongoDB and
-Redis can guarantee; SQLite and memory must not promise more. One test suite per contract runs on every backend.
+Redis can guarantee; SQLite and the log in files must not promise more. One test suite per contract runs on every
+backend.
 
 A *fact* is an event that is stored before it is published and starts no run: `message.created`, `thread.updated`,
 `thread.deleted`.

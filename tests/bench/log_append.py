@@ -1,22 +1,29 @@
 """What an append to the embedded log costs, and what the logs of a process take.
 
-`python -m tests.bench.log_append`: µs of CPU per append without a reader, and with one that takes each event's SSE
-frame; the resident memory of 300 threads × 2,000 tokens read as SSE, and of 160 messages of 1.9 MB in 40 threads.
+`python -m tests.bench.log_append`: µs of CPU per append, in memory and on disk in turn, without readers and with one
+for each thread that takes each event's SSE frame; the resident memory of 300 threads × 2,000 tokens read as SSE, and of
+160 messages of 1.9 MB in 40 threads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import statistics
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from agent_chat.server.reading.dialects.native import sse_frame
-from agent_chat.stores.embedded.log import EmbeddedLog
+from agent_chat.stores.buffer import Cursor
+from agent_chat.stores.embedded.log import EmbeddedLog, open_embedded_log
 from agent_chat.stores.events import MessageCreated, MessageDelta
 from agent_chat.stores.models import Message, new_id
 
-_COUNT = 20_000
+_COUNT = 12_000
+_THREADS = 200
+_ITERATION = 12
+_ROUNDS = 9
 
 
 def rss() -> float:
@@ -25,25 +32,50 @@ def rss() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 
 
-async def append(*, read: bool) -> float:
-    """The best of seven: µs of CPU per append of a delta."""
-    best = float("inf")
-    for _ in range(7):
-        log = EmbeddedLog()
-        thread_id, message_id = new_id(), new_id()
-        cursor = log.cursor(thread_id, await log.tail(thread_id))
-        writer = log.writer(thread_id)
-        deltas = [MessageDelta(message_id, n * 5, "word ") for n in range(_COUNT)]
-        began = time.process_time()
-        for delta in deltas:
-            writer.write(delta)
-            if read:
-                for entry in await cursor.next():
-                    _ = entry.encoded(sse_frame)
-        best = min(best, (time.process_time() - began) / _COUNT * 1e6)
-        cursor.close()
-        await log.close()
-    return best
+async def opened(folder: Path | None) -> EmbeddedLog:
+    """A log in a new folder inside `folder`; None for one in memory."""
+    return await open_embedded_log(folder / new_id()) if folder else EmbeddedLog()
+
+
+async def append(folder: Path | None, *, read: bool) -> float:
+    """µs of CPU per delta of 200 threads, 12 deltas an iteration of the event loop."""
+    log = await opened(folder)
+    message_id, readers = new_id(), list[asyncio.Task[None]]()
+    threads = [new_id() for _ in range(_THREADS)]
+    writers = [log.writer(thread_id) for thread_id in threads]
+
+    async def follow(cursor: Cursor) -> None:
+        while True:
+            for entry in await cursor.next():
+                _ = entry.encoded(sse_frame)
+
+    for thread_id in threads if read else []:
+        readers.append(asyncio.create_task(follow(log.cursor(thread_id, await log.tail(thread_id)))))
+    await asyncio.sleep(0)
+    began = time.process_time()
+    for number in range(_COUNT):
+        writers[number % _THREADS].write(MessageDelta(message_id, number // _THREADS * 5, "word "))
+        if number % _ITERATION == 0:
+            await asyncio.sleep(0)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    took = (time.process_time() - began) / _COUNT * 1e6
+    for reader in readers:
+        reader.cancel()
+    await log.close()
+    return took
+
+
+async def compare(folder: Path) -> None:
+    """Memory and disk in turn: the best and the median of each."""
+    for read in (False, True):
+        runs: dict[str, list[float]] = {"memory": [], "disk": []}
+        for _ in range(_ROUNDS):
+            runs["memory"].append(await append(None, read=read))
+            runs["disk"].append(await append(folder, read=read))
+        for name, took in runs.items():
+            what = "append, read as SSE" if read else "append"
+            print(f"{what}, {name}: best {min(took):.2f} µs, median {statistics.median(took):.2f} µs")  # noqa: T201
 
 
 async def tokens() -> float:
@@ -77,7 +109,8 @@ async def posts() -> float:
 
 
 async def main() -> None:
-    print(f"append {await append(read=False):.2f} µs, read as SSE {await append(read=True):.2f} µs")  # noqa: T201
+    with TemporaryDirectory() as folder:
+        await compare(Path(folder))
     print(f"300 threads × 2,000 tokens read as SSE: {await tokens():.0f} MB")  # noqa: T201
     print(f"160 messages of 1.9 MB in 40 threads: {await posts():.0f} MB")  # noqa: T201
 
