@@ -40,6 +40,7 @@ from agent_chat.server.runs.runner import Runner
 from agent_chat.server.thread_creation import ThreadCreation
 from agent_chat.server.timing import Timing
 from agent_chat.server.titles import generate_title
+from agent_chat.server.usage import Usage
 from agent_chat.stores.contracts import AgentPage, Created, EventLog, MessagePage, Posted, Store, ThreadPage, ThreadPart
 from agent_chat.stores.errors import LogUnavailable, MessageNotFound
 from agent_chat.stores.events import ThreadDeleted, ThreadUpdated
@@ -59,6 +60,7 @@ class AIChatService:
 
     Attributes:
         run_slots: how many runs each organization has in this process.
+        usage: what the runs of organizations consumed.
         queues: what waits for worker processes, by name; for metrics.
     """
 
@@ -86,6 +88,7 @@ class AIChatService:
         self.facts = facts
         self.attachments = attachments
         self.run_slots = Slots("runs at once", limits.runs)
+        self.usage = Usage(store, sweep=timing.usage_sweep, clock=clock)
         self.queues = {"render": renderer.turns, "extract": attachments.turns}
         self._quota = quota
         self._registry = registry

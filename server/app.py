@@ -29,7 +29,18 @@ from agent_chat.server.http.front import Front, LifespanState
 from agent_chat.server.http.openapi import APIDescription
 from agent_chat.server.http.problems import EXPECTED, respond
 from agent_chat.server.http.request_log import RequestLog
-from agent_chat.server.http.routes import agents, attachments, docs, events, health, messages, pages, sessions, threads
+from agent_chat.server.http.routes import (
+    agents,
+    attachments,
+    docs,
+    events,
+    health,
+    messages,
+    pages,
+    sessions,
+    threads,
+    usage,
+)
 from agent_chat.server.http.upload_folder import upload_folder
 from agent_chat.server.http.uploads import Uploads
 from agent_chat.server.limits import Limits, RequestRate
@@ -59,6 +70,7 @@ ROUTES = [
     *messages.ROUTES,
     *attachments.ROUTES,
     *events.ROUTES,
+    *usage.ROUTES,
     *docs.ROUTES,
     *sessions.ROUTES,
     *pages.ROUTES,
@@ -219,6 +231,7 @@ def _start_loops(supervisor: Supervisor, service: AIChatService, streams: Stream
     supervisor.start("sweep runs", service.runner.repairer.sweep_forever)
     supervisor.start("publish facts", service.facts.sweep_forever)
     supervisor.start("sweep storage", service.attachments.sweep_forever)
+    supervisor.start("roll up usage", service.usage.sweep_forever)
     supervisor.start("ping streams", streams.ping_forever)
     supervisor.start("check keys", lambda: streams.check_keys_forever(principals))
 

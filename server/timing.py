@@ -19,6 +19,7 @@ class Timing(msgspec.Struct, frozen=True):
         lease: how long a run belongs to its process without a checkpoint. The store must be opened with the same value.
         checkpoint: the interval at which a run's partial message is stored and its lease renewed.
         sweep: the interval at which orphaned runs and unpublished facts are looked for.
+        usage_sweep: the interval at which old usage rows are rolled up.
         storage_sweep: the interval at which due blobs are deleted.
         store_retry: the pause before the first retry of a call to an unreachable store; it doubles up to a tenth of
             a lease.
@@ -47,6 +48,7 @@ class Timing(msgspec.Struct, frozen=True):
     checkpoint: float = 2.0
     sweep: float = 5.0
     storage_sweep: float = 30.0
+    usage_sweep: float = 3600.0
     store_retry: float = 0.1
     agent_stop: float = 5.0
     cancel: float = 5.0

@@ -51,6 +51,7 @@ _TAGS = {
     "messages": "Posting, reading and cancelling.",
     "attachments": "Files of a thread.",
     "events": "Watching a thread.",
+    "usage": "What runs consumed.",
     "operations": "For the operator of the server.",
 }
 _BEARER = {"type": "http", "scheme": "bearer"}

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from agent_chat.stores.models import JSONObject
 
-Tag = Literal["agents", "threads", "messages", "attachments", "events", "operations"]
+Tag = Literal["agents", "threads", "messages", "attachments", "events", "usage", "operations"]
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
 

@@ -24,6 +24,9 @@ PageLimit = Annotated[int, Meta(ge=1, le=100, description="How many to return.")
 MessageId = Annotated[
     str, Meta(pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", extra_json_schema={"format": "uuid"})
 ]
+Day = Annotated[
+    str, Meta(pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$", extra_json_schema={"format": "date"})
+]
 
 _INTEGER = re.compile(r"\d{1,18}", re.ASCII)
 """At most 18 digits: databases take integers of 64 bits."""
@@ -75,6 +78,8 @@ def _expected(schema: JSONObject) -> str:
             return "true or false"
         case {"enum": choices}:
             return " or ".join(choices)
+        case {"format": "date"}:
+            return "a day such as 2026-01-31"
         case {"minLength": low, "maxLength": high}:
             return f"{low} to {high} characters long"
         case _:

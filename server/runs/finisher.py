@@ -21,7 +21,8 @@ from agent_chat.server.runs.contact import StoreContact
 from agent_chat.server.runs.live_run import Ending, finish_message
 from agent_chat.server.statistics import RunStatistics
 from agent_chat.server.timing import Timing
-from agent_chat.stores.contracts import Finished, LogWriter, Store
+from agent_chat.stores.contracts import Finished, LogWriter, Store, UsageRow
+from agent_chat.stores.contracts.usage import build_usage
 from agent_chat.stores.errors import NotFound, StoreDamaged, StoreUnavailable
 from agent_chat.stores.events import Event, terminal_event
 from agent_chat.stores.models import Clock, Message, Principal, timestamp
@@ -113,10 +114,14 @@ class Finisher:
             except TimeoutError:
                 await self._renew_lease(principal, run_id)
 
-    async def delete_record(self, principal: Principal, run_id: str) -> None:
-        """Delete the run's record; if the store is unreachable, a sweeper does it later."""
+    async def delete_record(self, principal: Principal, agent_id: str, message: Message) -> None:
+        """Store the run's usage, then delete its record; if the store is unreachable, a sweeper does it later."""
         with contextlib.suppress(StoreUnavailable):
-            await self._store.delete_record(principal, run_id)
+            await self._store.delete_record(principal, message.id, self.build_usage(principal, agent_id, message))
+
+    def build_usage(self, principal: Principal, agent_id: str, message: Message) -> UsageRow:
+        """Build the usage row of a run that ends now."""
+        return build_usage(principal, agent_id, message, timestamp(self._clock())[:10])
 
     async def _render_answer(self, principal: Principal, message: Message) -> str:
         """Render the answer, and renew the run's lease while other texts of the organization are rendered first."""

@@ -121,6 +121,7 @@ class Repairer:
                 await self._finisher.finish(principal, record.partial, ending, lambda event: None)
             return
         writer = self._log.writer(thread_id)
+        finished = stored
         with contextlib.suppress(LogDeleted):
             if stored.in_progress:
                 partial = _longer(record.partial, fold(events, onto=record.partial))
@@ -128,6 +129,7 @@ class Repairer:
                 outcome = await self._finisher.finish(principal, partial, ending, publish)
                 if outcome is not None and not outcome.won:
                     return  # the winner publishes it
+                finished = outcome.message if outcome else partial.with_run(status=ending.status)
             elif not (events and isinstance(events[-1], Terminal)):
                 if record.worker != self._worker or self._is_live(record.id):
                     return  # its process is alive and about to publish it
@@ -138,7 +140,16 @@ class Repairer:
                     await writer.flush()
             except TimeoutError:
                 return
-        await self._store.delete_record(principal, record.id)
+        await self._delete_record(principal, finished)
+
+    async def _delete_record(self, principal: Principal, finished: Message) -> None:
+        """Store the run's usage, then delete its record. Without the thread nothing tells which agent it had."""
+        try:
+            agent_id = (await self._store.get(principal, finished.thread_id, message_limit=0)).agent_id
+        except NotFound:
+            return await self._store.delete_record(principal, finished.id)
+        usage = self._finisher.build_usage(principal, agent_id, finished)
+        await self._store.delete_record(principal, finished.id, usage)
 
     async def close(self) -> None:
         """Repair nothing more; other processes, or the next start, repair the rest."""

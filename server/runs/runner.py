@@ -226,6 +226,7 @@ class Runner:
         """Everything from the run's first event to the deletion of its record."""
         RUN_ID.set(run.id)
         THREAD_ID.set(run.thread_id)
+        finished: Message | None = None
         try:
             run.begin(message)
             ending = await self._generate_until_ended(run)
@@ -235,10 +236,13 @@ class Runner:
                 outcome = await self._finisher.finish(run.principal, run.message(), ending, run.publish)
                 run.is_stored.set()
                 if outcome is None or outcome.won:
+                    finished = outcome.message if outcome else run.message().with_run(status=ending.status)
                     await self._finisher.flush_terminal(run.principal, run.id, run.writer)
-                    await self._finisher.delete_record(run.principal, run.id)
+                    await self._finisher.delete_record(run.principal, run.agent.id, finished)
+            elif await self._is_deleted(run):
+                await self._finisher.delete_record(run.principal, run.agent.id, _cancelled(run))
         except LogDeleted:
-            await self._finisher.delete_record(run.principal, run.id)
+            await self._finisher.delete_record(run.principal, run.agent.id, finished or _cancelled(run))
         except LogUnavailable as error:
             logger.warning("run %s is stored; a sweeper will publish its terminal event: %s", run.id, error)
         except Exception:
@@ -246,6 +250,15 @@ class Runner:
         finally:
             run.is_stored.set()
             del self._runs[run.id]
+
+    async def _is_deleted(self, run: LiveRun) -> bool:
+        """Whether a run that another process ended, or that was deleted with its thread, is the latter."""
+        with contextlib.suppress(StoreUnavailable):
+            try:
+                await self._store.get(run.principal, run.thread_id, message_limit=0)
+            except ThreadNotFound:
+                return True
+        return False
 
     async def _generate_until_ended(self, run: LiveRun) -> Ending | None:
         """Let the agent generate until the run's ending is decided, at most `run_seconds`."""
@@ -373,3 +386,8 @@ class Runner:
             if lease != "held":
                 run.end(CANCELLED if lease == "cancelled" else None)
                 return
+
+
+def _cancelled(run: LiveRun) -> Message:
+    """The message of a run whose thread was deleted: what it consumed counts all the same."""
+    return run.message().with_run(status="cancelled")

@@ -40,8 +40,9 @@ Events
          stored message.
     I23. Applying an event twice changes nothing.
 
-External ids
+Ids and usage
     I24. An external id names at most one thread of a user with an agent. Deleting the thread releases it.
+    I25. A run whose message is stored has one usage row once its record is deleted, whatever process dies.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ from agent_chat.stores.contracts.threads import (
     ThreadPart,
     ThreadStore,
 )
+from agent_chat.stores.contracts.usage import UsageRow, UsageStore, UsageTotal
 
 __all__ = [
     "LEASE_SECONDS",
@@ -95,10 +97,13 @@ __all__ = [
     "ThreadPage",
     "ThreadPart",
     "ThreadStore",
+    "UsageRow",
+    "UsageStore",
+    "UsageTotal",
 ]
 
 
-class Store(Directory, ThreadStore, Storage, Protocol):
+class Store(Directory, ThreadStore, Storage, UsageStore, Protocol):
     """One database: all its contracts, and its lifetime.
 
     Any call of any of them may raise `StoreUnavailable`.

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from agent_chat.stores.contracts.outbox import OutboxStore
+from agent_chat.stores.contracts.usage import UsageRow
 from agent_chat.stores.fitting import READ_BYTES
 from agent_chat.stores.models import Idempotency, Message, Principal, RunRecord, StoredFile, Thread
 
@@ -312,6 +313,10 @@ class ThreadStore(OutboxStore, Protocol):
         """Return the run's record, whatever its lease; None once it is deleted."""
         ...
 
-    async def delete_record(self, principal: Principal, run_id: str) -> None:
-        """Delete the run's record: its terminal event is in the log (I3), or nothing refers to the run."""
+    async def delete_record(self, principal: Principal, run_id: str, usage: UsageRow | None = None) -> None:
+        """Delete the run's record: its terminal event is in the log (I3), or nothing refers to the run.
+
+        Args:
+            usage: stored before the record is deleted, unless it is stored already (I25).
+        """
         ...

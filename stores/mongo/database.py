@@ -1,4 +1,4 @@
-"""What the MongoDB store needs of a driver: eight calls on a collection, and the database's clock.
+"""What the MongoDB store needs of a driver: nine calls on a collection, and the database's clock.
 
 `store` implements them with motor; the operations in `threads`, `pages`, `runs`, `outbox`, `storage` and `directory`
 know no driver. So errors become StoreUnavailable in one place, tests can count and break every command, and PyMongo's
@@ -58,6 +58,8 @@ class Collection(Protocol):
         """
         ...
 
+    async def aggregate(self, pipeline: Pipeline) -> list[Document]: ...
+
     async def sum_up(self, query: Document, value: Document | str) -> int:
         """The sum of an expression over the documents that match."""
         ...
@@ -88,6 +90,7 @@ class Collections(Protocol):
     agents: Collection
     storage: Collection
     removals: Collection
+    usage: Collection
     failing: bool
     failures: int
 

@@ -15,7 +15,7 @@ from datetime import datetime
 from msgspec.structs import replace
 
 from agent_chat.stores import rules
-from agent_chat.stores.contracts import Finished, Lease, Posted
+from agent_chat.stores.contracts import Finished, Lease, Posted, UsageRow
 from agent_chat.stores.errors import NotFound, StoreUnavailable
 from agent_chat.stores.models import Clock, Idempotency, Message, Principal, RunRecord
 from agent_chat.stores.mongo.database import Collections
@@ -37,13 +37,14 @@ from agent_chat.stores.mongo.documents import (
 )
 from agent_chat.stores.mongo.pages import TRIES, contention, thread_query
 from agent_chat.stores.mongo.threads import MongoThreads, append_guard, key_guard
+from agent_chat.stores.mongo.usage import MongoUsage
 
 logger = logging.getLogger(__name__)
 
 _CLEARED_PER_SWEEP = 50
 
 
-class MongoRuns(MongoThreads):
+class MongoRuns(MongoThreads, MongoUsage):
     """Everything of the ThreadStore contract; the runs are built on threads, messages and the outbox.
 
     Attributes:
@@ -151,7 +152,9 @@ class MongoRuns(MongoThreads):
         run = await self.db.runs.find_one({"_id": run_id, "organization_id": principal.organization_id})
         return (await self._build_record(run))[0] if run else None
 
-    async def delete_record(self, principal: Principal, run_id: str) -> None:
+    async def delete_record(self, principal: Principal, run_id: str, usage: UsageRow | None = None) -> None:
+        if usage is not None:
+            await self._insert_usage(usage)
         await self.db.runs.delete_one({"_id": run_id, "organization_id": principal.organization_id})
 
     # claiming

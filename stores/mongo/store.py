@@ -81,6 +81,10 @@ INDEXES = {
     ],
     "agents": [IndexModel([("organization_id", 1), ("deleted", 1), ("order", 1)], name="list")],
     "storage": [IndexModel("measure_at", name="measure")],
+    "usage": [
+        IndexModel([("organization_id", 1), ("day", 1)], name="day"),
+        IndexModel([("rolled_up", 1), ("day", 1)], name="rolled_up"),
+    ],
     "removals": [IndexModel("due", name="due"), IndexModel("organization_id", name="organization")],
 }
 UNUSED_INDEXES = {"attachments": ["kept"], "threads": ["page"]}
@@ -165,10 +169,12 @@ class MotorCollection:
             except DuplicateKeyError:
                 return None
 
-    async def sum_up(self, query: Document, value: Document | str) -> int:
-        pipeline = [{"$match": query}, {"$group": {"_id": None, "total": {"$sum": value}}}]
+    async def aggregate(self, pipeline: Pipeline) -> list[Document]:
         with self._calling(writes=False):
-            found = await self._motor.aggregate(pipeline).to_list(None)
+            return await self._motor.aggregate(pipeline).to_list(None)
+
+    async def sum_up(self, query: Document, value: Document | str) -> int:
+        found = await self.aggregate([{"$match": query}, {"$group": {"_id": None, "total": {"$sum": value}}}])
         return int(found[0]["total"]) if found else 0
 
     async def delete_one(self, query: Document) -> None:
@@ -194,6 +200,7 @@ class MotorCollections:
     agents: Collection
     storage: Collection
     removals: Collection
+    usage: Collection
 
     def __init__(self, url: str, **options: Any) -> None:
         try:

@@ -77,6 +77,11 @@ CREATE TABLE removals (
 CREATE TABLE thread_ranges (
     organization_id TEXT NOT NULL, agent_id TEXT NOT NULL, since TEXT NOT NULL, active INTEGER NOT NULL DEFAULT 0,
     archived INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (organization_id, agent_id, since)) WITHOUT ROWID;
+CREATE TABLE usage (
+    id TEXT PRIMARY KEY, organization_id TEXT NOT NULL, user_id TEXT NOT NULL, agent_id TEXT NOT NULL, thread_id TEXT,
+    model TEXT, day TEXT NOT NULL, status TEXT NOT NULL, runs INTEGER NOT NULL, input_tokens INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL, cache_creation_input_tokens INTEGER NOT NULL,
+    cache_read_input_tokens INTEGER NOT NULL, tool_calls INTEGER NOT NULL);
 CREATE TABLE probe (id INTEGER PRIMARY KEY, data BLOB NOT NULL)
 """
 """Tables whose rows have a JSON text in the last column; the generated size before it is read without the text."""
@@ -96,6 +101,8 @@ CREATE INDEX attachments_of ON attachments (organization_id, size);
 CREATE INDEX attachments_in ON attachments (thread_id);
 CREATE INDEX outbox_of ON outbox (thread_id, seq);
 CREATE INDEX outbox_due ON outbox (due);
+CREATE INDEX usage_of ON usage (organization_id, day);
+CREATE INDEX usage_to_roll_up ON usage (day) WHERE thread_id IS NOT NULL;
 CREATE INDEX removals_due ON removals (due);
 CREATE INDEX removals_of ON removals (organization_id, size)
 """

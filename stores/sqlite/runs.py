@@ -9,11 +9,12 @@ import msgspec
 from msgspec.structs import replace
 
 from agent_chat.stores import rules
-from agent_chat.stores.contracts import Finished, Lease, Posted
+from agent_chat.stores.contracts import Finished, Lease, Posted, UsageRow
 from agent_chat.stores.models import Idempotency, Message, Principal, RunRecord, timestamp
 from agent_chat.stores.sqlite.database import NOW, runs_in_reader, runs_in_writer
 from agent_chat.stores.sqlite.messages import SQLiteMessages, replayed
 from agent_chat.stores.sqlite.rows import build_record, insert_message, read_message, thread_row, touch
+from agent_chat.stores.sqlite.usage import insert_usage
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,11 @@ class SQLiteRuns(SQLiteMessages):
         return build_record(row) if row else None
 
     @runs_in_writer
-    def delete_record(self, db: sqlite3.Connection, principal: Principal, run_id: str) -> None:
+    def delete_record(
+        self, db: sqlite3.Connection, principal: Principal, run_id: str, usage: UsageRow | None = None
+    ) -> None:
+        if usage is not None:
+            insert_usage(db, usage)
         db.execute("DELETE FROM runs WHERE id = ? AND organization_id = ?", (run_id, principal.organization_id))
 
 

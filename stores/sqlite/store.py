@@ -14,9 +14,12 @@ from agent_chat.stores.sqlite.runs import SQLiteRuns
 from agent_chat.stores.sqlite.storage import SQLiteStorage
 from agent_chat.stores.sqlite.threads import SQLiteThreads
 from agent_chat.stores.sqlite.transfer import SQLiteTransfer
+from agent_chat.stores.sqlite.usage import SQLiteUsage
 
 
-class SQLiteStore(SQLiteThreads, SQLiteTransfer, SQLiteRuns, SQLiteFiles, SQLiteOutbox, SQLiteDirectory, SQLiteStorage):
+class SQLiteStore(
+    SQLiteThreads, SQLiteTransfer, SQLiteRuns, SQLiteFiles, SQLiteOutbox, SQLiteDirectory, SQLiteStorage, SQLiteUsage
+):
     """All contracts; SQLiteRuns brings the messages."""
 
 
