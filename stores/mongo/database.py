@@ -1,6 +1,6 @@
 """What the MongoDB store needs of a driver: nine calls on a collection, and the database's clock.
 
-`store` implements them with motor; the operations in `threads`, `pages`, `runs`, `outbox`, `storage` and `directory`
+`store` implements them with motor; the operations in `threads`, `messages`, `runs`, `outbox`, `storage` and `directory`
 know no driver. So errors become StoreUnavailable in one place, tests can count and break every command, and PyMongo's
 own asyncio API can replace motor. Transactions were refused: every promise of the contracts is one document write.
 """
@@ -10,8 +10,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Protocol
 
-from agent_chat.stores.models import Clock, new_id
-from agent_chat.stores.mongo.documents import Document, EmbeddingLimits, Pipeline
+from agent_chat.stores.models import Clock, new_id, timestamp
+from agent_chat.stores.mongo.documents import EmbeddingLimits, Pipeline
+from agent_chat.stores.mongo.native import Document, to_date
 
 
 class Collection(Protocol):
@@ -41,6 +42,10 @@ class Collection(Protocol):
 
     async def insert(self, document: Document) -> bool:
         """Insert it; False if its `_id` or another unique key exists."""
+        ...
+
+    async def insert_missing(self, documents: list[Document]) -> None:
+        """Insert those whose `_id` does not exist yet, in any order."""
         ...
 
     async def update_one(
@@ -75,11 +80,13 @@ class Collections(Protocol):
     """One database.
 
     Attributes:
+        pages: exists in databases of versions before the first schema version only.
         failing: the last write failed.
         failures: how many calls have failed.
     """
 
     threads: Collection
+    older_messages: Collection
     pages: Collection
     runs: Collection
     attachments: Collection
@@ -91,11 +98,16 @@ class Collections(Protocol):
     storage: Collection
     removals: Collection
     usage: Collection
+    meta: Collection
     failing: bool
     failures: int
 
     async def now(self) -> datetime:
         """The clock of the server that takes writes."""
+        ...
+
+    async def drop(self, name: str) -> None:
+        """Drop a collection, if it exists."""
         ...
 
     async def close(self) -> None: ...
@@ -120,6 +132,6 @@ class MongoBase:
         self.limits = limits or EmbeddingLimits()
         self.id = new_id()
 
-    def now(self) -> int:
-        """The process' clock, in milliseconds since 1970."""
-        return int(self.clock().timestamp() * 1000)
+    def now(self) -> datetime:
+        """The process' clock, as BSON stores it."""
+        return to_date(timestamp(self.clock()))

@@ -18,7 +18,7 @@ from agent_chat.stores.errors import AgentNotFound, KeyNotFound, StoreUnavailabl
 from agent_chat.stores.fitting import READ_BYTES, select_fitting
 from agent_chat.stores.models import Agent, Key, KeySource, Organization, Principal, User, hash_of, timestamp
 from agent_chat.stores.mongo.database import MongoBase
-from agent_chat.stores.mongo.documents import Document
+from agent_chat.stores.mongo.native import Document
 
 _OLDEST_FIRST = [("order", 1)]
 

@@ -3,62 +3,67 @@
 A thread is one document:
 
     {_id, organization_id, agent_id, user_id, title, metadata, created_at, updated_at, last_activity_at, archived,
-     running: null | {id, n, at}, messages: [entry], keys: [key], total, pushed, fence, count, bytes, paged_bytes?,
+     running: null | {id, n, at}, messages: [entry], keys: [key], total, pushed, fence, count, bytes, moved_bytes?,
      external_id?, external_key?, key_id?, key_fingerprint?, key_at?, outbox?, outbox_at?}
 
-- An entry is {id, n, at, size, body, by?}: a message's place in its thread, its time, and the whole message as JSON
-  text, compressed if it is large. It is not stored as BSON, whose numbers and keys differ from those of JSON. `by`
-  names the finish that wrote it.
+- An entry is a message as `native` describes it, with `n`, its place in its thread, and `by?`, the finish that wrote
+  it.
 - A key is {id, ref, message_id, run_id, fingerprint, at, n, free}: what an Idempotency-Key stored. `ref` is never used
-  twice; `free` as in `rules.UsedKey`.
+  twice; `n` is the place of the first message that it stored; `free` as in `rules.UsedKey`.
 - `total` is the number of messages; `pushed` has the times that the newest write appended, so its last is the thread's
-  last. `count` and `bytes` measure the document; `paged_bytes` is how much moving has taken out of it.
+  last. `count` and `bytes` measure the document; `moved_bytes` is how much moving has taken out of it.
 - `external_key` is what makes `external_id` unique: a hash of it with the organization, the user and the agent.
 - `fence` is incremented by writes that must make a claim under way fail: moving messages, and a sweeper that takes over
   the claim's record.
-- Times are milliseconds since 1970, so that a pipeline can move one past another.
+- Times are BSON dates, so that a pipeline can move one past another.
 
-A page is {_id, thread_id, first, last, messages: [entry], keys: [key]}: the messages `first` to `last` of its thread,
-without gaps, none of which can change any more. A page is written once and never changed. It is valid once the thread
-no longer embeds its first message; until then it repeats what the thread contains. So moving takes two writes, each of
-which may be repeated without harm, and the next process that moves continues with a page that was left behind.
+The thread's older messages are moved into the collection `older_messages`, one document each: the entry with
+{_id, organization_id, thread_id, key?}. `_id` is made of the thread's id and `n`, since an import may repeat the ids of
+messages in another thread; `key` is the one that stored the message. None of them is of a run in progress.
+
+Moving takes two writes: inserting them, and taking them out of the thread. In between, or if the process dies there, a
+message is stored twice and alike; readers prefer the thread's. The next process that moves inserts what is missing.
+
+Pages of a hundred messages were refused: deleting or changing one old message would rewrite the others, and nobody
+could query them. So was a list of the moved messages in the thread: with 100,000 it would make each write grow.
 
 A deleted thread is {_id, organization_id: null, owner, running, total, stored, cleared, sweep_at, outbox, outbox_at}
 for about a minute: `cleared` is true once what belongs to it was deleted for the first time, and from `sweep_at` on a
 sweeper deletes it (again). `outbox.py` describes the last two fields.
-
-Storing a list of pages in the thread was refused: with 100,000 messages it would make the thread, and each write, grow.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import zlib
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import datetime, timedelta
 
 import msgspec
-from msgspec.structs import replace
 
 from agent_chat.stores.contracts.storage import RECORD_BYTES
-from agent_chat.stores.models import Idempotency, JSONObject, Message, Principal, Thread, timestamp
+from agent_chat.stores.models import Idempotency, Message, Principal, Thread
+from agent_chat.stores.mongo.native import (
+    Document,
+    Packed,
+    decode_value,
+    encode_value,
+    measure,
+    to_date,
+    to_seconds,
+    to_timestamp,
+)
 from agent_chat.stores.rules import KEY_SECONDS, UsedKey
 
-Document = dict[str, Any]
 Pipeline = list[Document]
 
-KEY_MILLIS = KEY_SECONDS * 1000
+KEY_TIME = timedelta(seconds=KEY_SECONDS)
 DOCUMENT_BYTES = 16 * 2**20 - 2**16
 """MongoDB's limit, minus what the fields around the messages may grow by in one write."""
 
-LARGE = 2**20
-PAGE_MESSAGES = 100
-PAGE_BYTES = 4 * 2**20
-_ENTRY_BYTES = 150
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_ZLIB = b"\x78"
+MOVED_AT_ONCE = 100
+MOVED_BYTES = 4 * 2**20
+_ENTRY_BYTES = 20
+_NEVER = datetime.min  # noqa: DTZ901 - like every date from the database
 
 THREAD_FIELDS: Document = dict.fromkeys(
     [
@@ -67,6 +72,7 @@ THREAD_FIELDS: Document = dict.fromkeys(
         "user_id",
         "title",
         "metadata",
+        "metadata_json",
         "created_at",
         "updated_at",
         "archived",
@@ -83,11 +89,11 @@ HEAD_FIELDS: Document = dict.fromkeys(["organization_id", "archived", "running",
 
 
 class EmbeddingLimits(msgspec.Struct, frozen=True):
-    """How much of its messages a thread embeds; what exceeds this is moved into pages.
+    """How much of its messages a thread embeds; what exceeds this is moved to `older_messages`.
 
     Attributes:
         messages: how many messages stay embedded.
-        slack: how many more may be embedded before a page is written.
+        slack: how many more may be embedded before messages are moved.
         bytes: how many bytes the embedded messages may have.
     """
 
@@ -99,83 +105,28 @@ class EmbeddingLimits(msgspec.Struct, frozen=True):
         return count > self.messages + self.slack or size > self.bytes
 
 
-class Packed(msgspec.Struct, frozen=True):
-    """A message as it is stored. `at`: its time; `size`: how long its JSON is; `body`: the JSON, or compressed JSON."""
-
-    id: str
-    at: int
-    size: int
-    body: bytes
-
-
-def to_millis(timestamp: str) -> int:
-    """Convert a timestamp to milliseconds since 1970."""
-    return (datetime.fromisoformat(timestamp) - _EPOCH) // timedelta(milliseconds=1)
-
-
-def to_timestamp(at: int) -> str:
-    """Convert milliseconds since 1970 to a timestamp."""
-    return timestamp(_EPOCH + timedelta(milliseconds=at))
-
-
-async def pack(message: Message) -> Packed:
-    """Encode a message as it is stored: as JSON, compressed if it is large."""
-    body = msgspec.json.encode(message)
-    size = len(body)
-    if size > LARGE:
-        body = await asyncio.to_thread(zlib.compress, body, 1)
-    return Packed(message.id, to_millis(message.created_at), size, body)
-
-
-async def unpack(entries: Sequence[Document]) -> list[Message]:
-    """Decode the messages of these entries."""
-    if any(entry["size"] > LARGE for entry in entries):
-        return await asyncio.to_thread(_unpack, entries)
-    return _unpack(entries)
-
-
-def _unpack(entries: Sequence[Document]) -> list[Message]:
-    return [replace(unpack_body(entry["body"]), created_at=to_timestamp(entry["at"])) for entry in entries]
-
-
-def unpack_body(body: bytes) -> Message:
-    """Decode one message."""
-    data = zlib.decompress(body) if body[:1] == _ZLIB else body
-    return msgspec.json.decode(data, type=Message)
-
-
-def encode_json(value: JSONObject) -> str:
-    """Encode an object as JSON text, which BSON returns unchanged."""
-    return msgspec.json.encode(value).decode()
-
-
-def build_entry(packed: Packed, n: object, at: object) -> Document:
-    """`n` and `at` are numbers or expressions of a pipeline."""
-    return {"id": packed.id, "n": n, "at": at, "size": packed.size, "body": packed.body}
-
-
 def build_thread_document(principal: Principal, thread: Thread) -> Document:
     """Build the document of a new thread."""
-    metadata = encode_json(thread.client_metadata())
+    metadata = encode_value("metadata", thread.client_metadata())
     document: Document = {
         "_id": thread.id,
         "organization_id": principal.organization_id,
         "agent_id": thread.agent_id,
         "user_id": principal.user_id,
         "title": thread.title,
-        "metadata": metadata,
-        "created_at": to_millis(thread.created_at),
-        "updated_at": to_millis(thread.updated_at),
-        "last_activity_at": to_millis(thread.created_at),
+        **metadata,
+        "created_at": to_date(thread.created_at),
+        "updated_at": to_date(thread.updated_at),
+        "last_activity_at": to_date(thread.created_at),
         "archived": thread.archived,
         "running": None,
         "messages": [],
         "keys": [],
         "total": 0,
-        "pushed": [-(2**53)],
+        "pushed": [_NEVER],
         "fence": 0,
         "count": 0,
-        "bytes": RECORD_BYTES + len(metadata) + len(thread.title),
+        "bytes": RECORD_BYTES + measure(metadata) + len(thread.title),
     }
     if thread.external_id is None:
         return document
@@ -191,7 +142,7 @@ def build_thread(document: Document, messages: list[Message] | None = None) -> T
         user_id=document["user_id"],
         organization_id=document["organization_id"],
         title=document["title"],
-        metadata=msgspec.json.decode(document["metadata"]),
+        metadata=decode_value(document, "metadata"),
         created_at=to_timestamp(document["created_at"]),
         updated_at=to_timestamp(document["updated_at"]),
         archived=document["archived"],
@@ -211,7 +162,7 @@ def external_key(principal: Principal, agent_id: str, external_id: str) -> str:
     return key_id("thread", principal.organization_id, principal.user_id, agent_id, external_id)
 
 
-def build_key(id: str, idempotency: Idempotency, message_id: str, run_id: str | None, now: int) -> Document:
+def build_key(id: str, idempotency: Idempotency, message_id: str, run_id: str | None, now: datetime) -> Document:
     """Build the entry of an Idempotency-Key."""
     return {
         "id": id,
@@ -226,7 +177,7 @@ def build_key(id: str, idempotency: Idempotency, message_id: str, run_id: str | 
 
 def build_used_key(key: Document) -> UsedKey:
     """Build a used key from its entry."""
-    return UsedKey(key["fingerprint"], key["message_id"], key["run_id"], key["at"] / 1000, free=key["free"])
+    return UsedKey(key["fingerprint"], key["message_id"], key["run_id"], to_seconds(key["at"]), free=key["free"])
 
 
 # pipelines
@@ -238,7 +189,7 @@ def _literal(value: object) -> Document:
 
 
 def write_pipeline(
-    now: int, *stages: Document, fact: Document | None = None, active_at: object | None = None
+    now: datetime, *stages: Document, fact: Document | None = None, active_at: object | None = None
 ) -> Pipeline:
     """The stages, followed by what every write to a thread does: move `updated_at` on, and measure the document.
 
@@ -267,7 +218,7 @@ def set_stage(title: str | None, archived: bool | None) -> Document:
     return {"$set": {name: _literal(value) for name, value in fields.items() if value is not None}}
 
 
-def append_stages(messages: Sequence[Packed], key: Document | None, run: str | None, now: int) -> list[Document]:
+def append_stages(messages: Sequence[Packed], key: Document | None, run: str | None, now: datetime) -> list[Document]:
     """Append the messages, store the key, claim the thread for the run.
 
     Each message is later than the one before it, by `rules.next_timestamp`. Keys that count no more are deleted.
@@ -277,115 +228,106 @@ def append_stages(messages: Sequence[Packed], key: Document | None, run: str | N
     for message in messages:
         before = {"$max": [message.at, {"$add": [before, 1]}]}
         times.append(before)
+    places: list[Document] = [{"$add": ["$total", index]} for index in range(len(messages))]
+    moments: list[Document] = [{"$arrayElemAt": ["$pushed", index]} for index in range(len(messages))]
     entries = [
-        build_entry(message, {"$add": ["$total", index]}, {"$arrayElemAt": ["$pushed", index]})
-        | {"id": _literal(message.id)}
-        for index, message in enumerate(messages)
+        _build_entry(message, {"n": n, "created_at": at})
+        for message, n, at in zip(messages, places, moments, strict=True)
     ]
     sets: Document = {
         "messages": {"$concatArrays": ["$messages", entries]},
         "total": {"$add": ["$total", len(entries)]},
     }
     if run is not None:
-        last = entries[-1]
-        sets["running"] = {"id": _literal(run), "n": last["n"], "at": last["at"]}
+        sets["running"] = {"id": _literal(run), "n": places[-1], "at": moments[-1]}
     if key is not None:
-        still_counts = {"$gt": ["$$key.at", now - KEY_MILLIS]}
+        still_counts = {"$gt": ["$$key.at", now - KEY_TIME]}
         others = {"$and": [still_counts, {"$ne": ["$$key.id", key["id"]]}]}
         added = {name: _literal(value) for name, value in key.items()} | {"n": "$total"}
         sets["keys"] = {"$concatArrays": [{"$filter": {"input": "$keys", "as": "key", "cond": others}}, [added]]}
     return [{"$set": {"pushed": times}}, {"$set": sets}]
 
 
+def _build_entry(message: Packed, fields: Document) -> Document:
+    """The message's entry as an expression; `fields`: what the pipeline computes of it."""
+    return {"$mergeObjects": [_literal(message.raw), fields]}
+
+
 def finish_stage(message: Packed, by: str, *, frees_key: bool) -> Document:
     """Replace the message, release the thread, and free the run's key."""
-    final = {"size": message.size, "body": message.body, "by": _literal(by)}
+    final = _build_entry(message, {"created_at": "$$it.created_at", "n": "$$it.n", "by": _literal(by)})
     sets: Document = {
         "running": None,
         "messages": _map_where("messages", {"$eq": ["$$it.id", _literal(message.id)]}, final),
     }
     if frees_key:
-        sets["keys"] = _map_where("keys", {"$eq": ["$$it.ref", _literal(message.id)]}, {"free": True})
+        freed = {"$mergeObjects": ["$$it", {"free": True}]}
+        sets["keys"] = _map_where("keys", {"$eq": ["$$it.ref", _literal(message.id)]}, freed)
     return {"$set": sets}
 
 
-def _map_where(field: str, condition: Document, changes: Document) -> Document:
-    """The array with `changes` merged into the items (`$$it`) that meet the condition."""
-    merged = {"$mergeObjects": ["$$it", changes]}
-    return {"$map": {"input": f"${field}", "as": "it", "in": {"$cond": [condition, merged, "$$it"]}}}
+def _map_where(field: str, condition: Document, changed: Document) -> Document:
+    """The array with `changed` in place of each item (`$$it`) that meets the condition."""
+    return {"$map": {"input": f"${field}", "as": "it", "in": {"$cond": [condition, changed, "$$it"]}}}
 
 
-def take_out_pipeline(page: Document) -> Pipeline:
-    """Take the page's messages and keys out of the thread, which makes the page valid."""
-    outside = {"$or": [{"$lt": ["$$it.n", page["first"]]}, {"$gt": ["$$it.n", page["last"]]}]}
-    refs = _literal([key["ref"] for key in page["keys"]])
-    elsewhere = {"$not": [{"$in": ["$$it.ref", refs]}]}
-    sets = {
-        "messages": {"$filter": {"input": "$messages", "as": "it", "cond": outside}},
-        "keys": {"$filter": {"input": "$keys", "as": "it", "cond": elsewhere}},
-        "fence": {"$add": ["$fence", 1]},
+def take_out_pipeline(places: Sequence[int]) -> Pipeline:
+    """Take the messages at these places out of the thread, with their keys."""
+    outside = {"$not": [{"$in": ["$$it.n", list(places)]}]}
+    sets: Document = {
+        name: {"$filter": {"input": f"${name}", "as": "it", "cond": outside}} for name in ("messages", "keys")
     }
+    sets["fence"] = {"$add": ["$fence", 1]}
     moved: Document = {"$subtract": ["$bytes", {"$bsonSize": "$$ROOT"}]}
-    paged = {"paged_bytes": {"$add": [{"$ifNull": ["$paged_bytes", 0]}, moved]}}
-    return [{"$set": sets}, {"$set": paged}, *MEASURE_STAGES]
+    moved_bytes = {"moved_bytes": {"$add": [{"$ifNull": ["$moved_bytes", 0]}, moved]}}
+    return [{"$set": sets}, {"$set": moved_bytes}, *MEASURE_STAGES]
 
 
-# moving messages into pages
+# moving messages out of the thread
 
 
-def next_page(document: Document, limits: EmbeddingLimits, *, everything: bool = False) -> Document | None:
-    """The page for a thread's oldest messages; None if all may stay. The message of a run in progress always stays."""
+def select_oldest(document: Document, limits: EmbeddingLimits, *, everything: bool = False) -> list[Document]:
+    """The oldest entries that need not stay, as many as are moved at once; [] if all may stay.
+
+    The message of a run in progress stays, and so does that of the run's key, which `finish_stage` may free.
+    """
     running = (document["running"] or {}).get("id")
-    chunk = _select_oldest(document["messages"], running, limits, everything=everything)
-    if not chunk:
-        return None
-    keys = [key for key in document["keys"][: -limits.messages] if key["ref"] != running]
-    return {
-        "_id": f"{document['_id']}/{chunk[0]['n']}",
-        "thread_id": document["_id"],
-        "first": chunk[0]["n"],
-        "last": chunk[-1]["n"],
-        "messages": chunk,
-        "keys": keys,
-    }
-
-
-def _select_oldest(
-    entries: list[Document], running: str | None, limits: EmbeddingLimits, *, everything: bool
-) -> list[Document]:
-    """The oldest messages that need not stay: as many as fit into one page, without gaps."""
-    chunk: list[Document] = []
-    size = 0
-    for entry in entries[: _count_movable(entries, limits, everything=everything)]:
-        size += stored_size(entry)
-        if chunk and (entry["n"] != chunk[-1]["n"] + 1 or len(chunk) == PAGE_MESSAGES or size > PAGE_BYTES):
+    staying = {key["n"] for key in document["keys"] if key["ref"] == running}
+    sized = [(entry, measure(entry) + _ENTRY_BYTES) for entry in document["messages"]]
+    count = len(sized) if everything else _count_movable([size for _, size in sized], limits)
+    chosen: list[Document] = []
+    total = 0
+    for entry, size in sized[:count]:
+        if entry["id"] == running or entry["n"] in staying:
+            continue
+        total += size
+        if chosen and (len(chosen) == MOVED_AT_ONCE or total > MOVED_BYTES):
             break
-        if entry["id"] != running:
-            chunk.append(entry)
-        elif chunk:
-            break
-        else:
-            size = 0
-    return chunk
+        chosen.append(entry)
+    return chosen
 
 
-def _count_movable(entries: list[Document], limits: EmbeddingLimits, *, everything: bool) -> int:
-    """How many of the oldest entries exceed what stays. If they exceed its bytes, half of the room is cleared."""
-    total = sum(map(stored_size, entries))
-    if everything or not limits.exceeded(len(entries), total):
-        return len(entries) if everything else 0
+def _count_movable(sizes: list[int], limits: EmbeddingLimits) -> int:
+    """How many of the oldest messages exceed what stays. If they exceed its bytes, half of the room is cleared."""
+    total = sum(sizes)
+    if not limits.exceeded(len(sizes), total):
+        return 0
     room = limits.bytes if total <= limits.bytes else limits.bytes // 2
-    size = 0
-    for count, entry in enumerate(reversed(entries)):
-        size += stored_size(entry)
-        if count >= limits.messages or (size > room and not (count == 0 and size <= limits.bytes)):
-            return len(entries) - count
+    kept = 0
+    for count, size in enumerate(reversed(sizes)):
+        kept += size
+        if count >= limits.messages or (kept > room and not (count == 0 and kept <= limits.bytes)):
+            return len(sizes) - count
     return 0
 
 
-def stored_size(entry: Document) -> int:
-    """About how many bytes an entry takes."""
-    return len(entry["body"]) + _ENTRY_BYTES
+def build_older_messages(document: Document, entries: Sequence[Document]) -> list[Document]:
+    """The documents for entries that leave their thread, each with the key that stored it."""
+    keys = {key["n"]: {"key": key} for key in document["keys"]}
+    place = {"organization_id": document["organization_id"], "thread_id": document["_id"]}
+    return [
+        {"_id": f"{document['_id']}/{entry['n']}", **place, **entry, **keys.get(entry["n"], {})} for entry in entries
+    ]
 
 
 # reading

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Sequence
+from datetime import datetime
 
 import msgspec
 
@@ -19,8 +20,9 @@ from agent_chat.stores.contracts import OUTBOX_BYTES_READ, OUTBOX_FACTS, OUTBOX_
 from agent_chat.stores.errors import NotFound
 from agent_chat.stores.events import Fact, MessageCreated, ThreadDeleted, ThreadUpdated, encode
 from agent_chat.stores.models import Principal
-from agent_chat.stores.mongo.documents import THREAD_FIELDS, Document, Pipeline, build_thread, to_millis, unpack
-from agent_chat.stores.mongo.pages import MongoPages
+from agent_chat.stores.mongo.documents import THREAD_FIELDS, Pipeline, build_thread
+from agent_chat.stores.mongo.messages import MongoMessages
+from agent_chat.stores.mongo.native import Document, to_date, unpack
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +54,10 @@ def add_fact_stage(type: str, ref: object, lease: float) -> Document:
     }
 
 
-def _remove_pipeline(removed: Sequence[str | int]) -> Pipeline:
-    """Remove the entries with these refs, and with an update (an int) the earlier ones, which it replaces."""
+def _remove_pipeline(removed: Sequence[str | datetime]) -> Pipeline:
+    """Remove the entries with these refs, and with an update (a date) the earlier ones, which it replaces."""
     refs = [ref for ref in removed if isinstance(ref, str)]
-    times = [ref for ref in removed if isinstance(ref, int)]
+    times = [ref for ref in removed if isinstance(ref, datetime)]
     published: list[Document] = [{"$in": ["$$it.ref", refs]}]
     if times:
         earlier = {"$lte": ["$$it.ref", max(times)]}
@@ -66,18 +68,18 @@ def _remove_pipeline(removed: Sequence[str | int]) -> Pipeline:
     return [{"$set": {"outbox": left}}, {"$set": fields}]
 
 
-def fact_ref(fact: Fact) -> str | int:
-    """Return what names a fact in the outbox: a message's or thread's id, or the time of an update in milliseconds."""
+def fact_ref(fact: Fact) -> str | datetime:
+    """Return what names a fact in the outbox: a message's or thread's id, or the time of an update."""
     match fact:
         case MessageCreated(message=message):
             return message.id
         case ThreadUpdated(thread=thread):
-            return to_millis(thread.updated_at)
+            return to_date(thread.updated_at)
         case ThreadDeleted(thread_id=thread_id):
             return thread_id
 
 
-class MongoOutbox(MongoPages):
+class MongoOutbox(MongoMessages):
     """The outboxes of threads in MongoDB."""
 
     async def take_outboxes(self, thread_id: str | None = None) -> list[Outbox]:
@@ -108,7 +110,7 @@ class MongoOutbox(MongoPages):
         entries = document["outbox"]
         principal = Principal(document["organization_id"] or document["owner"], "")
         facts: list[Fact] = []
-        removed: list[str | int] = []
+        removed: list[str | datetime] = []
         size = 0
         for entry in entries:
             try:
@@ -131,7 +133,7 @@ class MongoOutbox(MongoPages):
         match entry["type"]:
             case "message.created":
                 _, found = await self._find_entry(principal, document["_id"], entry["ref"])
-                return MessageCreated((await unpack([found]))[0])
+                return MessageCreated((await unpack(document["_id"], [found]))[0])
             case "thread.updated":
                 return ThreadUpdated(build_thread(document))
             case _:

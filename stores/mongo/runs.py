@@ -1,6 +1,7 @@
 """The runs in progress of the ThreadStore contract on MongoDB.
 
-A run's record is its own document, {_id, thread_id, organization_id, user_id, worker, lease, cancelled, partial, size}.
+A run's record is its own document, {_id, thread_id, organization_id, user_id, worker, lease, cancelled, partial}.
+`partial` is the message as `native` describes it; its time is that of the thread's entry.
 It is written before the thread is claimed, so that no thread names a run without a record. A claim that dies in between
 leaves a record that no thread names; the process that takes it over first increments the thread's fence, so that the
 claim fails if it was only slow. A time limit on claims was refused: it would trust a clock.
@@ -23,19 +24,14 @@ from agent_chat.stores.mongo.documents import (
     DOCUMENT_BYTES,
     HEAD_FIELDS,
     LAST_PUSHED,
-    Document,
     EmbeddingLimits,
-    Packed,
     append_stages,
     build_used_key,
     finish_stage,
-    pack,
-    to_timestamp,
-    unpack,
-    unpack_body,
     write_pipeline,
 )
-from agent_chat.stores.mongo.pages import TRIES, contention, thread_query
+from agent_chat.stores.mongo.messages import TRIES, contention, thread_query
+from agent_chat.stores.mongo.native import Document, Packed, decode_message, pack, to_timestamp, unpack
 from agent_chat.stores.mongo.threads import MongoThreads, append_guard, key_guard
 from agent_chat.stores.mongo.usage import MongoUsage
 
@@ -78,8 +74,7 @@ class MongoRuns(MongoThreads, MongoUsage):
     async def checkpoint(self, principal: Principal, run_id: str, *, worker: str, partial: Message | None) -> Lease:
         changes: Document = {"lease": self._lease}
         if partial is not None:
-            packed = await pack(partial)
-            changes |= {"partial": packed.body, "size": packed.size}
+            changes["partial"] = {"$literal": (await pack(partial)).raw}
         run = await self.db.runs.update_one(
             {"_id": run_id, "organization_id": principal.organization_id, "worker": worker},
             [{"$set": changes}],
@@ -101,14 +96,14 @@ class MongoRuns(MongoThreads, MongoUsage):
         and the message turns out to be stored by it (`by`, unlike that of any other finish), it has won, once.
         """
         packed = await pack(message)
-        by = f"{self.id}:{hashlib.sha256(packed.body).hexdigest()[:16]}"
+        by = f"{self.id}:{hashlib.sha256(packed.raw.raw).hexdigest()[:16]}"
         stage = finish_stage(packed, by, frees_key=rules.frees_key(message))
         now = self.now()
         pipeline = write_pipeline(now, stage, active_at=now)
         guard = {
             **thread_query(principal, message.thread_id),
             "running.id": message.id,
-            "bytes": {"$lte": DOCUMENT_BYTES - len(packed.body)},
+            "bytes": {"$lte": DOCUMENT_BYTES - packed.bytes},
         }
         for _ in range(TRIES):
             try:
@@ -118,9 +113,7 @@ class MongoRuns(MongoThreads, MongoUsage):
                 raise
             if thread:
                 self._unconfirmed.discard(by)
-                await self._move_surplus(
-                    principal, message.thread_id, thread["count"], thread["bytes"] + len(packed.body)
-                )
+                await self._move_surplus(principal, message.thread_id, thread["count"], thread["bytes"] + packed.bytes)
                 return Finished(replace(message, created_at=to_timestamp(thread["running"]["at"])), won=True)
             try:
                 thread, entry = await self._find_entry(principal, message.thread_id, message.id)
@@ -128,11 +121,11 @@ class MongoRuns(MongoThreads, MongoUsage):
                 self._unconfirmed.discard(by)
                 raise
             if (thread["running"] or {}).get("id") == message.id:
-                await self._make_room(principal, message.thread_id, len(packed.body))
+                await self._make_room(principal, message.thread_id, packed.bytes)
                 continue
             won = by in self._unconfirmed and entry.get("by") == by
             self._unconfirmed.discard(by)
-            return Finished((await unpack([entry]))[0], won=won)
+            return Finished((await unpack(message.thread_id, [entry]))[0], won=won)
         raise contention(message.thread_id)
 
     async def take_orphans(self, worker: str) -> list[RunRecord]:
@@ -182,7 +175,7 @@ class MongoRuns(MongoThreads, MongoUsage):
             answer = answer.with_run(in_reply_to=question.id)
         packed_answer = await pack(answer)
         appended = [packed_answer] if used else [packed_question, packed_answer]
-        need = sum(len(packed.body) for packed in appended)
+        need = sum(packed.bytes for packed in appended)
         if head["bytes"] + need > DOCUMENT_BYTES:
             await self._make_room(principal, thread_id, need)
             return None
@@ -214,8 +207,7 @@ class MongoRuns(MongoThreads, MongoUsage):
             "organization_id": principal.organization_id,
             "user_id": principal.user_id,
             "cancelled": False,
-            "partial": packed_answer.body,
-            "size": packed_answer.size,
+            "partial": packed_answer.raw,
         }
         literal = {name: {"$literal": value} for name, value in fields.items()}
         run = {"_id": packed_answer.id, "worker": worker}
@@ -254,11 +246,11 @@ class MongoRuns(MongoThreads, MongoUsage):
             organization_id=run["organization_id"],
             user_id=run["user_id"],
             worker=run["worker"],
-            partial=unpack_body(run["partial"]),
+            partial=decode_message(run["thread_id"], run["partial"]),
             cancelled=run["cancelled"],
         )
         try:
             _, entry = await self._find_entry(record.principal, record.thread_id, record.id)
         except NotFound:
             return record, False
-        return replace(record, partial=replace(record.partial, created_at=to_timestamp(entry["at"]))), True
+        return replace(record, partial=replace(record.partial, created_at=to_timestamp(entry["created_at"]))), True

@@ -16,11 +16,11 @@ from agent_chat.stores.contracts.storage import (
 )
 from agent_chat.stores.models import Principal
 from agent_chat.stores.mongo.database import MongoBase
-from agent_chat.stores.mongo.documents import Document
+from agent_chat.stores.mongo.native import Document
 from agent_chat.stores.rules import granted_bytes, removal_of_attachment
 
 _FILE: Document = {"$add": ["$size", {"$ifNull": ["$text_bytes", 0]}]}
-THREAD_STORED: Document = {"$add": [{"$ifNull": ["$bytes", 0]}, {"$ifNull": ["$paged_bytes", 0]}]}
+THREAD_STORED: Document = {"$add": [{"$ifNull": ["$bytes", 0]}, {"$ifNull": ["$moved_bytes", 0]}]}
 
 
 def _after(seconds: float) -> Document:

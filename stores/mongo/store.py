@@ -14,9 +14,11 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from bson.codec_options import CodecOptions, TypeDecoder, TypeRegistry
+from bson.int64 import Int64
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection
 from pymongo import IndexModel, ReadPreference, ReturnDocument
-from pymongo.errors import ConfigurationError, DuplicateKeyError, OperationFailure, PyMongoError
+from pymongo.errors import BulkWriteError, ConfigurationError, DuplicateKeyError, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
@@ -25,12 +27,15 @@ from agent_chat.stores.errors import StoreUnavailable
 from agent_chat.stores.models import Clock, utcnow
 from agent_chat.stores.mongo.database import Collection
 from agent_chat.stores.mongo.directory import MongoDirectory
-from agent_chat.stores.mongo.documents import Document, Pipeline
+from agent_chat.stores.mongo.documents import Pipeline
+from agent_chat.stores.mongo.native import Document
 from agent_chat.stores.mongo.runs import MongoRuns
+from agent_chat.stores.mongo.schema import migrate
 from agent_chat.stores.mongo.transfer import MongoTransfer
 
 DATABASE = "chat"
 _PROBE = "probe"
+_DUPLICATE_KEY = 11000
 OPTIONS: dict[str, Any] = {
     "serverSelectionTimeoutMS": 5000,
     "connectTimeoutMS": 5000,
@@ -54,14 +59,14 @@ INDEXES = {
         IndexModel("key_id", name="key", unique=True, sparse=True),
         IndexModel("external_key", name="external_key", unique=True, sparse=True),
         IndexModel([("organization_id", 1), ("agent_id", 1), ("external_id", 1), ("archived", 1)], name="external_id"),
-        IndexModel([("organization_id", 1), ("bytes", 1), ("paged_bytes", 1)], name="stored"),
+        IndexModel([("organization_id", 1), ("bytes", 1), ("moved_bytes", 1)], name="bytes"),
         IndexModel("sweep_at", name="sweep", sparse=True),
         IndexModel("outbox_at", name="outbox", sparse=True),
     ],
-    "pages": [
-        IndexModel([("thread_id", 1), ("first", 1), ("last", 1)], name="place"),
-        IndexModel("messages.id", name="message"),
-        IndexModel("keys.id", name="key", sparse=True),
+    "older_messages": [
+        IndexModel([("thread_id", 1), ("n", 1)], name="place"),
+        IndexModel([("thread_id", 1), ("id", 1)], name="id"),
+        IndexModel("key.id", name="key", sparse=True),
     ],
     "runs": [IndexModel("lease", name="lease"), IndexModel("thread_id", name="thread")],
     "attachments": [
@@ -87,8 +92,18 @@ INDEXES = {
     ],
     "removals": [IndexModel("due", name="due"), IndexModel("organization_id", name="organization")],
 }
-UNUSED_INDEXES = {"attachments": ["kept"], "threads": ["page"]}
+WITHOUT_INDEXES = ("meta", "pages")
+UNUSED_INDEXES = {"attachments": ["kept"], "threads": ["page", "stored"]}
 """Indexes that earlier versions created and no query uses any more."""
+
+
+class _PlainInt(TypeDecoder):
+    """Decodes integers of 64 bits as int: the driver's own type for them cannot be encoded as JSON."""
+
+    bson_type = Int64
+
+    def transform_bson(self, value: int) -> int:
+        return int(value)
 
 
 @contextmanager
@@ -151,6 +166,15 @@ class MotorCollection:
                 return False
             return True
 
+    async def insert_missing(self, documents: list[Document]) -> None:
+        with self._calling(writes=True):
+            try:
+                await self._motor.insert_many(documents, ordered=False)
+            except BulkWriteError as error:
+                failures = [each for each in error.details["writeErrors"] if each["code"] != _DUPLICATE_KEY]
+                if failures:  # the error itself has the documents in its text
+                    raise OperationFailure(failures[0]["errmsg"]) from None
+
     async def update_one(
         self,
         query: Document,
@@ -190,6 +214,7 @@ class MotorCollections:
     """The `database.Collections`, implemented with motor. The URL names the database."""
 
     threads: Collection
+    older_messages: Collection
     pages: Collection
     runs: Collection
     attachments: Collection
@@ -201,6 +226,7 @@ class MotorCollections:
     storage: Collection
     removals: Collection
     usage: Collection
+    meta: Collection
 
     def __init__(self, url: str, **options: Any) -> None:
         try:
@@ -214,10 +240,11 @@ class MotorCollections:
             read_preference=ReadPreference.PRIMARY,
             write_concern=WriteConcern("majority"),
             read_concern=ReadConcern("majority"),
+            codec_options=CodecOptions(type_registry=TypeRegistry([_PlainInt()])),
         )
         self.failing = False
         self.failures = 0
-        for name in INDEXES:
+        for name in (*INDEXES, *WITHOUT_INDEXES):
             setattr(self, name, MotorCollection(self._database[name], self._report))
 
     def _report(self, failed: bool, writes: bool) -> None:
@@ -226,19 +253,19 @@ class MotorCollections:
             self.failing = failed
 
     async def prepare(self) -> None:
-        """Create the indexes that are missing, and drop those that no query uses any more."""
+        """Migrate the data, create the indexes that are missing, and drop those that no query uses any more."""
+        await migrate(self, self._database.name)
         with translated_errors():
-            last_activity = {"$max": ["$created_at", {"$arrayElemAt": ["$pushed", -1]}]}
-            await self._database["threads"].update_many(
-                {"last_activity_at": {"$exists": False}, "organization_id": {"$ne": None}},
-                [{"$set": {"last_activity_at": last_activity}}],
-            )
             for name, indexes in INDEXES.items():
                 await self._database[name].create_indexes(indexes)
             for name, unused in UNUSED_INDEXES.items():
                 for index in set(unused).intersection(await self._database[name].index_information()):
                     with suppress(OperationFailure):  # another process has just dropped it
                         await self._database[name].drop_index(index)
+
+    async def drop(self, name: str) -> None:
+        with translated_errors():
+            await self._database.drop_collection(name)
 
     async def now(self) -> datetime:
         with translated_errors():
@@ -273,7 +300,7 @@ class MongoStore(MongoRuns, MongoTransfer, MongoDirectory):
 
 
 async def open_mongo(url: str, *, lease: float = LEASE_SECONDS, clock: Clock = utcnow) -> MongoStore:
-    """Open the database that the URL names (`chat` if it names none), and create its indexes.
+    """Open the database that the URL names (`chat` if it names none), migrate its data, and create its indexes.
 
     Args:
         url: mongodb:// or mongodb+srv://. Its options override OPTIONS. Its concerns and read preference are ignored:
@@ -284,6 +311,7 @@ async def open_mongo(url: str, *, lease: float = LEASE_SECONDS, clock: Clock = u
     Raises:
         ValueError: the URL is wrong.
         StoreUnavailable: the database does not respond.
+        SchemaTooNew: a later version wrote the data.
     """
     db = MotorCollections(url)
     try:

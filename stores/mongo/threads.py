@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
+from datetime import datetime
 
 import msgspec
 from msgspec.structs import replace
@@ -18,10 +19,9 @@ from agent_chat.stores.models import Idempotency, Message, Principal, StoredFile
 from agent_chat.stores.mongo.documents import (
     DOCUMENT_BYTES,
     HEAD_FIELDS,
-    KEY_MILLIS,
+    KEY_TIME,
     LAST_PUSHED,
     THREAD_FIELDS,
-    Document,
     append_stages,
     build_key,
     build_thread,
@@ -30,13 +30,12 @@ from agent_chat.stores.mongo.documents import (
     embedded_tail,
     external_key,
     key_id,
-    pack,
     set_stage,
-    to_timestamp,
     write_pipeline,
 )
+from agent_chat.stores.mongo.messages import TRIES, contention, thread_query
+from agent_chat.stores.mongo.native import Document, pack, to_seconds, to_timestamp
 from agent_chat.stores.mongo.outbox import NO_FACTS, MongoOutbox, add_fact_stage
-from agent_chat.stores.mongo.pages import TRIES, contention, thread_query
 from agent_chat.stores.mongo.storage import THREAD_STORED, MongoStorage
 from agent_chat.stores.rules import UsedKey
 
@@ -53,14 +52,14 @@ def append_guard(principal: Principal, head: Document, need: int) -> Document:
     return {**thread_query(principal, head["_id"]), "archived": False, "bytes": {"$lte": DOCUMENT_BYTES - need}}
 
 
-def key_guard(head: Document, new_key: Document | None, key: Document | None, now: int) -> Document:
+def key_guard(head: Document, new_key: Document | None, key: Document | None, now: datetime) -> Document:
     """The query for a thread in which the new key is still unused, or still the free one that was read.
 
-    The fence guards what pages say about it: moving a key raises the fence.
+    The fence guards what `older_messages` say about it: moving a key raises the fence.
     """
     if new_key is None:
         return {}
-    used: Document = {"$elemMatch": {"id": new_key["id"], "at": {"$gt": now - KEY_MILLIS}}}
+    used: Document = {"$elemMatch": {"id": new_key["id"], "at": {"$gt": now - KEY_TIME}}}
     if key is not None:
         used["$elemMatch"]["ref"] = {"$ne": key["ref"]}
     return {"fence": head["fence"], "keys": {"$not": used}}
@@ -115,7 +114,7 @@ class MongoThreads(MongoOutbox, MongoStorage):
         max_bytes: int,
         external_id: str | None = None,
     ) -> ThreadPage:
-        """Reads the sizes of the embedded messages first, then those that fit. Messages in pages are left out."""
+        """Reads the sizes of the embedded messages first, then those that fit. Moved messages are left out."""
         outlines = await self.db.threads.find(
             {
                 "organization_id": principal.organization_id,
@@ -149,8 +148,8 @@ class MongoThreads(MongoOutbox, MongoStorage):
     async def _partial_sizes(self, outlines: list[Document]) -> dict[str, int]:
         """The sizes of the messages of runs in progress, by message id."""
         running = [outline["running"]["id"] for outline in outlines if outline["running"]]
-        runs = await self.db.runs.find({"_id": {"$in": running}}, {"size": 1}) if running else []
-        return {run["_id"]: run["size"] for run in runs}
+        runs = await self.db.runs.find({"_id": {"$in": running}}, {"partial.size": 1}) if running else []
+        return {run["_id"]: run["partial"]["size"] for run in runs}
 
     async def _read_threads(self, principal: Principal, ids: list[str], limit: int) -> list[Thread]:
         """The threads with their latest embedded messages, at most `limit` each."""
@@ -213,8 +212,8 @@ class MongoThreads(MongoOutbox, MongoStorage):
         await self.db.runs.delete_many({"thread_id": thread_id})
         await self.db.attachments.delete_many({"thread_id": thread_id})
         for first in range(0, emptied["total"], _CLEARED_AT_ONCE):
-            some = {"thread_id": thread_id, "first": {"$gte": first, "$lt": first + _CLEARED_AT_ONCE}}
-            await self.db.pages.delete_many(some)
+            some = {"thread_id": thread_id, "n": {"$gte": first, "$lt": first + _CLEARED_AT_ONCE}}
+            await self.db.older_messages.delete_many(some)
         deleted = {"_id": thread_id, "organization_id": None}
         sweep_again = {"cleared": True, "sweep_at": {"$add": ["$$NOW", STRAGGLER_MILLIS]}}
         if not emptied["cleared"] or emptied.get("outbox"):  # with an outbox, the deletion is not published yet
@@ -285,11 +284,11 @@ class MongoThreads(MongoOutbox, MongoStorage):
             decision = rules.decide_post(thread_id, used, archived=head["archived"], running=None, starts_run=False)
             if used is not None and decision == "replay":
                 return await self._replay(principal, thread_id, used)
-            if head["bytes"] + len(packed.body) > DOCUMENT_BYTES:
-                await self._make_room(principal, thread_id, len(packed.body))
+            if head["bytes"] + packed.bytes > DOCUMENT_BYTES:
+                await self._make_room(principal, thread_id, packed.bytes)
                 continue
             new_key = self._build_key(principal, thread_id, idempotency, message.id, None, now)
-            guard = {**append_guard(principal, head, len(packed.body)), **key_guard(head, new_key, key, now)}
+            guard = {**append_guard(principal, head, packed.bytes), **key_guard(head, new_key, key, now)}
             fact = add_fact_stage("message.created", {"$literal": message.id}, self.lease)
             stages = append_stages([packed], new_key, None, now)
             pipeline = write_pipeline(now, *stages, fact=fact, active_at=LAST_PUSHED)
@@ -304,7 +303,7 @@ class MongoThreads(MongoOutbox, MongoStorage):
 
     # idempotency keys
 
-    async def _find_created(self, document: Document, idempotency: Idempotency, now: int) -> Thread | None:
+    async def _find_created(self, document: Document, idempotency: Idempotency, now: datetime) -> Thread | None:
         """The thread that the key of this document created before; a key that no longer counts is freed.
 
         Raises: IdempotencyMismatch.
@@ -313,7 +312,8 @@ class MongoThreads(MongoOutbox, MongoStorage):
         earlier = await self.db.threads.find_one(same_key, {**THREAD_FIELDS, "key_fingerprint": 1, "key_at": 1})
         if earlier is None:
             return None
-        if rules.key_counts(idempotency, earlier["key_fingerprint"], earlier["key_at"] / 1000, now / 1000):
+        used_at = to_seconds(earlier["key_at"])
+        if rules.key_counts(idempotency, earlier["key_fingerprint"], used_at, to_seconds(now)):
             return build_thread(earlier)
         outdated = {**same_key, "key_at": earlier["key_at"]}
         await self.db.threads.update_one(outdated, {"$unset": {"key_id": 1}}, {"_id": 1})
@@ -332,11 +332,11 @@ class MongoThreads(MongoOutbox, MongoStorage):
         head = await self._read_thread(principal, thread_id, {**HEAD_FIELDS, "keys": {"$elemMatch": {"id": id}}})
         keys: list[Document] = head.get("keys") or []
         if not keys and head["count"] < head["total"]:
-            pages = await self.db.pages.find({"keys.id": id}, {"keys": {"$elemMatch": {"id": id}}})
-            keys = sorted((key for page in pages for key in page["keys"]), key=lambda key: int(key["n"]))
+            moved = await self.db.older_messages.find({"key.id": id}, {"key": 1})
+            keys = sorted((message["key"] for message in moved), key=lambda key: int(key["n"]))
         newest = keys[-1] if keys else None
         if newest is None or not rules.key_counts(
-            idempotency, newest["fingerprint"], newest["at"] / 1000, self.now() / 1000
+            idempotency, newest["fingerprint"], to_seconds(newest["at"]), to_seconds(self.now())
         ):
             return head, None
         return head, newest
@@ -348,7 +348,7 @@ class MongoThreads(MongoOutbox, MongoStorage):
         idempotency: Idempotency | None,
         message_id: str,
         run_id: str | None,
-        now: int,
+        now: datetime,
     ) -> Document | None:
         if idempotency is None:
             return None

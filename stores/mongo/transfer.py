@@ -11,14 +11,12 @@ from collections.abc import Iterable
 from agent_chat.stores.models import Message, Principal, Thread
 from agent_chat.stores.mongo.documents import (
     THREAD_FIELDS,
-    Document,
-    build_entry,
+    build_older_messages,
     build_thread,
     build_thread_document,
-    next_page,
-    pack,
-    stored_size,
+    select_oldest,
 )
+from agent_chat.stores.mongo.native import Document, measure, pack
 from agent_chat.stores.mongo.storage import MongoStorage
 
 
@@ -30,31 +28,31 @@ class MongoTransfer(MongoStorage):
         if await self.db.threads.find_one(own_id, {"_id": 1}) or await self.db.removals.find_one(own_id, {"_id": 1}):
             return False
         of_thread = {"thread_id": thread.id}
-        await self.db.pages.delete_many(of_thread)
+        await self.db.older_messages.delete_many(of_thread)
         document = build_thread_document(principal, thread)
         await self._fill(document, messages)
         if await self.db.threads.insert(document):
-            await self._add_bytes(principal.organization_id, document["bytes"] + document.get("paged_bytes", 0))
+            await self._add_bytes(principal.organization_id, document["bytes"] + document.get("moved_bytes", 0))
             return True
         if await self.db.threads.find_one(own_id, {"_id": 1}) is None:  # else they are those of another import
-            await self.db.pages.delete_many(of_thread)
+            await self.db.older_messages.delete_many(of_thread)
         return False
 
     async def _fill(self, document: Document, messages: Iterable[Message]) -> None:
-        """Add the messages to the document of a thread that does not exist yet, the older ones in pages."""
+        """Add the messages to the document of a thread that does not exist yet; the older ones are moved out of it."""
         entries: list[Document] = document["messages"]
         size = 0
         for n, message in enumerate(messages):
             packed = await pack(message)
-            entries.append(build_entry(packed, n, packed.at))
-            size += stored_size(entries[-1])
+            entries.append(packed.document | {"n": n})
+            size += measure(entries[-1])
             document |= {"total": n + 1, "pushed": [packed.at], "last_activity_at": packed.at}
-            while self.limits.exceeded(len(entries), size) and (page := next_page(document, self.limits)):
-                await self.db.pages.insert(page)
-                moved = sum(map(stored_size, page["messages"]))
+            while self.limits.exceeded(len(entries), size) and (oldest := select_oldest(document, self.limits)):
+                await self.db.older_messages.insert_missing(build_older_messages(document, oldest))
+                moved = sum(map(measure, oldest))
                 size -= moved
-                del entries[: len(page["messages"])]
-                document["paged_bytes"] = document.get("paged_bytes", 0) + moved
+                del entries[: len(oldest)]
+                document["moved_bytes"] = document.get("moved_bytes", 0) + moved
         document["count"] = len(entries)
         document["bytes"] += size
 

@@ -14,7 +14,8 @@ from agent_chat.stores.errors import StoreUnavailable, ThreadNotFound
 from agent_chat.stores.events import ThreadDeleted
 from agent_chat.stores.models import Principal
 from agent_chat.stores.mongo import threads as mongo_threads
-from agent_chat.stores.mongo.documents import Document, EmbeddingLimits
+from agent_chat.stores.mongo.documents import EmbeddingLimits
+from agent_chat.stores.mongo.native import Document
 from agent_chat.stores.mongo.store import open_mongo
 from tests.contracts.thread_store.calls import read_page
 from tests.support.mongo_commands import Commands, Read, loaded, opened
@@ -184,15 +185,15 @@ async def test_an_interrupted_deletion_is_completed_by_a_sweeper(mongo_url: str,
                 await other.get(principal, thread.id)
             assert await other.take_orphans("sweeper") == []
             assert await other.find_record(principal, answer.id) is None
-            assert await other.db.pages.find({"thread_id": thread.id}, {"_id": 1}) == []
+            assert await other.db.older_messages.find({"thread_id": thread.id}, {"_id": 1}) == []
             assert (await other.db.threads.find_one({"_id": thread.id}) or {}).keys() == EMPTIED
 
 
-@pytest.mark.parametrize("verb", ["pages.insert", "attachments.insert"])
+@pytest.mark.parametrize(("verb", "count"), [("older_messages.insert_missing", 6), ("attachments.insert", 1)])
 async def test_what_is_stored_after_a_deletion_is_deleted_by_a_sweeper(
-    mongo_url: str, principal: Principal, monkeypatch: pytest.MonkeyPatch, verb: str
+    mongo_url: str, principal: Principal, monkeypatch: pytest.MonkeyPatch, verb: str, count: int
 ) -> None:
-    """A page or a file whose writer died after it had stored it, before it checked the thread again."""
+    """Moved messages or a file whose writer died after it had stored it, before it checked the thread again."""
     monkeypatch.setattr(mongo_threads, "STRAGGLER_MILLIS", 0)
     commands = Commands()
     async with (
@@ -206,14 +207,14 @@ async def test_what_is_stored_after_a_deletion_is_deleted_by_a_sweeper(
             commands.dies_at = len(commands.names) + 1
 
         async def left() -> int:
-            found = [await each.find({}, {"_id": 1}) for each in (other.db.pages, other.db.attachments)]
+            found = [await each.find({}, {"_id": 1}) for each in (other.db.older_messages, other.db.attachments)]
             return sum(map(len, found))
 
         commands.meanwhile = (verb, delete)
         with contextlib.suppress(StoreUnavailable):
             await dying.append_message(principal, new_message(thread.id))
             await dying.add_file(principal, new_file(thread.id))
-        assert await left() == 1
+        assert await left() == count
         await other.take_orphans("sweeper")
         assert await left() == 0
         assert await other.db.threads.find({}, {"_id": 1}) != [], "its deletion is not published yet"
@@ -300,7 +301,7 @@ async def test_after_a_failed_write_only_a_write_makes_the_store_ready(mongo_url
         assert await store.ready() is True
         assert "findAndModify" not in read.commands
         with pytest.raises(StoreUnavailable):
-            await store.db.pages.update_one({"_id": "x"}, {"$no_such_operator": {"a": 1}}, upsert=True)
+            await store.db.older_messages.update_one({"_id": "x"}, {"$no_such_operator": {"a": 1}}, upsert=True)
         assert store.db.failing
         assert store.failures == 1
         assert await store.ready() is True

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import lzma
 import tarfile
+from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
+
+import bson
+from pymongo import MongoClient
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -21,3 +25,16 @@ def unpack_folder(version: str, target: Path) -> Path:
     with tarfile.open(FIXTURES / version / "sqlite.tar.xz") as archive:
         archive.extractall(target, filter="data")
     return target / "data"
+
+
+def load_documents(version: str, url: str) -> None:
+    """Fill the MongoDB database at this URL with what that version's server had written."""
+    with (
+        lzma.open(FIXTURES / version / "mongodb.bson.xz") as file,
+        MongoClient[dict[str, Any]](url) as client,
+    ):
+        documents: defaultdict[str, list[Any]] = defaultdict(list)
+        for each in bson.decode_file_iter(cast(BinaryIO, file)):
+            documents[each["collection"]].append(each["document"])
+        for name, found in documents.items():
+            client.get_default_database()[name].insert_many(found)

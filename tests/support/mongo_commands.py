@@ -6,6 +6,7 @@ import base64
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from itertools import pairwise
 from typing import Any, cast
 
@@ -15,9 +16,12 @@ from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStart
 
 from agent_chat.stores.errors import StoreUnavailable
 from agent_chat.stores.models import Message, Principal, Thread, new_id, utcnow
-from agent_chat.stores.mongo.documents import MEASURE_STAGES, Document, EmbeddingLimits, build_entry, pack, to_millis
-from agent_chat.stores.mongo.store import INDEXES, MongoStore, MotorCollections
+from agent_chat.stores.mongo.documents import MEASURE_STAGES, EmbeddingLimits, build_older_messages
+from agent_chat.stores.mongo.native import Document, pack, to_date
+from agent_chat.stores.mongo.store import INDEXES, WITHOUT_INDEXES, MongoStore, MotorCollections
 from tests.support.samples import ids, new_message, started_thread
+
+_MILLISECOND = timedelta(milliseconds=1)
 
 
 class Read(CommandListener):
@@ -103,6 +107,12 @@ class _Watched:
         return watched
 
 
+def watch(db: MotorCollections, commands: Commands) -> None:
+    """Send every command of the store through `commands`."""
+    for name in (*INDEXES, *WITHOUT_INDEXES):
+        setattr(db, name, _Watched(name, getattr(db, name), commands))
+
+
 @asynccontextmanager
 async def opened(
     url: str,
@@ -112,10 +122,13 @@ async def opened(
     commands: Commands | None = None,
     read: Read | None = None,
 ) -> AsyncIterator[MongoStore]:
-    db = MotorCollections(url, timeoutMS=30_000, event_listeners=[read] if read else [])
+    db = MotorCollections(url, timeoutMS=60_000, event_listeners=[read] if read else [])
     await db.prepare()
-    for name in INDEXES if commands else ():
-        setattr(db, name, _Watched(name, getattr(db, name), commands or Commands()))
+    if read:  # not what opening has sent
+        read.clear()
+        read.queries.clear()
+    if commands:
+        watch(db, commands)
     store = MongoStore(db, lease=lease, clock=utcnow, limits=limits)
     try:
         yield store
@@ -124,10 +137,10 @@ async def opened(
 
 
 async def stored(store: MongoStore, thread_id: str) -> tuple[Document, list[Document]]:
-    """A thread's document and its pages, as they are in the database."""
+    """A thread's document and the messages moved out of it, as they are in the database."""
     thread = await store.db.threads.find_one({"_id": thread_id})
     assert thread is not None
-    return thread, await store.db.pages.find({"thread_id": thread_id}, sort=[("first", 1)])
+    return thread, await store.db.older_messages.find({"thread_id": thread_id}, sort=[("n", 1)])
 
 
 async def loaded(
@@ -142,40 +155,36 @@ async def loaded(
     first = new_message(thread.id, "", "system")
     messages = [replace(first, id=new_id(), content=content) for content in contents]
     document = (await store.db.threads.find_one({"_id": thread.id}, {"total": 1, "pushed": 1})) or {}
-    n, at = document["total"], max(to_millis(first.created_at), document["pushed"][-1] + 1)
-    packed = [await pack(message) for message in messages]
-    entries = [build_entry(one, n + index, at + index) for index, one in enumerate(packed)]
-    size = store.limits.slack + 1
-    pages = 0 if onto else max(0, (len(entries) - store.limits.messages) // size)
-    await _put_pages(store, thread.id, [entries[page * size : (page + 1) * size] for page in range(pages)])
+    n, at = document["total"], max(to_date(first.created_at), document["pushed"][-1] + _MILLISECOND)
+    entries: list[Document] = [
+        (await pack(message)).document | {"created_at": at + index * _MILLISECOND, "n": n + index}
+        for index, message in enumerate(messages)
+    ]
+    step = store.limits.slack + 1
+    moved = 0 if onto else max(0, (len(entries) - store.limits.messages) // step) * step
+    owner = {"_id": thread.id, "organization_id": thread.organization_id, "keys": []}
+    await _insert(store, build_older_messages(owner, entries[:moved]))
     changes: Document = {
-        "messages": {"$concatArrays": ["$messages", entries[pages * size :]]},
+        "messages": {"$concatArrays": ["$messages", entries[moved:]]},
         "total": n + len(entries),
-        "pushed": [entries[-1]["at"]],
-        "fence": {"$add": ["$fence", pages]},
+        "pushed": [entries[-1]["created_at"]],
+        "fence": {"$add": ["$fence", moved // step]},
     }
-    if pages:
-        changes["paged_bytes"] = pages * size * 300
+    if moved:
+        changes["moved_bytes"] = moved * 300
     await store.db.threads.update_one({"_id": thread.id}, [{"$set": changes}, *MEASURE_STAGES], {"_id": 1})
     return thread, messages
 
 
-async def _put_pages(store: MongoStore, thread_id: str, pages: list[list[Document]]) -> None:
-    """Insert the pages, a hundred per command: a command takes longer than a page."""
-    documents: list[Document] = [
-        {
-            "_id": f"{thread_id}/{page[0]['n']}",
-            "thread_id": thread_id,
-            "first": page[0]["n"],
-            "last": page[-1]["n"],
-            "messages": page,
-            "keys": [],
-        }
-        for page in pages
-    ]
-    database = cast(MotorCollections, store.db)._database
-    for start in range(0, len(documents), 100):
-        await database["pages"].insert_many(documents[start : start + 100], ordered=False)
+async def _insert(store: MongoStore, documents: list[Document]) -> None:
+    """Insert them, thousands per command, and many without indexes, which take longer than the documents."""
+    db = cast(MotorCollections, store.db)
+    if is_large := len(documents) > 10_000:
+        await db._database["older_messages"].drop_indexes()
+    for start in range(0, len(documents), 2000):
+        await db.older_messages.insert_missing(documents[start : start + 2000])
+    if is_large:
+        await db.prepare()
 
 
 async def every_message(store: MongoStore, principal: Principal, thread_id: str, limit: int = 3) -> list[Message]:
@@ -200,12 +209,10 @@ async def note(store: MongoStore, principal: Principal, thread_id: str, content:
 async def whole(store: MongoStore, principal: Principal, thread_id: str) -> list[Message]:
     """Return all messages; check that the documents have each of them once, in order and without gaps."""
     messages = await every_message(store, principal, thread_id)
-    thread, pages = await stored(store, thread_id)
-    entries = [entry for page in pages for entry in page["messages"]] + thread["messages"]
-    assert sorted(entry["n"] for entry in entries) == list(range(thread["total"]))
-    assert {entry["id"] for entry in entries} == set(ids(messages))
+    thread, moved = await stored(store, thread_id)
+    assert sorted(entry["n"] for entry in moved + thread["messages"]) == list(range(thread["total"]))
+    found = {document["id"] for document in moved} | {entry["id"] for entry in thread["messages"]}
+    assert found == set(ids(messages))
     assert len(messages) == thread["total"]
-    assert all(page["messages"][0]["n"] == page["first"] for page in pages)
-    assert all(page["messages"][-1]["n"] == page["last"] for page in pages)
     assert all(earlier.created_at < later.created_at for earlier, later in pairwise(messages))
     return messages

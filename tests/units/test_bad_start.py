@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from pymongo import MongoClient
 
 from agent_chat.server.command_line import main
 from tests.support.mongo_server import mongo_server as mongo_server
@@ -57,6 +58,17 @@ def test_data_of_a_later_version_are_refused_and_stay_as_they_are(tmp_path: Path
         f"{path} was written by a later version of this server (schema version 1000; this one knows versions up to "
     )
     assert path.read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [[], ["keys", "list"]], ids=["serve", "keys"])
+def test_a_mongodb_with_data_of_a_later_version_is_refused(
+    tmp_path: Path, mongo_url: str, arguments: list[str]
+) -> None:
+    with MongoClient[dict[str, object]](mongo_url) as client:
+        client.get_default_database().meta.insert_one({"_id": "schema", "version": 1000})
+    line = refused(tmp_path, arguments, CHAT_DATABASE_URL=mongo_url, CHAT_EVENTS_URL=REDIS)
+    assert "was written by a later version of this server (schema version 1000; this one knows versions up to" in line
 
 
 def test_a_database_url_that_is_none_is_named_by_the_keys_commands(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ NAMES = {".".join(("agent_chat", *path.with_suffix("").parts)).removesuffix(".__
 DRIVERS = {
     "motor": {"stores/mongo/store.py"},
     "pymongo": {"stores/mongo/store.py"},
-    "bson": {"stores/mongo/store.py"},
+    "bson": {"stores/mongo/store.py", "stores/mongo/native.py"},
     "redis": {"stores/redis/connection.py"},
     "mcp": {
         "agents/mcp/connection.py",

@@ -11,7 +11,9 @@ import pytest
 
 from agent_chat.stores.errors import MessageNotFound, StoreUnavailable, ThreadNotFound
 from agent_chat.stores.models import Message, Principal, new_id
-from agent_chat.stores.mongo.documents import DOCUMENT_BYTES, Document, EmbeddingLimits, unpack_body
+from agent_chat.stores.mongo import threads as mongo_threads
+from agent_chat.stores.mongo.documents import DOCUMENT_BYTES, EmbeddingLimits
+from agent_chat.stores.mongo.native import Document
 from agent_chat.stores.mongo.store import MongoStore
 from tests.support.mongo_commands import (
     Commands,
@@ -39,7 +41,7 @@ from tests.support.samples import (
 )
 
 SMALL = EmbeddingLimits(messages=4, slack=2, bytes=4 * 2**20)
-"""With these, the seventh message makes a page."""
+"""With these, the seventh message makes the oldest ones move."""
 
 
 @pytest.fixture
@@ -98,8 +100,9 @@ async def test_the_latest_of_100_000_messages_cost_as_much_as_those_of_a_small_t
     async with opened(mongo_url, read=read) as store:
         small, _ = await loaded(store, other, [f"message {n:06}" for n in range(142)])
         large, appended = await loaded(store, principal, [f"message {n:06}" for n in range(100_000)])
-        document, pages = await stored(store, large.id)
-        assert (len(document["messages"]), len(pages)) == (142, 1958)
+        document = await store.db.threads.find_one({"_id": large.id}) or {}
+        assert len(document["messages"]) == 142
+        assert await store.db.older_messages.sum_up({"thread_id": large.id}, {"$literal": 1}) == 99_858
         of_small = await cost(read, use_every_operation(store, other, small.id))
         costs_the_same(await cost(read, use_every_operation(store, principal, large.id)), of_small)
         for n in (0, 1, 50, 51, 777, 50_000, 99_857, 99_858, 99_999):
@@ -108,14 +111,9 @@ async def test_the_latest_of_100_000_messages_cost_as_much_as_those_of_a_small_t
             older = (await store.list_messages(principal, large.id, before=appended[n].id, limit=50)).messages
             assert ids(older) == ids(appended[max(0, n - 50) : n])
             assert len(read.commands) <= 6
-            assert read.documents <= 9
+            assert read.documents <= 2 * 50 + 5  # of each older message its size, and itself
         with pytest.raises(MessageNotFound):
             await store.get_message(principal, large.id, new_id())
-        await store.delete(principal, large.id)
-        with pytest.raises(ThreadNotFound):
-            await store.get(principal, large.id)
-        assert await store.db.pages.find({"thread_id": large.id}, {"_id": 1}) == []
-        assert len((await store.get(other, small.id)).messages) == 50
 
 
 async def test_appending_messages_writes_the_same_documents_as_loading_them(
@@ -127,27 +125,31 @@ async def test_appending_messages_writes_the_same_documents_as_loading_them(
         appended = await started_thread(store, principal)
         for content in contents:
             await note(store, principal, appended.id, content)
-        document, pages = await stored(store, appended.id)
-        assert (len(document["messages"]), len(pages)) == (109, 1)
-        left = [anonymous(each, appended.id) for each in (document, *pages)]
-        document, pages = await stored(store, thread.id)
-        assert left == [anonymous(each, thread.id) for each in (document, *pages)]
+        document, moved = await stored(store, appended.id)
+        assert (len(document["messages"]), len(moved)) == (109, 51)
+        left = [anonymous(each) for each in (document, *moved)]
+        document, moved = await stored(store, thread.id)
+        assert left == [anonymous(each) for each in (document, *moved)]
 
 
-def anonymous(document: Document, thread_id: str) -> Document:
-    """A thread's document or page without ids, times and outbox; `bytes` reveals types that differ."""
+def anonymous(document: Document) -> Document:
+    """A document without ids, times and outbox; `bytes` reveals types that differ."""
     outbox: Document = {name: document[name] for name in ("outbox", "outbox_at") if name in document}
     if "bytes" in document:
         document = {**document, "bytes": document["bytes"] - len(bson.encode(outbox)) + len(bson.encode({}))}
-    unlike = ("created_at", "updated_at", "last_activity_at", "pushed", "thread_id", *outbox, "paged_bytes")
-    messages = [
-        (sorted(entry), entry["n"], entry["size"], unpack_body(entry["body"]).content) for entry in document["messages"]
-    ]
-    return {
-        **{name: value for name, value in document.items() if name not in unlike},
-        "_id": document["_id"].removeprefix(thread_id),
-        "messages": messages,
-    }
+    unlike = (
+        "_id",
+        "id",
+        "created_at",
+        "updated_at",
+        "last_activity_at",
+        "pushed",
+        "thread_id",
+        *outbox,
+        "moved_bytes",
+    )
+    messages = {"messages": [anonymous(each) for each in document["messages"]]} if "messages" in document else {}
+    return {name: value for name, value in document.items() if name not in unlike} | messages
 
 
 @pytest.mark.timeout(120)
@@ -157,9 +159,9 @@ async def test_a_thread_of_40_mb_is_written_read_and_deleted(mongo_url: str, pri
         thread = await started_thread(store, principal)
         for n in range(20):
             await note(store, principal, thread.id, f"{n} {noise(2 * 2**20)}")
-        document, pages = await stored(store, thread.id)
+        document, moved = await stored(store, thread.id)
         assert document["bytes"] <= 4 * 2**20
-        assert len(pages) > 8
+        assert len(moved) > 16
         answer = await finished_run(store, principal, thread.id)
         assert (await store.update(principal, thread.id, title="x")).title == "x"
         messages = await every_message(store, principal, thread.id, 7)
@@ -168,7 +170,7 @@ async def test_a_thread_of_40_mb_is_written_read_and_deleted(mongo_url: str, pri
         read.clear()
         part = await store.read(principal, thread.id, message_limit=50)
         assert (ids(part.thread.messages), part.cut) == (ids(messages)[-5:], True)
-        assert read.bytes < 14 * 2**20  # of 40 MB: the thread's document, and the pages with messages that fit
+        assert read.bytes < 14 * 2**20  # of 40 MB: the thread's document, and the messages that fit
         page = await store.list_threads(
             principal, "agent", limit=9, offset=0, archived=None, message_limit=50, max_bytes=2**23
         )
@@ -180,7 +182,7 @@ async def test_a_thread_of_40_mb_is_written_read_and_deleted(mongo_url: str, pri
         of_small = await cost(read, latest(store, other, small.id))
         costs_the_same(await cost(read, latest(store, principal, thread.id)), of_small)
         await store.delete(principal, thread.id)
-        assert await store.db.pages.find({"thread_id": thread.id}, {"_id": 1}) == []
+        assert await store.db.older_messages.find({"thread_id": thread.id}, {"_id": 1}) == []
 
 
 async def test_the_largest_answer_is_stored_in_a_document_that_is_nearly_full(
@@ -223,9 +225,9 @@ async def test_the_newest_messages_stay_in_the_thread_and_the_others_move(mongo_
         thread = await started_thread(store, principal)
         appended = [await note(store, principal, thread.id, str(n)) for n in range(23)]
         assert await whole(store, principal, thread.id) == appended
-        document, pages = await stored(store, thread.id)
+        document, moved = await stored(store, thread.id)
         assert 4 <= len(document["messages"]) <= 6
-        assert len(pages) == 6
+        assert len(moved) == 18
         read.clear()
         assert (await store.get(principal, thread.id, message_limit=4)).messages == appended[-4:]
         assert (read.commands, read.documents) == (["find"], 1)
@@ -234,6 +236,22 @@ async def test_the_newest_messages_stay_in_the_thread_and_the_others_move(mongo_
             principal, "agent", limit=1, offset=0, archived=None, message_limit=50, max_bytes=10**6
         )
         assert (page.cut, page.threads[0].messages) == (True, appended[-len(document["messages"]) :])
+
+
+async def test_a_deletion_deletes_moved_messages_step_by_step(
+    mongo_url: str, principal: Principal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mongo_threads, "_CLEARED_AT_ONCE", 20)
+    read = Read()
+    async with opened(mongo_url, limits=SMALL, read=read) as store:
+        thread, other = [(await loaded(store, principal, ["content"] * 70))[0] for _ in range(2)]
+        read.clear()
+        await store.delete(principal, thread.id)
+        assert read.commands.count("delete") == 2 + 4
+        with pytest.raises(ThreadNotFound):
+            await store.get(principal, thread.id)
+        assert await store.db.older_messages.find({"thread_id": thread.id}, {"_id": 1}) == []
+        assert len(await whole(store, principal, other.id)) == 70
 
 
 async def test_the_message_of_a_run_in_progress_stays_while_later_messages_move(
@@ -248,8 +266,8 @@ async def test_the_message_of_a_run_in_progress_stays_while_later_messages_move(
         appended += [posted.message, running]
         appended += [await note(store, principal, thread.id) for _ in range(20)]
         document, _ = await stored(store, thread.id)
-        assert document["messages"][0]["id"] == answer.id
-        assert document["messages"][1]["n"] > 15
+        assert [entry["id"] for entry in document["messages"][:2]] == [question.id, answer.id]
+        assert document["messages"][2]["n"] > 15
         assert await store.checkpoint(principal, answer.id, worker=WORKER, partial=running) == "held"
         assert await whole(store, principal, thread.id) == appended
         page = await store.list_threads(
@@ -273,9 +291,9 @@ async def test_keys_still_count_after_their_messages_were_moved(mongo_url: str, 
             (await store.append_message(principal, new_message(thread.id, role="system"), idempotent(f"{n}"))).message
             for n in range(30)
         ]
-        document, pages = await stored(store, thread.id)
-        assert len(document["keys"]) <= 10
-        assert sum(len(page["keys"]) for page in pages) + len(document["keys"]) == 31
+        document, moved = await stored(store, thread.id)
+        assert len(document["keys"]) <= 6
+        assert sum("key" in each for each in moved) + len(document["keys"]) == 31
         for n in (0, 13, 29):
             for posted in (
                 await store.replay(principal, thread.id, idempotent(f"{n}")),
@@ -363,13 +381,13 @@ async def test_a_process_that_dies_at_any_command_loses_and_doubles_nothing(
             if len(commands.names) <= len(died_at):
                 break
             died_at.append(commands.names[-1] if acknowledged else commands.names[len(died_at)])
-    assert {"threads.update_one", "pages.insert", "threads.find_one", "pages.find_one"} <= set(died_at)
+    assert {"threads.update_one", "older_messages.insert_missing", "threads.find_one"} <= set(died_at)
 
 
-async def test_a_page_that_was_left_behind_is_used_even_if_the_next_would_begin_elsewhere(
+async def test_messages_that_were_stored_twice_by_a_process_that_died_are_moved_later(
     mongo_url: str, principal: Principal
 ) -> None:
-    """The page began after the message of a run in progress. After that run, a new page would begin with it."""
+    """They were moved while a run was in progress, whose message stayed. After that run, it moves with them."""
     commands = Commands()
     async with opened(mongo_url, limits=SMALL, commands=commands) as dying, opened(mongo_url) as hoarding:
         thread = await started_thread(hoarding, principal)
@@ -377,15 +395,15 @@ async def test_a_page_that_was_left_behind_is_used_even_if_the_next_would_begin_
         await hoarding.claim(principal, question, answer, worker=WORKER)
         for _ in range(9):
             await note(hoarding, principal, thread.id)
-        await dying._move(principal, thread.id)
-        assert commands.names == ["threads.find_one", "pages.find_one", "pages.insert", "threads.update_one"]
-        document, _ = await stored(hoarding, thread.id)
-        assert document["messages"][0]["id"] == answer.id
-        commands.dies_at = len(commands.names) + 3
+        commands.dies_at = 2
         with pytest.raises(StoreUnavailable):
             await dying._move(principal, thread.id)
-        assert len((await stored(hoarding, thread.id))[1]) == 2
-        await hoarding.finish(principal, completed(answer))
+        assert commands.names == ["threads.find_one", "older_messages.insert_missing", "threads.update_one"]
+        document, moved = await stored(hoarding, thread.id)
+        assert (len(document["messages"]), [each["n"] for each in moved]) == (11, [0, 2, 3, 4, 5, 6])
+        assert ids(await every_message(hoarding, principal, thread.id)) == [each["id"] for each in document["messages"]]
+        final = (await hoarding.finish(principal, completed(answer))).message
         async with opened(mongo_url, limits=SMALL) as other:
             await note(other, principal, thread.id)
-            assert len(await whole(other, principal, thread.id)) == 12
+            messages = await whole(other, principal, thread.id)
+            assert (len(messages), messages[1]) == (12, final)

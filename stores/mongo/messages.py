@@ -1,7 +1,7 @@
-"""The messages of a thread, wherever they are: in its document, in pages, and, of a run in progress, in its record.
+"""The messages of a thread, wherever they are: in its document, moved out of it, or in the record of a run.
 
-`documents` describes what a page is and when it is valid. Reading takes the thread first and pages after it, so that a
-message that is moved in the meantime is found twice and never missed.
+Reading takes the thread first and `older_messages` after it, so that a message that is moved in the meantime is found
+twice and never missed.
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ from agent_chat.stores.mongo.database import MongoBase
 from agent_chat.stores.mongo.documents import (
     DOCUMENT_BYTES,
     HEAD_FIELDS,
-    PAGE_MESSAGES,
     THREAD_FIELDS,
-    Document,
-    next_page,
+    build_older_messages,
+    select_oldest,
     take_out_pipeline,
-    unpack,
 )
+from agent_chat.stores.mongo.native import Document, unpack
 
 logger = logging.getLogger(__name__)
 
 TRIES = 10
 """How often an operation starts again because the thread has changed in the meantime."""
 
-_PAGES_PER_WRITE = 2
+_MOVES_PER_WRITE = 2
 
 
 def thread_query(principal: Principal, thread_id: str) -> Document:
@@ -42,10 +41,10 @@ def contention(thread_id: str) -> StoreUnavailable:
     return StoreUnavailable(f"thread {thread_id} kept changing")
 
 
-class MongoPages(MongoBase):
-    # reading
+class MongoMessages(MongoBase):
+    """Reading the messages of a thread, and moving the older ones out of it."""
 
-    """Reading the messages of a thread, and moving them into pages."""
+    # reading
 
     async def _read_thread(self, principal: Principal, thread_id: str, fields: Document) -> Document:
         document = await self.db.threads.find_one(thread_query(principal, thread_id), fields)
@@ -76,7 +75,7 @@ class MongoPages(MongoBase):
             embedded = thread["messages"]
             place = next((entry["n"] for entry in embedded if entry["id"] == before), None)
             if place is None:
-                place = (await self._find_paged_entry(thread_id, before))["n"]
+                place = (await self._find_moved(thread_id, before))["n"]
             wanted = [index for index, entry in enumerate(embedded) if place - limit <= entry["n"] < place]
             thread["messages"] = []
             if wanted:
@@ -90,57 +89,52 @@ class MongoPages(MongoBase):
     async def _read_span(
         self, thread: Document, first: int, end: int, max_bytes: int, *, last: bool, with_running: bool = False
     ) -> MessagePage | None:
-        """The messages from place `first` up to `end` that fit: those that `thread` contains, the others from pages.
+        """The messages from place `first` up to `end` that fit: those that `thread` contains, and moved ones.
 
-        Of the pages, first the sizes are read, then only the pages with messages that fit. None if the thread has
-        changed since it was read: a message is missing, or its run has ended. At the `last` attempt a run without a
-        record is returned as it began.
+        Of the moved ones, first the sizes are read, then only those that fit. None if the thread has changed since it
+        was read: a message is missing, or its run has ended. At the `last` attempt a run without a record is returned
+        as it began.
         """
         first = max(0, first)
         found = {entry["n"]: entry for entry in thread.get("messages", []) if first <= entry["n"] < end}
-        page_of: dict[int, str] = {}
+        moved: dict[int, Document] = {}
         if len(found) < end - first:
-            outlines = await self.db.pages.find(
-                {"thread_id": thread["_id"], "first": {"$gt": first - PAGE_MESSAGES, "$lt": end}},
-                {"messages.id": 1, "messages.n": 1, "messages.size": 1},
-            )
-            paged = {e["n"]: (e, page["_id"]) for page in outlines for e in page["messages"] if first <= e["n"] < end}
-            page_of = {n: page_id for n, (_, page_id) in paged.items() if n not in found}
-            found = {n: entry for n, (entry, _) in paged.items()} | found
+            places = {"thread_id": thread["_id"], "n": {"$gte": first, "$lt": end}}
+            outlines = await self.db.older_messages.find(places, {"id": 1, "n": 1, "size": 1})
+            moved = {outline["n"]: outline for outline in outlines if outline["n"] not in found}
+            found |= moved
         if len(found) < end - first:
             return None
         entries = await self._with_partial(thread, [found[n] for n in sorted(found, reverse=True)], last=last)
         if entries is None:
             return None
         running = (thread["running"] or {}).get("id")
-        places = [index for index, entry in enumerate(entries) if with_running and entry["id"] == running]
-        place = places[0] if places else None
+        places_of_run = [index for index, entry in enumerate(entries) if with_running and entry["id"] == running]
+        place = places_of_run[0] if places_of_run else None
         chosen = [entries[index] for index in select_fitting([e["size"] for e in entries], max_bytes, place)]
-        wanted = {entry["n"]: page_of[entry["n"]] for entry in chosen if entry["n"] in page_of}
+        wanted = [entry["_id"] for entry in chosen if entry["n"] in moved]
         if wanted:
-            pages = await self.db.pages.find({"_id": {"$in": sorted(set(wanted.values()))}}, {"messages": 1})
-            bodies = {entry["n"]: entry for page in pages for entry in page["messages"]}
-            if not bodies.keys() >= wanted.keys():
+            read = await self.db.older_messages.find({"_id": {"$in": wanted}})
+            whole = {document["n"]: document for document in read}
+            if len(whole) < len(wanted):
                 return None
-            chosen = [bodies[entry["n"]] if entry["n"] in wanted else entry for entry in chosen]
-        return MessagePage(await unpack(chosen[::-1]), cut=len(chosen) < len(entries))
+            chosen = [whole.get(entry["n"], entry) for entry in chosen]
+        return MessagePage(await unpack(thread["_id"], chosen[::-1]), cut=len(chosen) < len(entries))
 
     async def _find_entry(self, principal: Principal, thread_id: str, message_id: str) -> tuple[Document, Document]:
         """The thread's HEAD_FIELDS and one of its entries. Raises: ThreadNotFound, MessageNotFound."""
         thread = await self._read_thread(
             principal, thread_id, {**HEAD_FIELDS, "messages": {"$elemMatch": {"id": message_id}}}
         )
-        entries = thread.get("messages") or [await self._find_paged_entry(thread_id, message_id)]
+        entries = thread.get("messages") or [await self._find_moved(thread_id, message_id)]
         return thread, entries[0]
 
-    async def _find_paged_entry(self, thread_id: str, message_id: str) -> Document:
-        """Raises: MessageNotFound."""
-        fields = {"thread_id": 1, "messages": {"$elemMatch": {"id": message_id}}}
-        page = await self.db.pages.find_one({"messages.id": message_id}, fields)
-        if page is None or page["thread_id"] != thread_id:
+    async def _find_moved(self, thread_id: str, message_id: str) -> Document:
+        """The entry of a message that was moved out of its thread. Raises: MessageNotFound."""
+        document = await self.db.older_messages.find_one({"thread_id": thread_id, "id": message_id})
+        if document is None:
             raise MessageNotFound(message_id)
-        entry: Document = page["messages"][0]
-        return entry
+        return document
 
     async def _unpack_current(self, thread: Document, entries: list[Document], *, last: bool) -> list[Message] | None:
         """The messages, that of a run in progress as its last checkpoint left it; None if the run has ended since.
@@ -148,37 +142,39 @@ class MongoPages(MongoBase):
         At the `last` attempt a run without a record is returned as it began.
         """
         shown = await self._with_partial(thread, entries, last=last)
-        return None if shown is None else await unpack(shown)
+        return None if shown is None else await unpack(thread["_id"], shown)
 
     async def _with_partial(self, thread: Document, entries: list[Document], *, last: bool) -> list[Document] | None:
         """The entries, that of a run in progress as its last checkpoint left it; None as in `_unpack_current`."""
         running = (thread["running"] or {}).get("id")
         if any(entry["id"] == running for entry in entries):
-            run = await self.db.runs.find_one(
-                {"_id": running, "organization_id": thread["organization_id"]}, {"partial": 1, "size": 1}
-            )
+            record = {"_id": running, "organization_id": thread["organization_id"]}
+            run = await self.db.runs.find_one(record, {"partial": 1})
             if run is None and not last:
                 return None
             if run is not None:
-                partial = {"body": run["partial"], "size": run["size"]}
-                entries = [entry | partial if entry["id"] == running else entry for entry in entries]
+                partial: Document = run["partial"]
+                entries = [
+                    partial | {"n": entry["n"], "created_at": entry["created_at"]} if entry["id"] == running else entry
+                    for entry in entries
+                ]
         return entries
 
-    # moving messages into pages
+    # moving messages
 
     async def _move_surplus(self, principal: Principal, thread_id: str, count: int, size: int) -> None:
-        """Move what exceeds the limits into pages, at most _PAGES_PER_WRITE. If that fails, the next write does it."""
+        """Move what exceeds the limits, in at most _MOVES_PER_WRITE steps. If that fails, the next write does it."""
         if not self.limits.exceeded(count, size):
             return
         try:
-            for _ in range(_PAGES_PER_WRITE):
+            for _ in range(_MOVES_PER_WRITE):
                 if not await self._move(principal, thread_id):
                     return
         except StoreUnavailable as error:
-            logger.warning("The messages of thread %s were not moved into pages yet: %s", thread_id, error)
+            logger.warning("The messages of thread %s were not moved out of it yet: %s", thread_id, error)
 
     async def _make_room(self, principal: Principal, thread_id: str, need: int) -> None:
-        """Move messages into pages until the document has room for that many more bytes.
+        """Move messages out of the thread until it has room for that many more bytes.
 
         Raises: ValueError if it never will have.
         """
@@ -187,28 +183,16 @@ class MongoPages(MongoBase):
                 raise ValueError(f"thread {thread_id} has no room for {need} bytes")
 
     async def _move(self, principal: Principal, thread_id: str, *, everything: bool = False) -> bool:
-        """Write a page, or use one that was left behind, and take its messages out of the thread; False if no need."""
-        thread = await self.db.threads.find_one(
-            thread_query(principal, thread_id), {**HEAD_FIELDS, "messages": 1, "keys": 1}
-        )
-        if thread is None:
+        """Move some of the oldest messages out of the thread; False if no need."""
+        fields = {**HEAD_FIELDS, "messages": 1, "keys": 1}
+        thread = await self.db.threads.find_one(thread_query(principal, thread_id), fields)
+        entries = select_oldest(thread, self.limits, everything=everything) if thread else []
+        if thread is None or not entries:
             return False
-        fields = {"first": 1, "last": 1, "keys.ref": 1}
-        page = await self.db.pages.find_one(
-            {"thread_id": thread_id, "first": {"$in": [entry["n"] for entry in thread["messages"]]}}, fields
-        )
-        if page is None:
-            page = next_page(thread, self.limits, everything=everything)
-            if page is None:
-                return False
-            if not await self.db.pages.insert(page):
-                page = await self.db.pages.find_one({"_id": page["_id"]}, fields)
-        if page is None:
-            return False
-        if (
-            await self.db.threads.update_one(thread_query(principal, thread_id), take_out_pipeline(page), {"_id": 1})
-            is None
-        ):
-            await self.db.pages.delete_one({"_id": page["_id"]})
+        documents = build_older_messages(thread, entries)
+        await self.db.older_messages.insert_missing(documents)
+        taking_out = take_out_pipeline([entry["n"] for entry in entries])
+        if await self.db.threads.update_one(thread_query(principal, thread_id), taking_out, {"_id": 1}) is None:
+            await self.db.older_messages.delete_many({"_id": {"$in": [each["_id"] for each in documents]}})
             return False
         return True
