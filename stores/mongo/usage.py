@@ -16,7 +16,7 @@ import msgspec
 from agent_chat.stores.contracts.usage import COUNTS, UsageGroup, UsageRow, UsageTotal
 from agent_chat.stores.models import Principal
 from agent_chat.stores.mongo.database import MongoBase
-from agent_chat.stores.mongo.documents import Document
+from agent_chat.stores.mongo.native import Document
 
 _FIELDS: dict[UsageGroup, str] = {"day": "day", "agent": "agent_id", "model": "model", "user": "user_id"}
 _SUMS: Document = {name: {"$sum": f"${name}"} for name in COUNTS}
