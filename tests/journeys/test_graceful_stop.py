@@ -109,12 +109,13 @@ def is_interrupted(message: dict[str, Any]) -> dict[str, Any]:
 
 
 async def goes_on_behind(server: Process, thread: str, position: str, last: dict[str, Any]) -> None:
-    """The thread ends with that message; a position from before the restart brings all of it; the next post works."""
+    """The thread ends with that message; a position from before the restart is resumed exactly; the next post works."""
     stored = (await server.get(thread))["messages"]
     assert stored[1:] == [last]
+    terminal = f"run.{status(last)}"
     async with server.watching(thread, position) as watcher, socket(server.url, thread, after=position) as viewer:
-        for snapshot in ((await anext(watcher)).data, await viewer.receive()):
-            assert (snapshot["type"], snapshot["thread"]["messages"]) == ("thread.snapshot", stored)
+        assert (await until(watcher, terminal)).data["message"] == last
+        assert (await viewer.until(terminal))[-1]["message"] == last
         following = await server.post(thread, "say next")
         assert (following.status_code, following.json()["content"]) == (201, "next")
         assert (await until(watcher, "run.completed")).data["message"] == following.json()

@@ -35,7 +35,7 @@ class Installation:
 
     def __init__(self, data_dir: Path, database_url: str | None = None) -> None:
         self.data_dir = data_dir
-        self.environment = {"CHAT_DATA_DIR": str(data_dir), "CHAT_LOG_LEVEL": "error"}
+        self.environment = {"CHAT_DATA_DIR": str(data_dir), "CHAT_LOG_LEVEL": "warning"}
         if database_url:
             self.environment |= {
                 "CHAT_DATABASE_URL": database_url,

@@ -137,7 +137,7 @@ async def test_metrics_count_requests_runs_calls_and_connections(live: Live) -> 
     assert found["chat_tool_calls_total", "interrupted"] == 1
     assert found["chat_first_text_seconds_count", ""] >= 1
     assert found["chat_connections_open", ""] >= 1
-    assert found["chat_log_bytes", ""] > 1000
+    assert found["chat_log_disk_bytes", ""] > 1000
     assert {found["chat_worker_waiting", queue] for queue in ("render", "extract")} == {0}
     assert (found["chat_loops_failing", ""], found["chat_log_unavailable", ""]) == (0, 0)
     assert (found["chat_store_failures_total", ""], found["chat_log_failures_total", ""]) == (0, 0)
