@@ -57,8 +57,8 @@ class Reader:
         for message_id, seen in view.messages.items():
             stored = messages[message_id]
             assert stored["content"].startswith(seen["content"])
-            assert stored["tool_calls"] == seen["tool_calls"] or status(stored) == "failed"
             for call, now in zip(seen["tool_calls"], stored["tool_calls"], strict=False):
+                assert now["end_time"], "the end of a run ends its open calls"
                 assert (now["tool_name"], now["arguments"]) == (call["tool_name"], call["arguments"])
                 assert call["end_time"] is None or now == call
             assert len(stored["tool_calls"]) >= len(seen["tool_calls"])

@@ -53,6 +53,7 @@ CASES: dict[tuple[str, str], Case] = {
     ("GET", AGENTS + "/{agent_id}"): Case("agent_not_found"),
     ("PATCH", AGENTS + "/{agent_id}"): Case("agent_not_found", {"name": "Mine", "is_default": True}),
     ("DELETE", AGENTS + "/{agent_id}"): Case("agent_not_found"),
+    ("GET", "/api/v1/usage"): Case("own"),
     ("GET", THREADS): Case("agent_not_found"),
     ("POST", THREADS): Case("agent_not_found", {"title": "A's"}),
     ("GET", THREAD): NOT_FOUND,
